@@ -1,0 +1,397 @@
+"""The configuration: every field, its default, what it means, and the checks that need no data.
+
+A file in `configs/` starts from `default_config()` and overrides what differs. The result is locked: a misspelt field
+is an error that names the nearest right one. `None` in a field that has it as its default means «decide by itself», as
+the comment beside the field says.
+"""
+
+import dataclasses
+import difflib
+import json
+import math
+import pathlib
+from collections.abc import Iterator
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+from vision_jax.errors import ConfigError
+
+SOURCES = ("digits", "tfds", "folder", "synthetic")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+TRAIN_FILTERS = ("bilinear", "area")
+EVAL_FILTERS = ("bilinear", "bicubic")
+
+
+def default_config() -> ConfigDict:
+    """Returns the locked configuration that every file in `configs/` starts from."""
+    config = ConfigDict()
+    # Decides the initial parameters, the order of the data and every augmentation.
+    config.seed = 0
+    # Examples a step, over all devices of all processes.
+    config.batch_size = 256
+    # Length of the training, in passes over the data. An epoch is floor(examples / batch_size) steps.
+    config.epochs = 90.0
+    # Length of the training in steps; overrides `epochs`.
+    config.total_steps = placeholder(int)
+    # What the model computes in: float32, bfloat16, float16; auto is bfloat16 on GPU and TPU, float32 on CPU.
+    # Parameters, statistics, optimizer state and loss are float32 always.
+    config.dtype = "auto"
+
+    config.model = model = ConfigDict()
+    # A name of `vision_jax.list_models()`.
+    model.name = "resnet50"
+    # None: as many as the training data has.
+    model.num_classes = placeholder(int)
+    # The fields below are passed on where they are set; None leaves them to the model. Not every model has each.
+    # Examples that share one set of batch statistics; 0, or more than there are, is the global batch. torch's default is
+    # the batch of one GPU.
+    model.bn_group_size = placeholder(int)
+    # A 3x3 first convolution of stride 1 without max pooling, for images of about 32 pixels.
+    model.small_stem = placeholder(bool)
+    # Start the last norm scale of each residual branch at zero, so that a block starts as the identity.
+    model.zero_init_last = placeholder(bool)
+
+    config.data = data = ConfigDict()
+    # digits: scikit-learn's 1,797 digits. tfds: an ArrayRecord data set in tfds' layout. folder: DIR/SPLIT/CLASS/IMAGE.
+    # synthetic: made-up JPEGs that need no data.
+    data.source = "tfds"
+    # tfds: the folder with features.json, or one above it that holds no second data set. folder: DIR as above.
+    # digits: where the data set is cached; None: vision_jax's cache.
+    data.dir = placeholder(str)
+    # Names of the splits; for tfds also slices, such as train[:99%].
+    data.train_split = "train"
+    data.val_split = "validation"
+    # Height and width of the images that the model sees, in training and in evaluation.
+    data.image_size = 224
+    # 3: RGB, 1: greyscale.
+    data.channels = 3
+    # Normalization, in units where a pixel is between 0 and 1; one value a channel.
+    data.mean = (0.485, 0.456, 0.406)
+    data.std = (0.229, 0.224, 0.225)
+    # The random resized crop of training: the least and largest share of the area, and of width / height.
+    data.crop_scale = (0.08, 1.0)
+    data.crop_ratio = (3 / 4, 4 / 3)
+    # How training crops are resized: bilinear (no antialiasing beyond the decoder's halvings), area (antialiased).
+    data.train_filter = "bilinear"
+    # Probability of a horizontal flip in training.
+    data.flip = 0.5
+    # Evaluation: the shorter side is resized to this, then the centre is cropped.
+    data.eval_resize = 256
+    # How evaluation images are resized: Pillow's antialiased bilinear or bicubic.
+    data.eval_filter = "bilinear"
+    # Threads that decode, in each process; None: one a core.
+    data.num_threads = placeholder(int)
+    # Global batches kept ready on the devices.
+    data.prefetch = 2
+    # Sizes of the splits of the synthetic source.
+    data.synthetic_train_examples = 1_281_167
+    data.synthetic_val_examples = 1_000
+
+    config.optimizer = optimizer = ConfigDict()
+    # A name that `vision_jax.optim.create_optimizer` knows.
+    optimizer.name = "sgd"
+    # The peak learning rate, for `learning_rate_batch_size` examples a step, or for any where that is None.
+    optimizer.learning_rate = 0.1
+    # Scales the learning rate by batch_size / learning_rate_batch_size.
+    optimizer.learning_rate_batch_size = placeholder(int)
+    # Added to the gradient as weight_decay * parameter (torch's coupled form), of kernels only: no norm, no bias.
+    optimizer.weight_decay = 1e-4
+    optimizer.momentum = 0.9
+    optimizer.nesterov = True
+    # Rescales the gradients where their global norm is larger; None: never.
+    optimizer.clip_global_norm = placeholder(float)
+
+    config.schedule = schedule = ConfigDict()
+    # cosine: half a cosine from the peak to `end_factor` times it. constant: the peak throughout.
+    schedule.name = "cosine"
+    # The learning rate rises linearly from zero for so long.
+    schedule.warmup_epochs = 5.0
+    # The same in steps; overrides `warmup_epochs`.
+    schedule.warmup_steps = placeholder(int)
+    schedule.end_factor = 0.0
+
+    # Share of the target that is spread evenly over all classes.
+    config.label_smoothing = 0.0
+    # Decay, a step, of the moving average of parameters and batch statistics; None: no average is kept.
+    config.ema_decay = placeholder(float)
+
+    config.eval = evaluation = ConfigDict()
+    # Epochs between evaluations; there is always one at the end. The state is saved before each.
+    evaluation.every_epochs = 1.0
+    # The same in steps; overrides `every_epochs`.
+    evaluation.every_steps = placeholder(int)
+    # Examples a batch, over all devices of all processes; None: config.batch_size.
+    evaluation.batch_size = placeholder(int)
+
+    config.checkpoint = checkpoint = ConfigDict()
+    # Steps between checkpoints, besides those before evaluations and at the end; None: only those.
+    checkpoint.every_steps = placeholder(int)
+    # How many of the latest are kept.
+    checkpoint.keep = 2
+    # The one that is best by this metric is kept too. Losses are best low, all else high.
+    checkpoint.best_metric = "val/top1"
+
+    config.log = log = ConfigDict()
+    # Steps between lines of metrics.jsonl.
+    log.every_steps = 50
+    # Write TensorBoard events too.
+    log.tensorboard = True
+
+    # Where compiled programs are kept between runs; None: vision_jax's cache. An empty string: nowhere.
+    config.compilation_cache = placeholder(str)
+
+    config.mesh = mesh = ConfigDict()
+    # Devices along each axis; -1: all that are left.
+    mesh.data = -1
+
+    return config.lock()
+
+
+# Fields of config.model that are passed to the model where they are set.
+MODEL_OPTIONS = ("bn_group_size", "small_stem", "zero_init_last")
+
+
+def model_options(config: ConfigDict) -> dict[str, object]:
+    """Returns the arguments of the model that `config` sets, besides its name, classes, channels and dtype."""
+    return {name: config.model[name] for name in MODEL_OPTIONS if config.model[name] is not None}
+
+
+def closest(value: str, choices: Iterator[str] | list[str] | tuple[str, ...]) -> str:
+    """Returns a phrase that helps whoever wrote `value` for one of `choices`."""
+    choices = list(choices)
+    near = difflib.get_close_matches(value, choices, n=3, cutoff=0.5)
+    return f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(choices)}."
+
+
+def to_json(config: ConfigDict) -> str:
+    """Returns the configuration as JSON, sorted and indented, with null for what is not set."""
+    return json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"
+
+
+def from_dict(fields: dict) -> ConfigDict:
+    """Returns the configuration of which `to_json` wrote `fields`.
+
+    Raises:
+        ConfigError: if there is a field that this version does not have.
+    """
+    config = default_config()
+    known = dict(flatten(config))
+    values = dict(flatten(fields))
+    if unknown := sorted(values.keys() - known.keys()):
+        raise ConfigError(f"The stored configuration has fields that this version does not know: {', '.join(unknown)}.")
+    for path, value in values.items():
+        *parents, name = path.split(".")
+        node = config
+        for parent in parents:
+            node = node[parent]
+        node[name] = tuple(value) if isinstance(value, list) else value
+    return config
+
+
+def flatten(config: ConfigDict | dict, prefix: str = "") -> Iterator[tuple[str, object]]:
+    """Yields (path, value) for every field, with paths such as `data.image_size`."""
+    for key in config:
+        value = config[key]
+        if isinstance(value, ConfigDict | dict):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", list(value) if isinstance(value, tuple) else value
+
+
+def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
+    """Returns a line `field: old -> new` for each field that differs."""
+    before, after = dict(flatten(old)), dict(flatten(new))
+    paths = sorted(before.keys() | after.keys())
+    return [f"{p}: {before.get(p)!r} -> {after.get(p)!r}" for p in paths if before.get(p) != after.get(p)]
+
+
+def validate(config: ConfigDict, num_devices: int) -> None:
+    """Checks all fields together, before anything is read or allocated.
+
+    Args:
+        config: the configuration.
+        num_devices: devices of all processes.
+
+    Raises:
+        ConfigError: with one line for each problem.
+    """
+    problems = [*_check_ranges(config), *_check_model(config), *_check_data(config), *_check_batches(config, num_devices)]
+    if problems:
+        raise ConfigError("The configuration cannot work:\n" + "\n".join(f"  - {p}" for p in problems))
+
+
+def _check_ranges(config: ConfigDict) -> Iterator[str]:
+    """Checks the fields that have a range or a list of choices of their own."""
+    choices = {
+        "dtype": DTYPES,
+        "data.source": SOURCES,
+        "data.train_filter": TRAIN_FILTERS,
+        "data.eval_filter": EVAL_FILTERS,
+        "schedule.name": ("cosine", "constant"),
+    }
+    positive = (
+        "batch_size epochs total_steps data.image_size data.prefetch data.num_threads data.synthetic_train_examples "
+        "data.synthetic_val_examples optimizer.learning_rate optimizer.learning_rate_batch_size "
+        "optimizer.clip_global_norm eval.every_epochs eval.every_steps eval.batch_size checkpoint.every_steps "
+        "checkpoint.keep log.every_steps model.num_classes"
+    ).split()
+    not_negative = (
+        "optimizer.weight_decay schedule.warmup_epochs schedule.warmup_steps schedule.end_factor model.bn_group_size"
+    ).split()
+    values = dict(flatten(config))
+    for path, allowed in choices.items():
+        if values[path] not in allowed:
+            yield f"{path} is {values[path]!r}: {closest(str(values[path]), allowed)}"
+    for path in positive:
+        if values[path] is not None and not values[path] > 0:  # type: ignore[operator]
+            yield f"{path} is {values[path]!r}, which must be positive."
+    for path in not_negative:
+        if values[path] is not None and not values[path] >= 0:  # type: ignore[operator]
+            yield f"{path} is {values[path]!r}, which must not be negative."
+    for path in ("label_smoothing", "ema_decay", "optimizer.momentum"):
+        if values[path] is not None and not 0 <= values[path] < 1:  # type: ignore[operator]
+            yield f"{path} is {values[path]!r}, which must be at least 0 and less than 1."
+    if not 0 <= config.data.flip <= 1:
+        yield f"data.flip is {config.data.flip!r}, a probability between 0 and 1."
+    if config.seed < 0:
+        yield f"seed is {config.seed}, which must not be negative."
+    if config.total_steps is None and config.schedule.warmup_steps is None:
+        if config.schedule.warmup_epochs >= config.epochs > 0:
+            yield (
+                f"schedule.warmup_epochs is {config.schedule.warmup_epochs} and the training only {config.epochs} "
+                "epochs: shorten the warm-up or lengthen the training."
+            )
+    names = [f"val/{prefix}{name}" for prefix in ("", "ema_") for name in ("top1", "top5", "loss")]
+    if config.checkpoint.best_metric not in names:
+        yield f"checkpoint.best_metric is {config.checkpoint.best_metric!r}: {closest(config.checkpoint.best_metric, names)}"
+    elif config.ema_decay is None and config.checkpoint.best_metric.startswith("val/ema_"):
+        yield f"checkpoint.best_metric is {config.checkpoint.best_metric!r}, but ema_decay is not set."
+
+
+def _check_model(config: ConfigDict) -> Iterator[str]:
+    from vision_jax import models  # here, because it imports jax and flax
+
+    name = config.model.name
+    if name not in models.list_models():
+        yield f"model.name is {name!r}, an unknown model: {closest(name, models.list_models())}"
+        return
+    fields = {field.name for field in dataclasses.fields(models.create_model(name))}
+    for option in model_options(config):
+        if option not in fields:
+            yield f"model.{option} is set to {config.model[option]!r}, but {name} has no such option: leave it unset."
+
+
+def _check_data(config: ConfigDict) -> Iterator[str]:
+    data = config.data
+    if data.channels not in (1, 3):
+        yield f"data.channels is {data.channels}: 3 is RGB, 1 is greyscale."
+    for path in ("mean", "std"):
+        if len(data[path]) != data.channels:
+            yield f"data.{path} has {len(data[path])} values for data.channels={data.channels}: give one a channel."
+    if any(not s > 0 for s in data.std):
+        yield f"data.std is {data.std}: every value must be positive."
+    if data.eval_resize < data.image_size:
+        yield f"data.eval_resize is {data.eval_resize}, less than data.image_size={data.image_size} that is cropped from it."
+    for path, top in (("crop_scale", 1.0), ("crop_ratio", math.inf)):
+        if len(data[path]) != 2 or not 0 < data[path][0] <= data[path][1] <= top:
+            yield f"data.{path} is {data[path]}: it takes (least, largest), positive{' and at most 1' if top == 1 else ''}."
+    if data.source in ("tfds", "folder"):
+        if not data.dir:
+            yield (
+                f"data.dir is not set, and data.source={data.source} reads from it: pass --config.data.dir=DIR, or "
+                "--config.data.source=synthetic for a run without data."
+            )
+        elif not (path := pathlib.Path(data.dir).expanduser()).is_dir():
+            yield f"data.dir is {data.dir!r}, and there is no such directory."
+        elif not any(path.iterdir()):
+            yield f"data.dir is {data.dir!r}, which is empty."
+
+
+def _check_batches(config: ConfigDict, num_devices: int) -> Iterator[str]:
+    along_data = num_devices if config.mesh.data == -1 else config.mesh.data
+    if along_data != num_devices:
+        yield f"mesh.data is {config.mesh.data} and there are {num_devices} devices: use {num_devices}, or -1 for all of them."
+        return
+    batches = {"batch_size": config.batch_size, "eval.batch_size": config.eval.batch_size}
+    for path, batch_size in batches.items():
+        if batch_size is not None and batch_size % along_data:
+            near = max(1, round(batch_size / along_data)) * along_data
+            yield f"{path} is {batch_size}, which {along_data} devices do not divide: {near} would do."
+    group = config.model.bn_group_size
+    if group and 0 < group < config.batch_size and config.batch_size % group:
+        yield f"model.bn_group_size is {group}, which does not divide batch_size={config.batch_size}."
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What follows from a configuration once the number of training examples is known.
+
+    Attributes:
+        steps_per_epoch: floor(examples / batch_size).
+        total_steps: updates in the whole training.
+        warmup_steps: updates during which the learning rate rises.
+        learning_rate: the peak, scaled to the batch.
+        eval_every: steps between evaluations.
+        checkpoint_every: steps between checkpoints; None: only those before evaluations and at the end.
+    """
+
+    steps_per_epoch: int
+    total_steps: int
+    warmup_steps: int
+    learning_rate: float
+    eval_every: int
+    checkpoint_every: int | None
+
+    def evaluates_at(self, step: int) -> bool:
+        """Returns whether the state is evaluated after `step` updates."""
+        return step > 0 and (step % self.eval_every == 0 or step == self.total_steps)
+
+    def saves_at(self, step: int) -> bool:
+        """Returns whether the state is saved after `step` updates: also before each evaluation."""
+        every = self.checkpoint_every
+        return self.evaluates_at(step) or (step > 0 and every is not None and step % every == 0)
+
+
+def make_plan(config: ConfigDict, num_examples: int) -> Plan:
+    """Turns epochs into steps and scales the learning rate.
+
+    Args:
+        config: the configuration.
+        num_examples: in the training split.
+
+    Raises:
+        ConfigError: if the batch is larger than the split, or the warm-up not shorter than the training.
+    """
+    steps_per_epoch = num_examples // config.batch_size
+    if not steps_per_epoch:
+        raise ConfigError(
+            f"batch_size is {config.batch_size}, more than the {num_examples} examples of the split "
+            f"{config.data.train_split!r}: make it at most {num_examples}."
+        )
+
+    def steps(path: str, epochs: float, given: int | None) -> int:
+        if given is not None:
+            return given
+        if epochs > 0 and (result := round(epochs * steps_per_epoch)) == 0:
+            raise ConfigError(f"{path} is {epochs}, less than one of the {steps_per_epoch} steps of an epoch.")
+        return result if epochs > 0 else 0
+
+    total_steps = steps("epochs", config.epochs, config.total_steps)
+    warmup_steps = steps("schedule.warmup_epochs", config.schedule.warmup_epochs, config.schedule.warmup_steps)
+    if warmup_steps >= total_steps:
+        raise ConfigError(
+            f"The warm-up is {warmup_steps} steps and the training {total_steps} (an epoch has {steps_per_epoch}): "
+            "lower schedule.warmup_epochs or schedule.warmup_steps, or raise epochs or total_steps."
+        )
+    learning_rate = config.optimizer.learning_rate
+    if (reference := config.optimizer.learning_rate_batch_size) is not None:
+        learning_rate *= config.batch_size / reference
+    return Plan(
+        steps_per_epoch=steps_per_epoch,
+        total_steps=total_steps,
+        warmup_steps=warmup_steps,
+        learning_rate=learning_rate,
+        eval_every=steps("eval.every_epochs", config.eval.every_epochs, config.eval.every_steps),
+        checkpoint_every=config.checkpoint.every_steps,
+    )

@@ -1,0 +1,117 @@
+"""Scikit-learn's handwritten digits as a data set in tfds' layout: real images that need no download."""
+
+import io
+import os
+import pathlib
+import tempfile
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import PIL.Image
+
+VERSION = "1.0.0"
+
+
+def prepare(root: pathlib.Path) -> pathlib.Path:
+    """Writes the digits as JPEG into an ArrayRecord data set, unless it is there already.
+
+    The 1,797 images (Alpaydin and Kaynak 1998, the test set of UCI's optdigits) have 8x8 pixels of 17 grey levels. They
+    are enlarged to 32x32. `train` has 1,437 of them and `validation` a stratified 360.
+
+    Args:
+        root: where `digits/1.0.0` is or will be. Several processes may ask for it at once.
+
+    Returns:
+        the folder of the data set.
+    """
+    target = root / "digits" / VERSION
+    if target.is_dir():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix="incomplete.") as work:
+        complete = pathlib.Path(work) / VERSION
+        complete.mkdir()
+        write_dataset(complete, "digits", _splits(), class_names=[str(digit) for digit in range(10)])
+        try:
+            os.rename(complete, target)
+        except OSError:
+            if not target.is_dir():  # else another process was faster, with the same bytes
+                raise
+    return target
+
+
+def _splits() -> dict[str, list[tuple[bytes, int]]]:
+    """Returns the encoded images and labels of each split."""
+    from sklearn.datasets import load_digits  # here, because it takes two seconds
+    from sklearn.model_selection import train_test_split
+
+    images, labels = load_digits(return_X_y=True)
+    indices = np.arange(len(labels))
+    train, validation = train_test_split(indices, test_size=360, stratify=labels, random_state=0)
+    return {
+        name: [(_encode(images[i].reshape(8, 8)), int(labels[i])) for i in split]
+        for name, split in (("train", train), ("validation", validation))
+    }
+
+
+def _encode(levels: np.ndarray) -> bytes:
+    """Encodes (8, 8) levels from 0 to 16 as a 32x32 greyscale JPEG."""
+    image = PIL.Image.fromarray(np.rint(levels * (255 / 16)).astype(np.uint8))
+    encoded = io.BytesIO()
+    image.resize((32, 32), PIL.Image.Resampling.BICUBIC).save(encoded, "JPEG", quality=95)
+    return encoded.getvalue()
+
+
+def write_dataset(
+    directory: pathlib.Path, name: str, splits: Mapping[str, Iterable[tuple[bytes, int]]], class_names: list[str]
+) -> None:
+    """Writes a data set of encoded images and labels, one ArrayRecord file a split, as tfds would have.
+
+    Args:
+        directory: an empty folder.
+        name: of the data set.
+        splits: (encoded image, label) pairs, by split.
+        class_names: in the order of the labels.
+    """
+    import tensorflow_datasets as tfds  # here, because it takes most of a second
+    from array_record.python.array_record_module import ArrayRecordWriter
+    from tensorflow_datasets.proto import tf_example_generated_pb2, tf_feature_generated_pb2
+
+    template = tfds.core.ShardedFileTemplate(
+        data_dir=directory,
+        template="{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
+        dataset_name=name,
+        filetype_suffix="array_record",
+    )
+    infos = []
+    for split, examples in splits.items():
+        # Groups of one record make access at random cost one record.
+        writer = ArrayRecordWriter(os.fspath(directory / f"{name}-{split}.array_record-00000-of-00001"), "group_size:1")
+        count = num_bytes = 0
+        for image, label in examples:
+            feature = {
+                "image": tf_feature_generated_pb2.Feature(bytes_list=tf_feature_generated_pb2.BytesList(value=[image])),
+                "label": tf_feature_generated_pb2.Feature(int64_list=tf_feature_generated_pb2.Int64List(value=[label])),
+            }
+            example = tf_example_generated_pb2.Example(features=tf_feature_generated_pb2.Features(feature=feature))
+            record = example.SerializeToString(deterministic=True)
+            writer.write(record)
+            count, num_bytes = count + 1, num_bytes + len(record)
+        writer.close()
+        infos.append(
+            tfds.core.SplitInfo(
+                name=split, shard_lengths=[count], num_bytes=num_bytes, filename_template=template.replace(split=split)
+            )
+        )
+    tfds.folder_dataset.write_metadata(
+        data_dir=directory,
+        features=tfds.features.FeaturesDict(
+            {
+                "image": tfds.features.Image(shape=(None, None, 3), encoding_format="jpeg"),
+                "label": tfds.features.ClassLabel(names=class_names),
+            }
+        ),
+        split_infos=infos,
+        filename_template=template,
+        check_data=False,  # the check would import TensorFlow
+    )

@@ -1,0 +1,33 @@
+"""Errors that end a run with one message: what was wrong, with the value, and what to do."""
+
+
+class VisionJaxError(Exception):
+    """The base of the errors below; `main` prints its message without a traceback and exits with status 1."""
+
+
+class ConfigError(VisionJaxError):
+    """A configuration field, or several together, cannot work."""
+
+
+class DataError(VisionJaxError):
+    """A data set is missing, empty or malformed, or a record of it cannot be read or decoded."""
+
+
+class CheckpointError(VisionJaxError):
+    """A checkpoint is missing, damaged or does not fit, or a workdir cannot be used."""
+
+
+class NonFiniteError(VisionJaxError):
+    """The loss or the gradients of a step are not finite."""
+
+
+class Preempted(Exception):
+    """A SIGTERM arrived; the state of `step` is saved. Run the same command again to continue.
+
+    Attributes:
+        step: the step of the saved state.
+    """
+
+    def __init__(self, step: int):
+        super().__init__(f"stopped by SIGTERM; step {step} is saved, run the same command again to continue")
+        self.step = step

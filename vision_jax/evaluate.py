@@ -1,0 +1,249 @@
+"""Evaluation: every example once, from a state or from a checkpoint."""
+
+import logging
+import pathlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from vision_jax import config as config_lib
+from vision_jax import models, sharding, steps, writers
+from vision_jax.checkpoint import Checkpointer, DamagedError, best_step
+from vision_jax.data.decode import EvalTransform
+from vision_jax.data.loader import Loader, Prefetcher
+from vision_jax.data.order import EvalOrder
+from vision_jax.data.sources import Source, create_source
+from vision_jax.errors import CheckpointError, ConfigError, DataError
+
+log = logging.getLogger(__name__)
+
+
+class Interrupted(Exception):
+    """An evaluation was told to stop."""
+
+
+def build_model(config: ConfigDict, num_classes: int) -> nn.Module:
+    """Returns the model that `config` describes, for data of so many classes.
+
+    Raises:
+        ConfigError: if `config.model.num_classes` is another number.
+    """
+    wanted = config.model.num_classes
+    if wanted is not None and wanted < num_classes:
+        raise ConfigError(f"model.num_classes is {wanted}, but the data has {num_classes} classes: leave it unset.")
+    options = config_lib.model_options(config)
+    return models.create_model(config.model.name, num_classes=wanted or num_classes, dtype=compute_dtype(config), **options)
+
+
+def compute_dtype(config: ConfigDict) -> jnp.dtype:
+    """Returns the dtype that the model computes in."""
+    if config.dtype != "auto":
+        return jnp.dtype(config.dtype)
+    return jnp.dtype(jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16)
+
+
+def image_shape(config: ConfigDict) -> tuple[int, int, int]:
+    """Returns (height, width, channels) of the model's input."""
+    return (config.data.image_size, config.data.image_size, config.data.channels)
+
+
+class Evaluator:
+    """Evaluates variables on the validation split, with a step that is compiled once.
+
+    Args:
+        config: the configuration.
+        mesh: of all devices.
+        model: the module.
+        source: the validation split.
+    """
+
+    def __init__(self, config: ConfigDict, mesh: Mesh, model: nn.Module, source: Source):
+        data = config.data
+        self._config, self._mesh, self._source = config, mesh, source
+        self._batch_size = config.eval.batch_size or config.batch_size
+        self._order = EvalOrder(len(source), self._batch_size)
+        self._transform = EvalTransform(data.image_size, data.eval_resize, data.channels, data.eval_filter)
+        step = steps.make_eval_step(model, mean=data.mean, std=data.std)
+        self._step = jax.jit(step, out_shardings=sharding.replicated(mesh))
+        self._compiled: Any = None
+
+    def __call__(
+        self, variables: Mapping[str, Any], *, should_stop: Callable[[], bool] = lambda: False
+    ) -> dict[str, float]:
+        """Evaluates one or several sets of variables in one pass over the data.
+
+        Args:
+            variables: by prefix, such as {"": raw, "ema_": averaged}.
+            should_stop: asked before each batch.
+
+        Returns:
+            means over all examples, under `val/` + prefix + `top1`, `top5` and `loss`, and `val/count`.
+
+        Raises:
+            Interrupted: once `should_stop` said so.
+            DataError: for a record that cannot be read.
+        """
+        variables = dict(variables)
+        if self._compiled is None:
+            batch = sharding.abstract_batch(self._mesh, self._batch_size, image_shape(self._config))
+            start = time.perf_counter()
+            self._compiled = self._step.lower(variables, batch).compile()
+            log.info("The evaluation step was compiled in %.1f s.", time.perf_counter() - start)
+        rows = sharding.local_rows(self._mesh, self._batch_size)
+        place = sharding.batch_placer(self._mesh, self._batch_size)
+        batches = self._order.num_batches
+        shown = jax.process_index() == 0
+        totals: dict[str, jax.Array] | None = None
+        data = self._config.data
+        with (
+            Loader(self._source, self._order, self._transform, rows, data.num_threads) as loader,
+            Prefetcher(loader, range(batches), place, data.prefetch) as prefetcher,
+            writers.Progress(batches, description="evaluate", enabled=shown) as progress,
+        ):
+            for batch in prefetcher:
+                if should_stop():
+                    raise Interrupted
+                before = totals
+                sums = self._compiled(variables, batch)
+                totals = sums if totals is None else _add(totals, sums)
+                if before is not None:  # stay one batch ahead of the devices, not all of them
+                    jax.block_until_ready(before)
+                progress.update({})
+        return _means(jax.device_get(totals), tuple(variables), len(self._source))
+
+
+@jax.jit
+def _add(totals: dict[str, jax.Array], sums: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    return {name: totals[name] + sums[name] for name in totals}
+
+
+def _means(totals: Any, prefixes: tuple[str, ...], num_examples: int) -> dict[str, float]:
+    """Divides sums by counts, after checking that each example was counted once."""
+    results = {}
+    for prefix in prefixes:
+        count = int(totals[f"{prefix}count"])
+        if count != num_examples:
+            raise AssertionError(f"{count} examples were counted, and there are {num_examples}.")
+        for name in ("top1", "top5", "loss"):
+            results[f"val/{prefix}{name}"] = float(totals[prefix + name]) / count
+        results["val/count"] = count
+    return results
+
+
+def score(metric: str, results: Mapping[str, Any]) -> float | None:
+    """Returns how good results are by a metric, higher being better; None if they lack it."""
+    value = results.get(metric)
+    if value is None:
+        return None
+    return -value if metric.endswith("loss") else value
+
+
+def scores_by_step(workdir: pathlib.Path, metric: str) -> dict[int, float]:
+    """Returns the scores in metrics.jsonl; the first line of a step counts, which training wrote."""
+    scores: dict[int, float] = {}
+    for record in writers.read_metrics(workdir):
+        if (value := score(metric, record)) is not None:
+            scores.setdefault(record["step"], value)
+    return scores
+
+
+def format_results(results: Mapping[str, float]) -> str:
+    """Returns a small table: a row for the raw weights, and one for the averaged ones if there are any."""
+    rows = [f"{'':10}{'top-1':>9}{'top-5':>9}{'loss':>9}{'examples':>10}"]
+    for prefix, label in (("", "weights"), ("ema_", "EMA")):
+        if f"val/{prefix}top1" in results:
+            top1, top5, loss = (results[f"val/{prefix}{name}"] for name in ("top1", "top5", "loss"))
+            rows.append(f"{label:10}{top1:9.2%}{top5:9.2%}{loss:9.4f}{results['val/count']:10d}")
+    return "\n".join(rows)
+
+
+def evaluate_checkpoint(
+    workdir: str | pathlib.Path, step: int | str | None = None, config: ConfigDict | None = None
+) -> tuple[int, dict[str, float]]:
+    """Evaluates a checkpoint on whatever devices there are, and adds the results to metrics.jsonl.
+
+    Args:
+        workdir: of the run.
+        step: a number; "best" by the configuration's `checkpoint.best_metric`; None for the latest.
+        config: None: the one in the checkpoint.
+
+    Returns:
+        the step, and the results as `Evaluator` gives them.
+
+    Raises:
+        CheckpointError: if there is no such checkpoint, or it does not fit the configuration.
+    """
+    workdir = pathlib.Path(workdir)
+    checkpointer = Checkpointer(workdir / "checkpoints")
+    step, about = _choose(checkpointer, workdir, step)
+    if config is None:
+        config = config_lib.from_dict(about["config"])
+    config_lib.validate(config, jax.device_count())
+    mesh = sharding.make_mesh(config)
+    source = create_source(config, train=False)
+    check_classes(source, about["num_classes"], about["class_names"], config.data.val_split)
+    model = build_model(config, about["num_classes"])
+    images = jnp.zeros((1, *image_shape(config)), jnp.float32)
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), images, train=False))
+    variables = {"params": shapes["params"], "batch_stats": shapes.get("batch_stats", {})}
+    item = {"step": jax.ShapeDtypeStruct((), jnp.int32), **variables}
+    if any(name.startswith("model/ema/") for name in about["arrays"]):
+        item["ema"] = variables
+    restored = checkpointer.restore_item(step, "model", sharding.abstract(item, sharding.replicated(mesh)))
+    evaluated = {"": {name: restored[name] for name in variables}}
+    if "ema" in restored:
+        evaluated["ema_"] = restored["ema"]
+    results = Evaluator(config, mesh, model, source)(evaluated)
+    if jax.process_index() == 0:
+        try:
+            with (workdir / "metrics.jsonl").open("a") as file:
+                writers.write_line(file, step, results)
+        except OSError as error:
+            log.warning("The results are not added to metrics.jsonl: %s", error)
+    return step, results
+
+
+def _choose(checkpointer: Checkpointer, workdir: pathlib.Path, wanted: int | str | None) -> tuple[int, dict[str, Any]]:
+    """Returns the step that is meant and what its checkpoint says about itself."""
+    steps_there = checkpointer.steps()
+    if not steps_there:
+        raise CheckpointError(f"There is no checkpoint in {checkpointer.directory}: check --workdir.")
+    if wanted is None:
+        for step in reversed(steps_there):
+            try:
+                return step, checkpointer.about(step)
+            except DamagedError as error:
+                log.warning("%s\n*** GOING BACK TO THE CHECKPOINT BEFORE IT. ***", error)
+        raise CheckpointError(f"All checkpoints in {checkpointer.directory} are damaged: {steps_there}.")
+    if wanted == "best":
+        metric = checkpointer.about(steps_there[-1])["config"]["checkpoint"]["best_metric"]
+        best = best_step(steps_there, scores_by_step(workdir, metric))
+        if best is None:
+            raise CheckpointError(f"None of the checkpoints in {checkpointer.directory} has been evaluated: {steps_there}.")
+        wanted = best
+    step = int(wanted)
+    if step not in steps_there:
+        raise CheckpointError(f"There is no checkpoint of step {step} in {checkpointer.directory}: there are {steps_there}.")
+    return step, checkpointer.about(step)
+
+
+def check_classes(source: Source, num_classes: int, class_names: Sequence[str], split: str) -> None:
+    """Checks that the labels of a source mean what they meant in training.
+
+    Raises:
+        DataError: if not.
+    """
+    if class_names and source.class_names and list(source.class_names) != list(class_names):
+        missing, extra = set(class_names) - set(source.class_names), set(source.class_names) - set(class_names)
+        raise DataError(
+            f"The split {split!r} has other classes than the training data: missing are {sorted(missing)[:10]}, only "
+            f"there are {sorted(extra)[:10]}. Give both the same class folders."
+        )
+    if source.num_classes != num_classes:
+        raise DataError(f"The split {split!r} has {source.num_classes} classes and the training data {num_classes}.")

@@ -1,0 +1,33 @@
+"""Metrics as sums over examples, so that batches, hosts and padding add up exactly."""
+
+import jax
+import jax.numpy as jnp
+
+from vision_jax.losses import softmax_cross_entropy
+
+
+def in_top_k(logits: jax.Array, labels: jax.Array, k: int) -> jax.Array:
+    """Returns whether fewer than k other classes score above the label: (batch,) bool. With NaN it is False."""
+    label_logits = jnp.take_along_axis(logits, labels[:, None], axis=-1)
+    above = jnp.sum(~(logits <= label_logits), axis=-1)
+    return above < jnp.where(jnp.isnan(label_logits[:, 0]), 0, k)
+
+
+def classification_sums(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:
+    """Returns sums of cross-entropy (no smoothing), top-1 and top-5 hits and examples where `mask` is 1.
+
+    Args:
+        logits: (batch, classes).
+        labels: (batch,) integers.
+        mask: (batch,) of 1 for examples and 0 for padding.
+
+    Returns:
+        () float32 each, under loss, top1, top5 and count. A count is exact up to 2^24 examples.
+    """
+    values = {
+        "loss": softmax_cross_entropy(logits, labels),
+        "top1": in_top_k(logits, labels, 1),
+        "top5": in_top_k(logits, labels, 5),
+        "count": jnp.ones_like(mask),
+    }
+    return {name: jnp.sum(jnp.where(mask > 0, value.astype(jnp.float32), 0.0)) for name, value in values.items()}

@@ -1,0 +1,104 @@
+"""The training and evaluation steps: pure functions of (state, batch), to be jitted.
+
+A batch is a dict of `image`, (batch, height, width, channels) uint8, `label`, (batch,) int32, and `mask`, (batch,)
+float32, 0 where a row only fills up the last batch of an evaluation.
+"""
+
+from collections.abc import Callable, Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from vision_jax import augment
+from vision_jax.losses import softmax_cross_entropy
+from vision_jax.metrics import classification_sums, in_top_k
+from vision_jax.state import TrainState
+
+Batch = dict[str, jax.Array]
+Metrics = dict[str, jax.Array]
+
+
+def make_train_step(
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    *,
+    seed: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    flip: float = 0.0,
+    label_smoothing: float = 0.0,
+    ema_decay: float | None = None,
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """Returns the function that does one update.
+
+    Args:
+        model: the module.
+        optimizer: an optax transformation.
+        schedule: the learning rate by step, for the metrics only.
+        seed: keys the augmentation, with the step and the example's position.
+        mean, std: normalization; see `augment.normalize`.
+        flip: probability of a horizontal flip.
+        label_smoothing: see `softmax_cross_entropy`.
+        ema_decay: ema = decay * ema + (1 - decay) * new, of parameters and batch statistics; None: none is kept.
+
+    Returns:
+        (state, batch) -> (new state, metrics). The metrics are () float32: loss, top1, grad_norm, learning_rate.
+    """
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        images = batch["image"]
+        if flip:
+            keys = augment.example_keys(seed, state.step, images.shape[0])
+            images = jax.vmap(lambda key, image: augment.random_flip(key, image, flip))(keys, images)
+        images = augment.normalize(images, mean, std)
+
+        def loss_fn(params: optax.Params) -> tuple[jax.Array, tuple[jax.Array, dict]]:
+            variables = {"params": params, "batch_stats": state.batch_stats}
+            logits, updates = model.apply(variables, images, train=True, mutable=["batch_stats"])
+            loss = softmax_cross_entropy(logits, batch["label"], label_smoothing).mean()
+            return loss, (logits, updates.get("batch_stats", state.batch_stats))
+
+        (loss, (logits, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema = state.ema
+        if ema_decay is not None:
+            new = {"params": params, "batch_stats": batch_stats}
+            ema = jax.tree.map(lambda average, value: ema_decay * average + (1 - ema_decay) * value, ema, new)
+        metrics = {
+            "loss": loss,
+            "top1": in_top_k(logits, batch["label"], 1).mean(dtype=jnp.float32),
+            "grad_norm": optax.global_norm(grads),
+            "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
+        }
+        return TrainState(state.step + 1, params, batch_stats, opt_state, ema), metrics
+
+    return train_step
+
+
+def make_eval_step(
+    model: nn.Module, *, mean: Sequence[float], std: Sequence[float]
+) -> Callable[[dict[str, dict], Batch], Metrics]:
+    """Returns the function that evaluates one batch, with each of several sets of variables.
+
+    Args:
+        model: the module.
+        mean, std: normalization; see `augment.normalize`.
+
+    Returns:
+        ({prefix: variables}, batch) -> sums over the examples, () float32, under prefix + loss, top1, top5, count.
+    """
+
+    def eval_step(variables: dict[str, dict], batch: Batch) -> Metrics:
+        images = augment.normalize(batch["image"], mean, std)
+        sums = {}
+        for prefix, values in variables.items():
+            logits = model.apply(values, images, train=False)
+            for name, value in classification_sums(logits, batch["label"], batch["mask"]).items():
+                sums[prefix + name] = value
+        return sums
+
+    return eval_step

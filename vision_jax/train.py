@@ -1,0 +1,307 @@
+"""The training program, to be read from top to bottom.
+
+`train_and_evaluate` prepares everything, then loops over steps. Its order of operations:
+
+  1. Check the configuration, then the workdir, then the data: nothing is allocated before all three are in order.
+  2. Compile the step ahead of time, and restore or initialize the state.
+  3. After each update, in this order: save if due, stop if told to, evaluate if due. A state is saved before it is
+     evaluated, so that neither the signal nor a crash loses it. A run that was stopped in an evaluation begins with it.
+  4. Metrics are fetched a step late, when the next step is under way, so the devices never wait for the host.
+"""
+
+import functools
+import json
+import logging
+import math
+import pathlib
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from clu import parameter_overview
+from ml_collections import ConfigDict
+
+from vision_jax import config as config_lib
+from vision_jax import evaluate, optim, sharding, steps, writers
+from vision_jax.checkpoint import Checkpointer
+from vision_jax.config import Plan
+from vision_jax.data.decode import TrainTransform
+from vision_jax.data.loader import Loader, Prefetcher
+from vision_jax.data.order import TrainOrder
+from vision_jax.data.sources import create_source
+from vision_jax.errors import NonFiniteError, Preempted
+from vision_jax.preemption import Preemption
+from vision_jax.state import TrainState, create_state
+
+log = logging.getLogger(__name__)
+
+
+def train_and_evaluate(
+    config: ConfigDict,
+    workdir: str | pathlib.Path,
+    *,
+    allow_config_change: bool = False,
+    preemption: Preemption | None = None,
+) -> TrainState:
+    """Trains a model, or goes on with the training that the workdir holds, and evaluates it.
+
+    Args:
+        config: see `vision_jax.config`.
+        workdir: of this run; see README.md for what it holds.
+        allow_config_change: go on although the workdir was made by another configuration.
+        preemption: says when to stop; None: SIGTERM is handled here.
+
+    Returns:
+        the state after the last step.
+
+    Raises:
+        ConfigError, DataError, CheckpointError: for input that cannot work.
+        NonFiniteError: if the loss or the gradients stop being finite.
+        Preempted: after SIGTERM, with the state saved.
+    """
+    if preemption is None:
+        with Preemption() as preemption:
+            return train_and_evaluate(
+                config, workdir, allow_config_change=allow_config_change, preemption=preemption
+            )
+    workdir = pathlib.Path(workdir)
+    data = config.data
+
+    # 1. Everything that can be wrong with the input.
+    config_lib.validate(config, jax.device_count())
+    train_source, val_source = create_source(config, train=True), create_source(config, train=False)
+    evaluate.check_classes(val_source, train_source.num_classes, train_source.class_names, data.val_split)
+    plan = config_lib.make_plan(config, len(train_source))
+    model = evaluate.build_model(config, train_source.num_classes)
+    if jax.process_index() == 0:
+        writers.open_workdir(workdir, config, allow_config_change=allow_config_change)
+    sharding.wait_for_all("the workdir is open")
+
+    # 2. The pure functions of a run, and its state.
+    mesh = sharding.make_mesh(config)
+    schedule = optim.create_schedule(
+        config.schedule.name,
+        plan.learning_rate,
+        total_steps=plan.total_steps,
+        warmup_steps=plan.warmup_steps,
+        end_factor=config.schedule.end_factor,
+    )
+    optimizer = optim.create_optimizer(
+        config.optimizer.name,
+        schedule,
+        weight_decay=config.optimizer.weight_decay,
+        decay_mask=optim.decay_mask,
+        clip_global_norm=config.optimizer.clip_global_norm,
+        momentum=config.optimizer.momentum,
+        nesterov=config.optimizer.nesterov,
+    )
+    train_step = steps.make_train_step(
+        model,
+        optimizer,
+        schedule,
+        seed=config.seed,
+        mean=data.mean,
+        std=data.std,
+        flip=data.flip,
+        label_smoothing=config.label_smoothing,
+        ema_decay=config.ema_decay,
+    )
+    initialize = jax.jit(
+        functools.partial(
+            create_state,
+            model,
+            optimizer,
+            evaluate.image_shape(config),
+            seed=config.seed,
+            ema=config.ema_decay is not None,
+        ),
+        out_shardings=sharding.replicated(mesh),
+    )
+    abstract_state = sharding.abstract(jax.eval_shape(initialize), sharding.replicated(mesh))
+    _log_run(config, plan, abstract_state, len(train_source), len(val_source))
+
+    checkpointer = Checkpointer(
+        workdir / "checkpoints",
+        keep=config.checkpoint.keep,
+        scores=evaluate.scores_by_step(workdir, config.checkpoint.best_metric),
+    )
+    about = {
+        "config": json.loads(config_lib.to_json(config)),
+        "num_classes": train_source.num_classes,
+        "class_names": list(train_source.class_names),
+    }
+    evaluator = evaluate.Evaluator(config, mesh, model, val_source)
+    with checkpointer:
+        state = checkpointer.restore_latest(abstract_state)
+        if state is None:
+            state = initialize()
+        start = int(state.step)
+        evaluated = {r["step"]: r for r in writers.read_metrics(workdir) if "val/count" in r and r["step"] <= start}
+        if start:
+            log.info("Going on from step %d of %d.", start, plan.total_steps)
+        if start == plan.total_steps and start in evaluated:
+            log.info("The training is complete.\n%s", evaluate.format_results(evaluated[start]))
+            return state
+        compiled = compile_step(train_step, abstract_state, sharding.abstract_batch(
+            mesh, config.batch_size, evaluate.image_shape(config)
+        ))
+
+        # 3. The loop. `step` counts the updates that are done.
+        order = TrainOrder(len(train_source), config.batch_size, config.seed)
+        transform = TrainTransform(
+            data.image_size, data.channels, data.crop_scale, data.crop_ratio, config.seed, data.train_filter
+        )
+        is_first = jax.process_index() == 0
+        with (
+            Loader(train_source, order, transform, sharding.local_rows(mesh, config.batch_size), data.num_threads) as loader,
+            Prefetcher(
+                loader, range(start, plan.total_steps), sharding.batch_placer(mesh, config.batch_size), data.prefetch
+            ) as batches,
+            writers.MetricWriter(
+                workdir, last_step=start, tensorboard=config.log.tensorboard, enabled=is_first
+            ) as writer,
+            writers.Progress(
+                plan.total_steps, initial=start, description="train", enabled=is_first
+            ) as progress,
+        ):
+            tracker = Tracker(config, plan, writer, progress, batches, checkpointer)
+            for step in range(start, plan.total_steps + 1):
+                stops = preemption.stops_at(step)
+                if stops or plan.saves_at(step):
+                    tracker.settle()  # so that nothing that is not finite is saved
+                    checkpointer.save(step, state, about)
+                if stops:
+                    checkpointer.wait()
+                    raise Preempted(step)
+                if plan.evaluates_at(step) and step not in evaluated:
+                    variables = {"": state.variables} | ({"ema_": state.ema} if state.ema is not None else {})
+                    try:
+                        results = evaluator(variables, should_stop=lambda: preemption.noticed)
+                    except evaluate.Interrupted:
+                        checkpointer.wait()
+                        raise Preempted(step) from None
+                    if (score := evaluate.score(config.checkpoint.best_metric, results)) is not None:
+                        checkpointer.record(step, score)
+                    writer.write(step, results)
+                    log.info("Step %d of %d, evaluated:\n%s", step, plan.total_steps, evaluate.format_results(results))
+                    tracker.restart_clock()
+                if step < plan.total_steps:
+                    state, metrics = compiled(state, next(batches))
+                    tracker.add(step + 1, metrics)
+    return state
+
+
+def compile_step(train_step: Callable, abstract_state: TrainState, abstract_batch: Any) -> Any:
+    """Compiles the training step ahead of time, and logs what that took and what the step will take.
+
+    The state is donated: the new one takes its memory.
+    """
+    start = time.perf_counter()
+    shardings = jax.tree.map(lambda x: x.sharding, abstract_state)
+    scalar = jax.tree.leaves(shardings)[0]
+    jitted = jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, scalar))
+    compiled = jitted.lower(abstract_state, abstract_batch).compile()
+    cost, memory = compiled.cost_analysis() or {}, compiled.memory_analysis()
+    parts = [f"The training step was compiled in {time.perf_counter() - start:.1f} s"]
+    if "flops" in cost:
+        parts.append(f"{cost['flops'] / 1e9:.4g} GFLOP a step and device")
+    if memory is not None:
+        arguments, temporaries = memory.argument_size_in_bytes / 2**20, memory.temp_size_in_bytes / 2**20
+        parts.append(f"{arguments:.4g} MiB of state and batch and {temporaries:.4g} MiB of temporaries a device")
+    log.info("%s.", ", ".join(parts))
+    return compiled
+
+
+def _log_run(config: ConfigDict, plan: Plan, state: TrainState, num_train: int, num_val: int) -> None:
+    """Logs what is about to be trained, on what, and for how long."""
+    log.info(
+        "Parameters of %s:\n%s", config.model.name, parameter_overview.get_parameter_overview(state.params, include_stats=False)
+    )
+    devices = jax.devices()
+    log.info("Devices: %d x %s, in %d processes.", len(devices), devices[0].device_kind, jax.process_count())
+    log.info(
+        "%d training and %d validation examples; %d steps of %d examples (%.4g epochs), of which %d warm up to a learning "
+        "rate of %.6g; computing in %s.",
+        num_train,
+        num_val,
+        plan.total_steps,
+        config.batch_size,
+        plan.total_steps / plan.steps_per_epoch,
+        plan.warmup_steps,
+        plan.learning_rate,
+        evaluate.compute_dtype(config),
+    )
+
+
+class Tracker:
+    """Fetches the metrics of each step while the next one runs; checks, shows and writes them.
+
+    Args:
+        config, plan: of the run.
+        writer: gets a line every `log.every_steps` steps.
+        progress: shown at each step.
+        batches: knows how long the loop has waited for input.
+        checkpointer: knows which checkpoint is the last good one.
+    """
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        plan: Plan,
+        writer: writers.MetricWriter,
+        progress: writers.Progress,
+        batches: Prefetcher,
+        checkpointer: Checkpointer,
+    ):
+        self._config, self._plan, self._writer, self._progress = config, plan, writer, progress
+        self._batches, self._checkpointer = batches, checkpointer
+        self._pending: tuple[int, steps.Metrics] | None = None
+        self.restart_clock()
+
+    def restart_clock(self) -> None:
+        """Begins to measure the rate anew, after a pause that is not training."""
+        self._since, self._waited, self._steps = time.perf_counter(), self._batches.seconds_waited, 0
+
+    def add(self, step: int, metrics: steps.Metrics) -> None:
+        """Takes the metrics of a step that has just been dispatched, and deals with those of the one before."""
+        self.settle()
+        self._pending = (step, metrics)
+
+    def settle(self) -> None:
+        """Waits for the last step that was added, and deals with its metrics.
+
+        Raises:
+            NonFiniteError: if its loss or gradients are not finite.
+        """
+        if self._pending is None:
+            return
+        step, metrics = self._pending[0], {name: float(v) for name, v in jax.device_get(self._pending[1]).items()}
+        self._pending = None
+        if not (math.isfinite(metrics["loss"]) and math.isfinite(metrics["grad_norm"])):
+            good = self._checkpointer.steps()
+            raise NonFiniteError(
+                f"At step {step} the loss is {metrics['loss']} and the norm of the gradients {metrics['grad_norm']}. "
+                + (f"The last good checkpoint is step {good[-1]}" if good else "There is no checkpoint yet")
+                + f", in {self._checkpointer.directory}. Lower optimizer.learning_rate, lengthen the warm-up, set "
+                "optimizer.clip_global_norm, or compute in float32."
+            )
+        self._steps += 1
+        elapsed = time.perf_counter() - self._since
+        rate = self._steps * self._config.batch_size / elapsed
+        input_wait = min(1.0, (self._batches.seconds_waited - self._waited) / elapsed)
+        self._progress.update(
+            {
+                "loss": f"{metrics['loss']:.3f}",
+                "top1": f"{metrics['top1']:.1%}",
+                "images/s": f"{rate:.4g}",
+                "input_wait": f"{input_wait:.0%}",
+            }
+        )
+        if step % self._config.log.every_steps == 0 or step == self._plan.total_steps:
+            values = {f"train/{name}": value for name, value in metrics.items()}
+            values["train/epoch"] = step / self._plan.steps_per_epoch
+            self._writer.write(
+                step, {**values, "train/images_per_second": rate, "train/input_wait": input_wait}
+            )
+            self.restart_clock()
