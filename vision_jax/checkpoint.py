@@ -29,8 +29,6 @@ from vision_jax.state import TrainState
 log = logging.getLogger(__name__)
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-# What tensorstore, Orbax and the file system raise on files that are truncated, altered or gone.
-_DAMAGE = (ValueError, OSError, KeyError, TypeError)
 
 
 class DamagedError(CheckpointError):
@@ -75,6 +73,13 @@ def model_item(state: TrainState) -> dict[str, Any]:
     """Returns what evaluation needs of a state, as it is saved; it works on abstract states too."""
     item = {"step": state.step, "params": state.params, "batch_stats": state.batch_stats}
     return item if state.ema is None else {**item, "ema": state.ema}
+
+
+def _first_line(error: BaseException) -> str:
+    """Returns the first line of what an exception says that began all: Orbax and tensorstore write pages."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return (str(error).splitlines() or [type(error).__name__])[0][:500]
 
 
 def _versions() -> dict[str, str]:
@@ -154,7 +159,7 @@ class Checkpointer:
         try:
             self._manager.save(step, args=ocp.args.Composite(about=ocp.args.JsonSave(about), **saved), force=True)
         except (OSError, ValueError) as error:
-            raise CheckpointError(f"Cannot save step {step} in {self.directory}: {error}") from error
+            raise CheckpointError(f"Cannot save step {step} in {self.directory}: {_first_line(error)}") from error
 
     def wait(self) -> None:
         """Waits until what was saved is complete on disk.
@@ -168,7 +173,7 @@ class Checkpointer:
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
         except Exception as error:  # the background may raise anything, and the run must not end as if it had saved
-            raise CheckpointError(f"A checkpoint in {self.directory} could not be saved: {error}") from error
+            raise CheckpointError(f"A checkpoint in {self.directory} could not be saved: {_first_line(error)}") from error
 
     def about(self, step: int) -> dict[str, Any]:
         """Returns the JSON of a checkpoint: `config`, `num_classes`, `class_names`, `versions`, `arrays`.
@@ -181,7 +186,7 @@ class Checkpointer:
             if not {"config", "num_classes", "class_names", "versions", "arrays"} <= about.keys():
                 raise ValueError(f"its description has only {sorted(about)}")
             return about
-        except (*_DAMAGE, AttributeError) as error:
+        except (OSError, ValueError, AttributeError) as error:
             raise DamagedError(f"The checkpoint {self.directory / str(step)} is damaged: {error}") from error
 
     def restore_item(self, step: int, name: str, abstract_item: Any) -> Any:
@@ -213,8 +218,10 @@ class Checkpointer:
         try:
             with ocp.StandardCheckpointer() as reader:
                 item = reader.restore((path / name).absolute(), abstract_item)
-        except _DAMAGE as error:
-            raise DamagedError(f"The checkpoint {path} is damaged: {error}") from error
+        except jax.errors.JaxRuntimeError:  # the devices, their memory say, and not the files
+            raise
+        except Exception as error:  # Orbax raises bare exceptions for files that are truncated or gone
+            raise DamagedError(f"The checkpoint {path} is damaged: {_first_line(error)}") from error
         altered = [key for key, value in _describe({name: item}).items() if value != stored[key]]
         if altered:
             raise DamagedError(f"The checkpoint {path} is damaged: not what was saved are {', '.join(altered)}.")

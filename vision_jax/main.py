@@ -117,10 +117,14 @@ def _configure_logging() -> None:
 
 def _parse_flags(argv: list[str]) -> list[str]:
     """Parses the flags; what is wrong with them or with the config file is said in one line."""
+    if {"--help", "-help", "-h"} & set(argv):
+        app.usage(shorthelp=True, writeto_stdout=True, exitcode=0)  # absl's own handling ends with status 1
     try:
         rest = flags.FLAGS(argv)
         if len(rest) > 1:
             raise flags.Error(f"there are arguments that are not flags: {' '.join(rest[1:])}")
+        if _CONFIG.value is not None:
+            _CONFIG.value.lock()  # raises what went wrong when the file was loaded
         return rest
     except flags.Error as error:
         message = str(error)
@@ -128,8 +132,8 @@ def _parse_flags(argv: list[str]) -> list[str]:
             message += " --config.FIELD needs --config=FILE before it."
     except (AttributeError, KeyError) as error:  # a field that does not exist, in a flag or in the config file
         message = "unknown field of the configuration: " + re.sub(r"[\"']?\\?'(\w+)\\?'\\n", r"\1. ", str(error)).strip("\"'")
-    except (OSError, ImportError, SyntaxError, TypeError, ValueError, NameError) as error:
-        message = f"cannot use the config file: {error}"
+    except OSError as error:
+        message = f"cannot load the config file: {str(error).splitlines()[-1].strip()}"
     print(f"error: {message}\nSee `python -m vision_jax.main --help`.", file=sys.stderr)
     sys.exit(2)
 

@@ -279,6 +279,7 @@ class Tracker:
         step, metrics = self._pending[0], {name: float(v) for name, v in jax.device_get(self._pending[1]).items()}
         self._pending = None
         if not (math.isfinite(metrics["loss"]) and math.isfinite(metrics["grad_norm"])):
+            self._checkpointer.wait()
             good = self._checkpointer.steps()
             raise NonFiniteError(
                 f"At step {step} the loss is {metrics['loss']} and the norm of the gradients {metrics['grad_norm']}. "

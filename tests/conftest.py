@@ -1,0 +1,83 @@
+"""Eight simulated devices for all tests of this process, and helpers that several of them use."""
+
+import os
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+
+import io
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import PIL.Image
+import pytest
+
+REPOSITORY = pathlib.Path(__file__).parent.parent
+
+
+def encode(pixels: np.ndarray, image_format: str = "JPEG", **options: object) -> bytes:
+    """Encodes (height, width[, channels]) uint8 with Pillow."""
+    file = io.BytesIO()
+    PIL.Image.fromarray(pixels).save(file, image_format, **options)
+    return file.getvalue()
+
+
+def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
+    """A smooth random (height, width, 3) uint8 picture, which JPEG keeps well."""
+    coarse = np.random.RandomState(seed).randint(0, 256, (4, 4, 3)).astype(np.uint8)
+    return np.asarray(PIL.Image.fromarray(coarse).resize((width, height), PIL.Image.Resampling.BICUBIC))
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A cache directory of vision_jax for all tests, with the digits and compiled programs in it."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def image_folder(tmp_path: pathlib.Path) -> pathlib.Path:
+    """A folder data set of 3 classes with 8 training and 3 validation images each."""
+    root = tmp_path / "images"
+    for split, count in (("train", 8), ("validation", 3)):
+        for label, name in enumerate(("ant", "bee", "cat")):
+            (root / split / name).mkdir(parents=True)
+            for i in range(count):
+                data = encode(picture(40 + i, 50 - i, seed=100 * label + i))
+                (root / split / name / f"{name}{i}.jpg").write_bytes(data)
+    return root
+
+
+class Command:
+    """Runs `python -m vision_jax.main` as a user would."""
+
+    def __init__(self, cache: pathlib.Path):
+        self.environment = {
+            **os.environ,
+            "XLA_FLAGS": "",
+            "XDG_CACHE_HOME": str(cache),
+            "PYTHONPATH": str(REPOSITORY),
+        }
+
+    def start(self, *arguments: str, devices: int = 1, **environment: str) -> subprocess.Popen:
+        return subprocess.Popen(
+            [sys.executable, "-m", "vision_jax.main", *arguments],
+            env={**self.environment, "JAX_NUM_CPU_DEVICES": str(devices), **environment},
+            cwd=REPOSITORY,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def __call__(self, *arguments: str, devices: int = 1, status: int = 0, **environment: str) -> str:
+        """Returns what was printed, after checking the exit status."""
+        process = self.start(*arguments, devices=devices, **environment)
+        out, err = process.communicate(timeout=240)
+        assert process.returncode == status, f"exit status {process.returncode}, not {status}:\n{out}\n{err}"
+        return out + err
+
+
+@pytest.fixture
+def command(cache: pathlib.Path) -> Command:
+    return Command(cache)

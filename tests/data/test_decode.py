@@ -1,0 +1,155 @@
+import io
+import math
+
+import numpy as np
+import PIL.Image
+import pytest
+from conftest import encode, picture
+
+from vision_jax.data import decode
+
+
+def crop_of_one(height: int, width: int, uniforms: list[float], scale, ratio) -> tuple[int, int, int, int]:
+    """The random resized crop of one image, written as a loop: what `random_crops` must equal."""
+    for attempt in range(10):
+        area = height * width * (scale[0] + (scale[1] - scale[0]) * uniforms[2 * attempt])
+        low, high = math.log(ratio[0]), math.log(ratio[1])
+        chosen = math.exp(low + (high - low) * uniforms[2 * attempt + 1])
+        w, h = round(math.sqrt(area * chosen)), round(math.sqrt(area / chosen))
+        if 0 < w <= width and 0 < h <= height:
+            return int(uniforms[20] * (height - h + 1)), int(uniforms[21] * (width - w + 1)), h, w
+    if width / height < ratio[0]:
+        w, h = width, round(width / ratio[0])
+    elif width / height > ratio[1]:
+        w, h = round(height * ratio[1]), height
+    else:
+        w, h = width, height
+    return (height - h) // 2, (width - w) // 2, h, w
+
+
+@pytest.mark.parametrize("scale", [(0.08, 1.0), (0.9, 1.0)])
+def test_random_crops_equal_a_plain_loop(scale: tuple[float, float]):
+    random = np.random.RandomState(0)
+    sizes = random.randint(30, 500, (500, 2))
+    sizes[:50, 0] = 20  # so elongated that often no attempt fits
+    uniforms = random.uniform(size=(500, 22))
+    ratio = (3 / 4, 4 / 3)
+    crops = decode.random_crops(sizes[:, 0], sizes[:, 1], uniforms, scale, ratio)
+    expected = [crop_of_one(h, w, u, scale, ratio) for (h, w), u in zip(sizes.tolist(), uniforms.tolist(), strict=True)]
+    assert crops.tolist() == [list(crop) for crop in expected]
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 300), (300, 1), (2, 3)])
+def test_crops_of_tiny_images_lie_inside(size: tuple[int, int]):
+    heights, widths = np.full(100, size[0]), np.full(100, size[1])
+    uniforms = np.random.RandomState(0).uniform(size=(100, 22))
+    top, left, height, width = decode.random_crops(heights, widths, uniforms, (0.08, 1.0), (3 / 4, 4 / 3)).T
+    assert (top >= 0).all()
+    assert (left >= 0).all()
+    assert (height > 0).all()
+    assert (width > 0).all()
+    assert (top + height <= heights).all()
+    assert (left + width <= widths).all()
+
+
+def transform(size: int = 32, **fields: object) -> decode.TrainTransform:
+    defaults = {"channels": 3, "scale": (0.08, 1.0), "ratio": (3 / 4, 4 / 3), "seed": 0}
+    return decode.TrainTransform(size=size, **{**defaults, **fields})
+
+
+def run(transform: decode.TrainTransform | decode.EvalTransform, images: list[bytes], records=None, epoch: int = 0):
+    records = np.arange(len(images)) if records is None else np.asarray(records)
+    out = np.empty((len(images), transform.size, transform.size, transform.channels), np.uint8)
+    transform(images, records, epoch, out)
+    return out
+
+
+def test_train_transform_crops_and_resizes_as_pillow():
+    """The whole path for JPEGs that are halved while decoding and for those that are not, against Pillow's filters."""
+    for height, width in ((60, 80), (300, 260)):
+        images = [encode(picture(height, width, seed=i), quality=95) for i in range(16)]
+        mine = transform(filter="area")
+        uniforms = decode.order.random_uniform(1, 0, 0, np.arange(16)[:, None], np.arange(22)[None, :])
+        crops = decode.random_crops(np.full(16, height), np.full(16, width), uniforms, mine.scale, mine.ratio)
+        for row, (data, (top, left, h, w)) in enumerate(zip(images, crops.tolist(), strict=True)):
+            image = PIL.Image.open(io.BytesIO(data)).crop((left, top, left + w, top + h))
+            expected = np.asarray(image.resize((32, 32), PIL.Image.Resampling.BILINEAR), np.float32)
+            error = np.abs(run(mine, images)[row] - expected).mean()
+            assert error < 2.5, (height, width, row, error)
+
+
+def test_train_transform_depends_on_seed_epoch_and_record_alone():
+    images = [encode(picture(60, 80, seed=i)) for i in range(4)]
+    first = run(transform(), images, records=[5, 6, 7, 8])
+    again = run(transform(), images[::-1], records=[8, 7, 6, 5])[::-1]
+    assert (first == again).all()
+    assert (first != run(transform(), images, records=[5, 6, 7, 8], epoch=1)).any()
+    assert (first != run(transform(seed=1), images, records=[5, 6, 7, 8])).any()
+    assert (first != run(transform(), images, records=[1, 2, 3, 4])).any()
+
+
+def test_train_transform_of_greyscale():
+    images = [encode(picture(40, 40))]
+    mine = transform(channels=1, scale=(1.0, 1.0), ratio=(1.0, 1.0), size=40)
+    expected = np.asarray(PIL.Image.open(io.BytesIO(images[0])).convert("L"), int)
+    assert np.abs(run(mine, images)[0, :, :, 0] - expected).max() <= 2
+
+
+@pytest.mark.parametrize("size", [(50, 70), (70, 50), (256, 256), (33, 400), (32, 32)])
+@pytest.mark.parametrize("filter_name", ["bilinear", "bicubic"])
+def test_eval_transform_equals_pillow(size: tuple[int, int], filter_name: str):
+    """torchvision's Resize(36) and CenterCrop(32) on a Pillow image, written out."""
+    data = encode(picture(*size), quality=95)
+    image = PIL.Image.open(io.BytesIO(data)).convert("RGB")
+    height, width = size
+    new_width, new_height = (36, int(36 * height / width)) if width <= height else (int(36 * width / height), 36)
+    filters = {"bilinear": PIL.Image.Resampling.BILINEAR, "bicubic": PIL.Image.Resampling.BICUBIC}
+    image = image.resize((new_width, new_height), filters[filter_name])
+    top, left = round((new_height - 32) / 2.0), round((new_width - 32) / 2.0)
+    expected = np.asarray(image.crop((left, top, left + 32, top + 32)), int)
+    mine = run(decode.EvalTransform(size=32, resize=36, channels=3, filter=filter_name), [data])[0]
+    assert np.abs(mine - expected).max() <= 1
+
+
+def cmyk_jpeg() -> bytes:
+    file = io.BytesIO()
+    PIL.Image.fromarray(picture(32, 32)).convert("CMYK").save(file, "JPEG", quality=95)
+    return file.getvalue()
+
+
+def palette_png() -> bytes:
+    file = io.BytesIO()
+    PIL.Image.fromarray(picture(32, 32)).quantize(64).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        encode(picture(32, 32), "PNG"),
+        encode(np.dstack([picture(32, 32), np.full((32, 32), 255, np.uint8)]), "PNG"),
+        encode(picture(32, 32)[:, :, 0], "JPEG", quality=95),
+        encode(picture(32, 32), "WEBP", lossless=True),
+        cmyk_jpeg(),
+        palette_png(),
+    ],
+    ids=["png", "rgba", "grey-jpeg", "webp", "cmyk-jpeg", "palette-png"],
+)
+def test_other_formats_become_rgb(data: bytes):
+    expected = np.asarray(PIL.Image.open(io.BytesIO(data)).convert("RGB"), int)
+    for mine in (
+        run(decode.EvalTransform(size=32, resize=32, channels=3), [data]),
+        run(transform(scale=(1.0, 1.0), ratio=(1.0, 1.0)), [data]),
+    ):
+        assert np.abs(mine[0] - expected).max() <= 2
+
+
+def test_harmless_damage_is_read_and_real_damage_refused():
+    good = encode(picture(64, 64))
+    harmless = good[:-2] + b"\x00\x00" + good[-2:]  # bytes before the end marker, as some of ImageNet's files have
+    assert run(transform(), [harmless]).shape == (1, 32, 32, 3)
+    for bad in (good[: len(good) // 2], b"", b"not an image", b"\xff\xd8\xff"):
+        for mine in (transform(), decode.EvalTransform(size=32, resize=32, channels=3)):
+            with pytest.raises(decode.DecodeError) as caught:
+                run(mine, [good, bad, good])
+            assert caught.value.row == 1

@@ -1,0 +1,147 @@
+import threading
+import time
+
+import numpy as np
+import pytest
+from conftest import encode, picture
+
+from vision_jax.data import decode, order
+from vision_jax.data.loader import CHUNK, HostBatch, Loader, Prefetcher
+from vision_jax.errors import DataError
+
+
+class Source:
+    """Forty pictures, the label of which is their number modulo 4."""
+
+    num_classes = 4
+    class_names = ()
+
+    def __init__(self) -> None:
+        self.records = [(encode(picture(40, 40, seed=i)), i % 4) for i in range(40)]
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> tuple[bytes, int]:
+        return self.records[index]
+
+    def describe(self, index: int) -> str:
+        return f"picture {index}"
+
+
+TRANSFORM = decode.TrainTransform(size=16, channels=3, scale=(0.3, 1.0), ratio=(3 / 4, 4 / 3), seed=0)
+
+
+def load(source: Source, the_order: object, step: int, rows: np.ndarray, num_threads: int = 2) -> HostBatch:
+    with Loader(source, the_order, TRANSFORM, rows, num_threads) as loader:
+        return loader.start(step)()
+
+
+def test_rows_come_from_the_order():
+    source, train = Source(), order.TrainOrder(40, 20, seed=0)
+    batch = load(source, train, 1, np.arange(20))
+    records = train.records(1)
+    assert (batch.label == records % 4).all()
+    assert (batch.mask == 1).all()
+    expected = np.empty((20, 16, 16, 3), np.uint8)
+    TRANSFORM([source[i][0] for i in records], records, 0, expected)
+    assert (batch.image == expected).all()
+
+
+@pytest.mark.parametrize("num_threads", [1, 3])
+def test_parts_of_any_number_of_processes_make_the_same_batch(num_threads: int):
+    source, train = Source(), order.TrainOrder(40, 40, seed=0)
+    whole = load(source, train, 5, np.arange(40))
+    for processes in (2, 4):
+        parts = [load(source, train, 5, rows, num_threads) for rows in np.split(np.arange(40), processes)]
+        assert (np.concatenate([part.image for part in parts]) == whole.image).all()
+        assert (np.concatenate([part.label for part in parts]) == whole.label).all()
+
+
+def test_last_evaluation_batch_is_padded_and_masked():
+    evaluation = order.EvalOrder(40, 24)
+    batch = load(Source(), evaluation, 1, np.arange(24))
+    assert batch.mask.tolist() == [1.0] * 16 + [0.0] * 8
+    assert batch.label.tolist() == [i % 4 for i in range(24, 40)] + [0] * 8
+    assert (batch.image[16:] == 0).all()
+
+
+def test_damaged_record_is_named():
+    source, train = Source(), order.TrainOrder(40, 40, seed=0)
+    source.records[23] = (source.records[23][0][:100], 3)
+    with pytest.raises(DataError, match="Cannot decode picture 23"):
+        load(source, train, 0, np.arange(40))
+
+
+def test_label_out_of_range_is_named():
+    source, train = Source(), order.TrainOrder(40, 40, seed=0)
+    source.records[7] = (source.records[7][0], 4)
+    with pytest.raises(DataError, match="picture 7 has the label 4, but there are 4 classes, 0 to 3"):
+        load(source, train, 0, np.arange(40))
+
+
+def test_unreadable_record_is_named():
+    class Unreadable(Source):
+        def __getitem__(self, index: int) -> tuple[bytes, int]:
+            if index == 11:
+                raise OSError("disk on fire")
+            return super().__getitem__(index)
+
+    with pytest.raises(DataError, match="Cannot read picture 11: disk on fire"):
+        load(Unreadable(), order.TrainOrder(40, 40, seed=0), 0, np.arange(40))
+
+
+def prefetch(source: Source, steps: range, depth: int = 2, batch_size: int = 20) -> tuple[Loader, Prefetcher]:
+    loader = Loader(source, order.TrainOrder(40, batch_size, seed=0), TRANSFORM, np.arange(batch_size), 2)
+    return loader, Prefetcher(loader, steps, lambda key, rows: rows, depth)
+
+
+def threads() -> set[str]:
+    return {t.name.partition("_")[0] for t in threading.enumerate() if t.name.startswith(("decode", "prefetch"))}
+
+
+def test_prefetcher_gives_the_steps_in_order_and_ends():
+    source = Source()
+    loader, batches = prefetch(source, range(3, 9))
+    with loader, batches:
+        got = list(batches)
+        assert next(batches, "nothing") == "nothing"
+    train = order.TrainOrder(40, 20, seed=0)
+    assert [b["label"].tolist() for b in got] == [(train.records(step) % 4).tolist() for step in range(3, 9)]
+    assert not threads()
+
+
+def test_closing_in_the_middle_leaves_no_thread():
+    loader, batches = prefetch(Source(), range(1000))
+    with loader, batches:
+        next(batches)
+        assert threads() == {"decode", "prefetch"}
+    assert not threads()
+
+
+def test_errors_reach_the_consumer_and_leave_no_thread():
+    source = Source()
+    train = order.TrainOrder(40, 20, seed=0)
+    bad = int(train.records(2)[0])
+    source.records[bad] = (b"", 0)
+    loader, batches = prefetch(source, range(10))
+
+    def consume() -> list[int]:
+        with loader, batches:
+            return [len(b["label"]) for b in batches]
+
+    with pytest.raises(DataError, match=f"picture {bad}"):
+        consume()
+    assert not threads()
+
+
+def test_waiting_is_measured():
+    class Slow(Source):
+        def __getitem__(self, index: int) -> tuple[bytes, int]:
+            time.sleep(0.02)
+            return super().__getitem__(index)
+
+    loader, batches = prefetch(Slow(), range(2))
+    with loader, batches:
+        next(batches)
+    assert batches.seconds_waited >= 0.02 * CHUNK / 2

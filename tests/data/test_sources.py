@@ -1,0 +1,121 @@
+import pathlib
+import shutil
+
+import numpy as np
+import pytest
+from conftest import encode, picture
+
+from vision_jax import config as config_lib
+from vision_jax.data import decode, digits, sources
+from vision_jax.errors import DataError
+
+
+def write(directory: pathlib.Path, **splits: int) -> pathlib.Path:
+    """A data set in tfds' layout with so many examples in each split."""
+    directory.mkdir(parents=True)
+    examples = {name: [(encode(picture(20, 24, seed=i)), i % 3) for i in range(n)] for name, n in splits.items()}
+    digits.write_dataset(directory, "mine", examples, class_names=["a", "b", "c"])
+    return directory
+
+
+def test_tfds_source_agrees_with_tfds(tmp_path: pathlib.Path):
+    import tensorflow_datasets as tfds
+
+    directory = write(tmp_path / "mine" / "1.0.0", train=10, validation=4)
+    theirs = tfds.builder_from_directory(str(directory)).as_data_source(
+        "train", decoders={"image": tfds.decode.SkipDecoding()}
+    )
+    for where in (directory, tmp_path / "mine", tmp_path):
+        mine = sources.TfdsSource(where, "train")
+        assert (len(mine), mine.num_classes, list(mine.class_names)) == (10, 3, ["a", "b", "c"])
+        assert [mine[i] for i in range(10)] == [(theirs[i]["image"], theirs[i]["label"]) for i in range(10)]
+    part = sources.TfdsSource(directory, "train[50%:]")
+    assert [part[i] for i in range(5)] == [mine[i] for i in range(5, 10)]
+
+
+def test_tfds_source_says_what_is_wrong(tmp_path: pathlib.Path):
+    directory = write(tmp_path / "one" / "1.0.0", train=4)
+    with pytest.raises(DataError, match="no split 'validation': there are: train"):
+        sources.TfdsSource(directory, "validation")
+    with pytest.raises(DataError, match="cannot give the split"):
+        sources.TfdsSource(directory, "train[:0]")
+    with pytest.raises(DataError, match=r"no features\.json"):
+        (tmp_path / "empty").mkdir()
+        sources.TfdsSource(tmp_path / "empty", "train")
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    with pytest.raises(DataError, match="several data sets"):
+        sources.TfdsSource(tmp_path, "train")
+    info = directory / "dataset_info.json"
+    info.write_text(info.read_text().replace("array_record", "tfrecord"))
+    with pytest.raises(DataError, match="needs ArrayRecord"):
+        sources.TfdsSource(directory, "train")
+
+
+def test_folder_source(image_folder: pathlib.Path):
+    source = sources.FolderSource(image_folder, "train")
+    assert (len(source), source.num_classes, source.class_names) == (24, 3, ["ant", "bee", "cat"])
+    assert [source[i][1] for i in range(24)] == [0] * 8 + [1] * 8 + [2] * 8
+    data, _ = source[9]
+    assert data == (image_folder / "train" / "bee" / "bee1.jpg").read_bytes()
+    assert source.describe(9).endswith("bee1.jpg")
+
+
+def test_folder_source_says_what_is_wrong(image_folder: pathlib.Path):
+    with pytest.raises(DataError, match=r"\['train', 'validation'\]"):
+        sources.FolderSource(image_folder, "test")
+    (image_folder / "train" / "dog").mkdir()
+    with pytest.raises(DataError, match="dog holds no images"):
+        sources.FolderSource(image_folder, "train")
+    (image_folder / "flat").mkdir()
+    with pytest.raises(DataError, match="no class folders"):
+        sources.FolderSource(image_folder, "flat")
+
+
+def test_synthetic_source_is_a_function_of_the_seed():
+    source = sources.SyntheticSource(1000, 10, 32, seed=0)
+    same, other = sources.SyntheticSource(1000, 10, 32, seed=0), sources.SyntheticSource(1000, 10, 32, seed=1)
+    assert [source[i] for i in range(50)] == [same[i] for i in range(50)]
+    assert [source[i] for i in range(50)] != [other[i] for i in range(50)]
+    assert {source[i][1] for i in range(1000)} == set(range(10))
+    assert decode.image_size(source[0][0]) == (32, 32)
+
+
+def test_digits_are_scikit_learns(cache: pathlib.Path):
+    from sklearn.datasets import load_digits
+
+    directory = digits.prepare(cache / "vision_jax")
+    train, validation = (sources.TfdsSource(directory, split) for split in ("train", "validation"))
+    assert (len(train), len(validation), train.num_classes) == (1437, 360, 10)
+    counts = np.bincount([validation[i][1] for i in range(360)])
+    assert (np.abs(counts - np.bincount(load_digits().target) * 360 / 1797) < 1).all()  # stratified
+
+    # Averaging 4x4 pixels of the JPEG gives back an image of the original set, with its label, and each just once.
+    levels = []
+    for source in (train, validation):
+        for i in range(0, len(source), 9):
+            data, label = source[i]
+            pixels = decode.decode(data, 1)[:, :, 0].reshape(8, 4, 8, 4).mean((1, 3)) * 16 / 255
+            distance = np.abs(load_digits().images - pixels).mean((1, 2))
+            nearest = int(distance.argmin())
+            assert distance[nearest] < 1.2
+            assert load_digits().target[nearest] == label
+            levels.append(nearest)
+    assert len(set(levels)) == len(levels)
+
+
+def test_digits_prepared_by_many_at_once(tmp_path: pathlib.Path):
+    import concurrent.futures
+
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        directories = list(pool.map(lambda _: digits.prepare(tmp_path), range(4)))
+    assert set(directories) == {tmp_path / "digits" / digits.VERSION}
+    assert [path.name for path in (tmp_path / "digits").iterdir()] == [digits.VERSION]
+
+
+def test_create_source(image_folder: pathlib.Path):
+    config = config_lib.default_config()
+    config.data.source, config.data.dir = "folder", str(image_folder)
+    assert len(sources.create_source(config, train=True)) == 24
+    assert len(sources.create_source(config, train=False)) == 9
+    config.data.source = "synthetic"
+    assert len(sources.create_source(config, train=True)) == 1_281_167

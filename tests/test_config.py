@@ -1,0 +1,115 @@
+import importlib.util
+import json
+import pathlib
+
+import pytest
+from ml_collections import ConfigDict
+
+from vision_jax import config as config_lib
+from vision_jax.errors import ConfigError
+
+DIRECTORY = pathlib.Path(__file__).parent.parent / "configs"
+CONFIGS = sorted(DIRECTORY.glob("*.py"))
+
+
+def load(path: pathlib.Path) -> ConfigDict:
+    spec = importlib.util.spec_from_file_location("config_file", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config()
+
+
+def synthetic(**fields: object) -> ConfigDict:
+    config = config_lib.default_config()
+    config.data.source = "synthetic"
+    config.update_from_flattened_dict(fields)
+    return config
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_config_files_are_valid_and_locked(path: pathlib.Path):
+    config = load(path)
+    config.data.source = "synthetic"
+    config_lib.validate(config, num_devices=8)
+    with pytest.raises(AttributeError, match='Did you mean "batch_size"'):
+        config.batchsize = 3
+
+
+def test_json_keeps_every_field():
+    config = load(CONFIGS[0])
+    assert config_lib.from_dict(json.loads(config_lib.to_json(config))).to_dict() == config.to_dict()
+
+
+def test_stored_field_that_is_unknown():
+    with pytest.raises(ConfigError, match="data.colour"):
+        config_lib.from_dict({"data": {"colour": 3}})
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"batch_size": 12}, "batch_size is 12, which 8 devices do not divide: 16 would do"),
+        ({"eval.batch_size": 4}, "eval.batch_size is 4, which 8 devices"),
+        ({"model.name": "resnet5"}, "unknown model: did you mean resnet50"),
+        ({"model.name": "lenet5", "model.small_stem": True}, "lenet5 has no such option"),
+        ({"model.bn_group_size": 96}, "does not divide batch_size=256"),
+        ({"mesh.data": 4}, "mesh.data is 4 and there are 8 devices"),
+        ({"data.source": "digit"}, "did you mean digits"),
+        ({"data.source": "tfds"}, "data.dir is not set"),
+        ({"data.source": "folder", "data.dir": "/nowhere"}, "'/nowhere', and there is no such directory"),
+        ({"data.channels": 2}, "data.channels is 2"),
+        ({"data.mean": (0.5,)}, "data.mean has 1 values"),
+        ({"data.eval_resize": 200}, "less than data.image_size=224"),
+        ({"data.crop_scale": (0.5, 1.5)}, "data.crop_scale is"),
+        ({"data.flip": 1.5}, "data.flip is 1.5"),
+        ({"schedule.warmup_epochs": 90.0}, "lengthen the training"),
+        ({"optimizer.learning_rate": 0.0}, "must be positive"),
+        ({"optimizer.momentum": 1.0}, "less than 1"),
+        ({"optimizer.weight_decay": -1.0}, "must not be negative"),
+        ({"checkpoint.best_metric": "val/ema_top1"}, "ema_decay is not set"),
+        ({"checkpoint.best_metric": "val/top2"}, "did you mean"),
+        ({"dtype": "float8"}, "dtype is 'float8'"),
+    ],
+)
+def test_what_cannot_work_is_said(fields: dict, message: str):
+    with pytest.raises(ConfigError, match=message.replace(".", r"\.")):
+        config_lib.validate(synthetic(**fields), num_devices=8)
+
+
+def test_all_problems_are_said_at_once():
+    with pytest.raises(ConfigError) as caught:
+        config_lib.validate(synthetic(**{"batch_size": 12, "model.name": "x", "data.channels": 2}), num_devices=8)
+    assert str(caught.value).count("\n  - ") >= 3
+
+
+def test_empty_data_directory(tmp_path: pathlib.Path):
+    with pytest.raises(ConfigError, match="which is empty"):
+        config_lib.validate(synthetic(**{"data.source": "folder", "data.dir": str(tmp_path)}), num_devices=8)
+
+
+def test_plan_of_the_resnet50_recipe():
+    """1,281,167 // 2048 = 625 steps an epoch, of which there are 90; 8 warm up; 0.256 for each 256 examples."""
+    plan = config_lib.make_plan(load(DIRECTORY / "resnet50.py"), 1_281_167)
+    assert (plan.steps_per_epoch, plan.total_steps, plan.warmup_steps) == (625, 56_250, 5_000)
+    assert plan.learning_rate == pytest.approx(2.048)
+    assert plan.eval_every == 625
+
+
+def test_plan_says_when_to_evaluate_and_save():
+    config = synthetic(total_steps=10, **{"schedule.warmup_steps": 0, "eval.every_steps": 4, "checkpoint.every_steps": 3})
+    plan = config_lib.make_plan(config, 1000)
+    assert [step for step in range(11) if plan.evaluates_at(step)] == [4, 8, 10]
+    assert [step for step in range(11) if plan.saves_at(step)] == [3, 4, 6, 8, 9, 10]
+
+
+@pytest.mark.parametrize(
+    ("fields", "examples", "message"),
+    [
+        ({}, 255, "more than the 255 examples"),
+        ({"total_steps": 5, "schedule.warmup_steps": 5}, 1000, "warm-up is 5 steps and the training 5"),
+        ({"epochs": 0.01, "schedule.warmup_epochs": 0.0}, 1000, "less than one of the 3 steps"),
+    ],
+)
+def test_plan_that_cannot_work(fields: dict, examples: int, message: str):
+    with pytest.raises(ConfigError, match=message):
+        config_lib.make_plan(synthetic(**fields), examples)

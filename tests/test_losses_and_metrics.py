@@ -1,0 +1,44 @@
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vision_jax.losses import softmax_cross_entropy
+from vision_jax.metrics import classification_sums, in_top_k
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_cross_entropy_equals_its_definition(smoothing: float):
+    random = np.random.RandomState(0)
+    logits, labels = random.standard_normal((6, 5)), random.randint(0, 5, 6)
+    log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    expected = -(1 - smoothing) * log_p[np.arange(6), labels] - smoothing * log_p.mean(1)
+    np.testing.assert_allclose(softmax_cross_entropy(jnp.asarray(logits), labels, smoothing), expected, rtol=1e-5)
+
+
+def test_cross_entropy_of_bfloat16_is_computed_in_float32():
+    logits = jnp.asarray([[300.0, 1.0, -2.0]], jnp.bfloat16)
+    loss = softmax_cross_entropy(logits, jnp.asarray([1]))
+    assert loss.dtype == jnp.float32
+    assert float(loss[0]) == pytest.approx(299.0)
+
+
+def test_in_top_k_equals_sorting():
+    random = np.random.RandomState(0)
+    logits, labels = random.standard_normal((200, 10)), random.randint(0, 10, 200)
+    for k in (1, 5):
+        expected = [labels[i] in np.argsort(-logits[i])[:k] for i in range(200)]
+        assert in_top_k(jnp.asarray(logits), jnp.asarray(labels), k).tolist() == expected
+
+
+def test_nan_is_never_a_hit():
+    logits = jnp.asarray([[jnp.nan] * 3, [jnp.nan, 1.0, 0.0], [0.0, 1.0, jnp.nan]])
+    assert in_top_k(logits, jnp.asarray([0, 0, 1]), 1).tolist() == [False, False, False]
+    assert not in_top_k(logits, jnp.asarray([0, 0, 1]), 5)[0]
+
+
+def test_masked_rows_do_not_count():
+    logits = jnp.asarray([[2.0, 1.0, 0.0], [0.0, 1.0, 2.0], [jnp.nan] * 3])
+    sums = classification_sums(logits, jnp.asarray([0, 0, 0]), jnp.asarray([1.0, 1.0, 0.0]))
+    assert (float(sums["count"]), float(sums["top1"]), float(sums["top5"])) == (2, 1, 2)
+    normalizer = np.log(np.exp([0.0, 1.0, 2.0]).sum())
+    assert float(sums["loss"]) == pytest.approx(2 * normalizer - 2, rel=1e-6)

@@ -1,0 +1,187 @@
+"""The command as a user runs it: what it prints, its exit status, and what bad input leads to."""
+
+import json
+import pathlib
+import shutil
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import Command, encode, picture
+
+from vision_jax.data import digits
+
+TINY = (
+    "--config=configs/quickstart.py",
+    "--config.total_steps=6",
+    "--config.schedule.warmup_epochs=0",
+    "--config.eval.every_steps=3",
+    "--config.log.every_steps=1",
+    "--config.log.tensorboard=False",
+)
+
+
+def records(workdir: pathlib.Path) -> list[dict]:
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.slow
+def test_quickstart_learns_the_digits(command: Command, tmp_path: pathlib.Path):
+    printed = command("--config=configs/quickstart.py", f"--workdir={tmp_path}")
+    last = records(tmp_path)[-1]
+    assert last["step"] == 1320
+    assert last["val/count"] == 360
+    assert last["val/top1"] >= 0.985
+    assert last["val/ema_top1"] >= 0.985
+    assert f"{last['val/top1']:.2%}" in printed
+    for phrase in ("44,426", "was compiled in", "GFLOP a step", "images/s=", "input_wait=", "left: loss="):
+        assert phrase in printed
+
+
+def test_a_finished_run_is_evaluated_to_the_same_numbers(command: Command, tmp_path: pathlib.Path):
+    workdir = f"--workdir={tmp_path}"
+    command(*TINY, workdir)
+    assert {path.name for path in tmp_path.iterdir()} == {"config.json", "metrics.jsonl", "checkpoints"}
+    lines = records(tmp_path)
+    assert [line["step"] for line in lines if "train/loss" in line] == [1, 2, 3, 4, 5, 6]
+    trained = {line["step"]: line for line in lines if "val/top1" in line}
+    assert list(trained) == [3, 6]
+
+    assert "The training is complete" in command(*TINY, workdir)
+    assert records(tmp_path) == lines
+
+    best = max(trained.values(), key=lambda line: line["val/top1"])["step"]
+    for step, arguments in ((6, ()), (3, ("--step=3",)), (best, ("--step=best",))):
+        printed = command("--mode=eval", workdir, *arguments)
+        assert printed.count(f"step {step} of") == 1
+        assert f"{trained[step]['val/top1']:.2%}" in printed
+        assert records(tmp_path)[-1] == trained[step]
+    command("--mode=eval", workdir, devices=4)  # onto other devices
+    assert records(tmp_path)[-1]["val/top1"] == trained[6]["val/top1"]
+    assert records(tmp_path)[-1]["val/loss"] == pytest.approx(trained[6]["val/loss"], rel=1e-5)
+    assert "no checkpoint of step 4" in command("--mode=eval", workdir, "--step=4", status=1)
+    assert "give a number or best" in command("--mode=eval", workdir, "--step=last", status=1)
+
+    # Another configuration is refused, and nothing is touched.
+    before = sorted(tmp_path.rglob("*"))
+    printed = command(*TINY, workdir, "--config.optimizer.learning_rate=0.01", status=1)
+    assert "optimizer.learning_rate: 0.05 -> 0.01" in printed
+    assert sorted(tmp_path.rglob("*")) == before
+
+    # With a damaged newest checkpoint the run goes on from the one before it, and ends as it did.
+    shutil.rmtree(tmp_path / "checkpoints" / "6" / "model" / "d")
+    printed = command(*TINY, workdir)
+    assert "GOING BACK" in printed
+    assert "Going on from step 3 of 6" in printed
+    again = {line["step"]: line for line in records(tmp_path) if "val/top1" in line}
+    assert again[6] == trained[6]
+
+
+def test_resnet50_recipe_takes_steps_without_data(command: Command, tmp_path: pathlib.Path):
+    printed = command(
+        "--config=configs/resnet50.py",
+        "--config.data.source=synthetic",
+        "--config.batch_size=2",
+        "--config.total_steps=2",
+        "--config.schedule.warmup_epochs=0",
+        "--config.log.every_steps=1",
+        "--config.data.synthetic_val_examples=2",
+        f"--workdir={tmp_path}",
+    )
+    assert "25,557,032" in printed
+    assert [line["step"] for line in records(tmp_path)] == [1, 2, 2]
+
+
+def test_a_folder_of_images(command: Command, tmp_path: pathlib.Path, image_folder: pathlib.Path):
+    command(
+        *TINY,
+        "--config.data.source=folder",
+        f"--config.data.dir={image_folder}",
+        "--config.batch_size=8",
+        "--config.total_steps=3",
+        f"--workdir={tmp_path / 'w'}",
+    )
+    assert records(tmp_path / "w")[-1]["val/count"] == 9
+
+
+def test_help_and_import_are_quick_and_never_import_tensorflow(command: Command, tmp_path: pathlib.Path):
+    """A package that pretends to be TensorFlow fails whatever imports it."""
+    (tmp_path / "tensorflow").mkdir()
+    (tmp_path / "tensorflow" / "__init__.py").write_text("raise AssertionError('TensorFlow was imported')")
+    path = f"{command.environment['PYTHONPATH']}:{tmp_path}"
+    start = time.monotonic()
+    assert "--workdir" in command("--help", PYTHONPATH=path)
+    assert time.monotonic() - start < 3
+    start = time.monotonic()
+    subprocess.run([sys.executable, "-c", "import vision_jax"], check=True, env=command.environment)
+    assert time.monotonic() - start < 3
+    command(*TINY, f"--workdir={tmp_path / 'w'}", PYTHONPATH=path)
+    command("--mode=eval", f"--workdir={tmp_path / 'w'}", PYTHONPATH=path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["--config.modle.name=x"], 2, 'Did you mean "model" instead of "modle"?'),
+        (["--config.model.nam=x"], 2, 'Did you mean "name" instead of "nam"?'),
+        (["--config.batch_size=many"], 2, "--config.batch_size=many"),
+        (["--wrkdir=x"], 2, "Did you mean: workdir"),
+        (["configs/quickstart.py"], 2, "not flags: configs/quickstart.py"),
+        (["--config.model.name=resnet5"], 1, "model.name is 'resnet5', an unknown model: did you mean resnet50"),
+        (["--config.data.source=folder", "--config.data.dir=/nowhere"], 1, "data.dir is '/nowhere'"),
+        (["--config.batch_size=2000"], 1, "more than the 1437 examples"),
+        (["--config.model.num_classes=3"], 1, "model.num_classes is 3, but the data has 10 classes"),
+        (["--workdir=/dev/null/x"], 1, "Cannot use the workdir /dev/null/x"),
+    ],
+)
+def test_bad_input_is_one_message(
+    command: Command, tmp_path: pathlib.Path, arguments: list[str], status: int, message: str
+):
+    printed = command(*TINY, f"--workdir={tmp_path / 'w'}", *arguments, status=status)
+    assert message in printed
+    assert printed.count("error: ") == 1
+    assert "Traceback" not in printed
+    assert not (tmp_path / "w" / "checkpoints").exists()
+
+
+def test_config_files_that_cannot_be_used(command: Command, tmp_path: pathlib.Path):
+    assert "nowhere.py" in command("--config=nowhere.py", status=2)
+    assert "--config is missing" in command(f"--workdir={tmp_path}", status=1)
+    assert "needs --config=FILE" in command("--config.batch_size=3", status=2)
+    (tmp_path / "config.py").write_text(
+        "from vision_jax.config import default_config\n"
+        "def get_config():\n  config = default_config()\n  config.batchsize = 3\n  return config\n"
+    )
+    printed = command(f"--config={tmp_path / 'config.py'}", status=2)
+    assert 'Did you mean "batch_size" instead of "batchsize"?' in printed
+    assert "Traceback" not in printed
+
+
+def test_evaluating_nothing(command: Command, tmp_path: pathlib.Path):
+    assert "There is no checkpoint" in command("--mode=eval", f"--workdir={tmp_path}", status=1)
+
+
+@pytest.mark.parametrize(
+    ("example", "message"),
+    [((encode(picture(20, 20))[:200], 0), "Cannot decode record"), ((encode(picture(20, 20)), 3), "has the label 3")],
+    ids=["corrupt", "label"],
+)
+def test_bad_records_are_named(command: Command, tmp_path: pathlib.Path, example: tuple[bytes, int], message: str):
+    good = [(encode(picture(20, 20, seed=i)), i % 3) for i in range(7)]
+    directory = tmp_path / "data"
+    directory.mkdir()
+    digits.write_dataset(directory, "mine", {"train": [*good, example], "validation": good}, ["a", "b", "c"])
+    arguments = ("--config.data.source=tfds", f"--config.data.dir={directory}", "--config.batch_size=8")
+    printed = command(*TINY, *arguments, f"--workdir={tmp_path / 'w'}", status=1)
+    assert message in printed
+    assert "record 7 of the split 'train'" in printed
+    assert "Traceback" not in printed
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(command: Command, tmp_path: pathlib.Path):
+    arguments = ("--config.optimizer.learning_rate=1e30", "--config.checkpoint.every_steps=1")
+    printed = command(*TINY, *arguments, f"--workdir={tmp_path}", status=1)
+    assert "the loss is nan" in printed or "the loss is inf" in printed
+    assert "The last good checkpoint is step 1" in printed
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["1"]

@@ -1,0 +1,85 @@
+"""Several processes train as one does."""
+
+import json
+import pathlib
+import signal
+import socket
+import time
+
+import numpy as np
+import pytest
+from conftest import Command
+
+ARGUMENTS = (
+    "--config=configs/quickstart.py",
+    "--config.optimizer.learning_rate=0.005",
+    "--config.data.flip=0.5",
+    "--config.batch_size=32",
+    "--config.schedule.warmup_epochs=0",
+    "--config.total_steps=4",
+    "--config.eval.every_steps=4",
+    "--config.eval.batch_size=128",
+    "--config.log.every_steps=1",
+    "--config.log.tensorboard=False",
+)
+RESNET = ("--config.model.name=resnet18", "--config.data.image_size=16", "--config.data.eval_resize=16")
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def start_two(command: Command, *arguments: str) -> list:
+    port = free_port()
+    flags = (f"--coordinator_address=127.0.0.1:{port}", "--num_processes=2")
+    return [command.start(*arguments, *flags, f"--process_id={i}", devices=2) for i in range(2)]
+
+
+def run_two(command: Command, *arguments: str) -> None:
+    processes = start_two(command, *arguments)
+    outputs = [process.communicate(timeout=240) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+
+
+def metrics(workdir: pathlib.Path) -> list[dict]:
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.slow
+def test_two_by_two_devices_train_as_one_by_four(command: Command, tmp_path: pathlib.Path):
+    """The same batches in the same order, with batch norm and flips; and each goes on from the other's checkpoint."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    command(*ARGUMENTS, *RESNET, f"--workdir={one}", devices=4)
+    run_two(command, *ARGUMENTS, *RESNET, f"--workdir={two}")
+    first, second = metrics(one), metrics(two)
+    assert [line["step"] for line in second] == [1, 2, 3, 4, 4]
+    for a, b in zip(first, second, strict=True):
+        for key in ("train/loss", "train/grad_norm", "val/loss"):
+            if key in a:
+                np.testing.assert_allclose(b[key], a[key], rtol=1e-4)
+    assert first[-1]["val/count"] == second[-1]["val/count"] == 360
+
+    command("--mode=eval", f"--workdir={two}", devices=4)
+    np.testing.assert_allclose(metrics(two)[-1]["val/loss"], second[-1]["val/loss"], rtol=1e-5)
+    run_two(command, "--mode=eval", f"--workdir={one}")
+    np.testing.assert_allclose(metrics(one)[-1]["val/loss"], first[-1]["val/loss"], rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_sigterm_stops_two_processes_at_the_same_step(command: Command, tmp_path: pathlib.Path):
+    arguments = (*ARGUMENTS, "--config.total_steps=100000", "--config.eval.every_steps=100000", f"--workdir={tmp_path}")
+    processes = start_two(command, *arguments)
+    while not (tmp_path / "metrics.jsonl").exists() or len((tmp_path / "metrics.jsonl").read_text()) < 200:
+        assert all(process.poll() is None for process in processes)
+        time.sleep(0.05)
+    processes[1].send_signal(signal.SIGTERM)
+    outputs = [process.communicate(timeout=120) for process in processes]
+    assert [process.returncode for process in processes] == [75, 75], outputs
+    assert len(list((tmp_path / "checkpoints").iterdir())) == 1
+
+
+def test_incomplete_flags(command: Command, tmp_path: pathlib.Path):
+    printed = command(*ARGUMENTS, f"--workdir={tmp_path}", "--num_processes=2", status=1)
+    assert "Several processes need all of --coordinator_address, --num_processes and --process_id" in printed

@@ -1,0 +1,131 @@
+"""Real processes, killed and told to stop at random points, end as if nothing had happened."""
+
+import json
+import pathlib
+import random
+import signal
+import subprocess
+import time
+
+import numpy as np
+import pytest
+from conftest import Command
+
+TINY = (
+    "--config=configs/quickstart.py",
+    "--config.total_steps=60",
+    "--config.schedule.warmup_epochs=1",
+    "--config.eval.every_steps=20",
+    "--config.checkpoint.every_steps=7",
+    "--config.log.every_steps=5",
+    "--config.log.tensorboard=False",
+)
+NOT_REPEATABLE = ("train/images_per_second", "train/input_wait")
+
+
+def outcome(workdir: pathlib.Path) -> tuple[dict[str, list], list[dict]]:
+    """Returns digests of every array of the last state, and all metrics but the timings."""
+    about = json.loads((workdir / "checkpoints" / "60" / "about" / "metadata").read_text())
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return about["arrays"], [{k: v for k, v in line.items() if k not in NOT_REPEATABLE} for line in lines]
+
+
+@pytest.fixture(scope="module", name="uninterrupted")
+def run_uninterrupted(cache: pathlib.Path, tmp_path_factory: pytest.TempPathFactory):
+    workdir = tmp_path_factory.mktemp("uninterrupted")
+    Command(cache)(*TINY, f"--workdir={workdir}")
+    arrays, lines = outcome(workdir)
+    assert len(lines) == 12 + 3
+    return arrays, lines
+
+
+def signal_after_step(process: subprocess.Popen, workdir: pathlib.Path, step: int, number: int) -> None:
+    """Sends a signal once metrics.jsonl has a line of the step, or does nothing if the process ends before."""
+    while process.poll() is None:
+        path = workdir / "metrics.jsonl"
+        if path.exists() and any(f'"step": {n},' in path.read_text() for n in range(step, 61)):
+            time.sleep(random.uniform(0, 0.05))
+            process.send_signal(number)
+            return
+        time.sleep(0.002)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["SIGKILL", "SIGTERM"])
+def test_interrupted_runs_end_bitwise_the_same(command: Command, tmp_path: pathlib.Path, uninterrupted, number: int):
+    statuses = []
+    for step in (5, 20, 30, 45):
+        process = command.start(*TINY, f"--workdir={tmp_path}")
+        signal_after_step(process, tmp_path, step, number)
+        process.communicate(timeout=120)
+        statuses.append(process.returncode)
+    command(*TINY, f"--workdir={tmp_path}")
+    allowed = {-signal.SIGKILL} if number == signal.SIGKILL else {75}
+    assert set(statuses) <= allowed | {0}
+    assert statuses[0] in allowed
+    assert outcome(tmp_path) == uninterrupted
+
+
+def test_killed_at_random_moments(command: Command, tmp_path: pathlib.Path, uninterrupted):
+    """Also while starting, compiling, saving and evaluating."""
+    for _ in range(6):
+        process = command.start(*TINY, f"--workdir={tmp_path}")
+        try:
+            process.communicate(timeout=random.uniform(1.5, 5))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+    command(*TINY, f"--workdir={tmp_path}")
+    assert outcome(tmp_path) == uninterrupted
+
+
+def test_sigterm_in_an_evaluation(command: Command, tmp_path: pathlib.Path):
+    """The state is saved, the exit status 75, and the run begins again with the evaluation."""
+    arguments = (
+        "--config=configs/quickstart.py",
+        "--config.data.source=synthetic",
+        "--config.model.num_classes=10",
+        "--config.data.synthetic_train_examples=128",
+        "--config.data.synthetic_val_examples=500000",
+        "--config.total_steps=4",
+        "--config.eval.every_steps=2",
+        "--config.schedule.warmup_epochs=0",
+        f"--workdir={tmp_path}",
+    )
+    process = command.start(*arguments)
+    while not (tmp_path / "checkpoints" / "2").exists() and process.poll() is None:
+        time.sleep(0.01)
+    assert process.poll() is None
+    time.sleep(2)  # the evaluation of half a million examples is under way
+    process.send_signal(signal.SIGTERM)
+    _, printed = process.communicate(timeout=20)
+    assert process.returncode == 75, printed
+    assert "step 2 is saved" in printed
+    assert not any("val/top1" in line for line in (tmp_path / "metrics.jsonl").read_text().splitlines())
+
+    process = command.start(*arguments)
+    time.sleep(6)
+    process.send_signal(signal.SIGTERM)
+    _, printed = process.communicate(timeout=20)
+    assert process.returncode == 75
+    assert "Going on from step 2" in printed
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["2"]
+
+
+def test_sigterm_before_the_first_step(command: Command, tmp_path: pathlib.Path):
+    """Also while JAX is imported and the step compiled: the status is 75 and the run can go on."""
+    for delay in (0.7, 2.0):
+        process = command.start(*TINY, f"--workdir={tmp_path}")
+        time.sleep(delay)
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=60)
+        assert process.returncode == 75
+    steps = sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir())
+    assert steps
+    assert steps[-1] < 60
+
+
+def test_digests_tell_states_apart(uninterrupted):
+    """The comparisons above would see another state: no two arrays with values have the same digest."""
+    arrays, _ = uninterrupted
+    digests = [digest for shape, _, digest in arrays.values() if np.prod(shape) > 1]
+    assert len(set(digests)) > 0.9 * len(digests)
