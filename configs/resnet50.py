@@ -6,8 +6,8 @@ Source:   NVIDIA DeepLearningExamples, PyTorch/Classification/ConvNets/resnet50v
           Its learning rate changes once an epoch and starts at an eighth of the peak; here it changes at every step,
           from zero.
 Command:  python -m vision_jax.main --config=configs/resnet50.py --config.data.dir=IMAGENET --workdir=runs/resnet50
-          where IMAGENET is an ArrayRecord imagenet2012 of tfds; with --config.data.source=folder --config.data.val_split=val
-          it is a folder of train/CLASS/IMAGE and val/CLASS/IMAGE.
+          where IMAGENET is tfds' imagenet2012 in ArrayRecord files, or, with --config.data.source=folder and
+          --config.data.val_split=val, a folder of train/CLASS/IMAGE and val/CLASS/IMAGE.
 """
 
 from ml_collections import ConfigDict

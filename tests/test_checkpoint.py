@@ -12,7 +12,7 @@ import pytest
 import vision_jax
 from vision_jax import config as config_lib
 from vision_jax import optim, sharding
-from vision_jax.checkpoint import Checkpointer, best_step
+from vision_jax.checkpoint import Checkpointer, DamagedError, best_step
 from vision_jax.errors import CheckpointError
 from vision_jax.state import TrainState, create_state
 
@@ -32,7 +32,9 @@ def creator(num_classes: int = 5, ema: bool = True):
 def make_state(step: int, num_devices: int = 1, **options: object) -> TrainState:
     """A state with other numbers in every array and at every step."""
     random = np.random.RandomState(step)
-    state = jax.tree.map(lambda x: np.asarray(random.standard_normal(x.shape) * 9, x.dtype), jax.eval_shape(creator(**options)))
+    state = jax.tree.map(
+        lambda x: np.asarray(random.standard_normal(x.shape) * 9, x.dtype), jax.eval_shape(creator(**options))
+    )
     state = state.replace(step=np.asarray(step, np.int32))
     return jax.device_put(state, sharding.replicated(mesh_of(num_devices)))
 
@@ -41,7 +43,9 @@ def abstract(num_devices: int = 1, **options: object) -> TrainState:
     return sharding.abstract(jax.eval_shape(creator(**options)), sharding.replicated(mesh_of(num_devices)))
 
 
-def save(directory: pathlib.Path, *steps: int, keep: int = 9, scores: dict[int, float] | None = None, **options: object):
+def save(
+    directory: pathlib.Path, *steps: int, keep: int = 9, scores: dict[int, float] | None = None, **options: object
+):
     with Checkpointer(directory, keep=keep, scores=scores) as checkpointer:
         for step in steps:
             checkpointer.save(step, make_state(step, **options), ABOUT)
@@ -146,7 +150,10 @@ def test_all_damaged(tmp_path: pathlib.Path):
     save(tmp_path / "c", 1, 2)
     for step in (1, 2):
         shutil.rmtree(tmp_path / "c" / str(step) / "model")
-    with Checkpointer(tmp_path / "c") as checkpointer, pytest.raises(CheckpointError, match=r"All checkpoints .* are damaged"):
+    with (
+        Checkpointer(tmp_path / "c") as checkpointer,
+        pytest.raises(CheckpointError, match=r"All checkpoints .* are damaged"),
+    ):
         checkpointer.restore_latest(abstract())
     assert checkpointer.steps() == [1, 2]
 
@@ -183,6 +190,20 @@ def test_errors_of_the_background_save_surface(tmp_path: pathlib.Path, monkeypat
     with pytest.raises(CheckpointError, match="no space left on device"):
         checkpointer.wait()
     assert checkpointer.steps() == []
+
+
+def test_every_flipped_bit_of_the_description_is_noticed(tmp_path: pathlib.Path):
+    save(tmp_path / "c", 1)
+    path = tmp_path / "c" / "1" / "about" / "metadata"
+    data = path.read_bytes()
+    checkpointer = Checkpointer(tmp_path / "c")
+    about = checkpointer.about(1)
+    for place in range(0, len(data), 7):
+        path.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+        try:
+            assert checkpointer.about(1) == about  # white space, say
+        except DamagedError:
+            continue
 
 
 def test_about_holds_configuration_and_versions_as_json(tmp_path: pathlib.Path):

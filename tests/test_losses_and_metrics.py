@@ -30,6 +30,14 @@ def test_in_top_k_equals_sorting():
         assert in_top_k(jnp.asarray(logits), jnp.asarray(labels), k).tolist() == expected
 
 
+def test_equal_scores_count_as_for_argmax():
+    random = np.random.RandomState(0)
+    logits, labels = random.randint(0, 4, (500, 10)).astype(np.float32), random.randint(0, 10, 500)
+    for k in (1, 5):
+        expected = [labels[i] in np.argsort(-logits[i], kind="stable")[:k] for i in range(500)]
+        assert in_top_k(jnp.asarray(logits), jnp.asarray(labels), k).tolist() == expected
+
+
 def test_nan_is_never_a_hit():
     logits = jnp.asarray([[jnp.nan] * 3, [jnp.nan, 1.0, 0.0], [0.0, 1.0, jnp.nan]])
     assert in_top_k(logits, jnp.asarray([0, 0, 1]), 1).tolist() == [False, False, False]

@@ -45,7 +45,7 @@ def test_a_finished_run_is_evaluated_to_the_same_numbers(command: Command, tmp_p
     assert {path.name for path in tmp_path.iterdir()} == {"config.json", "metrics.jsonl", "checkpoints"}
     lines = records(tmp_path)
     assert [line["step"] for line in lines if "train/loss" in line] == [1, 2, 3, 4, 5, 6]
-    trained = {line["step"]: line for line in lines if "val/top1" in line}
+    trained = {line["step"]: line for line in lines if "val/top1" in line}  # no other has been evaluated yet
     assert list(trained) == [3, 6]
 
     assert "The training is complete" in command(*TINY, workdir)
@@ -56,7 +56,7 @@ def test_a_finished_run_is_evaluated_to_the_same_numbers(command: Command, tmp_p
         printed = command("--mode=eval", workdir, *arguments)
         assert printed.count(f"step {step} of") == 1
         assert f"{trained[step]['val/top1']:.2%}" in printed
-        assert records(tmp_path)[-1] == trained[step]
+        assert records(tmp_path)[-1] == {"mode": "eval", **trained[step]}
     command("--mode=eval", workdir, devices=4)  # onto other devices
     assert records(tmp_path)[-1]["val/top1"] == trained[6]["val/top1"]
     assert records(tmp_path)[-1]["val/loss"] == pytest.approx(trained[6]["val/loss"], rel=1e-5)
@@ -67,15 +67,24 @@ def test_a_finished_run_is_evaluated_to_the_same_numbers(command: Command, tmp_p
     before = sorted(tmp_path.rglob("*"))
     printed = command(*TINY, workdir, "--config.optimizer.learning_rate=0.01", status=1)
     assert "optimizer.learning_rate: 0.05 -> 0.01" in printed
+    # Nor does one that is allowed to differ but cannot go on change anything.
+    allowed = (*TINY, workdir, "--allow_config_change")
+    assert "at step 6 already" in command(*allowed, "--config.total_steps=4", status=1)
+    assert "another model or optimizer" in command(*allowed, "--config.optimizer.momentum=0", status=1)
     assert sorted(tmp_path.rglob("*")) == before
+    assert "The training is complete" in command(*TINY, workdir)
 
     # With a damaged newest checkpoint the run goes on from the one before it, and ends as it did.
     shutil.rmtree(tmp_path / "checkpoints" / "6" / "model" / "d")
+    printed = command("--mode=eval", workdir)
+    assert "GOING BACK" in printed
+    assert "step 3 of" in printed
+    assert "is damaged" in command("--mode=eval", workdir, "--step=6", status=1)
     printed = command(*TINY, workdir)
+    assert "Traceback" not in printed
     assert "GOING BACK" in printed
     assert "Going on from step 3 of 6" in printed
-    again = {line["step"]: line for line in records(tmp_path) if "val/top1" in line}
-    assert again[6] == trained[6]
+    assert records(tmp_path)[-1] == trained[6]
 
 
 def test_resnet50_recipe_takes_steps_without_data(command: Command, tmp_path: pathlib.Path):
@@ -132,6 +141,7 @@ def test_help_and_import_are_quick_and_never_import_tensorflow(command: Command,
         (["--config.data.source=folder", "--config.data.dir=/nowhere"], 1, "data.dir is '/nowhere'"),
         (["--config.batch_size=2000"], 1, "more than the 1437 examples"),
         (["--config.model.num_classes=3"], 1, "model.num_classes is 3, but the data has 10 classes"),
+        (["--config.data.image_size=8", "--config.data.eval_resize=8"], 1, "lenet5 cannot take images of"),
         (["--workdir=/dev/null/x"], 1, "Cannot use the workdir /dev/null/x"),
     ],
 )
@@ -154,8 +164,15 @@ def test_config_files_that_cannot_be_used(command: Command, tmp_path: pathlib.Pa
         "def get_config():\n  config = default_config()\n  config.batchsize = 3\n  return config\n"
     )
     printed = command(f"--config={tmp_path / 'config.py'}", status=2)
-    assert 'Did you mean "batch_size" instead of "batchsize"?' in printed
+    assert 'Did you mean "batch_size" instead of "batchsize"? (' in printed
+    assert "config.py, line 4)" in printed
     assert "Traceback" not in printed
+    (tmp_path / "config.py").write_text("def get_config():\n  return 1 / 0\n")
+    printed = command(f"--config={tmp_path / 'config.py'}", status=2)
+    assert "ZeroDivisionError in the config file: division by zero" in printed
+    (tmp_path / "config.py").write_text("def get_config():\n  return {'batch_size': 3}\n")
+    command(f"--config={tmp_path / 'config.py'}", status=2)
+    assert "Neither --config nor --workdir" in command(status=1)
 
 
 def test_evaluating_nothing(command: Command, tmp_path: pathlib.Path):

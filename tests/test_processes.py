@@ -8,7 +8,9 @@ import time
 
 import numpy as np
 import pytest
-from conftest import Command
+from conftest import Command, encode, picture
+
+from vision_jax.data import digits, order
 
 ARGUMENTS = (
     "--config=configs/quickstart.py",
@@ -78,6 +80,34 @@ def test_sigterm_stops_two_processes_at_the_same_step(command: Command, tmp_path
     outputs = [process.communicate(timeout=120) for process in processes]
     assert [process.returncode for process in processes] == [75, 75], outputs
     assert len(list((tmp_path / "checkpoints").iterdir())) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("delay", [0.3, 2.0, 4.0])
+def test_sigterm_while_two_processes_start(command: Command, tmp_path: pathlib.Path, delay: float):
+    arguments = (*ARGUMENTS, "--config.total_steps=100000", "--config.eval.every_steps=100000", f"--workdir={tmp_path}")
+    processes = start_two(command, *arguments)
+    time.sleep(delay)
+    processes[0].send_signal(signal.SIGTERM)
+    outputs = [process.communicate(timeout=120) for process in processes]
+    assert [process.returncode for process in processes] == [75, 75], outputs
+
+
+@pytest.mark.slow
+def test_an_error_in_one_of_two_processes_ends_both(command: Command, tmp_path: pathlib.Path):
+    examples = [(encode(picture(20, 20, seed=i)), i % 3) for i in range(64)]
+    directory = tmp_path / "data"
+    directory.mkdir()
+    # The first process has rows 0 to 15 of a batch, the second the others.
+    bad = int(order.permutation(0, 0, 64)[20])
+    examples[bad] = (examples[bad][0][:300], 0)
+    digits.write_dataset(directory, "mine", {"train": examples, "validation": examples}, ["a", "b", "c"])
+    arguments = ("--config.data.source=tfds", f"--config.data.dir={directory}", f"--workdir={tmp_path / 'w'}")
+    processes = start_two(command, *ARGUMENTS, *arguments)
+    outputs = [process.communicate(timeout=120) for process in processes]
+    assert f"Cannot decode record {bad} " in outputs[1][1]
+    assert processes[1].returncode == 1
+    assert processes[0].returncode not in (0, 75)
 
 
 def test_incomplete_flags(command: Command, tmp_path: pathlib.Path):

@@ -102,6 +102,12 @@ def test_sigterm_in_an_evaluation(command: Command, tmp_path: pathlib.Path):
     assert "step 2 is saved" in printed
     assert not any("val/top1" in line for line in (tmp_path / "metrics.jsonl").read_text().splitlines())
 
+    process = command.start("--mode=eval", f"--workdir={tmp_path}")
+    time.sleep(6)
+    process.send_signal(signal.SIGTERM)
+    _, printed = process.communicate(timeout=20)
+    assert process.returncode == 75, printed
+
     process = command.start(*arguments)
     time.sleep(6)
     process.send_signal(signal.SIGTERM)

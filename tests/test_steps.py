@@ -63,12 +63,12 @@ def small_resnet(**options: object) -> ResNet:
 @pytest.mark.parametrize("options", [{}, {"bn_group_size": 4}], ids=["global", "groups"])
 def test_eight_devices_train_as_one(options: dict):
     """Batch norm, flips and all: what a step does is not a matter of how many devices do it."""
-    (one, first), (eight, second) = (
-        train(n, 3, model=small_resnet(**options), ema_decay=0.9) for n in (1, 8)
-    )
+    (one, first), (eight, second) = (train(n, 3, model=small_resnet(**options), ema_decay=0.9) for n in (1, 8))
     np.testing.assert_allclose([m["loss"] for m in first], [m["loss"] for m in second], rtol=2e-5)
     assert first[-1]["loss"] != pytest.approx(first[0]["loss"], rel=1e-3)
-    initial, a, b = (np.concatenate([x.ravel() for x in jax.tree.leaves(s.params)]) for s in (one[0], one[-1], eight[-1]))
+    initial, a, b = (
+        np.concatenate([x.ravel() for x in jax.tree.leaves(s.params)]) for s in (one[0], one[-1], eight[-1])
+    )
     assert np.linalg.norm(a - b) < 1e-3 * np.linalg.norm(a - initial)
 
 

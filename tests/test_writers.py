@@ -3,6 +3,7 @@ import logging
 import pathlib
 
 import pytest
+from ml_collections import ConfigDict
 
 from vision_jax import config as config_lib
 from vision_jax import writers
@@ -36,33 +37,60 @@ def test_what_is_not_finite_becomes_null(tmp_path: pathlib.Path):
     assert writers.read_metrics(tmp_path) == [{"step": 1, "val/loss": None, "val/top1": 0.5}]
 
 
-def test_a_broken_line_is_named(tmp_path: pathlib.Path):
-    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\nrubbish\n{"step": 2}\n')
-    with pytest.raises(CheckpointError, match="Line 2 of"):
-        writers.read_metrics(tmp_path)
+def test_damaged_lines_are_passed_over_with_a_warning(tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture):
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1}\nrubbish \xff\n{"train/loss": 1}\n{"step": 2}\n')
+    assert writers.read_metrics(tmp_path) == [{"step": 1}, {"step": 2}]
+    assert "Line 2 of" in caplog.text
+    assert "Line 3 of" in caplog.text
+
+
+def test_evaluations_are_told_from_training(tmp_path: pathlib.Path):
+    write(tmp_path, 0, 1)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 2, "tr')
+    writers.append_evaluation(tmp_path, 1, {"val/top1": 0.5})
+    assert writers.read_metrics(tmp_path)[-1] == {"step": 1, "mode": "eval", "val/top1": 0.5}
+    assert writers.training_records(tmp_path) == [{"step": 1, "train/loss": 0.1}]
+
+
+def open_and_write(workdir: pathlib.Path, config: ConfigDict, *, allow_config_change: bool = False) -> None:
+    with writers.open_workdir(workdir, config, allow_config_change=allow_config_change):
+        writers.write_config(workdir, config)
 
 
 def test_workdir_of_another_configuration(tmp_path: pathlib.Path):
-    config = config_lib.default_config()
-    writers.open_workdir(tmp_path / "w", config, allow_config_change=False)
-    writers.open_workdir(tmp_path / "w", config, allow_config_change=False)
-    other = config_lib.default_config()
+    config, other = config_lib.default_config(), config_lib.default_config()
     other.batch_size, other.data.flip = 512, 0.25
+    open_and_write(tmp_path / "w", other)
+    open_and_write(tmp_path / "w", config)  # nothing has been saved by the other
+    (tmp_path / "w" / "checkpoints" / "5").mkdir(parents=True)
+    open_and_write(tmp_path / "w", config)
     with pytest.raises(CheckpointError, match="another configuration") as caught:
-        writers.open_workdir(tmp_path / "w", other, allow_config_change=False)
+        open_and_write(tmp_path / "w", other)
     assert "batch_size: 256 -> 512\n  - data.flip: 0.5 -> 0.25\n" in str(caught.value)
     assert json.loads((tmp_path / "w" / "config.json").read_text())["batch_size"] == 256
-    writers.open_workdir(tmp_path / "w", other, allow_config_change=True)
+    open_and_write(tmp_path / "w", other, allow_config_change=True)
     assert json.loads((tmp_path / "w" / "config.json").read_text())["batch_size"] == 512
 
 
 def test_workdir_that_cannot_be_used(tmp_path: pathlib.Path):
+    config = config_lib.default_config()
     (tmp_path / "file").write_text("")
-    with pytest.raises(CheckpointError, match="Cannot use the workdir .*Give another --workdir"):
-        writers.open_workdir(tmp_path / "file" / "w", config_lib.default_config(), allow_config_change=False)
+    with pytest.raises(CheckpointError, match=r"Cannot use the workdir .*Give another --workdir"):
+        open_and_write(tmp_path / "file" / "w", config)
     (tmp_path / "w" / "checkpoints" / "5").mkdir(parents=True)
-    with pytest.raises(CheckpointError, match=r"no config\.json"):
-        writers.open_workdir(tmp_path / "w", config_lib.default_config(), allow_config_change=False)
+    with pytest.raises(CheckpointError, match=r"its config\.json cannot be read"):
+        open_and_write(tmp_path / "w", config)
+
+
+def test_workdir_that_another_run_uses(tmp_path: pathlib.Path):
+    config = config_lib.default_config()
+    with (
+        writers.open_workdir(tmp_path, config, allow_config_change=False),
+        pytest.raises(CheckpointError, match="Another run is using"),
+    ):
+        open_and_write(tmp_path, config)
+    open_and_write(tmp_path, config)
 
 
 def test_progress_without_a_terminal_is_lines(caplog: pytest.LogCaptureFixture):

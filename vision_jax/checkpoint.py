@@ -2,8 +2,8 @@
 
 A checkpoint of Orbax holds three items: `model` (step, parameters, batch statistics, averages), `optimizer`, and
 `about`, a JSON with the configuration, the classes, the versions, and shape, dtype and digest of every array. There is
-no code and no pickle in it. The digest is computed on the devices when the state is saved and again when it is restored: what is
-restored is what was saved, bit for bit, or it is refused.
+no code and no pickle in it. The digest is computed on the devices when the state is saved, and again when it is
+restored: what is restored is what was saved, bit for bit, or it is refused.
 """
 
 import dataclasses
@@ -14,6 +14,7 @@ import logging
 import os
 import pathlib
 import platform
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
@@ -82,9 +83,25 @@ def _first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:500]
 
 
+def _checksum(about: Mapping[str, Any]) -> int:
+    """Returns the CRC-32 of a JSON value, however it is written."""
+    return zlib.crc32(json.dumps(about, sort_keys=True).encode())
+
+
 def _versions() -> dict[str, str]:
     versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
     return {"python": platform.python_version(), **versions}
+
+
+class _CheckpointManager(ocp.CheckpointManager):
+    """Orbax's manager, which leaves the question of preemption to the training loop.
+
+    Its background thread would ask JAX with the step that is being saved, which is older than the loop's: of several
+    processes some could then miss the step at which all are to stop.
+    """
+
+    def reached_preemption(self, step: int) -> bool:
+        return False
 
 
 @dataclasses.dataclass
@@ -127,7 +144,7 @@ class Checkpointer:
             enable_async_checkpointing=True,
         )
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return ocp.CheckpointManager(os.fspath(self.directory.absolute()), options=options)
+        return _CheckpointManager(os.fspath(self.directory.absolute()), options=options)
 
     def steps(self) -> list[int]:
         """Returns the steps of the complete checkpoints, sorted."""
@@ -155,6 +172,7 @@ class Checkpointer:
             return
         items = {"model": model_item(state), "optimizer": state.opt_state}
         about = {**about, "versions": _versions(), "arrays": _describe(items)}
+        about["checksum"] = _checksum(about)
         saved = {name: ocp.args.StandardSave(item) for name, item in items.items()}
         try:
             self._manager.save(step, args=ocp.args.Composite(about=ocp.args.JsonSave(about), **saved), force=True)
@@ -173,7 +191,9 @@ class Checkpointer:
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
         except Exception as error:  # the background may raise anything, and the run must not end as if it had saved
-            raise CheckpointError(f"A checkpoint in {self.directory} could not be saved: {_first_line(error)}") from error
+            raise CheckpointError(
+                f"A checkpoint in {self.directory} could not be saved: {_first_line(error)}"
+            ) from error
 
     def about(self, step: int) -> dict[str, Any]:
         """Returns the JSON of a checkpoint: `config`, `num_classes`, `class_names`, `versions`, `arrays`.
@@ -183,8 +203,8 @@ class Checkpointer:
         """
         try:
             about = json.loads((self.directory / str(step) / "about" / "metadata").read_text())
-            if not {"config", "num_classes", "class_names", "versions", "arrays"} <= about.keys():
-                raise ValueError(f"its description has only {sorted(about)}")
+            if about.pop("checksum", None) != _checksum(about):
+                raise ValueError("its description is not what was saved")
             return about
         except (OSError, ValueError, AttributeError) as error:
             raise DamagedError(f"The checkpoint {self.directory / str(step)} is damaged: {error}") from error
@@ -255,8 +275,8 @@ class Checkpointer:
             return state
         if steps:
             raise CheckpointError(
-                f"All checkpoints in {self.directory} are damaged (steps {steps}). They are left as they are; give another "
-                "--workdir to start anew."
+                f"All checkpoints in {self.directory} are damaged (steps {steps}). They are left as they are; give "
+                "another --workdir to start anew."
             )
         return None
 

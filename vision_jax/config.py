@@ -17,10 +17,26 @@ from ml_collections.config_dict import placeholder
 
 from vision_jax.errors import ConfigError
 
-SOURCES = ("digits", "tfds", "folder", "synthetic")
-DTYPES = ("auto", "float32", "bfloat16", "float16")
-TRAIN_FILTERS = ("bilinear", "area")
-EVAL_FILTERS = ("bilinear", "bicubic")
+# What `validate` allows; fields that are not set are not checked.
+_CHOICES = {
+    "dtype": ("auto", "float32", "bfloat16", "float16"),
+    "data.source": ("digits", "tfds", "folder", "synthetic"),
+    "data.train_filter": ("bilinear", "area"),
+    "data.eval_filter": ("bilinear", "bicubic"),
+    "schedule.name": ("cosine", "constant"),
+}
+_POSITIVE = (
+    *("batch_size", "epochs", "total_steps", "model.num_classes", "data.image_size", "data.prefetch"),
+    *("data.num_threads", "data.synthetic_train_examples", "data.synthetic_val_examples"),
+    *("optimizer.learning_rate", "optimizer.learning_rate_batch_size", "optimizer.clip_global_norm"),
+    *("eval.every_epochs", "eval.every_steps", "eval.batch_size"),
+    *("checkpoint.every_steps", "checkpoint.keep", "log.every_steps"),
+)
+_NOT_NEGATIVE = (
+    *("seed", "optimizer.weight_decay", "model.bn_group_size"),
+    *("schedule.warmup_epochs", "schedule.warmup_steps", "schedule.end_factor"),
+)
+_BELOW_ONE = ("label_smoothing", "ema_decay", "optimizer.momentum")
 
 
 def default_config() -> ConfigDict:
@@ -44,8 +60,8 @@ def default_config() -> ConfigDict:
     # None: as many as the training data has.
     model.num_classes = placeholder(int)
     # The fields below are passed on where they are set; None leaves them to the model. Not every model has each.
-    # Examples that share one set of batch statistics; 0, or more than there are, is the global batch. torch's default is
-    # the batch of one GPU.
+    # Examples that share one set of batch statistics; 0, or more than there are, is the global batch. In torch it is
+    # the batch of one GPU, unless norms are synchronized.
     model.bn_group_size = placeholder(int)
     # A 3x3 first convolution of stride 1 without max pooling, for images of about 32 pixels.
     model.small_stem = placeholder(bool)
@@ -216,62 +232,80 @@ def validate(config: ConfigDict, num_devices: int) -> None:
     Raises:
         ConfigError: with one line for each problem.
     """
-    problems = [*_check_ranges(config), *_check_model(config), *_check_data(config), *_check_batches(config, num_devices)]
+    problems = list(_check_types(config))
+    if not problems:  # the other checks compute with the values
+        checks = (_check_ranges(config), _check_names(config), _check_data(config), _check_batches(config, num_devices))
+        problems = [problem for check in checks for problem in check]
     if problems:
         raise ConfigError("The configuration cannot work:\n" + "\n".join(f"  - {p}" for p in problems))
 
 
+def _check_types(config: ConfigDict) -> Iterator[str]:
+    """Checks that there are all fields and no others, each of the type of its default."""
+    reference = default_config()
+    values, defaults = dict(flatten(config)), dict(flatten(reference))
+    for path in sorted(values.keys() - defaults.keys()):
+        yield f"{path} is no field of the configuration: {closest(path, list(defaults))}"
+    for path in sorted(defaults.keys() - values.keys()):
+        yield f"{path} is missing: start from vision_jax.config.default_config()."
+    for path in sorted(defaults.keys() & values.keys()):
+        value = values[path]
+        *parents, name = path.split(".")
+        node = reference
+        for parent in parents:
+            node = node[parent]
+        kind = node.get_type(name)
+        allowed = {float: (float, int), tuple: (list,)}.get(kind, (kind,))
+        if value is None:
+            if defaults[path] is not None:
+                yield f"{path} is None; it takes a {kind.__name__}, such as {defaults[path]!r}."
+        elif not isinstance(value, allowed) or (isinstance(value, bool) and kind is not bool):
+            yield f"{path} is {value!r}; it takes a {kind.__name__}."
+        elif isinstance(value, float) and not math.isfinite(value):
+            yield f"{path} is {value!r}; it takes a finite number."
+        elif isinstance(value, list) and not all(isinstance(v, float | int) and math.isfinite(v) for v in value):
+            yield f"{path} is {value!r}; it takes finite numbers."
+
+
 def _check_ranges(config: ConfigDict) -> Iterator[str]:
     """Checks the fields that have a range or a list of choices of their own."""
-    choices = {
-        "dtype": DTYPES,
-        "data.source": SOURCES,
-        "data.train_filter": TRAIN_FILTERS,
-        "data.eval_filter": EVAL_FILTERS,
-        "schedule.name": ("cosine", "constant"),
-    }
-    positive = (
-        "batch_size epochs total_steps data.image_size data.prefetch data.num_threads data.synthetic_train_examples "
-        "data.synthetic_val_examples optimizer.learning_rate optimizer.learning_rate_batch_size "
-        "optimizer.clip_global_norm eval.every_epochs eval.every_steps eval.batch_size checkpoint.every_steps "
-        "checkpoint.keep log.every_steps model.num_classes"
-    ).split()
-    not_negative = (
-        "optimizer.weight_decay schedule.warmup_epochs schedule.warmup_steps schedule.end_factor model.bn_group_size"
-    ).split()
     values = dict(flatten(config))
-    for path, allowed in choices.items():
+    for path, allowed in _CHOICES.items():
         if values[path] not in allowed:
             yield f"{path} is {values[path]!r}: {closest(str(values[path]), allowed)}"
-    for path in positive:
+    for path in _POSITIVE:
         if values[path] is not None and not values[path] > 0:  # type: ignore[operator]
             yield f"{path} is {values[path]!r}, which must be positive."
-    for path in not_negative:
+    for path in _NOT_NEGATIVE:
         if values[path] is not None and not values[path] >= 0:  # type: ignore[operator]
             yield f"{path} is {values[path]!r}, which must not be negative."
-    for path in ("label_smoothing", "ema_decay", "optimizer.momentum"):
+    for path in _BELOW_ONE:
         if values[path] is not None and not 0 <= values[path] < 1:  # type: ignore[operator]
             yield f"{path} is {values[path]!r}, which must be at least 0 and less than 1."
+    if config.seed >= 2**31:
+        yield f"seed is {config.seed}, which must be less than 2^31."
     if not 0 <= config.data.flip <= 1:
         yield f"data.flip is {config.data.flip!r}, a probability between 0 and 1."
-    if config.seed < 0:
-        yield f"seed is {config.seed}, which must not be negative."
-    if config.total_steps is None and config.schedule.warmup_steps is None:
-        if config.schedule.warmup_epochs >= config.epochs > 0:
-            yield (
-                f"schedule.warmup_epochs is {config.schedule.warmup_epochs} and the training only {config.epochs} "
-                "epochs: shorten the warm-up or lengthen the training."
-            )
+    in_epochs = config.total_steps is None and config.schedule.warmup_steps is None
+    if in_epochs and config.schedule.warmup_epochs >= config.epochs > 0:
+        yield (
+            f"schedule.warmup_epochs is {config.schedule.warmup_epochs} and the training only {config.epochs} "
+            "epochs: shorten the warm-up or lengthen the training."
+        )
+    best_metric = config.checkpoint.best_metric
     names = [f"val/{prefix}{name}" for prefix in ("", "ema_") for name in ("top1", "top5", "loss")]
-    if config.checkpoint.best_metric not in names:
-        yield f"checkpoint.best_metric is {config.checkpoint.best_metric!r}: {closest(config.checkpoint.best_metric, names)}"
-    elif config.ema_decay is None and config.checkpoint.best_metric.startswith("val/ema_"):
-        yield f"checkpoint.best_metric is {config.checkpoint.best_metric!r}, but ema_decay is not set."
+    if best_metric not in names:
+        yield f"checkpoint.best_metric is {best_metric!r}: {closest(best_metric, names)}"
+    elif config.ema_decay is None and best_metric.startswith("val/ema_"):
+        yield f"checkpoint.best_metric is {best_metric!r}, but ema_decay is not set."
 
 
-def _check_model(config: ConfigDict) -> Iterator[str]:
-    from vision_jax import models  # here, because it imports jax and flax
+def _check_names(config: ConfigDict) -> Iterator[str]:
+    """Checks the names that other modules define."""
+    from vision_jax import models, optim  # here, because they import JAX
 
+    if config.optimizer.name not in optim.list_optimizers():
+        yield f"optimizer.name is {config.optimizer.name!r}: {closest(config.optimizer.name, optim.list_optimizers())}"
     name = config.model.name
     if name not in models.list_models():
         yield f"model.name is {name!r}, an unknown model: {closest(name, models.list_models())}"
@@ -283,7 +317,10 @@ def _check_model(config: ConfigDict) -> Iterator[str]:
 
 
 def _check_data(config: ConfigDict) -> Iterator[str]:
+    """Checks `config.data`, and that what is to be read is there."""
     data = config.data
+    if data.source == "digits" and data.dir and pathlib.Path(data.dir).expanduser().is_file():
+        yield f"data.dir is {data.dir!r}, a file: it takes the folder that the digits are cached in."
     if data.channels not in (1, 3):
         yield f"data.channels is {data.channels}: 3 is RGB, 1 is greyscale."
     for path in ("mean", "std"):
@@ -292,26 +329,28 @@ def _check_data(config: ConfigDict) -> Iterator[str]:
     if any(not s > 0 for s in data.std):
         yield f"data.std is {data.std}: every value must be positive."
     if data.eval_resize < data.image_size:
-        yield f"data.eval_resize is {data.eval_resize}, less than data.image_size={data.image_size} that is cropped from it."
+        yield f"data.eval_resize is {data.eval_resize}, less than the data.image_size={data.image_size} cropped from it."
     for path, top in (("crop_scale", 1.0), ("crop_ratio", math.inf)):
         if len(data[path]) != 2 or not 0 < data[path][0] <= data[path][1] <= top:
-            yield f"data.{path} is {data[path]}: it takes (least, largest), positive{' and at most 1' if top == 1 else ''}."
+            limit = " and at most 1" if top == 1 else ""
+            yield f"data.{path} is {data[path]}: it takes (least, largest), positive{limit}."
     if data.source in ("tfds", "folder"):
         if not data.dir:
             yield (
                 f"data.dir is not set, and data.source={data.source} reads from it: pass --config.data.dir=DIR, or "
                 "--config.data.source=synthetic for a run without data."
             )
-        elif not (path := pathlib.Path(data.dir).expanduser()).is_dir():
+        elif not (directory := pathlib.Path(data.dir).expanduser()).is_dir():
             yield f"data.dir is {data.dir!r}, and there is no such directory."
-        elif not any(path.iterdir()):
+        elif not any(directory.iterdir()):
             yield f"data.dir is {data.dir!r}, which is empty."
 
 
 def _check_batches(config: ConfigDict, num_devices: int) -> Iterator[str]:
+    """Checks the batches against the devices."""
     along_data = num_devices if config.mesh.data == -1 else config.mesh.data
     if along_data != num_devices:
-        yield f"mesh.data is {config.mesh.data} and there are {num_devices} devices: use {num_devices}, or -1 for all of them."
+        yield f"mesh.data is {config.mesh.data}, but there are {num_devices} devices: use that, or -1 for all."
         return
     batches = {"batch_size": config.batch_size, "eval.batch_size": config.eval.batch_size}
     for path, batch_size in batches.items():

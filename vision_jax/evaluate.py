@@ -38,7 +38,9 @@ def build_model(config: ConfigDict, num_classes: int) -> nn.Module:
     if wanted is not None and wanted < num_classes:
         raise ConfigError(f"model.num_classes is {wanted}, but the data has {num_classes} classes: leave it unset.")
     options = config_lib.model_options(config)
-    return models.create_model(config.model.name, num_classes=wanted or num_classes, dtype=compute_dtype(config), **options)
+    return models.create_model(
+        config.model.name, num_classes=wanted or num_classes, dtype=compute_dtype(config), **options
+    )
 
 
 def compute_dtype(config: ConfigDict) -> jnp.dtype:
@@ -51,6 +53,22 @@ def compute_dtype(config: ConfigDict) -> jnp.dtype:
 def image_shape(config: ConfigDict) -> tuple[int, int, int]:
     """Returns (height, width, channels) of the model's input."""
     return (config.data.image_size, config.data.image_size, config.data.channels)
+
+
+def variable_shapes(config: ConfigDict, model: nn.Module) -> dict[str, Any]:
+    """Returns `params` and `batch_stats` of a model, with shapes and dtypes in place of arrays.
+
+    Raises:
+        ConfigError: if it cannot take images of the size that `config` has.
+    """
+    images = jax.ShapeDtypeStruct((1, *image_shape(config)), jnp.float32)
+    try:
+        shapes = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), images)
+    except (ValueError, TypeError, ZeroDivisionError) as error:  # a dimension became zero, or does not divide
+        raise ConfigError(
+            f"{config.model.name} cannot take images of (height, width, channels) = {image_shape(config)}: {error}"
+        ) from error
+    return {"params": shapes["params"], "batch_stats": shapes.get("batch_stats", {})}
 
 
 class Evaluator:
@@ -91,9 +109,9 @@ class Evaluator:
         """
         variables = dict(variables)
         if self._compiled is None:
-            batch = sharding.abstract_batch(self._mesh, self._batch_size, image_shape(self._config))
+            abstract = sharding.abstract_batch(self._mesh, self._batch_size, image_shape(self._config))
             start = time.perf_counter()
-            self._compiled = self._step.lower(variables, batch).compile()
+            self._compiled = self._step.lower(variables, abstract).compile()
             log.info("The evaluation step was compiled in %.1f s.", time.perf_counter() - start)
         rows = sharding.local_rows(self._mesh, self._batch_size)
         place = sharding.batch_placer(self._mesh, self._batch_size)
@@ -145,12 +163,9 @@ def score(metric: str, results: Mapping[str, Any]) -> float | None:
 
 
 def scores_by_step(workdir: pathlib.Path, metric: str) -> dict[int, float]:
-    """Returns the scores in metrics.jsonl; the first line of a step counts, which training wrote."""
-    scores: dict[int, float] = {}
-    for record in writers.read_metrics(workdir):
-        if (value := score(metric, record)) is not None:
-            scores.setdefault(record["step"], value)
-    return scores
+    """Returns the scores that training wrote into metrics.jsonl."""
+    records = writers.training_records(workdir)
+    return {record["step"]: value for record in records if (value := score(metric, record)) is not None}
 
 
 def format_results(results: Mapping[str, float]) -> str:
@@ -164,24 +179,70 @@ def format_results(results: Mapping[str, float]) -> str:
 
 
 def evaluate_checkpoint(
-    workdir: str | pathlib.Path, step: int | str | None = None, config: ConfigDict | None = None
+    workdir: str | pathlib.Path,
+    step: int | str | None = None,
+    config: ConfigDict | None = None,
+    *,
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> tuple[int, dict[str, float]]:
     """Evaluates a checkpoint on whatever devices there are, and adds the results to metrics.jsonl.
 
     Args:
         workdir: of the run.
-        step: a number; "best" by the configuration's `checkpoint.best_metric`; None for the latest.
+        step: a number; "best" by the configuration's `checkpoint.best_metric`; None for the latest that is whole.
         config: None: the one in the checkpoint.
+        should_stop: asked before each batch.
 
     Returns:
         the step, and the results as `Evaluator` gives them.
 
     Raises:
         CheckpointError: if there is no such checkpoint, or it does not fit the configuration.
+        Interrupted: once `should_stop` said so.
     """
     workdir = pathlib.Path(workdir)
     checkpointer = Checkpointer(workdir / "checkpoints")
-    step, about = _choose(checkpointer, workdir, step)
+    candidates = _choose(checkpointer, workdir, step)
+    for candidate in candidates:
+        try:
+            results = _evaluate_step(checkpointer, candidate, config, should_stop)
+            break
+        except DamagedError as error:
+            if candidate == candidates[-1]:
+                raise
+            log.warning("%s\n*** GOING BACK TO THE CHECKPOINT BEFORE IT. ***", error)
+    if jax.process_index() == 0:
+        try:
+            writers.append_evaluation(workdir, candidate, results)
+        except OSError as error:
+            log.warning("The results are not added to metrics.jsonl: %s", error)
+    return candidate, results
+
+
+def _choose(checkpointer: Checkpointer, workdir: pathlib.Path, wanted: int | str | None) -> list[int]:
+    """Returns the steps that may be evaluated, the one that is meant first."""
+    there = checkpointer.steps()
+    if not there:
+        raise CheckpointError(f"There is no checkpoint in {checkpointer.directory}: check --workdir.")
+    if wanted is None:
+        return there[::-1]
+    if wanted == "best":
+        metric = checkpointer.about(there[-1])["config"]["checkpoint"]["best_metric"]
+        wanted = best_step(there, scores_by_step(workdir, metric))
+        if wanted is None:
+            raise CheckpointError(f"None of the checkpoints in {checkpointer.directory} has been evaluated: {there}.")
+    if int(wanted) not in there:
+        raise CheckpointError(
+            f"There is no checkpoint of step {wanted} in {checkpointer.directory}: there are {there}."
+        )
+    return [int(wanted)]
+
+
+def _evaluate_step(
+    checkpointer: Checkpointer, step: int, config: ConfigDict | None, should_stop: Callable[[], bool]
+) -> dict[str, float]:
+    """Restores what a checkpoint holds of the model, and evaluates it."""
+    about = checkpointer.about(step)
     if config is None:
         config = config_lib.from_dict(about["config"])
     config_lib.validate(config, jax.device_count())
@@ -189,48 +250,15 @@ def evaluate_checkpoint(
     source = create_source(config, train=False)
     check_classes(source, about["num_classes"], about["class_names"], config.data.val_split)
     model = build_model(config, about["num_classes"])
-    images = jnp.zeros((1, *image_shape(config)), jnp.float32)
-    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), images, train=False))
-    variables = {"params": shapes["params"], "batch_stats": shapes.get("batch_stats", {})}
-    item = {"step": jax.ShapeDtypeStruct((), jnp.int32), **variables}
+    shapes = variable_shapes(config, model)
+    item = {"step": jax.ShapeDtypeStruct((), jnp.int32), **shapes}
     if any(name.startswith("model/ema/") for name in about["arrays"]):
-        item["ema"] = variables
+        item["ema"] = shapes
     restored = checkpointer.restore_item(step, "model", sharding.abstract(item, sharding.replicated(mesh)))
-    evaluated = {"": {name: restored[name] for name in variables}}
+    variables = {"": {name: restored[name] for name in shapes}}
     if "ema" in restored:
-        evaluated["ema_"] = restored["ema"]
-    results = Evaluator(config, mesh, model, source)(evaluated)
-    if jax.process_index() == 0:
-        try:
-            with (workdir / "metrics.jsonl").open("a") as file:
-                writers.write_line(file, step, results)
-        except OSError as error:
-            log.warning("The results are not added to metrics.jsonl: %s", error)
-    return step, results
-
-
-def _choose(checkpointer: Checkpointer, workdir: pathlib.Path, wanted: int | str | None) -> tuple[int, dict[str, Any]]:
-    """Returns the step that is meant and what its checkpoint says about itself."""
-    steps_there = checkpointer.steps()
-    if not steps_there:
-        raise CheckpointError(f"There is no checkpoint in {checkpointer.directory}: check --workdir.")
-    if wanted is None:
-        for step in reversed(steps_there):
-            try:
-                return step, checkpointer.about(step)
-            except DamagedError as error:
-                log.warning("%s\n*** GOING BACK TO THE CHECKPOINT BEFORE IT. ***", error)
-        raise CheckpointError(f"All checkpoints in {checkpointer.directory} are damaged: {steps_there}.")
-    if wanted == "best":
-        metric = checkpointer.about(steps_there[-1])["config"]["checkpoint"]["best_metric"]
-        best = best_step(steps_there, scores_by_step(workdir, metric))
-        if best is None:
-            raise CheckpointError(f"None of the checkpoints in {checkpointer.directory} has been evaluated: {steps_there}.")
-        wanted = best
-    step = int(wanted)
-    if step not in steps_there:
-        raise CheckpointError(f"There is no checkpoint of step {step} in {checkpointer.directory}: there are {steps_there}.")
-    return step, checkpointer.about(step)
+        variables["ema_"] = restored["ema"]
+    return Evaluator(config, mesh, model, source)(variables, should_stop=should_stop)
 
 
 def check_classes(source: Source, num_classes: int, class_names: Sequence[str], split: str) -> None:

@@ -6,8 +6,8 @@ Exit status: 0 done; 75 saved after SIGTERM, run the same command again; 1 faile
 import logging
 import os
 import pathlib
-import re
 import sys
+import traceback
 import warnings
 
 from absl import app, flags
@@ -17,10 +17,15 @@ from vision_jax.errors import ConfigError, Preempted, VisionJaxError
 from vision_jax.preemption import Preemption
 
 _CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "A file such as configs/resnet50.py; --config.FIELD=VALUE overrides a field of it.", lock_config=True
+    "config",
+    None,
+    "A file such as configs/resnet50.py; --config.FIELD=VALUE overrides a field of it.",
+    lock_config=True,
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lives; default: runs/ and the name of the config file.")
-_MODE = flags.DEFINE_enum("mode", "train", ["train", "eval"], "Train (or continue), or evaluate a checkpoint of the workdir.")
+_MODE = flags.DEFINE_enum(
+    "mode", "train", ["train", "eval"], "Train (or continue), or evaluate a checkpoint of the workdir."
+)
 _STEP = flags.DEFINE_string("step", None, "--mode=eval: which checkpoint, a number or `best`; default: the latest.")
 _ALLOW_CHANGE = flags.DEFINE_bool("allow_config_change", False, "Continue a workdir that another configuration made.")
 _COORDINATOR = flags.DEFINE_string("coordinator_address", None, "Several processes: host:port of process 0.")
@@ -32,48 +37,64 @@ log = logging.getLogger("vision_jax.main")
 
 def run() -> int:
     """Does what the flags say and returns the exit status."""
-    try:
-        config, workdir = _CONFIG.value, _workdir()
-        with Preemption() as preemption:
+    with Preemption() as preemption:
+        try:
+            workdir = _workdir()
             from vision_jax import sharding  # imports JAX, which takes seconds that --help should not
 
-            sharding.initialize_distributed(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+            if sharding.initialize_distributed(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value):
+                preemption.hand_over()
             _configure_logging()
             if _MODE.value == "eval":
-                _evaluate(config, workdir)
-            else:
-                _train(config, workdir, preemption)
-    except Preempted as stop:
-        log.warning("%s.", stop)
-        return 75
-    except VisionJaxError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted: the same command goes on from the last checkpoint", file=sys.stderr)
-        return 130
-    return 0
+                return _evaluate(_CONFIG.value, workdir, preemption)
+            return _train(_CONFIG.value, workdir, preemption)
+        except VisionJaxError as error:
+            print(f"error: {error}", file=sys.stderr)
+            status = 1
+        except KeyboardInterrupt:
+            print("interrupted: the same command goes on from the last checkpoint", file=sys.stderr)
+            status = 130
+        except Exception:
+            if _COORDINATOR.value is None:
+                raise
+            traceback.print_exc()
+            status = 1
+    if _COORDINATOR.value is not None:
+        # The others wait for this process in a collective, and an orderly exit would wait for them.
+        sys.stderr.flush()
+        os._exit(status)
+    return status
 
 
-def _train(config: ConfigDict | None, workdir: pathlib.Path, preemption: Preemption) -> None:
+def _train(config: ConfigDict | None, workdir: pathlib.Path, preemption: Preemption) -> int:
     from vision_jax import train
 
     if config is None:
         raise ConfigError("--config is missing: pass a file, such as --config=configs/quickstart.py.")
     _enable_compilation_cache(config.compilation_cache)
-    train.train_and_evaluate(config, workdir, allow_config_change=_ALLOW_CHANGE.value, preemption=preemption)
+    try:
+        train.train_and_evaluate(config, workdir, allow_config_change=_ALLOW_CHANGE.value, preemption=preemption)
+    except Preempted as stop:
+        log.warning("%s.", stop)
+        return 75
     log.info("The run is in %s.", workdir)
+    return 0
 
 
-def _evaluate(config: ConfigDict | None, workdir: pathlib.Path) -> None:
+def _evaluate(config: ConfigDict | None, workdir: pathlib.Path, preemption: Preemption) -> int:
     import jax
 
     from vision_jax import evaluate
 
     _enable_compilation_cache(config.compilation_cache if config is not None else None)
-    step, results = evaluate.evaluate_checkpoint(workdir, _STEP.value, config)
+    try:
+        step, results = evaluate.evaluate_checkpoint(workdir, _STEP.value, config, should_stop=preemption.stops_now)
+    except evaluate.Interrupted:
+        log.warning("Stopped by SIGTERM: run the same command again.")
+        return 75
     if jax.process_index() == 0:
         print(f"step {step} of {workdir}\n{evaluate.format_results(results)}")
+    return 0
 
 
 def _workdir() -> pathlib.Path:
@@ -82,9 +103,9 @@ def _workdir() -> pathlib.Path:
         raise ConfigError(f"--step is {_STEP.value!r}: give a number or best.")
     if _WORKDIR.value is not None:
         return pathlib.Path(_WORKDIR.value).expanduser()
-    filename = config_flags.get_config_filename(flags.FLAGS["config"])
-    if filename is None:
+    if _CONFIG.value is None:
         raise ConfigError("Neither --config nor --workdir is given: pass --config=configs/quickstart.py, say.")
+    filename = config_flags.get_config_filename(flags.FLAGS["config"])
     return pathlib.Path("runs") / pathlib.Path(filename).stem
 
 
@@ -96,6 +117,7 @@ def _enable_compilation_cache(directory: str | None) -> None:
 
     if directory == "":
         return
+    # Before anything is compiled; a folder that cannot be written to costs warnings, not the run.
     jax.config.update("jax_compilation_cache_dir", directory or os.fspath(cache_dir() / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
@@ -112,7 +134,9 @@ def _configure_logging() -> None:
     root.handlers = [handler]
     root.setLevel(logging.WARNING)
     logging.getLogger("vision_jax").setLevel(logging.INFO if jax.process_index() == 0 else logging.WARNING)
-    logging.getLogger("absl").setLevel(logging.WARNING)
+    # Orbax logs the traceback of what it raises anyway, and asyncio that of each array of a damaged checkpoint.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
@@ -123,19 +147,31 @@ def _parse_flags(argv: list[str]) -> list[str]:
         rest = flags.FLAGS(argv)
         if len(rest) > 1:
             raise flags.Error(f"there are arguments that are not flags: {' '.join(rest[1:])}")
-        if _CONFIG.value is not None:
-            _CONFIG.value.lock()  # raises what went wrong when the file was loaded
+        if _CONFIG.value is not None and not isinstance(_CONFIG.value.lock(), ConfigDict):  # lock() raises load errors
+            raise flags.Error("the config file does not return a ConfigDict.")
         return rest
     except flags.Error as error:
         message = str(error)
         if "config." in message and not any(a.startswith(("--config=", "-config=")) for a in argv):
             message += " --config.FIELD needs --config=FILE before it."
-    except (AttributeError, KeyError) as error:  # a field that does not exist, in a flag or in the config file
-        message = "unknown field of the configuration: " + re.sub(r"[\"']?\\?'(\w+)\\?'\\n", r"\1. ", str(error)).strip("\"'")
-    except OSError as error:
-        message = f"cannot load the config file: {str(error).splitlines()[-1].strip()}"
+    except Exception as error:  # the config file is the user's program, and may raise anything
+        message = _config_file_problem(error)
     print(f"error: {message}\nSee `python -m vision_jax.main --help`.", file=sys.stderr)
     sys.exit(2)
+
+
+def _config_file_problem(error: Exception) -> str:
+    """Returns what went wrong in the config file, or with a field that is set by a flag, and where."""
+    lines = str(error).replace("\\n", "\n").strip("\"'").splitlines()
+    hint = next((line for line in lines if line.startswith("Did you mean")), None)
+    if hint is not None:
+        what = f"unknown field of the configuration. {hint.rstrip(chr(34) + chr(39))}"
+    elif isinstance(error, OSError):
+        what = f"cannot load the config file: {lines[-1].strip()}"
+    else:
+        what = f"{type(error).__name__} in the config file: {lines[0] if lines else 'no message'}"
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.name == "get_config"]
+    return what + (f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else "")
 
 
 def main(argv: list[str]) -> None:

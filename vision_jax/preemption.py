@@ -1,6 +1,8 @@
 """Learning in time that this run is about to be stopped."""
 
+import os
 import signal
+import sys
 import threading
 from types import FrameType
 from typing import Any, Self
@@ -18,7 +20,8 @@ class Preemption:
         self._previous: Any = None
 
     def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():  # Python allows handlers nowhere else
+        # Python allows handlers in the main thread alone.
+        if threading.current_thread() is threading.main_thread() and not _is_distributed():
             self._previous = signal.signal(signal.SIGTERM, self._handle)
         return self
 
@@ -27,20 +30,32 @@ class Preemption:
             signal.signal(signal.SIGTERM, self._previous)
             self._previous = None
 
+    def hand_over(self) -> None:
+        """Leaves the signal to JAX's notifier; to be called once `jax.distributed` has started it.
+
+        A signal that came before is sent again, so that the other processes learn of it.
+        """
+        self._previous = None  # JAX has set its own handler: ours is gone, and none is to be put back
+        if self._noticed.is_set():
+            os.kill(os.getpid(), signal.SIGTERM)
+
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         self._noticed.set()
 
-    @property
-    def noticed(self) -> bool:
-        """Whether this process has been told to stop."""
-        return self._noticed.is_set()
+    def stops_now(self) -> bool:
+        """Returns whether to stop at once. Several processes cannot: they agree on a step, and it is False."""
+        return self._noticed.is_set() and not _is_distributed()
 
     def stops_at(self, step: int) -> bool:
         """Returns whether all processes are to save `step` and stop. To be asked at every step, by every process."""
-        import jax  # here, so that the signal is handled while JAX is being imported
-
-        if jax.process_count() == 1:
-            return self.noticed
+        if not _is_distributed():
+            return self._noticed.is_set()
         from jax.experimental import multihost_utils
 
         return multihost_utils.reached_preemption_sync_point(step)
+
+
+def _is_distributed() -> bool:
+    """Returns whether `jax.distributed` runs; it does not import JAX, since signals are to be handled before that."""
+    jax = sys.modules.get("jax")
+    return jax is not None and hasattr(jax, "distributed") and jax.distributed.is_initialized()

@@ -15,20 +15,23 @@ from ml_collections import ConfigDict
 from vision_jax.errors import ConfigError
 
 
-def initialize_distributed(coordinator_address: str | None, num_processes: int | None, process_id: int | None) -> None:
-    """Joins this process to the others, if there are any; otherwise it does nothing. To be called before JAX is used.
+def initialize_distributed(coordinator_address: str | None, num_processes: int | None, process_id: int | None) -> bool:
+    """Joins this process to the others, if there are any. To be called before JAX is used.
 
     Args:
         coordinator_address: host:port of process 0, the same in all.
         num_processes: how many there are.
         process_id: which this one is, from 0.
 
+    Returns:
+        whether there are others: False, and nothing is done, if no argument is given.
+
     Raises:
         ConfigError: if only some of the three are given, or they do not go together.
     """
     given = (coordinator_address, num_processes, process_id)
     if all(value is None for value in given):
-        return
+        return False
     if coordinator_address is None or num_processes is None or process_id is None:
         raise ConfigError(
             "Several processes need all of --coordinator_address, --num_processes and --process_id; "
@@ -37,6 +40,7 @@ def initialize_distributed(coordinator_address: str | None, num_processes: int |
     if not 0 <= process_id < num_processes:
         raise ConfigError(f"--process_id is {process_id} of --num_processes={num_processes}: it runs from 0.")
     jax.distributed.initialize(coordinator_address, num_processes, process_id)
+    return True
 
 
 def wait_for_all(what: str) -> None:
@@ -92,8 +96,8 @@ def batch_placer(mesh: Mesh, batch_size: int) -> Callable[[str, np.ndarray], jax
     rows = local_rows(mesh, batch_size)
 
     def place(key: str, values: np.ndarray) -> jax.Array:
-        def shard(index: tuple[slice, ...]) -> np.ndarray:
-            start, stop, _ = index[0].indices(batch_size)
+        def shard(index: tuple[slice, ...] | None) -> np.ndarray:
+            start, stop, _ = (index[0] if index else slice(None)).indices(batch_size)
             first = int(np.searchsorted(rows, start))
             return values[first : first + stop - start]
 

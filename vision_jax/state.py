@@ -34,7 +34,12 @@ class TrainState:
 
 
 def create_state(
-    model: nn.Module, optimizer: optax.GradientTransformation, image_shape: tuple[int, int, int], *, seed: int, ema: bool
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    image_shape: tuple[int, int, int],
+    *,
+    seed: int,
+    ema: bool,
 ) -> TrainState:
     """Returns the state before the first step. It can be jitted, and evaluated abstractly.
 

@@ -5,6 +5,7 @@ float32, 0 where a row only fills up the last batch of an evaluation.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -96,7 +97,7 @@ def make_eval_step(
         images = augment.normalize(batch["image"], mean, std)
         sums = {}
         for prefix, values in variables.items():
-            logits = model.apply(values, images, train=False)
+            logits: Any = model.apply(values, images, train=False)
             for name, value in classification_sums(logits, batch["label"], batch["mask"]).items():
                 sums[prefix + name] = value
         return sums

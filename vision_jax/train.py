@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import flax.linen as nn
 import jax
 from clu import parameter_overview
 from ml_collections import ConfigDict
@@ -29,8 +30,8 @@ from vision_jax.config import Plan
 from vision_jax.data.decode import TrainTransform
 from vision_jax.data.loader import Loader, Prefetcher
 from vision_jax.data.order import TrainOrder
-from vision_jax.data.sources import create_source
-from vision_jax.errors import NonFiniteError, Preempted
+from vision_jax.data.sources import Source, create_source
+from vision_jax.errors import CheckpointError, NonFiniteError, Preempted
 from vision_jax.preemption import Preemption
 from vision_jax.state import TrainState, create_state
 
@@ -62,9 +63,7 @@ def train_and_evaluate(
     """
     if preemption is None:
         with Preemption() as preemption:
-            return train_and_evaluate(
-                config, workdir, allow_config_change=allow_config_change, preemption=preemption
-            )
+            return train_and_evaluate(config, workdir, allow_config_change=allow_config_change, preemption=preemption)
     workdir = pathlib.Path(workdir)
     data = config.data
 
@@ -74,9 +73,24 @@ def train_and_evaluate(
     evaluate.check_classes(val_source, train_source.num_classes, train_source.class_names, data.val_split)
     plan = config_lib.make_plan(config, len(train_source))
     model = evaluate.build_model(config, train_source.num_classes)
-    if jax.process_index() == 0:
-        writers.open_workdir(workdir, config, allow_config_change=allow_config_change)
-    sharding.wait_for_all("the workdir is open")
+    evaluate.variable_shapes(config, model)
+    is_first = jax.process_index() == 0
+    with writers.open_workdir(workdir, config, allow_config_change=allow_config_change, enabled=is_first):
+        sharding.wait_for_all("the workdir is open")
+        return _train(config, workdir, plan, model, train_source, val_source, preemption)
+
+
+def _train(
+    config: ConfigDict,
+    workdir: pathlib.Path,
+    plan: Plan,
+    model: nn.Module,
+    train_source: Source,
+    val_source: Source,
+    preemption: Preemption,
+) -> TrainState:
+    """Does what `train_and_evaluate` says, once its input has been checked."""
+    data, is_first = config.data, jax.process_index() == 0
 
     # 2. The pure functions of a run, and its state.
     mesh = sharding.make_mesh(config)
@@ -117,6 +131,8 @@ def train_and_evaluate(
             ema=config.ema_decay is not None,
         ),
         out_shardings=sharding.replicated(mesh),
+        # It runs once: on CPUs, optimizing it would take longer than all of a short training.
+        compiler_options={"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None,
     )
     abstract_state = sharding.abstract(jax.eval_shape(initialize), sharding.replicated(mesh))
     _log_run(config, plan, abstract_state, len(train_source), len(val_source))
@@ -137,33 +153,39 @@ def train_and_evaluate(
         if state is None:
             state = initialize()
         start = int(state.step)
-        evaluated = {r["step"]: r for r in writers.read_metrics(workdir) if "val/count" in r and r["step"] <= start}
+        if start > plan.total_steps:
+            raise CheckpointError(
+                f"{workdir} is at step {start} already, and the training is only {plan.total_steps} steps long: raise "
+                "epochs or total_steps, or give another --workdir."
+            )
         if start:
             log.info("Going on from step %d of %d.", start, plan.total_steps)
+        evaluated = {r["step"]: r for r in writers.training_records(workdir) if "val/count" in r and r["step"] <= start}
         if start == plan.total_steps and start in evaluated:
             log.info("The training is complete.\n%s", evaluate.format_results(evaluated[start]))
             return state
-        compiled = compile_step(train_step, abstract_state, sharding.abstract_batch(
-            mesh, config.batch_size, evaluate.image_shape(config)
-        ))
+        abstract_batch = sharding.abstract_batch(mesh, config.batch_size, evaluate.image_shape(config))
+        compiled = compile_step(train_step, abstract_state, abstract_batch)
+
+        if is_first:
+            writers.write_config(workdir, config)
 
         # 3. The loop. `step` counts the updates that are done.
         order = TrainOrder(len(train_source), config.batch_size, config.seed)
         transform = TrainTransform(
             data.image_size, data.channels, data.crop_scale, data.crop_ratio, config.seed, data.train_filter
         )
-        is_first = jax.process_index() == 0
         with (
-            Loader(train_source, order, transform, sharding.local_rows(mesh, config.batch_size), data.num_threads) as loader,
+            Loader(
+                train_source, order, transform, sharding.local_rows(mesh, config.batch_size), data.num_threads
+            ) as loader,
             Prefetcher(
                 loader, range(start, plan.total_steps), sharding.batch_placer(mesh, config.batch_size), data.prefetch
             ) as batches,
             writers.MetricWriter(
                 workdir, last_step=start, tensorboard=config.log.tensorboard, enabled=is_first
             ) as writer,
-            writers.Progress(
-                plan.total_steps, initial=start, description="train", enabled=is_first
-            ) as progress,
+            writers.Progress(plan.total_steps, initial=start, description="train", enabled=is_first) as progress,
         ):
             tracker = Tracker(config, plan, writer, progress, batches, checkpointer)
             for step in range(start, plan.total_steps + 1):
@@ -177,7 +199,7 @@ def train_and_evaluate(
                 if plan.evaluates_at(step) and step not in evaluated:
                     variables = {"": state.variables} | ({"ema_": state.ema} if state.ema is not None else {})
                     try:
-                        results = evaluator(variables, should_stop=lambda: preemption.noticed)
+                        results = evaluator(variables, should_stop=preemption.stops_now)
                     except evaluate.Interrupted:
                         checkpointer.wait()
                         raise Preempted(step) from None
@@ -216,13 +238,15 @@ def compile_step(train_step: Callable, abstract_state: TrainState, abstract_batc
 def _log_run(config: ConfigDict, plan: Plan, state: TrainState, num_train: int, num_val: int) -> None:
     """Logs what is about to be trained, on what, and for how long."""
     log.info(
-        "Parameters of %s:\n%s", config.model.name, parameter_overview.get_parameter_overview(state.params, include_stats=False)
+        "Parameters of %s:\n%s",
+        config.model.name,
+        parameter_overview.get_parameter_overview(state.params, include_stats=False),
     )
     devices = jax.devices()
     log.info("Devices: %d x %s, in %d processes.", len(devices), devices[0].device_kind, jax.process_count())
     log.info(
-        "%d training and %d validation examples; %d steps of %d examples (%.4g epochs), of which %d warm up to a learning "
-        "rate of %.6g; computing in %s.",
+        "%d training and %d validation examples; %d steps of %d examples (%.4g epochs), of which %d warm up to a "
+        "learning rate of %.6g; computing in %s.",
         num_train,
         num_val,
         plan.total_steps,
@@ -302,7 +326,5 @@ class Tracker:
         if step % self._config.log.every_steps == 0 or step == self._plan.total_steps:
             values = {f"train/{name}": value for name, value in metrics.items()}
             values["train/epoch"] = step / self._plan.steps_per_epoch
-            self._writer.write(
-                step, {**values, "train/images_per_second": rate, "train/input_wait": input_wait}
-            )
+            self._writer.write(step, {**values, "train/images_per_second": rate, "train/input_wait": input_wait})
             self.restart_clock()

@@ -1,5 +1,7 @@
 """What a run writes besides checkpoints: config.json, metrics.jsonl, TensorBoard events, and progress for a person."""
 
+import contextlib
+import fcntl
 import json
 import logging
 import math
@@ -7,7 +9,7 @@ import os
 import pathlib
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Self
 
 import tqdm
@@ -29,64 +31,105 @@ def write_atomically(path: pathlib.Path, text: str) -> None:
     temporary.replace(path)
 
 
-def open_workdir(workdir: pathlib.Path, config: ConfigDict, *, allow_config_change: bool) -> None:
-    """Makes the workdir, or checks that it is this configuration's; then writes config.json.
+@contextlib.contextmanager
+def open_workdir(
+    workdir: pathlib.Path, config: ConfigDict, *, allow_config_change: bool, enabled: bool = True
+) -> Iterator[None]:
+    """Makes the workdir, or checks that its checkpoints are this configuration's, and keeps other runs out of it.
+
+    Nothing in it is changed: `write_config` is for when the run is known to go on.
+
+    Args:
+        workdir: of the run.
+        config: of the run.
+        allow_config_change: let the configuration be another one than that of the checkpoints.
+        enabled: False does nothing: one process does it for all.
 
     Raises:
-        CheckpointError: if it cannot be written to, or was made by another configuration.
+        CheckpointError: if it cannot be used.
     """
-    path = workdir / "config.json"
+    if not enabled:
+        yield
+        return
     try:
         workdir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        old_text = path.read_text() if path.exists() else None
+        probe = workdir / f".writable.{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+        lock = os.open(workdir, os.O_RDONLY)
     except OSError as error:
         raise CheckpointError(f"Cannot use the workdir {workdir}: {error}. Give another --workdir.") from error
-    if old_text is None and any(workdir.glob("checkpoints/*")) and not allow_config_change:
-        raise CheckpointError(
-            f"{workdir} has checkpoints but no config.json to compare with: give another --workdir, or pass "
-            "--allow_config_change to continue it."
-        )
-    if old_text is not None:
-        try:
-            old = json.loads(old_text)
-        except ValueError as error:
-            raise CheckpointError(f"{path} is damaged ({error}): restore it, or give another --workdir.") from error
-        changed = config_lib.differences(old, json.loads(config_lib.to_json(config)))
-        if changed and not allow_config_change:
-            lines = "\n".join(f"  - {line}" for line in changed)
-            raise CheckpointError(
-                f"{workdir} was made by another configuration:\n{lines}\nGive another --workdir, or pass "
-                "--allow_config_change to continue with the new values."
-            )
-        for line in changed:
-            log.warning("The configuration of this workdir changes: %s", line)
     try:
-        write_atomically(path, config_lib.to_json(config))
-    except OSError as error:
-        raise CheckpointError(f"Cannot write to the workdir {workdir}: {error}. Give another --workdir.") from error
+        _lock(lock, workdir)
+        if any(path.name.isdigit() for path in workdir.glob("checkpoints/*")):
+            _check_same_config(workdir, config, allow_config_change=allow_config_change)
+        yield
+    finally:
+        os.close(lock)  # this gives the lock back, as the end of the process does
+
+
+def _lock(descriptor: int, workdir: pathlib.Path) -> None:
+    """Locks an open directory for this process."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise CheckpointError(f"Another run is using {workdir}: wait for it, or give another --workdir.") from error
+    except OSError as error:  # some network file systems have no locks
+        log.warning("%s cannot be locked (%s): see to it that no other run uses it.", workdir, error)
+
+
+def _check_same_config(workdir: pathlib.Path, config: ConfigDict, *, allow_config_change: bool) -> None:
+    """Checks that config.json is `config`, or that it may be another."""
+    path = workdir / "config.json"
+    try:
+        changed = config_lib.differences(json.loads(path.read_text()), json.loads(config_lib.to_json(config)))
+    except (OSError, ValueError) as error:
+        problem = f"{workdir} has checkpoints, but its config.json cannot be read: {error}."
+    else:
+        if not changed:
+            return
+        problem = f"{workdir} was made by another configuration:\n" + "\n".join(f"  - {line}" for line in changed)
+    if not allow_config_change:
+        raise CheckpointError(
+            f"{problem}\nGive another --workdir, or pass --allow_config_change to continue with the new values."
+        )
+    log.warning("%s", problem)
+
+
+def write_config(workdir: pathlib.Path, config: ConfigDict) -> None:
+    """Writes config.json."""
+    write_atomically(workdir / "config.json", config_lib.to_json(config))
 
 
 def read_metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
-    """Returns the lines of metrics.jsonl. A last line that a killed run left unfinished is passed over.
-
-    Raises:
-        CheckpointError: if another line is not JSON.
-    """
+    """Returns the lines of metrics.jsonl. One that a killed run left unfinished is passed over."""
     path = workdir / "metrics.jsonl"
     if not path.exists():
         return []
-    lines = path.read_text().split("\n")
     records = []
-    for number, line in enumerate(lines, 1):
-        if not line:
-            continue
+    for number, line in enumerate(path.read_text(errors="replace").split("\n"), 1):
         try:
-            records.append(json.loads(line))
-        except ValueError as error:
-            if number == len(lines):  # no newline after it
-                break
-            raise CheckpointError(f"Line {number} of {path} is not JSON: {error}. Repair or remove the line.") from error
+            record = json.loads(line or "{}")
+            if record:
+                records.append({**record, "step": int(record["step"])})
+        except (ValueError, TypeError, KeyError):
+            log.warning("Line %d of %s is passed over, as it is unfinished or damaged: %.80s", number, path, line)
     return records
+
+
+def training_records(workdir: pathlib.Path) -> list[dict[str, Any]]:
+    """Returns the lines of metrics.jsonl that training wrote, without those of --mode=eval."""
+    return [record for record in read_metrics(workdir) if record.get("mode") != "eval"]
+
+
+def append_evaluation(workdir: pathlib.Path, step: int, metrics: Mapping[str, float]) -> None:
+    """Adds a line to metrics.jsonl that says it is of --mode=eval: the data may be other than in training."""
+    with (workdir / "metrics.jsonl").open("a+b") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read() != b"\n":
+                file.write(b"\n")  # a killed run left its last line unfinished
+        file.write(_line(step, {"mode": "eval", **metrics}).encode())
 
 
 class MetricWriter:
@@ -113,12 +156,15 @@ class MetricWriter:
         if tensorboard:
             import tensorboardX
 
-            self._events = tensorboardX.SummaryWriter(os.fspath(workdir), purge_step=last_step + 1 if last_step else None)
+            self._events = tensorboardX.SummaryWriter(
+                os.fspath(workdir), purge_step=last_step + 1 if last_step else None
+            )
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Writes one line. A value that is not finite becomes null, since JSON has no other word for it."""
         if self._file is not None:
-            write_line(self._file, step, metrics)
+            self._file.write(_line(step, metrics))
+            self._file.flush()
         if self._events is not None:
             for name, value in metrics.items():
                 self._events.add_scalar(name, value, step)
@@ -135,11 +181,10 @@ class MetricWriter:
         self.close()
 
 
-def write_line(file: Any, step: int, metrics: Mapping[str, float]) -> None:
-    """Writes {"step": step, **metrics} as a line of JSON, in one piece, at once."""
-    values = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
-    file.write(json.dumps({"step": step, **values}) + "\n")
-    file.flush()
+def _line(step: int, metrics: Mapping[str, Any]) -> str:
+    """Returns {"step": step, **metrics} as a line of JSON."""
+    values = {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in metrics.items()}
+    return json.dumps({"step": step, **values}) + "\n"
 
 
 class ProgressHandler(logging.Handler):
@@ -161,7 +206,13 @@ class Progress:
     """
 
     def __init__(
-        self, total: int, *, initial: int = 0, description: str, enabled: bool = True, seconds_between_lines: float = 10.0
+        self,
+        total: int,
+        *,
+        initial: int = 0,
+        description: str,
+        enabled: bool = True,
+        seconds_between_lines: float = 10.0,
     ):
         self._bar = None
         self._lines = enabled and not sys.stderr.isatty()
@@ -181,7 +232,15 @@ class Progress:
             self._shown = time.monotonic()
             left = (self._shown - self._start) / (self._done - self._initial) * (self._total - self._done)
             text = ", ".join(f"{name}={value}" for name, value in values.items())
-            log.info("%s %d/%d, %s left%s%s", self._description, self._done, self._total, _duration(left), text and ": ", text)
+            log.info(
+                "%s %d/%d, %s left%s%s",
+                self._description,
+                self._done,
+                self._total,
+                _duration(left),
+                text and ": ",
+                text,
+            )
 
     def close(self) -> None:
         if self._bar is not None:

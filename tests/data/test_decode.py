@@ -144,6 +144,27 @@ def test_other_formats_become_rgb(data: bytes):
         assert np.abs(mine[0] - expected).max() <= 2
 
 
+def test_sixteen_bits_become_eight():
+    levels = np.linspace(0, 65535, 32 * 32).astype(np.uint16).reshape(32, 32)
+    file = io.BytesIO()
+    PIL.Image.fromarray(levels).save(file, "PNG")
+    mine = run(decode.EvalTransform(size=32, resize=32, channels=1), [file.getvalue()])
+    assert (mine[0, :, :, 0] == levels >> 8).all()
+
+
+def test_floating_point_pixels_are_refused():
+    file = io.BytesIO()
+    PIL.Image.fromarray(np.ones((8, 8), np.float32)).save(file, "TIFF")
+    with pytest.raises(decode.DecodeError, match="32 bits"):
+        run(transform(), [file.getvalue()])
+
+
+@pytest.mark.parametrize("size", [(1, 10_000), (10_000, 1), (10, 10_000)])
+def test_very_elongated_images_take_no_gigabytes(size: tuple[int, int]):
+    data = encode(np.full((*size, 3), 7, np.uint8), "PNG")
+    assert (run(decode.EvalTransform(size=224, resize=256, channels=3), [data]) == 7).all()
+
+
 def test_harmless_damage_is_read_and_real_damage_refused():
     good = encode(picture(64, 64))
     harmless = good[:-2] + b"\x00\x00" + good[-2:]  # bytes before the end marker, as some of ImageNet's files have
@@ -153,3 +174,4 @@ def test_harmless_damage_is_read_and_real_damage_refused():
             with pytest.raises(decode.DecodeError) as caught:
                 run(mine, [good, bad, good])
             assert caught.value.row == 1
+            assert "BytesIO" not in str(caught.value)

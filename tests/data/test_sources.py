@@ -39,15 +39,19 @@ def test_tfds_source_says_what_is_wrong(tmp_path: pathlib.Path):
         sources.TfdsSource(directory, "validation")
     with pytest.raises(DataError, match="cannot give the split"):
         sources.TfdsSource(directory, "train[:0]")
+    (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"no features\.json"):
-        (tmp_path / "empty").mkdir()
         sources.TfdsSource(tmp_path / "empty", "train")
+    assert len(sources.TfdsSource(directory, "train[:50%]+train[75%:]")) == 3
     shutil.copytree(tmp_path / "one", tmp_path / "two")
     with pytest.raises(DataError, match="several data sets"):
         sources.TfdsSource(tmp_path, "train")
     info = directory / "dataset_info.json"
     info.write_text(info.read_text().replace("array_record", "tfrecord"))
     with pytest.raises(DataError, match="needs ArrayRecord"):
+        sources.TfdsSource(directory, "train")
+    info.write_text("{")
+    with pytest.raises(DataError, match="metadata in .* cannot be read"):
         sources.TfdsSource(directory, "train")
 
 

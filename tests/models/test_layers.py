@@ -46,14 +46,18 @@ def test_evaluation_uses_the_running_statistics(case):
     x, variables = case
     y = BatchNorm().apply(variables, x, train=False)
     p, s = variables["params"], variables["batch_stats"]
-    np.testing.assert_allclose(y, (x - s["mean"]) / np.sqrt(s["var"] + 1e-5) * p["scale"] + p["bias"], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        y, (x - s["mean"]) / np.sqrt(s["var"] + 1e-5) * p["scale"] + p["bias"], rtol=1e-5, atol=1e-5
+    )
 
 
 def test_statistics_are_float32_in_bfloat16(case):
     x, variables = case
     norm = BatchNorm(dtype=jnp.bfloat16)
     y, updates = norm.apply(variables, jnp.asarray(x, jnp.bfloat16), train=True, mutable=["batch_stats"])
-    exact = torch_batch_norm(np.asarray(jnp.asarray(x, jnp.bfloat16), np.float32), **variables["params"], **variables["batch_stats"])
+    exact = torch_batch_norm(
+        np.asarray(jnp.asarray(x, jnp.bfloat16), np.float32), **variables["params"], **variables["batch_stats"]
+    )
     assert y.dtype == jnp.bfloat16
     np.testing.assert_allclose(np.asarray(y, np.float32), exact[0], rtol=1e-2, atol=1e-2)
     np.testing.assert_allclose(updates["batch_stats"]["mean"], exact[1], rtol=1e-5)

@@ -128,7 +128,9 @@ def test_small_stem_keeps_the_resolution():
     _, variables, _ = shapes("resnet18", (32, 32, 3), small_stem=True)
     assert variables["params"]["conv1"]["kernel"].shape == (3, 3, 3, 64)
     # 32 pixels with the small stem are what 128 are with the other, behind the stem.
-    assert giga_multiply_adds("resnet18", 32, small_stem=True) == pytest.approx(giga_multiply_adds("resnet18", 128), rel=0.1)
+    assert giga_multiply_adds("resnet18", 32, small_stem=True) == pytest.approx(
+        giga_multiply_adds("resnet18", 128), rel=0.1
+    )
 
 
 def test_listing_and_unknown_names():

@@ -28,7 +28,12 @@ def value(name: str, step: int) -> np.ndarray:
 def test_sgd_follows_torch(case: str):
     _, learning_rate, weight_decay, arguments, clip = CASES[case]
     optimizer = create_optimizer(
-        "sgd", learning_rate, weight_decay=weight_decay, decay_mask={"w": True, "b": False}, clip_global_norm=clip, **arguments
+        "sgd",
+        learning_rate,
+        weight_decay=weight_decay,
+        decay_mask={"w": True, "b": False},
+        clip_global_norm=clip,
+        **arguments,
     )
     params = {name: jnp.asarray(value(name, 0)) for name in SHAPES}
     state = optimizer.init(params)

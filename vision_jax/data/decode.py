@@ -4,9 +4,10 @@ A transform takes the images of some rows at once, so that whatever NumPy can do
 what is left for each image runs in C without Python's lock.
 """
 
+import contextlib
 import dataclasses
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import cv2
 import numpy as np
@@ -49,15 +50,29 @@ def decode_with_pillow(data: bytes, channels: int) -> np.ndarray:
         (height, width, channels) uint8.
 
     Raises:
-        ValueError: if the image is damaged or of no known format.
+        ValueError: if the image is damaged, of no known format, or of 32 bits a pixel and channel.
     """
+    with _open(data) as image:
+        if image.mode in ("I", "F"):
+            raise ValueError(f"its pixels have 32 bits (Pillow's mode {image.mode}), and what is white is unknown")
+        if image.mode.startswith("I;16"):
+            image = PIL.Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        pixels = np.asarray(image.convert(_PILLOW_MODES[channels]))
+    return pixels.reshape(*pixels.shape[:2], channels)
+
+
+@contextlib.contextmanager
+def _open(data: bytes) -> Iterator[PIL.Image.Image]:
+    """Opens an image with Pillow, and turns what its decoders raise into ValueErrors that a person understands."""
     try:
         with PIL.Image.open(io.BytesIO(data)) as image:
-            pixels = np.asarray(image.convert(_PILLOW_MODES[channels]))
-    # Pillow's decoders raise most of Python's exceptions on damaged input, SyntaxError among them.
-    except Exception as error:
+            yield image
+    except PIL.UnidentifiedImageError as error:
+        raise ValueError("it is empty" if not data else "it is not an image of a known format") from error
+    except ValueError:
+        raise
+    except Exception as error:  # on damaged input they raise most of Python's exceptions, SyntaxError among them
         raise ValueError(str(error)) from error
-    return pixels.reshape(*pixels.shape[:2], channels)
 
 
 def decode(data: bytes, channels: int, *, least_size: tuple[int, int] = (0, 0)) -> np.ndarray:
@@ -66,7 +81,8 @@ def decode(data: bytes, channels: int, *, least_size: tuple[int, int] = (0, 0)) 
     Args:
         data: the encoded image.
         channels: 3 for RGB, 1 for greyscale.
-        least_size: (height, width) that the result may be reduced to while decoding, by halvings; (0, 0): full size.
+        least_size: a JPEG may be reduced while it is decoded, by 2 or more, but not below this (height, width);
+            (0, 0): it may not.
 
     Returns:
         (height, width, channels) uint8.
@@ -97,15 +113,16 @@ def image_size(data: bytes) -> tuple[int, int]:
             return simplejpeg.decode_jpeg_header(data)[:2]
         except ValueError:
             pass
-    try:
-        with PIL.Image.open(io.BytesIO(data)) as image:
-            return image.height, image.width
-    except Exception as error:
-        raise ValueError(str(error)) from error
+    with _open(data) as image:
+        return image.height, image.width
 
 
 def random_crops(
-    heights: np.ndarray, widths: np.ndarray, uniforms: np.ndarray, scale: tuple[float, float], ratio: tuple[float, float]
+    heights: np.ndarray,
+    widths: np.ndarray,
+    uniforms: np.ndarray,
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
 ) -> np.ndarray:
     """Chooses a crop for each image, as Inception's training did (Szegedy et al. 2015) and torchvision does.
 
@@ -128,7 +145,9 @@ def random_crops(
     ratios = np.exp(log_ratio[0] + (log_ratio[1] - log_ratio[0]) * uniforms[:, 1:20:2])
     crop_widths = np.rint(np.sqrt(areas * ratios)).astype(np.int64)
     crop_heights = np.rint(np.sqrt(areas / ratios)).astype(np.int64)
-    fits = (crop_widths > 0) & (crop_widths <= widths[:, None]) & (crop_heights > 0) & (crop_heights <= heights[:, None])
+    fits = (
+        (crop_widths > 0) & (crop_widths <= widths[:, None]) & (crop_heights > 0) & (crop_heights <= heights[:, None])
+    )
     first = np.argmax(fits, axis=1)
     crop_widths, crop_heights = crop_widths[rows, first], crop_heights[rows, first]
     tops = (uniforms[:, 20] * (heights - crop_heights + 1)).astype(np.int64)
@@ -150,7 +169,7 @@ def random_crops(
 class TrainTransform:
     """The random resized crop of training.
 
-    JPEGs of which the crop is at least twice the output are halved while they are decoded, which is both faster and
+    JPEGs of which the crop is at least twice the output are reduced while they are decoded, which is both faster and
     antialiased. What is left, a factor below two, is up to `filter`.
 
     Attributes:
@@ -210,6 +229,8 @@ class TrainTransform:
 class EvalTransform:
     """Resize and centre crop, as torchvision and timm evaluate: exact decoding, then Pillow's antialiased filters.
 
+    Of an image more than sixteen times as long as wide only the middle is resized: the rest could take gigabytes.
+
     Attributes:
         size: height and width of the result.
         resize: the shorter side is resized to it first; the longer one in proportion, rounded down.
@@ -234,6 +255,11 @@ class EvalTransform:
             except ValueError as error:
                 raise DecodeError(row, str(error)) from error
             height, width = pixels.shape[:2]
+            longest = 16 * min(height, width)
+            if max(height, width) > longest:
+                top, left = max(0, height - longest) // 2, max(0, width - longest) // 2
+                pixels = np.ascontiguousarray(pixels[top : top + longest, left : left + longest])
+                height, width = pixels.shape[:2]
             if height <= width:
                 new_height, new_width = self.resize, self.resize * width // height
             else:

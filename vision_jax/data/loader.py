@@ -35,8 +35,13 @@ class Order(Protocol):
 class Transform(Protocol):
     """Decodes the images of some rows; see `vision_jax.data.decode`."""
 
-    size: int
-    channels: int
+    @property
+    def size(self) -> int:
+        """Height and width of what it makes."""
+        ...
+
+    @property
+    def channels(self) -> int: ...
 
     def __call__(self, images: Sequence[bytes], records: np.ndarray, epoch: int, out: np.ndarray) -> None: ...
 
@@ -102,7 +107,9 @@ class Loader:
         epoch = self.order.epoch(step)
         transform = self.transform
         shape = (len(records), transform.size, transform.size, transform.channels)
-        batch = HostBatch(np.empty(shape, np.uint8), np.zeros(len(records), np.int32), (records >= 0).astype(np.float32))
+        batch = HostBatch(
+            np.empty(shape, np.uint8), np.zeros(len(records), np.int32), (records >= 0).astype(np.float32)
+        )
         chunks = [slice(i, i + CHUNK) for i in range(0, len(records), CHUNK)]
         futures = [self._pool.submit(self._fill, batch, chunk, records[chunk], epoch) for chunk in chunks]
 
@@ -143,8 +150,8 @@ class Loader:
             raise DataError(f"Cannot read {self.source.describe(record)}: {error}") from error
         if not 0 <= label < self.source.num_classes:
             raise DataError(
-                f"{self.source.describe(record)} has the label {label}, but there are {self.source.num_classes} classes, "
-                f"0 to {self.source.num_classes - 1}."
+                f"{self.source.describe(record)} has the label {label}, but there are {self.source.num_classes} "
+                f"classes, 0 to {self.source.num_classes - 1}. Correct or remove it."
             )
         return image, label
 
@@ -172,9 +179,7 @@ class Prefetcher:
         seconds_waited: how long the consumer has waited in total.
     """
 
-    def __init__(
-        self, loader: Loader, steps: range, place: Callable[[str, np.ndarray], jax.Array], depth: int
-    ):
+    def __init__(self, loader: Loader, steps: range, place: Callable[[str, np.ndarray], jax.Array], depth: int):
         self.seconds_waited = 0.0
         self._ready: queue.Queue[dict[str, jax.Array] | BaseException | None] = queue.Queue(maxsize=depth)
         self._stop = threading.Event()

@@ -23,15 +23,17 @@ IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".
 
 
 class Source(Protocol):
-    """Encoded images with labels, at random access.
+    """Encoded images with labels, at random access."""
 
-    Attributes:
-        num_classes: labels are 0 to num_classes - 1.
-        class_names: one for each label; empty if unknown.
-    """
+    @property
+    def num_classes(self) -> int:
+        """Labels are 0 to num_classes - 1."""
+        ...
 
-    num_classes: int
-    class_names: Sequence[str]
+    @property
+    def class_names(self) -> Sequence[str]:
+        """One for each label; empty if unknown."""
+        ...
 
     def __len__(self) -> int: ...
 
@@ -43,10 +45,13 @@ class Source(Protocol):
 
 
 def cache_dir() -> pathlib.Path:
-    """Returns vision_jax's cache, made on first use, private to the user: $XDG_CACHE_HOME/vision_jax or ~/.cache/vision_jax."""
+    """Returns $XDG_CACHE_HOME/vision_jax, or ~/.cache/vision_jax; it is made on first use, private to the user."""
     root = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     path = pathlib.Path(root).expanduser() / "vision_jax"
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"Cannot make the cache {path}: {error}. Point XDG_CACHE_HOME at another folder.") from error
     return path
 
 
@@ -69,7 +74,13 @@ def create_source(config: ConfigDict, *, train: bool) -> Source:
             return TfdsSource(pathlib.Path(data.dir).expanduser(), split)
         case "digits":
             root = pathlib.Path(data.dir).expanduser() if data.dir else cache_dir()
-            return TfdsSource(digits.prepare(root), split)
+            try:
+                directory = digits.prepare(root)
+            except OSError as error:
+                raise DataError(
+                    f"Cannot write the digits to {root}: {error}. Set data.dir to another folder."
+                ) from error
+            return TfdsSource(directory, split)
     raise DataError(f"data.source is {data.source!r}, which is unknown.")
 
 
@@ -90,29 +101,27 @@ class TfdsSource:
 
         self.directory = _find_tfds(directory)
         self.split = split
-        builder = tfds.builder_from_directory(os.fspath(self.directory))
-        self._image_key, label_key = _image_and_label(builder.info.features, self.directory)
-        self._label_key = label_key
-        self.num_classes = builder.info.features[label_key].num_classes
-        self.class_names = builder.info.features[label_key].names or ()
+        try:
+            builder = tfds.builder_from_directory(os.fspath(self.directory))
+        except Exception as error:  # whatever its parsers raise: the files are to blame
+            raise DataError(f"The metadata in {self.directory} cannot be read: {error}. Prepare it again.") from error
+        self._image_key, self._label_key = _image_and_label(builder.info.features, self.directory)
+        self.num_classes = builder.info.features[self._label_key].num_classes
+        self.class_names = builder.info.features[self._label_key].names or ()
         if builder.info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
             raise DataError(
-                f"{self.directory} holds {builder.info.file_format.value} files. Random access needs ArrayRecord: prepare "
-                "the data set again with `tfds build --file_format=array_record`."
+                f"{self.directory} holds {builder.info.file_format.value} files. Random access needs ArrayRecord: "
+                "prepare the data set again with `tfds build --file_format=array_record`."
             )
-        if split.partition("[")[0] not in builder.info.splits:
-            raise DataError(f"{self.directory} has no split {split!r}: {closest(split, list(builder.info.splits))}")
+        for part in split.split("+"):
+            if (name := part.partition("[")[0].strip()) not in builder.info.splits:
+                raise DataError(f"{self.directory} has no split {name!r}: {closest(name, list(builder.info.splits))}")
         try:
             # Only the wrapping of tf.train.Example is taken off here: tfds' decoding costs more than reading.
-            self._records = builder.as_data_source(
-                split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
-            )
-        except ValueError as error:
-            raise DataError(f"{self.directory} cannot give the split {split!r}: {error}") from error
-        except FileNotFoundError as error:
-            raise DataError(f"{self.directory} lacks files of the split {split!r}: {error}") from error
-        if not len(self._records):
-            raise DataError(f"The split {split!r} of {self.directory} has no examples.")
+            raw_bytes = tfds.decode.DeserializeMethod.RAW_BYTES
+            self._records = builder.as_data_source(split, deserialize_method=raw_bytes)
+        except Exception as error:  # as above: a slice that is empty or misspelt, files that are gone
+            raise DataError(f"{self.directory} cannot give the split {split!r}: {error}.") from error
         self._parse = tf_example_generated_pb2.Example.FromString
 
     def __len__(self) -> int:

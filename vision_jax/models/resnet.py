@@ -154,7 +154,7 @@ class ResNet(nn.Module):
         return self.fc(x).astype(jnp.float32) if self.num_classes else x
 
 
-VARIANTS = {
+VARIANTS: dict[str, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, int, int]]] = {
     "resnet18": (BasicBlock, (2, 2, 2, 2)),
     "resnet34": (BasicBlock, (3, 4, 6, 3)),
     "resnet50": (Bottleneck, (3, 4, 6, 3)),

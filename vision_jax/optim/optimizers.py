@@ -21,9 +21,9 @@ def sgd(
 ) -> optax.GradientTransformation:
     """Returns stochastic gradient descent as torch.optim.SGD has it, with coupled weight decay.
 
-        g' = g + weight_decay * p
-        m  = momentum * m + g'
-        p -= learning_rate * (g' + momentum * m if nesterov else m)
+    g' = g + weight_decay * p
+    m  = momentum * m + g'
+    p -= learning_rate * (g' + momentum * m if nesterov else m)
     """
     return optax.chain(
         optax.add_decayed_weights(weight_decay, decay_mask) if weight_decay else optax.identity(),
@@ -33,6 +33,11 @@ def sgd(
 
 
 _OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {"sgd": sgd}
+
+
+def list_optimizers() -> list[str]:
+    """Returns the sorted names that `create_optimizer` knows."""
+    return sorted(_OPTIMIZERS)
 
 
 def create_optimizer(
@@ -47,7 +52,7 @@ def create_optimizer(
     """Returns an optimizer.
 
     Args:
-        name: "sgd".
+        name: one of `list_optimizers()`.
         learning_rate: a number, or a function of the number of updates done.
         weight_decay: in the form that the optimizer defines.
         decay_mask: a tree of booleans as the parameters, or a function that makes it of them; None: all decay.
