@@ -60,7 +60,7 @@ def test_stored_field_that_is_unknown():
         ({"data.source": "folder", "data.dir": "/nowhere"}, "'/nowhere', and there is no such directory"),
         ({"data.channels": 2}, "data.channels is 2"),
         ({"data.mean": (0.5,)}, "data.mean has 1 values"),
-        ({"data.eval_resize": 200}, "less than the data.image_size=224"),
+        ({"data.eval_resize": 200}, "less than data.image_size=224"),
         ({"data.crop_scale": (0.5, 1.5)}, "data.crop_scale is"),
         ({"data.flip": 1.5}, "data.flip is 1.5"),
         ({"schedule.warmup_epochs": 90.0}, "lengthen the training"),
@@ -92,7 +92,8 @@ def test_fields_that_are_none_or_missing_or_unknown():
     with pytest.raises(ConfigError) as caught:
         config_lib.validate(config, num_devices=8)
     assert str(caught.value).splitlines()[1:] == [
-        "  - model.nam is no field of the configuration: did you mean model.name or data.mean?",
+        "  - model.nam is no field of the configuration: did you mean model.name"
+        " or model.num_classes or model.small_stem?",
         "  - model.name is missing: start from vision_jax.config.default_config().",
         "  - batch_size is None; it takes a int, such as 256.",
         "  - data.flip is 'often'; it takes a float.",

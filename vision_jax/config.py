@@ -329,7 +329,7 @@ def _check_data(config: ConfigDict) -> Iterator[str]:
     if any(not s > 0 for s in data.std):
         yield f"data.std is {data.std}: every value must be positive."
     if data.eval_resize < data.image_size:
-        yield f"data.eval_resize is {data.eval_resize}, less than the data.image_size={data.image_size} cropped from it."
+        yield f"data.eval_resize is {data.eval_resize}, less than data.image_size={data.image_size}: raise it."
     for path, top in (("crop_scale", 1.0), ("crop_ratio", math.inf)):
         if len(data[path]) != 2 or not 0 < data[path][0] <= data[path][1] <= top:
             limit = " and at most 1" if top == 1 else ""

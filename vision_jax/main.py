@@ -8,7 +8,6 @@ import os
 import pathlib
 import sys
 import traceback
-import warnings
 
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
@@ -181,5 +180,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    warnings.filterwarnings("ignore", message=".*os.fork.*")
     app.run(main, flags_parser=_parse_flags)

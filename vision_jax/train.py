@@ -1,15 +1,13 @@
 """The training program, to be read from top to bottom.
 
-`train_and_evaluate` prepares everything, then loops over steps. Its order of operations:
-
-  1. Check the configuration, then the workdir, then the data: nothing is allocated before all three are in order.
-  2. Compile the step ahead of time, and restore or initialize the state.
-  3. After each update, in this order: save if due, stop if told to, evaluate if due. A state is saved before it is
-     evaluated, so that neither the signal nor a crash loses it. A run that was stopped in an evaluation begins with it.
-  4. Metrics are fetched a step late, when the next step is under way, so the devices never wait for the host.
+`train_and_evaluate` checks the input: configuration, data, then workdir; nothing is allocated before all are in order.
+`_train` makes the pure functions of the run, restores or initializes the state, and compiles the step ahead of time.
+`_loop` does the updates. After each, in this order: save if due, stop if told to, evaluate if due. A state is saved
+before it is evaluated, so neither a signal nor a crash in the evaluation loses it, and a run that was stopped there
+begins with that evaluation. Metrics are fetched a step late, when the next step is under way: the devices never wait
+for the host.
 """
 
-import functools
 import json
 import logging
 import math
@@ -21,6 +19,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 from clu import parameter_overview
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vision_jax import config as config_lib
@@ -65,12 +64,9 @@ def train_and_evaluate(
         with Preemption() as preemption:
             return train_and_evaluate(config, workdir, allow_config_change=allow_config_change, preemption=preemption)
     workdir = pathlib.Path(workdir)
-    data = config.data
-
-    # 1. Everything that can be wrong with the input.
     config_lib.validate(config, jax.device_count())
     train_source, val_source = create_source(config, train=True), create_source(config, train=False)
-    evaluate.check_classes(val_source, train_source.num_classes, train_source.class_names, data.val_split)
+    evaluate.check_classes(val_source, train_source.num_classes, train_source.class_names, config.data.val_split)
     plan = config_lib.make_plan(config, len(train_source))
     model = evaluate.build_model(config, train_source.num_classes)
     evaluate.variable_shapes(config, model)
@@ -90,10 +86,111 @@ def _train(
     preemption: Preemption,
 ) -> TrainState:
     """Does what `train_and_evaluate` says, once its input has been checked."""
-    data, is_first = config.data, jax.process_index() == 0
-
-    # 2. The pure functions of a run, and its state.
     mesh = sharding.make_mesh(config)
+    initialize, train_step = make_functions(config, plan, model, mesh)
+    abstract_state = sharding.abstract(jax.eval_shape(initialize), sharding.replicated(mesh))
+    _log_run(config, plan, abstract_state, len(train_source), len(val_source))
+    scores = evaluate.scores_by_step(workdir, config.checkpoint.best_metric)
+    with Checkpointer(workdir / "checkpoints", keep=config.checkpoint.keep, scores=scores) as checkpointer:
+        state = checkpointer.restore_latest(abstract_state)
+        if state is None:
+            state = initialize()
+        start = int(state.step)
+        if start > plan.total_steps:
+            raise CheckpointError(
+                f"{workdir} is at step {start} already, and the training is only {plan.total_steps} steps long: raise "
+                "epochs or total_steps, or give another --workdir."
+            )
+        if start:
+            log.info("Going on from step %d of %d.", start, plan.total_steps)
+        evaluated = {r["step"]: r for r in writers.training_records(workdir) if "val/count" in r and r["step"] <= start}
+        if start == plan.total_steps and start in evaluated:
+            log.info("The training is complete.\n%s", evaluate.format_results(evaluated[start]))
+            return state
+        if is_first := jax.process_index() == 0:
+            writers.write_config(workdir, config)
+        compiled = compile_step(
+            train_step, abstract_state, sharding.abstract_batch(mesh, config.batch_size, evaluate.image_shape(config))
+        )
+        with (
+            _make_loader(config, mesh, train_source) as loader,
+            Prefetcher(
+                loader,
+                range(start, plan.total_steps),
+                sharding.batch_placer(mesh, config.batch_size),
+                config.data.prefetch,
+            ) as batches,
+            writers.MetricWriter(
+                workdir, last_step=start, tensorboard=config.log.tensorboard, enabled=is_first
+            ) as writer,
+            writers.Progress(plan.total_steps, initial=start, description="train", enabled=is_first) as progress,
+        ):
+            return _loop(
+                plan,
+                state,
+                compiled,
+                batches,
+                evaluator=evaluate.Evaluator(config, mesh, model, val_source),
+                evaluated=set(evaluated),
+                best_metric=config.checkpoint.best_metric,
+                checkpointer=checkpointer,
+                about={
+                    "config": json.loads(config_lib.to_json(config)),
+                    "num_classes": train_source.num_classes,
+                    "class_names": list(train_source.class_names),
+                },
+                writer=writer,
+                tracker=Tracker(config, plan, writer, progress, batches, checkpointer),
+                preemption=preemption,
+            )
+
+
+def _loop(
+    plan: Plan,
+    state: TrainState,
+    train_step: Callable[[TrainState, steps.Batch], tuple[TrainState, steps.Metrics]],
+    batches: Prefetcher,
+    *,
+    evaluator: evaluate.Evaluator,
+    evaluated: set[int],
+    best_metric: str,
+    checkpointer: Checkpointer,
+    about: dict[str, Any],
+    writer: writers.MetricWriter,
+    tracker: "Tracker",
+    preemption: Preemption,
+) -> TrainState:
+    """Does the updates that are left. The order of operations is explained at the top of this file."""
+    for step in range(int(state.step), plan.total_steps + 1):  # `step` updates are done
+        stops = preemption.stops_at(step)
+        if stops or plan.saves_at(step):
+            tracker.settle()  # so that nothing that is not finite is saved
+            checkpointer.save(step, state, about)
+        if stops:
+            checkpointer.wait()
+            raise Preempted(step)
+        if plan.evaluates_at(step) and step not in evaluated:
+            variables = {"": state.variables} | ({"ema_": state.ema} if state.ema is not None else {})
+            try:
+                results = evaluator(variables, should_stop=preemption.stops_now)
+            except evaluate.Interrupted:
+                checkpointer.wait()
+                raise Preempted(step) from None
+            if (score := evaluate.score(best_metric, results)) is not None:
+                checkpointer.record(step, score)
+            writer.write(step, results)
+            log.info("Step %d of %d, evaluated:\n%s", step, plan.total_steps, evaluate.format_results(results))
+            tracker.restart_clock()
+        if step < plan.total_steps:
+            state, metrics = train_step(state, next(batches))
+            tracker.add(step + 1, metrics)
+    return state
+
+
+def make_functions(
+    config: ConfigDict, plan: Plan, model: nn.Module, mesh: Mesh
+) -> tuple[Callable[[], TrainState], Callable[[TrainState, steps.Batch], tuple[TrainState, steps.Metrics]]]:
+    """Returns the pure functions of a run: one that gives the state before the first step, and the training step."""
     schedule = optim.create_schedule(
         config.schedule.name,
         plan.learning_rate,
@@ -110,108 +207,35 @@ def _train(
         momentum=config.optimizer.momentum,
         nesterov=config.optimizer.nesterov,
     )
+    has_ema = config.ema_decay is not None
+    initialize = jax.jit(
+        lambda: create_state(model, optimizer, evaluate.image_shape(config), seed=config.seed, ema=has_ema),
+        out_shardings=sharding.replicated(mesh),
+        # It runs once: on CPUs, optimizing it would take longer than all of a short training.
+        compiler_options={"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None,
+    )
     train_step = steps.make_train_step(
         model,
         optimizer,
         schedule,
         seed=config.seed,
-        mean=data.mean,
-        std=data.std,
-        flip=data.flip,
+        mean=config.data.mean,
+        std=config.data.std,
+        flip=config.data.flip,
         label_smoothing=config.label_smoothing,
         ema_decay=config.ema_decay,
     )
-    initialize = jax.jit(
-        functools.partial(
-            create_state,
-            model,
-            optimizer,
-            evaluate.image_shape(config),
-            seed=config.seed,
-            ema=config.ema_decay is not None,
-        ),
-        out_shardings=sharding.replicated(mesh),
-        # It runs once: on CPUs, optimizing it would take longer than all of a short training.
-        compiler_options={"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None,
+    return initialize, train_step
+
+
+def _make_loader(config: ConfigDict, mesh: Mesh, source: Source) -> Loader:
+    """Returns the loader of the training's batches."""
+    data = config.data
+    order = TrainOrder(len(source), config.batch_size, config.seed)
+    transform = TrainTransform(
+        data.image_size, data.channels, data.crop_scale, data.crop_ratio, config.seed, data.train_filter
     )
-    abstract_state = sharding.abstract(jax.eval_shape(initialize), sharding.replicated(mesh))
-    _log_run(config, plan, abstract_state, len(train_source), len(val_source))
-
-    checkpointer = Checkpointer(
-        workdir / "checkpoints",
-        keep=config.checkpoint.keep,
-        scores=evaluate.scores_by_step(workdir, config.checkpoint.best_metric),
-    )
-    about = {
-        "config": json.loads(config_lib.to_json(config)),
-        "num_classes": train_source.num_classes,
-        "class_names": list(train_source.class_names),
-    }
-    evaluator = evaluate.Evaluator(config, mesh, model, val_source)
-    with checkpointer:
-        state = checkpointer.restore_latest(abstract_state)
-        if state is None:
-            state = initialize()
-        start = int(state.step)
-        if start > plan.total_steps:
-            raise CheckpointError(
-                f"{workdir} is at step {start} already, and the training is only {plan.total_steps} steps long: raise "
-                "epochs or total_steps, or give another --workdir."
-            )
-        if start:
-            log.info("Going on from step %d of %d.", start, plan.total_steps)
-        evaluated = {r["step"]: r for r in writers.training_records(workdir) if "val/count" in r and r["step"] <= start}
-        if start == plan.total_steps and start in evaluated:
-            log.info("The training is complete.\n%s", evaluate.format_results(evaluated[start]))
-            return state
-        abstract_batch = sharding.abstract_batch(mesh, config.batch_size, evaluate.image_shape(config))
-        compiled = compile_step(train_step, abstract_state, abstract_batch)
-
-        if is_first:
-            writers.write_config(workdir, config)
-
-        # 3. The loop. `step` counts the updates that are done.
-        order = TrainOrder(len(train_source), config.batch_size, config.seed)
-        transform = TrainTransform(
-            data.image_size, data.channels, data.crop_scale, data.crop_ratio, config.seed, data.train_filter
-        )
-        with (
-            Loader(
-                train_source, order, transform, sharding.local_rows(mesh, config.batch_size), data.num_threads
-            ) as loader,
-            Prefetcher(
-                loader, range(start, plan.total_steps), sharding.batch_placer(mesh, config.batch_size), data.prefetch
-            ) as batches,
-            writers.MetricWriter(
-                workdir, last_step=start, tensorboard=config.log.tensorboard, enabled=is_first
-            ) as writer,
-            writers.Progress(plan.total_steps, initial=start, description="train", enabled=is_first) as progress,
-        ):
-            tracker = Tracker(config, plan, writer, progress, batches, checkpointer)
-            for step in range(start, plan.total_steps + 1):
-                stops = preemption.stops_at(step)
-                if stops or plan.saves_at(step):
-                    tracker.settle()  # so that nothing that is not finite is saved
-                    checkpointer.save(step, state, about)
-                if stops:
-                    checkpointer.wait()
-                    raise Preempted(step)
-                if plan.evaluates_at(step) and step not in evaluated:
-                    variables = {"": state.variables} | ({"ema_": state.ema} if state.ema is not None else {})
-                    try:
-                        results = evaluator(variables, should_stop=preemption.stops_now)
-                    except evaluate.Interrupted:
-                        checkpointer.wait()
-                        raise Preempted(step) from None
-                    if (score := evaluate.score(config.checkpoint.best_metric, results)) is not None:
-                        checkpointer.record(step, score)
-                    writer.write(step, results)
-                    log.info("Step %d of %d, evaluated:\n%s", step, plan.total_steps, evaluate.format_results(results))
-                    tracker.restart_clock()
-                if step < plan.total_steps:
-                    state, metrics = compiled(state, next(batches))
-                    tracker.add(step + 1, metrics)
-    return state
+    return Loader(source, order, transform, sharding.local_rows(mesh, config.batch_size), data.num_threads)
 
 
 def compile_step(train_step: Callable, abstract_state: TrainState, abstract_batch: Any) -> Any:

@@ -3,6 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from vision_jax import config as config_lib
+from vision_jax import sharding
 from vision_jax.models.layers import BatchNorm
 
 
@@ -40,6 +42,26 @@ def test_training_equals_torch_on_each_group(case, group_size: int):
     np.testing.assert_allclose(y, np.concatenate([group[0] for group in groups]), rtol=2e-5, atol=2e-5)
     np.testing.assert_allclose(updates["batch_stats"]["mean"], np.mean([g[1] for g in groups], 0), rtol=1e-5)
     np.testing.assert_allclose(updates["batch_stats"]["var"], np.mean([g[2] for g in groups], 0), rtol=1e-5)
+
+
+@pytest.mark.parametrize("group_size", [0, 2])
+def test_eight_devices_normalize_as_one(case, group_size: int):
+    """Values, statistics and gradients."""
+    x, variables = case
+    mesh = sharding.make_mesh(config_lib.default_config(), jax.devices())
+
+    @jax.jit
+    def run(variables, x):
+        def loss(params, x):
+            norm = BatchNorm(group_size=group_size)
+            y, updates = norm.apply({**variables, "params": params}, x, train=True, mutable=["batch_stats"])
+            return jnp.sum(jnp.sin(y)), (y, updates)
+
+        return jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(variables["params"], x)
+
+    one = run(variables, x)
+    eight = run(jax.device_put(variables, sharding.replicated(mesh)), jax.device_put(x, sharding.along_batch(mesh)))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), one, eight)
 
 
 def test_evaluation_uses_the_running_statistics(case):
