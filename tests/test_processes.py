@@ -25,7 +25,7 @@ ARGUMENTS = (
     "--config.log.every_steps=1",
     "--config.log.tensorboard=False",
 )
-RESNET = ("--config.model.name=resnet18", "--config.data.image_size=16", "--config.data.eval_resize=16")
+RESNET = ("--config.model.name=resnet18", "--config.data.image_size=8", "--config.data.eval_resize=8")
 
 
 def free_port() -> int:

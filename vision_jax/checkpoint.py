@@ -143,8 +143,17 @@ class Checkpointer:
             cleanup_tmp_directories=True,  # what a killed run left unfinished
             enable_async_checkpointing=True,
         )
+        # By default each replica writes a slice of each array, and a program is compiled for each shape to cut it: that
+        # stalls the first save for seconds. Arrays of which a slice is smaller than this are written whole by one.
+        arrays = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=16 * 2**20)
+        registry = ocp.type_handlers.create_type_handler_registry((jax.Array, arrays))
+        handlers = {
+            "about": ocp.JsonCheckpointHandler(),
+            "model": ocp.PyTreeCheckpointHandler(type_handler_registry=registry),
+            "optimizer": ocp.PyTreeCheckpointHandler(type_handler_registry=registry),
+        }
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return _CheckpointManager(os.fspath(self.directory.absolute()), options=options)
+        return _CheckpointManager(os.fspath(self.directory.absolute()), item_handlers=handlers, options=options)
 
     def steps(self) -> list[int]:
         """Returns the steps of the complete checkpoints, sorted."""
@@ -173,7 +182,7 @@ class Checkpointer:
         items = {"model": model_item(state), "optimizer": state.opt_state}
         about = {**about, "versions": _versions(), "arrays": _describe(items)}
         about["checksum"] = _checksum(about)
-        saved = {name: ocp.args.StandardSave(item) for name, item in items.items()}
+        saved = {name: ocp.args.PyTreeSave(item) for name, item in items.items()}
         try:
             self._manager.save(step, args=ocp.args.Composite(about=ocp.args.JsonSave(about), **saved), force=True)
         except (OSError, ValueError) as error:
