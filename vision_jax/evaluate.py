@@ -32,7 +32,7 @@ def build_model(config: ConfigDict, num_classes: int) -> nn.Module:
     """Returns the model that `config` describes, for data of so many classes.
 
     Raises:
-        ConfigError: if `config.model.num_classes` is another number.
+        ConfigError: if `config.model.num_classes` is a smaller number.
     """
     wanted = config.model.num_classes
     if wanted is not None and wanted < num_classes:

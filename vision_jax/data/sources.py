@@ -67,7 +67,7 @@ def create_source(config: ConfigDict, *, train: bool) -> Source:
         case "synthetic":
             examples = data.synthetic_train_examples if train else data.synthetic_val_examples
             size = data.image_size if train else data.eval_resize
-            return SyntheticSource(examples, config.model.num_classes or 1000, size, seed=config.seed + (not train))
+            return SyntheticSource(examples, config.model.num_classes or 1000, size, seed=config.seed)
         case "folder":
             return FolderSource(pathlib.Path(data.dir).expanduser(), split)
         case "tfds":
@@ -208,8 +208,8 @@ class FolderSource:
 class SyntheticSource:
     """Made-up JPEGs that need no data: a few smooth random pictures, of which each record is one.
 
-    A picture and its label go together, so a model can learn them. Reading and decoding cost what real images of this
-    size cost.
+    A picture and its label go together, the same in training and validation, so a model can learn them. Decoding costs
+    what it costs for real images of this size.
 
     Attributes:
         num_examples: length of the source.
