@@ -64,6 +64,8 @@ def variable_shapes(config: ConfigDict, model: nn.Module) -> dict[str, Any]:
     images = jax.ShapeDtypeStruct((1, *image_shape(config)), jnp.float32)
     try:
         shapes = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), images)
+        if empty := [path for path, x in jax.tree_util.tree_leaves_with_path(shapes) if not x.size]:
+            raise ValueError(f"nothing is left of them at {jax.tree_util.keystr(empty[0])}")
     except (ValueError, TypeError, ZeroDivisionError) as error:  # a dimension became zero, or does not divide
         raise ConfigError(
             f"{config.model.name} cannot take images of (height, width, channels) = {image_shape(config)}: {error}"
