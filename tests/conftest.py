@@ -7,8 +7,10 @@ os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 
 import io
 import pathlib
+import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import PIL.Image
@@ -76,6 +78,16 @@ class Command:
         out, err = process.communicate(timeout=240)
         assert process.returncode == status, f"exit status {process.returncode}, not {status}:\n{out}\n{err}"
         return out + err
+
+
+def wait_for_handler(process: subprocess.Popen) -> None:
+    """Waits until a process handles SIGTERM, which it does before it imports JAX."""
+    while process.poll() is None:
+        status = pathlib.Path(f"/proc/{process.pid}/status").read_text()
+        mask = next(line.split()[1] for line in status.splitlines() if line.startswith("SigCgt"))
+        if int(mask, 16) >> (signal.SIGTERM - 1) & 1:
+            return
+        time.sleep(0.01)
 
 
 @pytest.fixture

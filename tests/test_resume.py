@@ -9,7 +9,7 @@ import time
 
 import numpy as np
 import pytest
-from conftest import Command
+from conftest import Command, wait_for_handler
 
 TINY = (
     "--config=configs/quickstart.py",
@@ -117,19 +117,11 @@ def test_sigterm_in_an_evaluation(command: Command, tmp_path: pathlib.Path):
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["2"]
 
 
-def catches(process: subprocess.Popen, number: int) -> bool:
-    """Returns whether a process has a handler for a signal, which ours sets before it imports JAX."""
-    status = pathlib.Path(f"/proc/{process.pid}/status").read_text()
-    mask = next(line.split()[1] for line in status.splitlines() if line.startswith("SigCgt"))
-    return bool(int(mask, 16) >> (number - 1) & 1)
-
-
 def test_sigterm_before_the_first_step(command: Command, tmp_path: pathlib.Path):
     """Also while JAX is imported and the step compiled: the status is 75 and the run can go on."""
     for delay in (0.0, 1.5):
         process = command.start(*TINY, f"--workdir={tmp_path}")
-        while not catches(process, signal.SIGTERM):
-            time.sleep(0.01)
+        wait_for_handler(process)
         time.sleep(delay)
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=60)

@@ -124,7 +124,7 @@ class Evaluator:
         with (
             Loader(self._source, self._order, self._transform, rows, data.num_threads) as loader,
             Prefetcher(loader, range(batches), place, data.prefetch) as prefetcher,
-            writers.Progress(batches, description="evaluate", enabled=shown) as progress,
+            writers.Progress(batches, description="evaluate", leave=False, enabled=shown) as progress,
         ):
             for batch in prefetcher:
                 if should_stop():

@@ -201,6 +201,7 @@ class Progress:
         total: iterations in all.
         initial: iterations done before.
         description: in front of all.
+        leave: keep the bar on the screen when it is complete.
         enabled: False shows nothing.
         seconds_between_lines: how often a line is printed where there is no terminal.
     """
@@ -211,13 +212,14 @@ class Progress:
         *,
         initial: int = 0,
         description: str,
+        leave: bool = True,
         enabled: bool = True,
         seconds_between_lines: float = 10.0,
     ):
         self._bar = None
         self._lines = enabled and not sys.stderr.isatty()
         if enabled and not self._lines:
-            self._bar = tqdm.tqdm(total=total, initial=initial, desc=description, dynamic_ncols=True, leave=True)
+            self._bar = tqdm.tqdm(total=total, initial=initial, desc=description, dynamic_ncols=True, leave=leave)
         self._total, self._initial, self._done, self._description = total, initial, initial, description
         self._seconds, self._start = seconds_between_lines, time.monotonic()
         self._shown = self._start
