@@ -32,6 +32,25 @@ def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
     return np.asarray(PIL.Image.fromarray(coarse).resize((width, height), PIL.Image.Resampling.BICUBIC))
 
 
+class Pictures:
+    """A source of square pictures with the given labels."""
+
+    class_names: tuple[str, ...] = ()
+
+    def __init__(self, labels: list[int], size: int, num_classes: int):
+        self.num_classes = num_classes
+        self.records = [(encode(picture(size, size, seed=i)), label) for i, label in enumerate(labels)]
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> tuple[bytes, int]:
+        return self.records[index]
+
+    def describe(self, index: int) -> str:
+        return f"picture {index}"
+
+
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """A cache directory of vision_jax for all tests, with the digits and compiled programs in it."""

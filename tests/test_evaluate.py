@@ -2,7 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import encode, picture
+from conftest import Pictures
 
 import vision_jax
 from vision_jax import config as config_lib
@@ -11,24 +11,11 @@ from vision_jax.data.decode import EvalTransform
 from vision_jax.errors import DataError
 
 
-class Source:
+class Source(Pictures):
     """Pictures with random labels of five classes."""
 
-    num_classes = 5
-    class_names = ()
-
     def __init__(self, length: int):
-        labels = np.random.RandomState(1).randint(0, 5, length).tolist()
-        self.records = [(encode(picture(20, 20, seed=i)), label) for i, label in enumerate(labels)]
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def __getitem__(self, index: int) -> tuple[bytes, int]:
-        return self.records[index]
-
-    def describe(self, index: int) -> str:
-        return f"picture {index}"
+        super().__init__(np.random.RandomState(1).randint(0, 5, length).tolist(), size=20, num_classes=5)
 
 
 def config_of(batch_size: int):

@@ -197,12 +197,17 @@ def from_dict(fields: dict) -> ConfigDict:
     if unknown := sorted(values.keys() - known.keys()):
         raise ConfigError(f"The stored configuration has fields that this version does not know: {', '.join(unknown)}.")
     for path, value in values.items():
-        *parents, name = path.split(".")
-        node = config
-        for parent in parents:
-            node = node[parent]
+        node, name = _parent(config, path)
         node[name] = tuple(value) if isinstance(value, list) else value
     return config
+
+
+def _parent(config: ConfigDict, path: str) -> tuple[ConfigDict, str]:
+    """Returns what holds the field at a path such as `data.image_size`, and the field's name there."""
+    *parents, name = path.split(".")
+    for parent in parents:
+        config = config[parent]
+    return config, name
 
 
 def flatten(config: ConfigDict | dict, prefix: str = "") -> Iterator[tuple[str, object]]:
@@ -250,10 +255,7 @@ def _check_types(config: ConfigDict) -> Iterator[str]:
         yield f"{path} is missing: start from vision_jax.config.default_config()."
     for path in sorted(defaults.keys() & values.keys()):
         value = values[path]
-        *parents, name = path.split(".")
-        node = reference
-        for parent in parents:
-            node = node[parent]
+        node, name = _parent(reference, path)
         kind = node.get_type(name)
         allowed = {float: (float, int), tuple: (list,)}.get(kind, (kind,))
         if value is None:

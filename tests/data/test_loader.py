@@ -3,30 +3,18 @@ import time
 
 import numpy as np
 import pytest
-from conftest import encode, picture
+from conftest import Pictures
 
 from vision_jax.data import decode, order
 from vision_jax.data.loader import CHUNK, HostBatch, Loader, Prefetcher
 from vision_jax.errors import DataError
 
 
-class Source:
+class Source(Pictures):
     """Forty pictures, the label of which is their number modulo 4."""
 
-    num_classes = 4
-    class_names = ()
-
     def __init__(self) -> None:
-        self.records = [(encode(picture(40, 40, seed=i)), i % 4) for i in range(40)]
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def __getitem__(self, index: int) -> tuple[bytes, int]:
-        return self.records[index]
-
-    def describe(self, index: int) -> str:
-        return f"picture {index}"
+        super().__init__([i % 4 for i in range(40)], size=40, num_classes=4)
 
 
 TRANSFORM = decode.TrainTransform(size=16, channels=3, scale=(0.3, 1.0), ratio=(3 / 4, 4 / 3), seed=0)
