@@ -7,6 +7,7 @@ the comment beside the field says.
 
 import dataclasses
 import difflib
+import itertools
 import json
 import math
 import pathlib
@@ -21,19 +22,20 @@ from vision_jax.errors import ConfigError
 _CHOICES = {
     "dtype": ("auto", "float32", "bfloat16", "float16"),
     "data.source": ("digits", "tfds", "folder", "synthetic"),
-    "data.train_filter": ("bilinear", "area"),
+    "data.train_filter": ("bilinear", "area", "pillow-bilinear", "pillow-bicubic"),
     "data.eval_filter": ("bilinear", "bicubic"),
     "schedule.name": ("cosine", "constant"),
 }
 _POSITIVE = (
     *("batch_size", "epochs", "total_steps", "model.num_classes", "data.image_size", "data.prefetch"),
     *("data.num_threads", "data.synthetic_train_examples", "data.synthetic_val_examples"),
+    *("data.train_examples", "data.repeats"),
     *("optimizer.learning_rate", "optimizer.learning_rate_batch_size", "optimizer.clip_global_norm"),
     *("eval.every_epochs", "eval.every_steps", "eval.batch_size"),
     *("checkpoint.every_steps", "checkpoint.keep", "log.every_steps"),
 )
 _NOT_NEGATIVE = (
-    *("seed", "optimizer.weight_decay", "model.bn_group_size"),
+    *("seed", "optimizer.weight_decay", "model.bn_group_size", "data.num_workers", "data.max_bad_records"),
     *("schedule.warmup_epochs", "schedule.warmup_steps", "schedule.end_factor"),
 )
 _BELOW_ONE = ("label_smoothing", "ema_decay", "optimizer.momentum")
@@ -69,8 +71,9 @@ def default_config() -> ConfigDict:
     model.zero_init_last = placeholder(bool)
 
     config.data = data = ConfigDict()
-    # digits: scikit-learn's 1,797 digits. tfds: an ArrayRecord data set in tfds' layout. folder: DIR/SPLIT/CLASS/IMAGE.
-    # synthetic: made-up JPEGs that need no data.
+    # digits: scikit-learn's 1,797 digits. tfds: a data set in tfds' layout, of ArrayRecord files (as prepared by
+    # `python -m vision_jax.prepare`) or of TFRecord files. folder: DIR/SPLIT/CLASS/IMAGE. synthetic: made-up JPEGs that
+    # need no data.
     data.source = "tfds"
     # tfds: the folder with features.json, or one above it that holds no second data set. folder: DIR as above.
     # digits: where the data set is cached; None: vision_jax's cache.
@@ -88,16 +91,37 @@ def default_config() -> ConfigDict:
     # The random resized crop of training: the least and largest share of the area, and of width / height.
     data.crop_scale = (0.08, 1.0)
     data.crop_ratio = (3 / 4, 4 / 3)
-    # How training crops are resized: bilinear (no antialiasing beyond the decoder's halvings), area (antialiased).
+    # How training crops are resized. OpenCV's bilinear: fast, no antialiasing beyond the decoder's halvings; area:
+    # antialiased. Pillow's, as torchvision and timm train, antialiased: pillow-bilinear, pillow-bicubic.
     data.train_filter = "bilinear"
-    # Probability of a horizontal flip in training.
-    data.flip = 0.5
+    # Reduce a JPEG by 2, 4 or 8 while it is decoded, where the crop is at least so much larger than `image_size`.
+    data.scaled_decoding = True
+    # libjpeg-turbo's less exact ways to decode for training; each saves about a twentieth of the time.
+    data.fast_dct = False
+    data.fast_upsampling = False
+    # Train on so many examples alone, chosen at random, the same for every seed; None: on all.
+    data.train_examples = placeholder(int)
+    # Copies of each example in a batch, each cropped and augmented anew (repeated augmentation).
+    data.repeats = 1
+    # See every class equally often: those with few examples come around more often.
+    data.balanced = False
+    # Progressive resizing: from these epochs on training images have these sizes; (): `image_size` throughout.
+    # All sizes are compiled before the training begins.
+    data.progressive_epochs = ()
+    data.progressive_sizes = ()
     # Evaluation: the shorter side is resized to this, then the centre is cropped.
     data.eval_resize = 256
+    # The share of the resized shorter side that is cropped, as timm states it; overrides `eval_resize`.
+    data.eval_crop = placeholder(float)
     # How evaluation images are resized: Pillow's antialiased bilinear or bicubic.
     data.eval_filter = "bilinear"
-    # Threads that decode, in each process; None: one a core.
+    # Damaged training records that each process may replace by others before that is an error.
+    data.max_bad_records = 0
+    # Threads that decode, for each process of the training; None: one a core.
     data.num_threads = placeholder(int)
+    # Other processes that these threads are in, for each process of the training; 0: none. Python's lock keeps one
+    # process from using more than a few cores; see docs/benchmarks.md.
+    data.num_workers = 0
     # Global batches kept ready on the devices.
     data.prefetch = 2
     # Sizes of the splits of the synthetic source.
@@ -330,8 +354,15 @@ def _check_data(config: ConfigDict) -> Iterator[str]:
             yield f"data.{path} has {len(data[path])} values for data.channels={data.channels}: give one a channel."
     if any(not s > 0 for s in data.std):
         yield f"data.std is {data.std}: every value must be positive."
-    if data.eval_resize < data.image_size:
-        yield f"data.eval_resize is {data.eval_resize}, less than data.image_size={data.image_size}: raise it."
+    if data.eval_crop is not None and not 0 < data.eval_crop <= 1:
+        yield f"data.eval_crop is {data.eval_crop}, a share: more than 0 and at most 1."
+    elif (resize := eval_resize(config)) < data.image_size:
+        yield f"data.eval_resize is {resize}, less than data.image_size={data.image_size}: raise it."
+    if data.balanced and data.repeats > 1:
+        yield f"data.balanced and data.repeats={data.repeats} cannot go together: set repeats to 1."
+    if data.repeats > config.batch_size:
+        yield f"data.repeats is {data.repeats}, more than batch_size={config.batch_size}."
+    yield from _check_progressive(config)
     for path, top in (("crop_scale", 1.0), ("crop_ratio", math.inf)):
         if len(data[path]) != 2 or not 0 < data[path][0] <= data[path][1] <= top:
             limit = " and at most 1" if top == 1 else ""
@@ -346,6 +377,26 @@ def _check_data(config: ConfigDict) -> Iterator[str]:
             yield f"data.dir is {data.dir!r}, and there is no such directory."
         elif not any(directory.iterdir()):
             yield f"data.dir is {data.dir!r}, which is empty."
+
+
+def _check_progressive(config: ConfigDict) -> Iterator[str]:
+    """Checks the sizes of progressive resizing."""
+    epochs, sizes = config.data.progressive_epochs, config.data.progressive_sizes
+    if len(epochs) != len(sizes):
+        yield (
+            f"data.progressive_epochs has {len(epochs)} values and data.progressive_sizes {len(sizes)}: each size "
+            "takes the epoch from which on it holds."
+        )
+    elif epochs and (epochs[0] != 0 or any(a >= b for a, b in itertools.pairwise(epochs))):
+        yield f"data.progressive_epochs is {tuple(epochs)}: it must begin with 0 and rise."
+    if not all(isinstance(size, int) and size > 0 for size in sizes):
+        yield f"data.progressive_sizes is {tuple(sizes)}: every size must be a positive integer."
+
+
+def eval_resize(config: ConfigDict) -> int:
+    """Returns what the shorter side of an evaluation image is resized to."""
+    crop = config.data.eval_crop
+    return config.data.eval_resize if crop is None else math.floor(config.data.image_size / crop)
 
 
 def _check_batches(config: ConfigDict, num_devices: int) -> Iterator[str]:
@@ -375,6 +426,7 @@ class Plan:
         learning_rate: the peak, scaled to the batch.
         eval_every: steps between evaluations.
         checkpoint_every: steps between checkpoints; None: only those before evaluations and at the end.
+        train_sizes: (first step, size) of progressive resizing, ascending; empty without it.
     """
 
     steps_per_epoch: int
@@ -383,6 +435,7 @@ class Plan:
     learning_rate: float
     eval_every: int
     checkpoint_every: int | None
+    train_sizes: tuple[tuple[int, int], ...] = ()
 
     def evaluates_at(self, step: int) -> bool:
         """Returns whether the state is evaluated after `step` updates."""
@@ -435,4 +488,8 @@ def make_plan(config: ConfigDict, num_examples: int) -> Plan:
         learning_rate=learning_rate,
         eval_every=steps("eval.every_epochs", config.eval.every_epochs, config.eval.every_steps),
         checkpoint_every=config.checkpoint.every_steps,
+        train_sizes=tuple(
+            (round(epoch * steps_per_epoch), size)
+            for epoch, size in zip(config.data.progressive_epochs, config.data.progressive_sizes, strict=True)
+        ),
     )

@@ -16,9 +16,10 @@ from vision_jax import config as config_lib
 from vision_jax import models, sharding, steps, writers
 from vision_jax.checkpoint import Checkpointer, DamagedError, best_step
 from vision_jax.data.decode import EvalTransform
-from vision_jax.data.loader import Loader, Prefetcher
+from vision_jax.data.loader import Prefetcher
 from vision_jax.data.order import EvalOrder
 from vision_jax.data.sources import Source, create_source
+from vision_jax.data.workers import create_loader
 from vision_jax.errors import CheckpointError, ConfigError, DataError
 
 log = logging.getLogger(__name__)
@@ -55,20 +56,26 @@ def image_shape(config: ConfigDict) -> tuple[int, int, int]:
     return (config.data.image_size, config.data.image_size, config.data.channels)
 
 
-def variable_shapes(config: ConfigDict, model: nn.Module) -> dict[str, Any]:
+def variable_shapes(config: ConfigDict, model: nn.Module, size: int | None = None) -> dict[str, Any]:
     """Returns `params` and `batch_stats` of a model, with shapes and dtypes in place of arrays.
 
+    Args:
+        config: the configuration.
+        model: the module.
+        size: height and width of the images; None: `config.data.image_size`.
+
     Raises:
-        ConfigError: if it cannot take images of the size that `config` has.
+        ConfigError: if it cannot take images of that size.
     """
-    images = jax.ShapeDtypeStruct((1, *image_shape(config)), jnp.float32)
+    shape = (size, size, config.data.channels) if size else image_shape(config)
+    images = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
     try:
         shapes = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), images)
         if empty := [path for path, x in jax.tree_util.tree_leaves_with_path(shapes) if not x.size]:
             raise ValueError(f"nothing is left of them at {jax.tree_util.keystr(empty[0])}")
     except (ValueError, TypeError, ZeroDivisionError) as error:  # a dimension became zero, or does not divide
         raise ConfigError(
-            f"{config.model.name} cannot take images of (height, width, channels) = {image_shape(config)}: {error}"
+            f"{config.model.name} cannot take images of (height, width, channels) = {shape}: {error}"
         ) from error
     return {"params": shapes["params"], "batch_stats": shapes.get("batch_stats", {})}
 
@@ -88,7 +95,9 @@ class Evaluator:
         self._config, self._mesh, self._source = config, mesh, source
         self._batch_size = config.eval.batch_size or config.batch_size
         self._order = EvalOrder(len(source), self._batch_size)
-        self._transform = EvalTransform(data.image_size, data.eval_resize, data.channels, data.eval_filter)
+        self._transform = EvalTransform(
+            data.image_size, config_lib.eval_resize(config), data.channels, data.eval_filter
+        )
         step = steps.make_eval_step(model, mean=data.mean, std=data.std)
         self._step = jax.jit(step, out_shardings=sharding.replicated(mesh))
         self._compiled: Any = None
@@ -116,14 +125,25 @@ class Evaluator:
             self._compiled = self._step.lower(variables, abstract).compile()
             log.info("The evaluation step was compiled in %.1f s.", time.perf_counter() - start)
         rows = sharding.local_rows(self._mesh, self._batch_size)
-        place = sharding.batch_placer(self._mesh, self._batch_size)
         batches = self._order.num_batches
         shown = jax.process_index() == 0
         totals: dict[str, jax.Array] | None = None
         data = self._config.data
         with (
-            Loader(self._source, self._order, self._transform, rows, data.num_threads) as loader,
-            Prefetcher(loader, range(batches), place, data.prefetch) as prefetcher,
+            create_loader(
+                self._source,
+                self._order,
+                self._transform,
+                rows,
+                num_workers=data.num_workers,
+                num_threads=data.num_threads,
+            ) as loader,
+            Prefetcher(
+                loader,
+                range(batches),
+                sharding.batch_placer(self._mesh, self._batch_size, reused=loader.reuses_memory),
+                data.prefetch,
+            ) as prefetcher,
             writers.Progress(batches, description="evaluate", leave=False, enabled=shown) as progress,
         ):
             for batch in prefetcher:

@@ -71,13 +71,20 @@ def abstract(tree: Any, sharding: NamedSharding) -> Any:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
 
 
-def abstract_batch(mesh: Mesh, batch_size: int, image_shape: tuple[int, int, int]) -> dict[str, jax.ShapeDtypeStruct]:
-    """Returns shapes, dtypes and layout of a global batch of uint8 images (height, width, channels)."""
+def abstract_batch(
+    mesh: Mesh, batch_size: int, image_shape: tuple[int, int, int], *, replaces: bool = False
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns shapes, dtypes and layout of a global batch of uint8 images (height, width, channels).
+
+    `replaces` says whether it tells which rows stand for damaged records.
+    """
     batch = {
         "image": jax.ShapeDtypeStruct((batch_size, *image_shape), np.uint8),
         "label": jax.ShapeDtypeStruct((batch_size,), np.int32),
         "mask": jax.ShapeDtypeStruct((batch_size,), np.float32),
     }
+    if replaces:
+        batch["replaced"] = jax.ShapeDtypeStruct((batch_size,), np.float32)
     return abstract(batch, along_batch(mesh))
 
 
@@ -87,20 +94,25 @@ def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
     return np.unique(np.concatenate([np.arange(batch_size)[index] for index in indices]))
 
 
-def batch_placer(mesh: Mesh, batch_size: int) -> Callable[[str, np.ndarray], jax.Array]:
+def batch_placer(mesh: Mesh, batch_size: int, *, reused: bool = False) -> Callable[[str, np.ndarray], jax.Array]:
     """Returns a function that makes a global array of this process's rows, in the order of `local_rows`.
 
-    The copy to the devices may go on after it has returned; the rows must not be written to again.
+    The copy to the devices may go on after it has returned, and the rows must not be written to again. If they are
+    `reused`, it returns when they have been copied.
     """
     sharding = along_batch(mesh)
     rows = local_rows(mesh, batch_size)
+    # On a CPU an array of JAX may be the same memory.
+    copies = reused and mesh.devices.flat[0].platform == "cpu"
 
     def place(key: str, values: np.ndarray) -> jax.Array:
         def shard(index: tuple[slice, ...] | None) -> np.ndarray:
             start, stop, _ = (index[0] if index else slice(None)).indices(batch_size)
             first = int(np.searchsorted(rows, start))
-            return values[first : first + stop - start]
+            part = values[first : first + stop - start]
+            return part.copy() if copies else part
 
-        return jax.make_array_from_callback((batch_size, *values.shape[1:]), sharding, shard)
+        array = jax.make_array_from_callback((batch_size, *values.shape[1:]), sharding, shard)
+        return jax.block_until_ready(array) if reused else array
 
     return place

@@ -1,7 +1,8 @@
 """The training and evaluation steps: pure functions of (state, batch), to be jitted.
 
 A batch is a dict of `image`, (batch, height, width, channels) uint8, `label`, (batch,) int32, and `mask`, (batch,)
-float32, 0 where a row only fills up the last batch of an evaluation.
+float32, 0 where a row only fills up the last batch of an evaluation. One of training may have `replaced`, (batch,)
+float32, 1 where another record stands for a damaged one.
 """
 
 from collections.abc import Callable, Sequence
@@ -46,7 +47,8 @@ def make_train_step(
         ema_decay: ema = decay * ema + (1 - decay) * new, of parameters and batch statistics; None: none is kept.
 
     Returns:
-        (state, batch) -> (new state, metrics). The metrics are () float32: loss, top1, grad_norm, learning_rate.
+        (state, batch) -> (new state, metrics). The metrics are () float32: loss, top1, grad_norm, learning_rate, and
+        replaced_records if the batch tells which they are.
     """
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -75,6 +77,8 @@ def make_train_step(
             "grad_norm": optax.global_norm(grads),
             "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
         }
+        if "replaced" in batch:
+            metrics["replaced_records"] = batch["replaced"].sum()
         return TrainState(state.step + 1, params, batch_stats, opt_state, ema), metrics
 
     return train_step

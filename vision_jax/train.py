@@ -27,10 +27,11 @@ from vision_jax import evaluate, optim, sharding, steps, writers
 from vision_jax.checkpoint import Checkpointer
 from vision_jax.config import Plan
 from vision_jax.data.decode import TrainTransform
-from vision_jax.data.loader import Loader, Prefetcher
-from vision_jax.data.order import TrainOrder
-from vision_jax.data.sources import Source, create_source
-from vision_jax.errors import CheckpointError, NonFiniteError, Preempted
+from vision_jax.data.loader import Loader, Order, Prefetcher
+from vision_jax.data.order import BalancedOrder, TrainOrder
+from vision_jax.data.sources import Source, create_source, read_labels
+from vision_jax.data.workers import ProcessLoader, create_loader
+from vision_jax.errors import CheckpointError, ConfigError, NonFiniteError, Preempted
 from vision_jax.preemption import Preemption
 from vision_jax.state import TrainState, create_state
 
@@ -69,11 +70,22 @@ def train_and_evaluate(
     evaluate.check_classes(val_source, train_source.num_classes, train_source.class_names, config.data.val_split)
     plan = config_lib.make_plan(config, len(train_source))
     model = evaluate.build_model(config, train_source.num_classes)
-    evaluate.variable_shapes(config, model)
+    _check_sizes(config, model)
     is_first = jax.process_index() == 0
     with writers.open_workdir(workdir, config, allow_config_change=allow_config_change, enabled=is_first):
         sharding.wait_for_all("the workdir is open")
         return _train(config, workdir, plan, model, train_source, val_source, preemption)
+
+
+def _check_sizes(config: ConfigDict, model: nn.Module) -> None:
+    """Checks that the model takes images of all sizes, with the same parameters."""
+    shapes = evaluate.variable_shapes(config, model)
+    for size in config.data.progressive_sizes:
+        if evaluate.variable_shapes(config, model, size) != shapes:
+            raise ConfigError(
+                f"{config.model.name} has other parameters for images of {size} pixels (data.progressive_sizes) than "
+                f"for {config.data.image_size} (data.image_size): give it one size alone."
+            )
 
 
 def _train(
@@ -109,15 +121,13 @@ def _train(
             return state
         if is_first := jax.process_index() == 0:
             writers.write_config(workdir, config)
-        compiled = compile_step(
-            train_step, abstract_state, sharding.abstract_batch(mesh, config.batch_size, evaluate.image_shape(config))
-        )
+        compiled = compile_steps(config, plan, train_step, abstract_state, mesh)
         with (
-            _make_loader(config, mesh, train_source) as loader,
+            _make_loader(config, plan, mesh, train_source) as loader,
             Prefetcher(
                 loader,
                 range(start, plan.total_steps),
-                sharding.batch_placer(mesh, config.batch_size),
+                sharding.batch_placer(mesh, config.batch_size, reused=loader.reuses_memory),
                 config.data.prefetch,
             ) as batches,
             writers.MetricWriter(
@@ -228,14 +238,46 @@ def make_functions(
     return initialize, train_step
 
 
-def _make_loader(config: ConfigDict, mesh: Mesh, source: Source) -> Loader:
+def _make_loader(config: ConfigDict, plan: Plan, mesh: Mesh, source: Source) -> Loader | ProcessLoader:
     """Returns the loader of the training's batches."""
     data = config.data
-    order = TrainOrder(len(source), config.batch_size, config.seed)
+    order: Order = TrainOrder(len(source), config.batch_size, config.seed, data.repeats)
+    if data.balanced:
+        order = BalancedOrder(read_labels(source, data.num_threads), source.num_classes, config.batch_size, config.seed)
     transform = TrainTransform(
-        data.image_size, data.channels, data.crop_scale, data.crop_ratio, config.seed, data.train_filter
+        size=data.image_size,
+        channels=data.channels,
+        scale=data.crop_scale,
+        ratio=data.crop_ratio,
+        seed=config.seed,
+        filter=data.train_filter,
+        scaled_decoding=data.scaled_decoding,
+        fast_dct=data.fast_dct,
+        fast_upsampling=data.fast_upsampling,
+        sizes=plan.train_sizes,
     )
-    return Loader(source, order, transform, sharding.local_rows(mesh, config.batch_size), data.num_threads)
+    return create_loader(
+        source,
+        order,
+        transform,
+        sharding.local_rows(mesh, config.batch_size),
+        num_workers=data.num_workers,
+        num_threads=data.num_threads,
+        max_bad_records=data.max_bad_records,
+    )
+
+
+def compile_steps(
+    config: ConfigDict, plan: Plan, train_step: Callable, abstract_state: TrainState, mesh: Mesh
+) -> Callable[[TrainState, steps.Batch], tuple[TrainState, steps.Metrics]]:
+    """Compiles the training step for every size of images that there will be, and returns them as one function."""
+    sizes = sorted({size for _, size in plan.train_sizes}) or [config.data.image_size]
+    compiled = {}
+    for size in sizes:
+        shape = (size, size, config.data.channels)
+        batch = sharding.abstract_batch(mesh, config.batch_size, shape, replaces=config.data.max_bad_records > 0)
+        compiled[size] = compile_step(train_step, abstract_state, batch)
+    return lambda state, batch: compiled[batch["image"].shape[1]](state, batch)
 
 
 def compile_step(train_step: Callable, abstract_state: TrainState, abstract_batch: Any) -> Any:
@@ -305,6 +347,7 @@ class Tracker:
         self._config, self._plan, self._writer, self._progress = config, plan, writer, progress
         self._batches, self._checkpointer = batches, checkpointer
         self._pending: tuple[int, steps.Metrics] | None = None
+        self._replaced: float | None = None  # records, since the last line
         self.restart_clock()
 
     def restart_clock(self) -> None:
@@ -336,6 +379,8 @@ class Tracker:
                 "optimizer.clip_global_norm, or compute in float32."
             )
         self._steps += 1
+        if (replaced := metrics.pop("replaced_records", None)) is not None:
+            self._replaced = (self._replaced or 0) + replaced
         elapsed = time.perf_counter() - self._since
         rate = self._steps * self._config.batch_size / elapsed
         input_wait = min(1.0, (self._batches.seconds_waited - self._waited) / elapsed)
@@ -350,5 +395,7 @@ class Tracker:
         if step % self._config.log.every_steps == 0 or step == self._plan.total_steps:
             values = {f"train/{name}": value for name, value in metrics.items()}
             values["train/epoch"] = step / self._plan.steps_per_epoch
+            if self._replaced is not None:
+                values["train/replaced_records"], self._replaced = self._replaced, None
             self._writer.write(step, {**values, "train/images_per_second": rate, "train/input_wait": input_wait})
             self.restart_clock()

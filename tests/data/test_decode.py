@@ -57,10 +57,10 @@ def transform(size: int = 32, **fields: object) -> decode.TrainTransform:
     return decode.TrainTransform(size=size, **{**defaults, **fields})
 
 
-def run(transform: decode.TrainTransform | decode.EvalTransform, images: list[bytes], records=None, epoch: int = 0):
+def run(transform: decode.TrainTransform | decode.EvalTransform, images: list[bytes], records=None, visit: int = 0):
     records = np.arange(len(images)) if records is None else np.asarray(records)
     out = np.empty((len(images), transform.size, transform.size, transform.channels), np.uint8)
-    transform(images, records, epoch, out)
+    transform(images, records, np.full(len(images), visit), out)
     return out
 
 
@@ -78,12 +78,12 @@ def test_train_transform_crops_and_resizes_as_pillow():
             assert error < 2.5, (height, width, row, error)
 
 
-def test_train_transform_depends_on_seed_epoch_and_record_alone():
+def test_train_transform_depends_on_seed_visit_and_record_alone():
     images = [encode(picture(60, 80, seed=i)) for i in range(4)]
     first = run(transform(), images, records=[5, 6, 7, 8])
     again = run(transform(), images[::-1], records=[8, 7, 6, 5])[::-1]
     assert (first == again).all()
-    assert (first != run(transform(), images, records=[5, 6, 7, 8], epoch=1)).any()
+    assert (first != run(transform(), images, records=[5, 6, 7, 8], visit=1)).any()
     assert (first != run(transform(seed=1), images, records=[5, 6, 7, 8])).any()
     assert (first != run(transform(), images, records=[1, 2, 3, 4])).any()
 

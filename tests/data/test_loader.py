@@ -1,3 +1,4 @@
+import dataclasses
 import threading
 import time
 
@@ -32,7 +33,7 @@ def test_rows_come_from_the_order():
     assert (batch.label == records % 4).all()
     assert (batch.mask == 1).all()
     expected = np.empty((20, 16, 16, 3), np.uint8)
-    TRANSFORM([source[i][0] for i in records], records, 0, expected)
+    TRANSFORM([source[i][0] for i in records], records, np.zeros(20, int), expected)
     assert (batch.image == expected).all()
 
 
@@ -133,3 +134,82 @@ def test_waiting_is_measured():
     with loader, batches:
         next(batches)
     assert batches.seconds_waited >= 0.02 * CHUNK / 2
+
+
+def damaged_source() -> Source:
+    """Records 3 and 30 cannot be decoded, record 17 cannot be read."""
+
+    class Damaged(Source):
+        def __getitem__(self, index: int) -> tuple[bytes, int]:
+            if index == 17:
+                raise ValueError("checksum mismatch")
+            return super().__getitem__(index)
+
+    source = Damaged()
+    for record in (3, 30):
+        source.records[record] = (source.records[record][0][:100], source.records[record][1])
+    return source
+
+
+def load_tolerant(source: Source, step: int, rows: np.ndarray, max_bad_records: int, num_threads: int = 2) -> HostBatch:
+    the_order = order.TrainOrder(40, 40, seed=0)
+    with Loader(source, the_order, TRANSFORM, rows, num_threads, max_bad_records=max_bad_records) as loader:
+        return loader.start(step)()
+
+
+def test_damaged_records_are_replaced_and_counted(caplog: pytest.LogCaptureFixture):
+    records = order.TrainOrder(40, 40, seed=0).records(0)
+    bad = np.isin(records, [3, 17, 30])
+    whole = load(Source(), order.TrainOrder(40, 40, seed=0), 0, np.arange(40))
+    batch = load_tolerant(damaged_source(), 0, np.arange(40), max_bad_records=3)
+    assert batch.replaced is not None
+    assert (batch.replaced == bad).all()
+    assert (batch.image[~bad] == whole.image[~bad]).all()
+    assert (batch.label[~bad] == whole.label[~bad]).all()
+    assert (batch.image[bad].reshape(3, -1).std(axis=1) > 0).all()
+    assert "Cannot read picture 17: checksum mismatch" in caplog.text
+    assert "(3 of at most 3)" in caplog.text
+    # Which records stand for them depends on nothing but the record and its visit.
+    for threads, parts in ((1, 1), (3, 2), (2, 4)):
+        pieces = [load_tolerant(damaged_source(), 0, rows, 3, threads) for rows in np.split(np.arange(40), parts)]
+        assert (np.concatenate([piece.image for piece in pieces]) == batch.image).all()
+        assert (np.concatenate([piece.label for piece in pieces]) == batch.label).all()
+    other = load_tolerant(damaged_source(), 1, np.arange(40), max_bad_records=3)
+    mine, theirs = (
+        {int(r): b.label[i] for i, r in enumerate(order.TrainOrder(40, 40, seed=0).records(step)) if r in (3, 17, 30)}
+        for step, b in ((0, batch), (1, other))
+    )
+    assert mine != theirs or (other.image[other.replaced == 1] != batch.image[batch.replaced == 1]).any()
+
+
+def test_one_damaged_record_too_many_is_an_error():
+    with pytest.raises(DataError, match=r"more than data\.max_bad_records=2"):
+        load_tolerant(damaged_source(), 0, np.arange(40), max_bad_records=2)
+
+
+def test_storage_that_fails_is_never_replaced():
+    class Failing(Source):
+        def __getitem__(self, index: int) -> tuple[bytes, int]:
+            raise OSError("disk on fire")
+
+    with pytest.raises(DataError, match="disk on fire"):
+        load_tolerant(Failing(), 0, np.arange(40), max_bad_records=1000)
+
+
+def test_sizes_follow_the_step():
+    transform = dataclasses.replace(TRANSFORM, sizes=((0, 8), (3, 12), (5, 16)))
+    with Loader(Source(), order.TrainOrder(40, 20, seed=0), transform, np.arange(20), 2) as loader:
+        assert [loader.start(step)().image.shape[1] for step in range(7)] == [8, 8, 8, 12, 12, 16, 16]
+
+
+def test_loading_overlaps_what_the_consumer_does():
+    """With a step that takes longer than its batch, nothing but the first batch is waited for."""
+    source = Source()
+    loader, batches = prefetch(source, range(12))
+    with loader, batches:
+        next(batches)
+        waited = batches.seconds_waited
+        for _ in range(11):
+            time.sleep(0.1)  # a batch of 20 small pictures takes about 5 ms
+            next(batches)
+    assert batches.seconds_waited - waited < 0.3 * 11 * 0.1

@@ -49,7 +49,7 @@ def test_train_order_visits_each_record_at_most_once_an_epoch():
         steps = range(10 * epoch, 10 * epoch + 10)
         records = np.concatenate([train.records(step) for step in steps])
         assert len(set(records)) == 100
-        assert {train.epoch(step) for step in steps} == {epoch}
+        assert {visit for step in steps for visit in train.visits(step)} == {epoch}
 
 
 @pytest.mark.parametrize("num_records", [1, 7, 8, 9, 16])
@@ -59,3 +59,48 @@ def test_eval_order_visits_each_record_once(num_records: int):
     assert records[records >= 0].tolist() == list(range(num_records))
     assert (records[num_records:] == -1).all()
     assert len(records) % 8 == 0
+
+
+@pytest.mark.parametrize(("batch_size", "repeats"), [(12, 3), (10, 4)])
+def test_repeated_augmentation_sees_each_record_so_often_in_a_row(batch_size: int, repeats: int):
+    train = order.TrainOrder(num_records=60, batch_size=batch_size, seed=0, repeats=repeats)
+    assert train.steps_per_epoch == 60 // batch_size
+    for epoch in (0, 1):
+        steps = range(epoch * train.steps_per_epoch, (epoch + 1) * train.steps_per_epoch)
+        pairs = [pair for s in steps for pair in zip(train.records(s).tolist(), train.visits(s).tolist(), strict=True)]
+        assert len(set(pairs)) == 60  # never the same crop twice
+        assert {visit for _, visit in pairs} == set(range(repeats * epoch, repeats * epoch + repeats))
+        first = order.permutation(0, epoch, 60)[: 60 // repeats]
+        assert sorted(record for record, _ in pairs) == sorted(np.repeat(first, repeats).tolist())
+
+
+def test_copies_are_far_apart():
+    records = order.TrainOrder(num_records=60, batch_size=12, seed=0, repeats=3).records(1)
+    assert (records[:4] == records[4:8]).all()
+    assert (records[:4] == records[8:]).all()
+    assert len(set(records.tolist())) == 4
+
+
+def test_balanced_order_sees_every_class_equally_often():
+    labels = np.repeat([0, 1, 2, 4], [70, 20, 6, 4])  # no record of class 3
+    balanced = order.BalancedOrder(labels, 5, batch_size=20, seed=0)
+    assert balanced.steps_per_epoch == 5
+    records = np.concatenate([balanced.records(step) for step in range(20)])  # four epochs
+    visits = np.concatenate([balanced.visits(step) for step in range(20)])
+    assert np.bincount(labels[records], minlength=5).tolist() == [100, 100, 100, 0, 100]
+    # Within a class every record comes once before any comes again, and no visit is made twice.
+    for label, size in ((0, 70), (1, 20), (2, 6), (4, 4)):
+        counts = np.bincount(records[labels[records] == label], minlength=100)[labels == label]
+        assert set(counts.tolist()) <= {100 // size, -(-100 // size)}
+    assert len(set(zip(records.tolist(), visits.tolist(), strict=True))) == 400
+    again = order.BalancedOrder(labels, 5, batch_size=20, seed=0)
+    assert (again.records(13) == balanced.records(13)).all()
+    other = order.BalancedOrder(labels, 5, batch_size=20, seed=1)
+    assert (other.records(13) != balanced.records(13)).any()
+
+
+def test_subsets_are_nested_and_random():
+    few, more = order.subset(1000, 100), order.subset(1000, 300)
+    assert set(few.tolist()) < set(more.tolist())
+    assert (np.diff(more) > 0).all()
+    assert abs(few.mean() - 500) < 100

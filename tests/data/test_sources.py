@@ -1,12 +1,15 @@
 import pathlib
+import pickle
 import shutil
+import struct
 
 import numpy as np
 import pytest
 from conftest import encode, picture
 
 from vision_jax import config as config_lib
-from vision_jax.data import decode, digits, sources
+from vision_jax.data import decode, digits, sources, tfds_format
+from vision_jax.data.arrayrecord import ArrayRecordFiles
 from vision_jax.errors import DataError
 
 
@@ -14,7 +17,7 @@ def write(directory: pathlib.Path, **splits: int) -> pathlib.Path:
     """A data set in tfds' layout with so many examples in each split."""
     directory.mkdir(parents=True)
     examples = {name: [(encode(picture(20, 24, seed=i)), i % 3) for i in range(n)] for name, n in splits.items()}
-    digits.write_dataset(directory, "mine", examples, class_names=["a", "b", "c"])
+    tfds_format.write_dataset(directory, "mine", examples, class_names=["a", "b", "c"])
     return directory
 
 
@@ -33,12 +36,93 @@ def test_tfds_source_agrees_with_tfds(tmp_path: pathlib.Path):
     assert [part[i] for i in range(5)] == [mine[i] for i in range(5, 10)]
 
 
+def write_tfrecord(path: pathlib.Path, records: list[bytes]) -> None:
+    """A TFRecord file; the checksum of each length is worked out bit by bit."""
+
+    def masked_crc(data: bytes) -> int:
+        crc = 0xFFFFFFFF
+        for byte in data:
+            crc ^= byte
+            for _ in range(8):
+                crc = (crc >> 1) ^ (0x82F63B78 if crc & 1 else 0)
+        crc ^= 0xFFFFFFFF
+        return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+
+    with path.open("wb") as file:
+        for record in records:
+            length = struct.pack("<Q", len(record))
+            file.write(length + struct.pack("<I", masked_crc(length)) + record + struct.pack("<I", masked_crc(record)))
+
+
+def test_tfrecords_are_read_in_place(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    directory = write(tmp_path / "1.0.0", train=7)
+    expected = sources.TfdsSource(directory, "train")
+    (array_record,) = directory.glob("*.array_record-*")
+    write_tfrecord(
+        directory / array_record.name.replace("array_record", "tfrecord"),
+        [ArrayRecordFiles([array_record], [7])[i] for i in range(7)],
+    )
+    array_record.unlink()
+    info = directory / "dataset_info.json"
+    info.write_text(info.read_text().replace("array_record", "tfrecord"))
+    mine = sources.TfdsSource(directory, "train[2:5]+train[6:]")
+    again = pickle.loads(pickle.dumps(mine))
+    for source in (mine, again):
+        assert [source[i] for i in range(4)] == [expected_example(i) for i in (2, 3, 4, 6)]
+    assert expected.class_names == mine.class_names
+    info.write_text(info.read_text().replace('"7"', '"8"'))
+    with pytest.raises(DataError, match="has 7 records, and the metadata say 8"):
+        sources.TfdsSource(directory, "train")
+
+
+def expected_example(i: int) -> tuple[bytes, int]:
+    """What `write` has written."""
+    return encode(picture(20, 24, seed=i)), i % 3
+
+
+def test_files_that_do_not_fit_the_metadata_are_named(tmp_path: pathlib.Path):
+    directory = write(tmp_path / "1.0.0", train=4)
+    source = sources.TfdsSource(directory, "train")
+    (path,) = directory.glob("*.array_record-*")
+    info = directory / "dataset_info.json"
+    info.write_text(info.read_text().replace('"4"', '"5"'))
+    with pytest.raises(DataError, match="has 4 records, and the data set's metadata say 5"):
+        sources.TfdsSource(directory, "train")[0]
+    assert source[3] == expected_example(3)
+    source.close()
+    path.unlink()
+    with pytest.raises(DataError, match="is missing"):
+        source[0]
+
+
+def test_subset_is_the_same_for_every_seed_and_grows(image_folder: pathlib.Path):
+    config = config_lib.default_config()
+    config.data.source, config.data.dir, config.data.train_examples = "folder", str(image_folder), 7
+    whole = sources.FolderSource(image_folder, "train")
+    few = sources.create_source(config, train=True)
+    config.seed, config.data.train_examples = 1, 12
+    more = sources.create_source(config, train=True)
+    assert (len(few), len(more), few.num_classes) == (7, 12, 3)
+    assert {few.describe(i) for i in range(7)} < {more.describe(i) for i in range(12)}
+    paths = [whole.describe(i) for i in range(24)]
+    assert [few[i] for i in range(7)] == [whole[paths.index(few.describe(i))] for i in range(7)]
+    for source in (whole, few):
+        assert sources.read_labels(source).tolist() == [source[i][1] for i in range(len(source))]
+    assert len(sources.create_source(config, train=False)) == 9
+    config.data.train_examples = 25
+    with pytest.raises(DataError, match="more than the 24"):
+        sources.create_source(config, train=True)
+
+
 def test_tfds_source_says_what_is_wrong(tmp_path: pathlib.Path):
     directory = write(tmp_path / "one" / "1.0.0", train=4)
     with pytest.raises(DataError, match="no split 'validation': there are: train"):
         sources.TfdsSource(directory, "validation")
-    with pytest.raises(DataError, match="cannot give the split"):
+    with pytest.raises(DataError, match="is empty"):
         sources.TfdsSource(directory, "train[:0]")
+    with pytest.raises(DataError, match="cannot give the split"):
+        sources.TfdsSource(directory, "train[1:2:3]")
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"no features\.json"):
         sources.TfdsSource(tmp_path / "empty", "train")
@@ -47,8 +131,8 @@ def test_tfds_source_says_what_is_wrong(tmp_path: pathlib.Path):
     with pytest.raises(DataError, match="several data sets"):
         sources.TfdsSource(tmp_path, "train")
     info = directory / "dataset_info.json"
-    info.write_text(info.read_text().replace("array_record", "tfrecord"))
-    with pytest.raises(DataError, match="needs ArrayRecord"):
+    info.write_text(info.read_text().replace("array_record", "riegeli"))
+    with pytest.raises(DataError, match="only array_record and tfrecord"):
         sources.TfdsSource(directory, "train")
     info.write_text("{")
     with pytest.raises(DataError, match=r"metadata in .* cannot be read"):

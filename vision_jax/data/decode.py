@@ -4,9 +4,13 @@ A transform takes the images of some rows at once, so that whatever NumPy can do
 what is left for each image runs in C without Python's lock.
 """
 
+import bisect
 import contextlib
 import dataclasses
 import io
+import math
+import re
+import threading
 from collections.abc import Iterator, Sequence
 
 import cv2
@@ -14,7 +18,7 @@ import numpy as np
 import PIL.Image
 import simplejpeg
 
-from vision_jax.data import order
+from vision_jax.data import jpeg, order
 
 # The loader has a thread for each core: OpenCV's own would only get in their way.
 cv2.setNumThreads(1)
@@ -25,6 +29,9 @@ _CV2_FILTERS = {"bilinear": cv2.INTER_LINEAR, "area": cv2.INTER_AREA}
 _PILLOW_FILTERS = {"bilinear": PIL.Image.Resampling.BILINEAR, "bicubic": PIL.Image.Resampling.BICUBIC}
 _COLORSPACES = {1: "GRAY", 3: "RGB"}
 _PILLOW_MODES = {1: "L", 3: "RGB"}
+# What the decoder says of an image of which only the upper rows were asked for, if all else is in order.
+_LEFT_OVER = re.compile(r"Corrupt JPEG data: \d+ extraneous bytes before marker 0xd9")
+_PPM = re.compile(rb"P6\s(\d{1,9})\s(\d{1,9})\s255\s")
 
 
 class DecodeError(Exception):
@@ -76,7 +83,7 @@ def _open(data: bytes) -> Iterator[PIL.Image.Image]:
 
 
 def decode(data: bytes, channels: int, *, least_size: tuple[int, int] = (0, 0)) -> np.ndarray:
-    """Decodes an image, JPEG by the fast way.
+    """Decodes an image exactly, JPEG and binary PPM by the fast way.
 
     Args:
         data: the encoded image.
@@ -85,21 +92,79 @@ def decode(data: bytes, channels: int, *, least_size: tuple[int, int] = (0, 0)) 
             (0, 0): it may not.
 
     Returns:
-        (height, width, channels) uint8.
+        (height, width, channels) uint8, perhaps read-only.
 
     Raises:
         ValueError: if the image is damaged or of no known format.
     """
     if data[:2] == b"\xff\xd8":
+        # CMYK, or a file that libjpeg warns of. Pillow reads the harmless ones and refuses the rest.
         height, width = least_size
-        try:
+        with contextlib.suppress(ValueError):
             return simplejpeg.decode_jpeg(
                 data, _COLORSPACES[channels], min_height=height, min_width=width, min_factor=2 if height else 1
             )
-        except ValueError:
-            # CMYK, or a file that libjpeg warns of. Pillow reads the harmless ones and refuses the rest.
-            pass
+    elif channels == 3 and (pixels := _ppm_pixels(data)) is not None:
+        return pixels
     return decode_with_pillow(data, channels)
+
+
+def _ppm_pixels(data: bytes) -> np.ndarray | None:
+    """Returns a view of the pixels of a binary PPM with eight bits; None for any other image."""
+    header = _PPM.match(data)
+    if header is None:
+        return None
+    width, height = int(header[1]), int(header[2])
+    if len(data) - header.end() != height * width * 3:
+        return None
+    return np.frombuffer(data, np.uint8, offset=header.end()).reshape(height, width, 3)
+
+
+_local = threading.local()
+
+
+def _scratch(size: int) -> np.ndarray:
+    """Returns memory of this thread that is used again and again: new memory costs a tenth of decoding into it."""
+    buffer = getattr(_local, "buffer", None)
+    if buffer is None or buffer.size < size:
+        buffer = _local.buffer = np.empty(size, np.uint8)
+    return buffer
+
+
+def _decode_part(
+    data: bytes, header: jpeg.Header, crop: Sequence[int], shrink: float, channels: int, fast: dict[str, bool]
+) -> tuple[np.ndarray, jpeg.Box] | None:
+    """Decodes as little of a JPEG as a crop needs.
+
+    Args:
+        data, header: the JPEG.
+        crop: top, left, height, width.
+        shrink: what is decoded may be reduced, by 2 or more, but not below this share of its size.
+        channels: 3 for RGB, 1 for greyscale.
+        fast: for simplejpeg.
+
+    Returns:
+        (height, width, channels) uint8, and which part of the image that is, in pixels of the whole; None if the
+        decoder refuses it or warns of damage.
+    """
+    top, left, height, width = crop
+    piece: bytes | bytearray = data
+    box = jpeg.Box(0, 0, header.height, header.width)
+    if header.sequential and header.num_components in _COLORSPACES:
+        piece, box = jpeg.part(data, header, top, left, top + height, left + width)
+    rows, columns = box.bottom - box.top, box.right - box.left
+    reduced = {"min_height": math.ceil(rows * shrink), "min_width": math.ceil(columns * shrink), "min_factor": 2}
+    if shrink > 0.5:
+        reduced = {}
+    buffer = _scratch(rows * columns * channels)
+    try:
+        return simplejpeg.decode_jpeg(piece, _COLORSPACES[channels], buffer=buffer, **reduced, **fast), box
+    except ValueError as error:
+        if box.bottom == header.height or not _LEFT_OVER.fullmatch(str(error)):
+            return None
+    if reduced:
+        rows, columns = simplejpeg.decode_jpeg_header(piece, **reduced)[:2]
+    return buffer[: rows * columns * channels].reshape(rows, columns, channels), box
 
 
 def image_size(data: bytes) -> tuple[int, int]:
@@ -108,13 +173,17 @@ def image_size(data: bytes) -> tuple[int, int]:
     Raises:
         ValueError: if the header is damaged or of no known format.
     """
+    return _header_and_size(data)[1]
+
+
+def _header_and_size(data: bytes) -> tuple[jpeg.Header | None, tuple[int, int]]:
+    """Returns what the header of a JPEG says, None for other formats, and (height, width)."""
     if data[:2] == b"\xff\xd8":
-        try:
-            return simplejpeg.decode_jpeg_header(data)[:2]
-        except ValueError:
-            pass
+        with contextlib.suppress(ValueError):  # Pillow has the last word
+            header = jpeg.read_header(data)
+            return header, (header.height, header.width)
     with _open(data) as image:
-        return image.height, image.width
+        return None, (image.height, image.width)
 
 
 def random_crops(
@@ -169,15 +238,20 @@ def random_crops(
 class TrainTransform:
     """The random resized crop of training.
 
-    JPEGs of which the crop is at least twice the output are reduced while they are decoded, which is both faster and
-    antialiased. What is left, a factor below two, is up to `filter`.
+    Of a JPEG only what the crop needs is decoded, as far as the file allows it (see `jpeg.part`); where the crop is at
+    least twice the output it is reduced while it is decoded, which is both faster and antialiased. What is left, a
+    factor below two, is up to `filter`.
 
     Attributes:
         size: height and width of the result.
         channels: 3 for RGB, 1 for greyscale.
         scale, ratio: see `random_crops`.
-        seed: keys the crops, with the epoch and the record.
-        filter: "bilinear" or "area", OpenCV's.
+        seed: keys the crops, with the visit and the record.
+        filter: "bilinear" or "area", OpenCV's; "pillow-bilinear" or "pillow-bicubic", antialiased, as torchvision and
+            timm train, and slower.
+        scaled_decoding: reduce JPEGs while they are decoded.
+        fast_dct, fast_upsampling: libjpeg-turbo's faster and less exact ways.
+        sizes: (first step, size) pairs, ascending: from that step on `size` is another one (progressive resizing).
     """
 
     size: int
@@ -186,43 +260,85 @@ class TrainTransform:
     ratio: tuple[float, float]
     seed: int
     filter: str = "bilinear"
+    scaled_decoding: bool = True
+    fast_dct: bool = False
+    fast_upsampling: bool = False
+    sizes: tuple[tuple[int, int], ...] = ()
 
-    def __call__(self, images: Sequence[bytes], records: np.ndarray, epoch: int, out: np.ndarray) -> None:
-        """Decodes `images`, of the numbers `records`, into `out`: (n, size, size, channels) uint8.
+    @property
+    def max_size(self) -> int:
+        """The largest height and width at any step."""
+        return max([self.size, *(size for _, size in self.sizes)])
+
+    def at(self, step: int) -> "TrainTransform":
+        """Returns the transform of a step."""
+        index = bisect.bisect_right([first for first, _ in self.sizes], step)
+        return dataclasses.replace(self, size=self.sizes[index - 1][1]) if index else self
+
+    def __call__(self, images: Sequence[bytes], records: np.ndarray, visits: np.ndarray, out: np.ndarray) -> None:
+        """Decodes images into rows of a batch.
+
+        Args:
+            images: encoded, n of them.
+            records: (n,) integers, their numbers in the source.
+            visits: (n,) integers, the how manieth time each is seen in the training.
+            out: (n, size, size, channels) uint8, contiguous.
 
         Raises:
             DecodeError: for the first image that is damaged or of no known format.
         """
+        headers: list[jpeg.Header | None] = []
         sizes = np.empty((len(images), 2), np.int64)
         for row, data in enumerate(images):
             try:
-                sizes[row] = image_size(data)
+                header, sizes[row] = _header_and_size(data)
             except ValueError as error:
                 raise DecodeError(row, str(error)) from error
+            headers.append(header)
         numbers = np.arange(2 * _CROP_ATTEMPTS + 2)
-        uniforms = order.random_uniform(_CROP_STREAM, self.seed, epoch, records[:, None], numbers[None, :])
+        uniforms = order.random_uniform(_CROP_STREAM, self.seed, visits[:, None], records[:, None], numbers[None, :])
         crops = random_crops(sizes[:, 0], sizes[:, 1], uniforms, self.scale, self.ratio)
-        # The smallest image that still has `size` pixels in the crop along either side.
-        shrink = np.minimum(1.0, self.size / np.minimum(crops[:, 2], crops[:, 3]))
-        least_sizes = np.ceil(sizes * shrink[:, None]).astype(np.int64).tolist()
-        filter_code = _CV2_FILTERS[self.filter]
-        for row, (data, crop, size, least_size) in enumerate(
-            zip(images, crops.tolist(), sizes.tolist(), least_sizes, strict=True)
-        ):
+        for row, (data, header, crop) in enumerate(zip(images, headers, crops.tolist(), strict=True)):
             try:
-                image = decode(data, self.channels, least_size=least_size)
+                pixels = self._pixels(data, header, crop)
             except ValueError as error:
                 raise DecodeError(row, str(error)) from error
-            top, left, height, width = crop
-            if image.shape[0] != size[0] or image.shape[1] != size[1]:  # it was reduced while decoding
-                vertical, horizontal = image.shape[0] / size[0], image.shape[1] / size[1]
-                bottom = min(image.shape[0], round((top + height) * vertical))
-                right = min(image.shape[1], round((left + width) * horizontal))
-                top, left = min(round(top * vertical), bottom - 1), min(round(left * horizontal), right - 1)
-            else:
-                bottom, right = top + height, left + width
-            target = out[row] if self.channels == 3 else out[row, :, :, 0]
-            cv2.resize(image[top:bottom, left:right], (self.size, self.size), dst=target, interpolation=filter_code)
+            self._resize(pixels, out[row])
+
+    def _pixels(self, data: bytes, header: jpeg.Header | None, crop: Sequence[int]) -> np.ndarray:
+        """Returns the pixels of a crop (top, left, height, width), reduced if it is large."""
+        top, left, height, width = crop
+        shrink = self.size / min(height, width) if self.scaled_decoding else 1.0
+        part = None
+        if header is not None:
+            fast = {"fastdct": self.fast_dct, "fastupsample": self.fast_upsampling}
+            part = _decode_part(data, header, crop, shrink, self.channels, fast)
+        if part is None:
+            return decode(data, self.channels)[top : top + height, left : left + width]
+        pixels, box = part
+        top, left, rows, columns = top - box.top, left - box.left, box.bottom - box.top, box.right - box.left
+        if pixels.shape[:2] == (rows, columns):
+            return pixels[top : top + height, left : left + width]
+        vertical, horizontal = pixels.shape[0] / rows, pixels.shape[1] / columns
+        bottom = min(pixels.shape[0], round((top + height) * vertical))
+        right = min(pixels.shape[1], round((left + width) * horizontal))
+        return pixels[min(round(top * vertical), bottom - 1) : bottom, min(round(left * horizontal), right - 1) : right]
+
+    def _resize(self, pixels: np.ndarray, out: np.ndarray) -> None:
+        """Resizes (height, width, channels) into (size, size, channels)."""
+        if (code := _CV2_FILTERS.get(self.filter)) is not None:
+            target = out if self.channels == 3 else out[:, :, 0]
+            cv2.resize(pixels, (self.size, self.size), dst=target, interpolation=code)
+        else:
+            image = _as_pillow(pixels).resize(
+                (self.size, self.size), _PILLOW_FILTERS[self.filter.removeprefix("pillow-")]
+            )
+            out[:] = np.asarray(image).reshape(out.shape)
+
+
+def _as_pillow(pixels: np.ndarray) -> PIL.Image.Image:
+    """Returns (height, width, 1 or 3) uint8 as a Pillow image."""
+    return PIL.Image.fromarray(np.ascontiguousarray(pixels if pixels.shape[2] == 3 else pixels[:, :, 0]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -243,8 +359,16 @@ class EvalTransform:
     channels: int
     filter: str = "bilinear"
 
-    def __call__(self, images: Sequence[bytes], records: np.ndarray, epoch: int, out: np.ndarray) -> None:
-        """Decodes `images` into `out`: (n, size, size, channels) uint8. Nothing depends on `records` or `epoch`.
+    @property
+    def max_size(self) -> int:
+        return self.size
+
+    def at(self, step: int) -> "EvalTransform":
+        """Returns the transform of a step: this one."""
+        return self
+
+    def __call__(self, images: Sequence[bytes], records: np.ndarray, visits: np.ndarray, out: np.ndarray) -> None:
+        """Decodes `images` into `out`: (n, size, size, channels) uint8. Nothing depends on `records` or `visits`.
 
         Raises:
             DecodeError: for the first image that is damaged or of no known format.
@@ -258,13 +382,13 @@ class EvalTransform:
             longest = 16 * min(height, width)
             if max(height, width) > longest:
                 top, left = max(0, height - longest) // 2, max(0, width - longest) // 2
-                pixels = np.ascontiguousarray(pixels[top : top + longest, left : left + longest])
+                pixels = pixels[top : top + longest, left : left + longest]
                 height, width = pixels.shape[:2]
             if height <= width:
                 new_height, new_width = self.resize, self.resize * width // height
             else:
                 new_height, new_width = self.resize * height // width, self.resize
-            image = PIL.Image.fromarray(pixels if self.channels == 3 else pixels[:, :, 0])
+            image = _as_pillow(pixels)
             if (new_height, new_width) != (height, width):
                 image = image.resize((new_width, new_height), _PILLOW_FILTERS[self.filter])
             top, left = round((new_height - self.size) / 2), round((new_width - self.size) / 2)

@@ -6,30 +6,41 @@ There is no iterator state: batch `step` is a function of the step alone, so a l
 import collections
 import concurrent.futures
 import dataclasses
+import logging
 import os
 import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol, Self
+from typing import TYPE_CHECKING, Protocol, Self
 
-import jax
 import numpy as np
 
 from vision_jax.data.decode import DecodeError
+from vision_jax.data.order import random_bits
 from vision_jax.data.sources import Source
 from vision_jax.errors import DataError
 
+if TYPE_CHECKING:
+    import jax  # for types alone: processes that only load do without it
+
+    from vision_jax.data.workers import ProcessLoader
+
+    Placer = Callable[[str, np.ndarray], jax.Array]
+
+log = logging.getLogger(__name__)
+
 # Rows that a thread takes at once: enough to share NumPy's cost for each call, few enough to keep all threads busy.
 CHUNK = 16
+_REPLACEMENT_STREAM = 4  # tells the random numbers here from those of orders and crops
 
 
 class Order(Protocol):
     """Says which records a step sees; see `vision_jax.data.order`."""
 
-    def epoch(self, step: int) -> int: ...
-
     def records(self, step: int) -> np.ndarray: ...
+
+    def visits(self, step: int) -> np.ndarray: ...
 
 
 class Transform(Protocol):
@@ -41,9 +52,22 @@ class Transform(Protocol):
         ...
 
     @property
+    def max_size(self) -> int:
+        """The largest `size` at any step."""
+        ...
+
+    @property
     def channels(self) -> int: ...
 
-    def __call__(self, images: Sequence[bytes], records: np.ndarray, epoch: int, out: np.ndarray) -> None: ...
+    def at(self, step: int) -> "Transform":
+        """Returns the transform of a step."""
+        ...
+
+    def __call__(self, images: Sequence[bytes], records: np.ndarray, visits: np.ndarray, out: np.ndarray) -> None: ...
+
+
+def _nothing() -> None:
+    pass
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,14 +78,19 @@ class HostBatch:
         image: (rows, size, size, channels) uint8; zeros where `mask` is 0.
         label: (rows,) int32.
         mask: (rows,) float32, 1 for examples and 0 for what fills up a last batch.
+        replaced: (rows,) float32, 1 where another record stands for a damaged one; None if that is not allowed.
+        release: to be called once the batch has been used, after which its memory may be written again.
     """
 
     image: np.ndarray
     label: np.ndarray
     mask: np.ndarray
+    replaced: np.ndarray | None = None
+    release: Callable[[], None] = _nothing
 
     def as_dict(self) -> dict[str, np.ndarray]:
-        return {"image": self.image, "label": self.label, "mask": self.mask}
+        batch = {"image": self.image, "label": self.label, "mask": self.mask}
+        return batch if self.replaced is None else {**batch, "replaced": self.replaced}
 
 
 def usable_cores() -> int:
@@ -80,22 +109,42 @@ class Loader:
         transform: how they are decoded, cropped and resized.
         rows: the positions in the global batch that this process loads, (n,) integers.
         num_threads: None is one a core that this process may use.
+        max_bad_records: so many damaged records may be replaced by others before it is an error. Which others depends
+            on the record and its visit alone.
+
+    Attributes:
+        lookahead: so many batches are to be begun that the threads find work while the last rows of one are finished.
+        reuses_memory: whether `HostBatch.release` must be called.
     """
 
+    reuses_memory = False
+
     def __init__(
-        self, source: Source, order: Order, transform: Transform, rows: np.ndarray, num_threads: int | None = None
+        self,
+        source: Source,
+        order: Order,
+        transform: Transform,
+        rows: np.ndarray,
+        num_threads: int | None = None,
+        *,
+        max_bad_records: int = 0,
     ):
         self.source = source
         self.order = order
         self.transform = transform
         self.rows = rows
+        self.max_bad_records = max_bad_records
+        self._bad: set[int] = set()
         num_threads = num_threads or usable_cores()
         self._pool = concurrent.futures.ThreadPoolExecutor(num_threads, thread_name_prefix="decode")
-        # So many batches are begun that the threads find work while the last rows of one are being finished.
         self.lookahead = 1 + -(-num_threads * CHUNK // max(1, len(rows)))
 
-    def start(self, step: int) -> Callable[[], HostBatch]:
+    def start(self, step: int, batch: HostBatch | None = None) -> Callable[[], HostBatch]:
         """Begins a batch in the background.
+
+        Args:
+            step: which one.
+            batch: where it is written; None: new memory.
 
         Returns:
             a function that waits for the batch and returns it.
@@ -104,14 +153,15 @@ class Loader:
             DataError: if a record cannot be decoded or has a label out of range; it names the record.
         """
         records = np.asarray(self.order.records(step))[self.rows]
-        epoch = self.order.epoch(step)
-        transform = self.transform
-        shape = (len(records), transform.size, transform.size, transform.channels)
-        batch = HostBatch(
-            np.empty(shape, np.uint8), np.zeros(len(records), np.int32), (records >= 0).astype(np.float32)
-        )
+        visits = np.asarray(self.order.visits(step))[self.rows]
+        transform = self.transform.at(step)
+        if batch is None:
+            batch = empty_batch(len(records), transform, replaces=self.max_bad_records > 0)
+        batch.mask[:] = records >= 0
         chunks = [slice(i, i + CHUNK) for i in range(0, len(records), CHUNK)]
-        futures = [self._pool.submit(self._fill, batch, chunk, records[chunk], epoch) for chunk in chunks]
+        futures = [
+            self._pool.submit(self._fill, batch, chunk, records[chunk], visits[chunk], transform) for chunk in chunks
+        ]
 
         def wait() -> HostBatch:
             try:
@@ -125,35 +175,87 @@ class Loader:
 
         return wait
 
-    def _fill(self, batch: HostBatch, chunk: slice, records: np.ndarray, epoch: int) -> None:
+    def _fill(
+        self, batch: HostBatch, chunk: slice, records: np.ndarray, visits: np.ndarray, transform: Transform
+    ) -> None:
         """Fills the rows `chunk` of a batch."""
         valid = int(np.count_nonzero(records >= 0))  # what fills a batch up comes last
-        out = batch.image[chunk]
+        first, out = chunk.start, batch.image[chunk]
         out[valid:] = 0
-        images = []
-        for row, record in enumerate(records[:valid].tolist()):
-            image, label = self._read(record)
-            images.append(image)
-            batch.label[chunk.start + row] = label
-        if images:
+        batch.label[first + valid : chunk.stop] = 0
+        wanted, records, visits = records[:valid], records[:valid].copy(), visits[:valid]
+        attempts = [0] * valid
+
+        def replace(row: int, problem: str) -> None:
+            self._tolerate(int(records[row]), problem)
+            attempts[row] += 1
+            bits = random_bits(_REPLACEMENT_STREAM, int(wanted[row]), int(visits[row]), attempts[row])
+            records[row] = int(bits[0] % np.uint64(len(self.source)))
+
+        def read(row: int) -> bytes:
+            while True:
+                try:
+                    image, batch.label[first + row] = self._read(int(records[row]))
+                    return image
+                except _UnreadableError as error:
+                    replace(row, f"Cannot read {{}}: {error}")
+
+        images = [read(row) for row in range(valid)]
+        while images:
             try:
-                self.transform(images, records[:valid], epoch, out[:valid])
+                transform(images, records, visits, out[:valid])
+                break
             except DecodeError as error:
-                name = self.source.describe(int(records[error.row]))
-                raise DataError(f"Cannot decode {name}: {error}. Repair or remove it.") from error
+                replace(error.row, f"Cannot decode {{}}: {error}")
+                images[error.row] = read(error.row)
+        if batch.replaced is not None:
+            batch.replaced[first : chunk.stop] = 0
+            batch.replaced[first : first + valid] = records != wanted
 
     def _read(self, record: int) -> tuple[bytes, int]:
+        """Returns an encoded image and its label.
+
+        Raises:
+            DataError: if the storage fails, or the label is out of range: another record would be no better.
+            _UnreadableError: if the record is damaged.
+        """
         try:
             image, label = self.source[record]
-        except Exception as error:
-            # Whatever the file system or a format's reader raises, the user needs to know where.
+        except DataError:
+            raise
+        except OSError as error:
             raise DataError(f"Cannot read {self.source.describe(record)}: {error}") from error
+        except Exception as error:  # whatever a format's reader raises
+            raise _UnreadableError(str(error)) from error
         if not 0 <= label < self.source.num_classes:
             raise DataError(
                 f"{self.source.describe(record)} has the label {label}, but there are {self.source.num_classes} "
                 f"classes, 0 to {self.source.num_classes - 1}. Correct or remove it."
             )
         return image, label
+
+    def _tolerate(self, record: int, problem: str) -> None:
+        """Notes a damaged record.
+
+        Args:
+            record: its number.
+            problem: what is wrong, with {} for its name.
+
+        Raises:
+            DataError: if it is one too many.
+        """
+        new = record not in self._bad
+        self._bad.add(record)
+        if not new:
+            return
+        message = problem.replace("{}", self.source.describe(record), 1)
+        if len(self._bad) <= self.max_bad_records:
+            log.warning(
+                "%s. Others stand for it from now on (%d of at most %d).", message, len(self._bad), self.max_bad_records
+            )
+            return
+        limit = f" That is more than data.max_bad_records={self.max_bad_records}." if self.max_bad_records else ""
+        raise DataError(f"{message}. Repair or remove it, or raise data.max_bad_records.{limit}")
 
     def close(self) -> None:
         """Ends the threads; batches that are waiting are given up."""
@@ -166,27 +268,42 @@ class Loader:
         self.close()
 
 
+class _UnreadableError(Exception):
+    """A record is damaged."""
+
+
+def empty_batch(num_rows: int, transform: Transform, *, replaces: bool) -> HostBatch:
+    """Returns memory for a batch: what is in it is not defined."""
+    return HostBatch(
+        image=np.empty((num_rows, transform.size, transform.size, transform.channels), np.uint8),
+        label=np.empty(num_rows, np.int32),
+        mask=np.empty(num_rows, np.float32),
+        replaced=np.empty(num_rows, np.float32) if replaces else None,
+    )
+
+
 class Prefetcher:
     """Iterates over batches on the devices, a few of which are kept ready by a thread.
 
     Args:
-        loader: decodes the rows of this process. It is not closed.
+        loader: decodes the rows of this process, on threads or in processes. It is not closed.
         steps: which batches.
-        place: makes a global array on the devices of (key, rows of this process); it may return before the copy ends.
+        place: makes a global array on the devices of (key, rows of this process). If the loader uses memory again, the
+            rows must have been copied when it returns; if not, it may return before.
         depth: batches kept ready on the devices.
 
     Attributes:
         seconds_waited: how long the consumer has waited in total.
     """
 
-    def __init__(self, loader: Loader, steps: range, place: Callable[[str, np.ndarray], jax.Array], depth: int):
+    def __init__(self, loader: "Loader | ProcessLoader", steps: range, place: "Placer", depth: int):
         self.seconds_waited = 0.0
         self._ready: queue.Queue[dict[str, jax.Array] | BaseException | None] = queue.Queue(maxsize=depth)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, args=(loader, steps, place), name="prefetch", daemon=True)
         self._thread.start()
 
-    def _run(self, loader: Loader, steps: range, place: Callable[[str, np.ndarray], jax.Array]) -> None:
+    def _run(self, loader: "Loader | ProcessLoader", steps: range, place: "Placer") -> None:
         last: BaseException | None = None  # what ends the consumer's iteration
         try:
             begun: collections.deque[Callable[[], HostBatch]] = collections.deque()
@@ -197,22 +314,24 @@ class Prefetcher:
                 if not begun:
                     break
                 batch = begun.popleft()()
-                self._put({key: place(key, rows) for key, rows in batch.as_dict().items()})
+                arrays = {key: place(key, rows) for key, rows in batch.as_dict().items()}
+                batch.release()
+                self._put(arrays)
         except BaseException as error:
             last = error  # raised again where the consumer sees it
         self._put(last)
 
-    def _put(self, item: dict[str, jax.Array] | BaseException | None) -> None:
+    def _put(self, item: "dict[str, jax.Array] | BaseException | None") -> None:
         while not self._stop.is_set():
             try:
                 return self._ready.put(item, timeout=0.1)
             except queue.Full:
                 continue
 
-    def __iter__(self) -> Iterator[dict[str, jax.Array]]:
+    def __iter__(self) -> "Iterator[dict[str, jax.Array]]":
         return self
 
-    def __next__(self) -> dict[str, jax.Array]:
+    def __next__(self) -> "dict[str, jax.Array]":
         start = time.perf_counter()
         item = self._ready.get()
         self.seconds_waited += time.perf_counter() - start

@@ -10,6 +10,8 @@ import functools
 
 import numpy as np
 
+# The first word of a key tells what the numbers are for; crops have 1, synthetic pictures 2.
+_ORDER_STREAM, _SUBSET_STREAM = 0, 3
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -45,8 +47,7 @@ def permutation(seed: int, epoch: int, num_records: int) -> np.ndarray:
     Returns:
         (num_records,) int64, read-only. The last few are cached: 1.3 million take about a tenth of a second.
     """
-    # The first word tells these numbers from those of the crops.
-    order = np.argsort(random_bits(0, seed, epoch, np.arange(num_records)), kind="stable")
+    order = np.argsort(random_bits(_ORDER_STREAM, seed, epoch, np.arange(num_records)), kind="stable")
     order.flags.writeable = False
     return order
 
@@ -55,29 +56,102 @@ def permutation(seed: int, epoch: int, num_records: int) -> np.ndarray:
 class TrainOrder:
     """The training order: step s takes a slice of its epoch's permutation; a last, partial slice is left out.
 
+    With `repeats` each record stands so many times in the batch that has it, cropped and augmented each time anew, and
+    an epoch of as many steps visits a part of the records (Hoffer et al. 2020; DeiT's repeated augmentation). Copies of
+    a record are far apart in the batch, so that they fall to different devices and groups of batch norm.
+
     Attributes:
         num_records: records in the data set.
         batch_size: records a step, over all processes.
         seed: decides every permutation.
+        repeats: copies of each record.
     """
 
     num_records: int
     batch_size: int
     seed: int
+    repeats: int = 1
 
     @property
     def steps_per_epoch(self) -> int:
         return self.num_records // self.batch_size
 
-    def epoch(self, step: int) -> int:
-        """Returns the epoch that a step (counted from 0) belongs to."""
-        return step // self.steps_per_epoch
+    def _places(self, step: int) -> tuple[int, np.ndarray]:
+        """Returns the epoch, and the places of the step's rows in its order, where each record has all its copies."""
+        epoch, position = divmod(step, self.steps_per_epoch)
+        places = np.arange(position * self.batch_size, (position + 1) * self.batch_size)
+        return epoch, places[np.argsort(places % self.repeats, kind="stable")]
 
     def records(self, step: int) -> np.ndarray:
         """Returns the records of a step: (batch_size,) int64."""
+        epoch, places = self._places(step)
+        return permutation(self.seed, epoch, self.num_records)[places // self.repeats]
+
+    def visits(self, step: int) -> np.ndarray:
+        """Returns the how manieth time the training may see each of them: (batch_size,) int64."""
+        epoch, places = self._places(step)
+        return epoch * self.repeats + places % self.repeats
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class BalancedOrder:
+    """A training order that sees every class equally often: small classes come around more often than large ones.
+
+    An epoch has as many places as there are records; they go to the classes in turn, and are shuffled. Within a class,
+    every record comes once before any comes again.
+
+    Attributes:
+        labels: (records,) integers.
+        num_classes: labels are 0 to num_classes - 1. A class without records gets no places.
+        batch_size: records a step, over all processes.
+        seed: decides every permutation.
+    """
+
+    labels: np.ndarray
+    num_classes: int
+    batch_size: int
+    seed: int
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return len(self.labels) // self.batch_size
+
+    @functools.cached_property
+    def _members(self) -> list[np.ndarray]:
+        """The records of each class that has any."""
+        by_class = np.argsort(self.labels, kind="stable")
+        ends = np.cumsum(np.bincount(self.labels, minlength=self.num_classes))[:-1]
+        return [members for members in np.split(by_class, ends) if len(members)]
+
+    @functools.lru_cache(maxsize=2)  # noqa: B019 there is one order in a training
+    def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the records and visits of an epoch, in order."""
+        size = len(self.labels)
+        records, visits = np.empty((2, size), np.int64)
+        for number, members in enumerate(self._members):
+            places = np.arange(number, size, len(self._members))
+            visit, index = np.divmod(epoch * len(places) + np.arange(len(places)), len(members))
+            for one in np.unique(visit):
+                key = random_bits(_ORDER_STREAM, self.seed, one, members)
+                chosen = members[np.argsort(key, kind="stable")]
+                records[places[visit == one]] = chosen[index[visit == one]]
+            visits[places] = visit
+        shuffled = permutation(self.seed, epoch, size)
+        return records[shuffled], visits[shuffled]
+
+    def _rows(self, step: int) -> tuple[int, slice]:
         epoch, position = divmod(step, self.steps_per_epoch)
-        order = permutation(self.seed, epoch, self.num_records)
-        return order[position * self.batch_size : (position + 1) * self.batch_size]
+        return epoch, slice(position * self.batch_size, (position + 1) * self.batch_size)
+
+    def records(self, step: int) -> np.ndarray:
+        """Returns the records of a step: (batch_size,) int64."""
+        epoch, rows = self._rows(step)
+        return self._epoch(epoch)[0][rows]
+
+    def visits(self, step: int) -> np.ndarray:
+        """Returns the how manieth time the training sees each of them: (batch_size,) int64."""
+        epoch, rows = self._rows(step)
+        return self._epoch(epoch)[1][rows]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,10 +170,20 @@ class EvalOrder:
     def num_batches(self) -> int:
         return -(-self.num_records // self.batch_size)
 
-    def epoch(self, step: int) -> int:
-        return 0
-
     def records(self, step: int) -> np.ndarray:
         """Returns the records of a batch: (batch_size,) int64, -1 where there is none left."""
         records = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
         return np.where(records < self.num_records, records, -1)
+
+    def visits(self, step: int) -> np.ndarray:
+        """Returns zeros: (batch_size,) int64."""
+        return np.zeros(self.batch_size, np.int64)
+
+
+def subset(num_records: int, num_wanted: int) -> np.ndarray:
+    """Returns a random choice of records that is the same for every seed, and contains every smaller one.
+
+    Returns:
+        (num_wanted,) int64, ascending.
+    """
+    return np.sort(np.argsort(random_bits(_SUBSET_STREAM, np.arange(num_records)), kind="stable")[:num_wanted])

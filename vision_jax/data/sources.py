@@ -1,10 +1,16 @@
 """Where records come from. A source answers `len`, `source[i] -> (encoded bytes, label)`, `num_classes`, `describe(i)`.
 
-Access is at random and safe from many threads; a source has no order of its own.
+Access is at random and safe from many threads; a source has no order of its own. It can be pickled, for processes that
+load.
 """
 
+import bisect
+import concurrent.futures
+import contextlib
 import dataclasses
 import functools
+import itertools
+import logging
 import os
 import pathlib
 from collections.abc import Sequence
@@ -16,8 +22,12 @@ import simplejpeg
 from ml_collections import ConfigDict
 
 from vision_jax.config import closest
-from vision_jax.data import digits, order
+from vision_jax.data import digits, order, tfds_format
+from vision_jax.data.arrayrecord import ArrayRecordFiles
+from vision_jax.data.tfrecord import TfRecordFiles
 from vision_jax.errors import DataError
+
+log = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff", ".gif"})
 
@@ -62,6 +72,20 @@ def create_source(config: ConfigDict, *, train: bool) -> Source:
         DataError: if it is missing, empty or malformed.
     """
     data = config.data
+    source = _create_source(config, train=train)
+    if train and data.train_examples is not None:
+        if data.train_examples > len(source):
+            raise DataError(
+                f"data.train_examples is {data.train_examples}, more than the {len(source)} of the split "
+                f"{data.train_split!r}."
+            )
+        source = SubsetSource(source, order.subset(len(source), data.train_examples))
+    return source
+
+
+def _create_source(config: ConfigDict, *, train: bool) -> Source:
+    """Returns the whole of a split."""
+    data = config.data
     split = data.train_split if train else data.val_split
     match data.source:
         case "synthetic":
@@ -85,7 +109,9 @@ def create_source(config: ConfigDict, *, train: bool) -> Source:
 
 
 class TfdsSource:
-    """A split of an ArrayRecord data set in tfds' layout, with one image and one class label an example.
+    """A split of a data set in tfds' layout, of ArrayRecord or TFRecord files, with one image and one label an example.
+
+    Only the metadata are read by tfds. TFRecord files are indexed once; see `vision_jax.data.tfrecord`.
 
     Args:
         directory: the folder with features.json, or one above it that holds no second data set.
@@ -96,73 +122,91 @@ class TfdsSource:
     """
 
     def __init__(self, directory: pathlib.Path, split: str):
-        import tensorflow_datasets as tfds  # here, because it takes most of a second
+        self.directory, self.split = tfds_format.find_dataset(directory), split
+        info = tfds_format.read_metadata(self.directory).info
+        self._image_key, self._label_key = tfds_format.image_and_label(info.features, self.directory)
+        self.num_classes: int = info.features[self._label_key].num_classes
+        self.class_names: list[str] = list(info.features[self._label_key].names or ())
+        for part in split.split("+"):
+            if (name := part.partition("[")[0].strip()) not in info.splits:
+                raise DataError(f"{self.directory} has no split {name!r}: {closest(name, list(info.splits))}")
+        try:
+            instructions = info.splits[split].file_instructions
+        except Exception as error:  # whatever its parser raises: a slice that is empty or misspelt
+            raise DataError(f"{self.directory} cannot give the split {split!r}: {error}.") from error
+        self._spans = _spans(instructions)
+        if not len(self):
+            raise DataError(f"The split {split!r} of {self.directory} is empty.")
+        lengths = {pathlib.Path(i.filename): i.examples_in_shard for i in instructions}
+        self._records = self._open(info.file_format.value, lengths)
+        self._connect()
+
+    def _open(self, file_format: str, lengths: dict[pathlib.Path, int]) -> ArrayRecordFiles | TfRecordFiles:
+        """Opens the files, of which the metadata tell how many records each has."""
+        if file_format == "array_record":
+            return ArrayRecordFiles(list(lengths), list(lengths.values()))
+        if file_format != "tfrecord":
+            raise DataError(
+                f"{self.directory} holds {file_format} files, and only array_record and tfrecord can be read at "
+                "random: convert it with `python -m vision_jax.prepare`."
+            )
+        files = TfRecordFiles(list(lengths), cache_dir())
+        for path, expected, there in zip(lengths, lengths.values(), files.lengths, strict=True):
+            if expected != there:
+                raise DataError(
+                    f"{path} has {there} records, and the metadata say {expected}: prepare or copy it again."
+                )
+        return files
+
+    def _connect(self) -> None:
         from tensorflow_datasets.proto import tf_example_generated_pb2
 
-        self.directory = _find_tfds(directory)
-        self.split = split
-        try:
-            builder = tfds.builder_from_directory(os.fspath(self.directory))
-        except Exception as error:  # whatever its parsers raise: the files are to blame
-            raise DataError(f"The metadata in {self.directory} cannot be read: {error}. Prepare it again.") from error
-        self._image_key, self._label_key = _image_and_label(builder.info.features, self.directory)
-        self.num_classes = builder.info.features[self._label_key].num_classes
-        self.class_names = builder.info.features[self._label_key].names or ()
-        if builder.info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
-            raise DataError(
-                f"{self.directory} holds {builder.info.file_format.value} files. Random access needs ArrayRecord: "
-                "prepare the data set again with `tfds build --file_format=array_record`."
-            )
-        for part in split.split("+"):
-            if (name := part.partition("[")[0].strip()) not in builder.info.splits:
-                raise DataError(f"{self.directory} has no split {name!r}: {closest(name, list(builder.info.splits))}")
-        try:
-            # Only the wrapping of tf.train.Example is taken off here: tfds' decoding costs more than reading.
-            raw_bytes = tfds.decode.DeserializeMethod.RAW_BYTES
-            self._records = builder.as_data_source(split, deserialize_method=raw_bytes)
-        except Exception as error:  # as above: a slice that is empty or misspelt, files that are gone
-            raise DataError(f"{self.directory} cannot give the split {split!r}: {error}.") from error
         self._parse = tf_example_generated_pb2.Example.FromString
+        self._ends = list(itertools.accumulate(take for _, take in self._spans))
 
     def __len__(self) -> int:
-        return len(self._records)
+        return sum(take for _, take in self._spans)
+
+    def _features(self, index: int) -> Any:
+        span = bisect.bisect_right(self._ends, index)
+        first, take = self._spans[span]
+        return self._parse(self._records[first + index - self._ends[span] + take]).features.feature
 
     def __getitem__(self, index: int) -> tuple[bytes, int]:
-        features = self._parse(self._records[int(index)]).features.feature
+        features = self._features(index)
         return features[self._image_key].bytes_list.value[0], features[self._label_key].int64_list.value[0]
 
     def describe(self, index: int) -> str:
-        return f"record {index} of the split {self.split!r} in {self.directory}"
+        name = ""
+        with contextlib.suppress(Exception):  # perhaps the record is described because it cannot be read
+            if values := self._features(index)["file_name"].bytes_list.value:
+                name = f" ({values[0].decode(errors='replace')})"
+        return f"record {index}{name} of the split {self.split!r} in {self.directory}"
+
+    def close(self) -> None:
+        """Closes the files; they are opened again when they are read again."""
+        self._records.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name not in ("_parse", "_ends")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._connect()
 
 
-def _find_tfds(directory: pathlib.Path) -> pathlib.Path:
-    """Returns the one folder with features.json at or up to three levels (name/config/version) below `directory`."""
-    if (directory / "features.json").is_file():
-        return directory
-    found: list[pathlib.Path] = []
-    for depth in ("*", "*/*", "*/*/*"):
-        found += sorted(path.parent for path in directory.glob(f"{depth}/features.json"))
-    if len(found) == 1:
-        return found[0]
-    if not found:
-        raise DataError(
-            f"{directory} holds no prepared data set: there is no features.json in it or below. Point data.dir at the "
-            "folder that tfds wrote, or use data.source=folder for DIR/SPLIT/CLASS/IMAGE."
-        )
-    raise DataError(f"{directory} holds several data sets, point data.dir at one of: {', '.join(map(str, found))}")
+def _spans(instructions: Sequence[Any]) -> list[tuple[int, int]]:
+    """Turns tfds' file instructions into (first record, how many), the records of their files being numbered through.
 
-
-def _image_and_label(features: Any, directory: pathlib.Path) -> tuple[str, str]:
-    """Returns the keys of the only image and the only class label of a tfds data set."""
-    import tensorflow_datasets as tfds
-
-    keys = []
-    for kind in (tfds.features.Image, tfds.features.ClassLabel):
-        matching = [key for key, feature in features.items() if isinstance(feature, kind)]
-        if len(matching) != 1:
-            raise DataError(f"{directory} has {len(matching)} features of type {kind.__name__} ({matching}), not one.")
-        keys.append(matching[0])
-    return keys[0], keys[1]
+    A file that stands in several instructions, as in `train[:1%]+train[2%:]`, counts once.
+    """
+    starts: dict[str, int] = {}
+    total = 0
+    for instruction in instructions:
+        if instruction.filename not in starts:
+            starts[instruction.filename] = total
+            total += instruction.examples_in_shard
+    return [(starts[i.filename] + i.skip, i.take) for i in instructions if i.take]
 
 
 class FolderSource:
@@ -182,26 +226,66 @@ class FolderSource:
             )
         self.class_names = sorted(path.name for path in root.iterdir() if path.is_dir())
         self.num_classes = len(self.class_names)
-        self._paths: list[pathlib.Path] = []
+        self._paths: list[str] = []
         labels: list[int] = []
         for label, name in enumerate(self.class_names):
-            paths = sorted(p for p in (root / name).rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+            paths = sorted(
+                os.path.join(folder, file)
+                for folder, _, files in os.walk(root / name)
+                for file in files
+                if os.path.splitext(file)[1].lower() in IMAGE_SUFFIXES
+            )
             if not paths:
                 raise DataError(f"{root / name} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}).")
             self._paths += paths
             labels += [label] * len(paths)
         if not self._paths:
             raise DataError(f"{root} holds no class folders.")
-        self._labels = np.asarray(labels, np.int32)
+        self.labels = np.asarray(labels, np.int32)
 
     def __len__(self) -> int:
         return len(self._paths)
 
     def __getitem__(self, index: int) -> tuple[bytes, int]:
-        return self._paths[index].read_bytes(), int(self._labels[index])
+        with open(self._paths[index], "rb") as file:
+            return file.read(), int(self.labels[index])
 
     def describe(self, index: int) -> str:
-        return str(self._paths[index])
+        return self._paths[index]
+
+
+class SubsetSource:
+    """Some of the records of another source.
+
+    Attributes:
+        source: the other one.
+        indices: (n,) integers, which records.
+    """
+
+    def __init__(self, source: Source, indices: np.ndarray):
+        self.source, self.indices = source, indices
+        self.num_classes, self.class_names = source.num_classes, source.class_names
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> tuple[bytes, int]:
+        return self.source[int(self.indices[index])]
+
+    def describe(self, index: int) -> str:
+        return self.source.describe(int(self.indices[index]))
+
+
+def read_labels(source: Source, num_threads: int | None = None) -> np.ndarray:
+    """Returns the label of every record, (n,) int32. Unless the source knows them, it reads all of its records."""
+    if isinstance(source, SubsetSource):
+        if isinstance(source.source, FolderSource):
+            return source.source.labels[source.indices]
+    elif isinstance(source, FolderSource):
+        return source.labels
+    log.info("Reading the labels of %d records, since the sampling is balanced by class.", len(source))
+    with concurrent.futures.ThreadPoolExecutor(num_threads) as pool:
+        return np.fromiter(pool.map(lambda i: source[i][1], range(len(source))), np.int32, len(source))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,97 @@
+import io
+
+import numpy as np
+import PIL.Image
+import pytest
+import simplejpeg
+from conftest import encode, picture
+
+from vision_jax.data import jpeg
+
+
+def noisy(height: int, width: int, seed: int = 0) -> np.ndarray:
+    """A picture with detail in every block."""
+    noise = np.random.RandomState(seed).randint(-40, 40, (height, width, 3))
+    return np.clip(picture(height, width, seed) + noise, 0, 255).astype(np.uint8)
+
+
+def boxes(height: int, width: int, count: int) -> list[tuple[int, int, int, int]]:
+    random = np.random.RandomState(0)
+    pairs = [
+        (np.sort(random.choice(height + 1, 2, False)), np.sort(random.choice(width + 1, 2, False)))
+        for _ in range(count)
+    ]
+    return [(int(v[0]), int(h[0]), int(v[1]), int(h[1])) for v, h in pairs]
+
+
+def variants() -> dict[str, bytes]:
+    pixels = noisy(83, 101)
+    return {
+        "ours": jpeg.encode(pixels, 90),
+        "plain": encode(pixels, quality=90),
+        "rows": encode(pixels, quality=90, restart_marker_rows=1),
+        "within rows": encode(pixels, quality=90, restart_marker_blocks=3),
+        "444": encode(pixels, quality=90, subsampling="4:4:4", restart_marker_blocks=1),
+        "422": encode(pixels, quality=90, subsampling="4:2:2", restart_marker_blocks=1),
+        "optimized": encode(pixels, quality=90, optimize=True),
+        "grey": encode(pixels[:, :, 0], quality=90, restart_marker_blocks=1),
+        "comment": encode(pixels, quality=90, comment=b"\xff\xd9 \xff\xd0" * 50, restart_marker_blocks=1),
+    }
+
+
+@pytest.mark.parametrize("name", variants())
+def test_pixels_of_a_part_are_those_of_the_whole(name: str):
+    data = variants()[name]
+    space = "GRAY" if name == "grey" else "RGB"
+    whole = simplejpeg.decode_jpeg(data, space)
+    header = jpeg.read_header(data)
+    assert (header.height, header.width, header.sequential) == (83, 101, True)
+    for top, left, bottom, right in boxes(83, 101, 40):
+        piece, box = jpeg.part(data, header, top, left, bottom, right)
+        pixels = simplejpeg.decode_jpeg(piece, space, strict=False)
+        assert pixels.shape[:2] == (box.bottom - box.top, box.right - box.left)
+        mine = pixels[top - box.top : bottom - box.top, left - box.left : right - box.left]
+        assert (mine == whole[top:bottom, left:right]).all()
+
+
+def test_parts_are_small_and_whole_jpegs():
+    data = jpeg.encode(noisy(256, 320), 90)
+    piece, box = jpeg.part(data, jpeg.read_header(data), 100, 150, 140, 170)
+    assert box == (96, 144, 144, 176)
+    assert len(piece) < len(data) / 15
+    # The decoder and Pillow find nothing wrong with it.
+    pixels = simplejpeg.decode_jpeg(piece, "RGB", strict=True)
+    assert np.abs(np.asarray(PIL.Image.open(io.BytesIO(piece)), int) - pixels).max() <= 2
+    # Without restart markers only the lower end can be left out.
+    plain = encode(noisy(256, 320), quality=90)
+    assert jpeg.part(plain, jpeg.read_header(plain), 100, 150, 140, 170)[1] == (0, 0, 144, 320)
+
+
+def test_restart_markers_that_are_missing_are_noticed():
+    data = jpeg.encode(noisy(64, 64), 90)
+    cut = data.replace(b"\xff\xd3", b"", 1)
+    assert jpeg.part(cut, jpeg.read_header(cut), 0, 0, 16, 16)[1] == (0, 0, 32, 64)  # as if there were none
+
+
+def test_headers():
+    pixels = noisy(40, 56)
+    assert not jpeg.read_header(encode(pixels, progressive=True)).sequential
+    assert jpeg.read_header(encode(pixels, subsampling="4:2:0")).block == (16, 16)
+    assert jpeg.read_header(encode(pixels, subsampling="4:2:2")).block == (8, 16)
+    assert jpeg.read_header(encode(pixels[:, :, 0])).block == (8, 8)
+    assert jpeg.read_header(encode(pixels, restart_marker_blocks=5)).restart_interval == 5
+    data = encode(pixels)
+    filled = data[:2] + b"\xff\xff" + data[2:]  # fill bytes before a marker
+    assert (jpeg.read_header(filled).height, jpeg.read_header(filled).width) == (40, 56)
+    for bad in (data[:100], b"\xff\xd8", b"\xff\xd8\x00\x00\x00\x00", data[:2] + data[-2:]):
+        with pytest.raises(ValueError, match="its header"):
+            jpeg.read_header(bad)
+
+
+def test_encode_is_pillows_jpeg():
+    pixels = noisy(50, 70)
+    mine, plain = (
+        np.asarray(PIL.Image.open(io.BytesIO(data)), int)
+        for data in (jpeg.encode(pixels, 90), encode(pixels, quality=90))
+    )
+    assert (mine == plain).all()

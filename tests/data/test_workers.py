@@ -1,0 +1,163 @@
+import gc
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from conftest import REPOSITORY, Pictures
+
+from vision_jax.data import decode, order
+from vision_jax.data.loader import Loader, Prefetcher
+from vision_jax.data.workers import ProcessLoader, create_loader
+from vision_jax.errors import DataError
+
+TRANSFORM = decode.TrainTransform(
+    size=16, channels=3, scale=(0.3, 1.0), ratio=(3 / 4, 4 / 3), seed=0, sizes=((0, 12), (2, 16))
+)
+ROWS = np.arange(6, 26)
+
+
+def source() -> Pictures:
+    return Pictures([i % 4 for i in range(40)], size=40, num_classes=4)
+
+
+def children() -> list[int]:
+    """Processes that this one has started and that have not ended."""
+    return [int(pid) for pid in pathlib.Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()]
+
+
+def shared_memory() -> set[str]:
+    names = {path.name for path in pathlib.Path("/dev/shm").iterdir()}
+    return {name for name in names if not name.startswith("sem.")}  # those are of other programs
+
+
+def descriptors() -> int:
+    gc.collect()
+    return len(os.listdir("/proc/self/fd"))
+
+
+def test_batches_are_those_of_threads_and_nothing_is_left():
+    before, files = shared_memory(), descriptors()
+    train = order.TrainOrder(40, 26, seed=0)
+    pictures = source()
+    pictures.records[9] = (b"", 1)  # a damaged one
+    bad = {"max_bad_records": 1}
+    with (
+        Loader(pictures, train, TRANSFORM, ROWS, 2, **bad) as threads,
+        ProcessLoader(pictures, train, TRANSFORM, ROWS, num_workers=3, num_threads=4, **bad) as processes,
+    ):
+        assert len(children()) == 3
+        for steps in ((0, 1), (2, 3), (17, 4)):
+            waits = [processes.start(step) for step in steps]
+            for step, wait in zip(steps, waits, strict=True):
+                mine, theirs = wait(), threads.start(step)()
+                assert mine.image.shape == theirs.image.shape
+                for key, value in theirs.as_dict().items():
+                    assert (mine.as_dict()[key] == value).all(), (step, key)
+                mine.release()
+        del mine
+    assert not children()
+    assert shared_memory() == before
+    assert descriptors() == files
+
+
+def test_batches_stay_as_they_are_on_the_devices():
+    """The memory of a batch is written again once it was placed; on CPUs JAX could have taken it as it is."""
+    import jax
+
+    from vision_jax import config, sharding
+
+    mesh = sharding.make_mesh(config.default_config(), jax.devices()[:2])
+    train, transform = order.TrainOrder(40, 20, seed=0), decode.TrainTransform(16, 3, (0.3, 1.0), (0.75, 1.33), 0)
+    with (
+        Loader(source(), train, transform, np.arange(20), 1) as threads,
+        create_loader(source(), train, transform, np.arange(20), num_workers=2, num_threads=2) as loader,
+        Prefetcher(loader, range(8), sharding.batch_placer(mesh, 20, reused=loader.reuses_memory), 2) as batches,
+    ):
+        placed = list(batches)
+        for step, batch in enumerate(placed):
+            assert (np.asarray(batch["image"]) == threads.start(step)().image).all()
+    assert not children()
+
+
+def test_errors_of_processes_reach_the_consumer():
+    pictures = source()
+    pictures.records[11] = (b"", 3)
+    with (
+        ProcessLoader(pictures, order.TrainOrder(40, 40, seed=0), TRANSFORM, np.arange(40), num_workers=2) as loader,
+        pytest.raises(DataError, match="Cannot decode picture 11"),
+    ):
+        loader.start(0)()
+    assert not children()
+
+
+def test_a_process_that_is_killed_is_named():
+    with ProcessLoader(source(), order.TrainOrder(40, 40, seed=0), TRANSFORM, np.arange(40), num_workers=2) as loader:
+
+        def load(num_steps: int) -> None:
+            for step in range(num_steps):
+                loader.start(step)().release()
+
+        load(1)
+        os.kill(children()[0], signal.SIGKILL)
+        with pytest.raises(DataError, match="status -9"):
+            load(3)
+    assert not children()
+
+
+def test_what_cannot_be_sent_is_named():
+    class Local(Pictures):
+        pass
+
+    with pytest.raises((DataError, AttributeError), match="Local"):
+        ProcessLoader(
+            Local([0], size=8, num_classes=1), order.TrainOrder(1, 1, seed=0), TRANSFORM, np.arange(1), num_workers=1
+        )
+    assert not children()
+
+
+PROGRAM = """
+import sys, time
+sys.path[:0] = [{tests!r}]
+import numpy as np
+from test_workers import ROWS, TRANSFORM, source
+from vision_jax.data import order
+from vision_jax.data.workers import ProcessLoader
+with ProcessLoader(source(), order.TrainOrder(40, 26, seed=0), TRANSFORM, ROWS, num_workers=2) as loader:
+    loader.start(0)().release()
+    print(*[worker._process.pid for worker in loader._workers], flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_no_process_outlives_the_main_one(number: signal.Signals):
+    """Whether it is killed or interrupted with its whole group, as Ctrl-C does."""
+    before = shared_memory()
+    here = pathlib.Path(__file__).parent
+    program = PROGRAM.format(tests=str(here)).replace("sys.path[:0] = [", f"sys.path[:0] = [{str(here.parent)!r}, ")
+    process = subprocess.Popen(
+        [sys.executable, "-c", program],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+    )
+    workers = [int(pid) for pid in process.stdout.readline().split()]
+    assert len(workers) == 2
+    if number == signal.SIGINT:
+        os.killpg(process.pid, number)
+    else:
+        process.kill()
+    _, errors = process.communicate(timeout=60)
+    deadline = time.monotonic() + 20
+    while any(pathlib.Path(f"/proc/{pid}").exists() for pid in workers) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not [pid for pid in workers if pathlib.Path(f"/proc/{pid}").exists()]
+    assert errors.count("Traceback") == (1 if number == signal.SIGINT else 0)  # the main process's own
+    assert shared_memory() == before
