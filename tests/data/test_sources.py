@@ -6,7 +6,7 @@ import pytest
 from conftest import encode, picture
 
 from vision_jax import config as config_lib
-from vision_jax.data import decode, digits, sources
+from vision_jax.data import decode, digits, sources, tfds_format
 from vision_jax.errors import DataError
 
 
@@ -14,7 +14,7 @@ def write(directory: pathlib.Path, **splits: int) -> pathlib.Path:
     """A data set in tfds' layout with so many examples in each split."""
     directory.mkdir(parents=True)
     examples = {name: [(encode(picture(20, 24, seed=i)), i % 3) for i in range(n)] for name, n in splits.items()}
-    digits.write_dataset(directory, "mine", examples, class_names=["a", "b", "c"])
+    tfds_format.write_dataset(directory, "mine", examples, class_names=["a", "b", "c"])
     return directory
 
 
