@@ -1,37 +1,13 @@
 import concurrent.futures
 import pathlib
 import resource
-import struct
 
 import numpy as np
 import pytest
+from miniature import crc32c, write_tfrecord
 
 from vision_jax.data import tfrecord
 from vision_jax.errors import DataError
-
-
-def crc32c(data: bytes) -> int:
-    """CRC-32C bit by bit, as its definition says."""
-    crc = 0xFFFFFFFF
-    for byte in data:
-        crc ^= byte
-        for _ in range(8):
-            crc = (crc >> 1) ^ (0x82F63B78 if crc & 1 else 0)
-    return crc ^ 0xFFFFFFFF
-
-
-def write_tfrecord(path: pathlib.Path, records: list[bytes]) -> pathlib.Path:
-    """A TFRecord file as TensorFlow writes it."""
-
-    def masked(data: bytes) -> bytes:
-        crc = crc32c(data)
-        return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)
-
-    with path.open("wb") as file:
-        for record in records:
-            length = struct.pack("<Q", len(record))
-            file.write(length + masked(length) + record + masked(record[:100]))
-    return path
 
 
 def test_checksum_is_the_published_one():

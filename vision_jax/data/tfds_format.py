@@ -147,9 +147,7 @@ def has_dataset(directory: pathlib.Path) -> bool:
 def _datasets_in(directory: pathlib.Path) -> list[pathlib.Path]:
     if (directory / "features.json").is_file():
         return [directory]
-    return [
-        path.parent for depth in ("*", "*/*", "*/*/*") for path in sorted(directory.glob(f"{depth}/features.json"))
-    ]
+    return [path.parent for depth in ("*", "*/*", "*/*/*") for path in sorted(directory.glob(f"{depth}/features.json"))]
 
 
 def read_metadata(directory: pathlib.Path) -> Any:
