@@ -10,7 +10,7 @@ import time
 import pytest
 from conftest import Command, encode, picture
 
-from vision_jax.data import digits
+from vision_jax.data import tfds_format
 
 TINY = (
     "--config=configs/quickstart.py",
@@ -187,7 +187,7 @@ def test_bad_records_are_named(command: Command, tmp_path: pathlib.Path, example
     good = [(encode(picture(20, 20, seed=i)), i % 3) for i in range(7)]
     directory = tmp_path / "data"
     directory.mkdir()
-    digits.write_dataset(directory, "mine", {"train": [*good, example], "validation": good}, ["a", "b", "c"])
+    tfds_format.write_dataset(directory, "mine", {"train": [*good, example], "validation": good}, ["a", "b", "c"])
     arguments = ("--config.data.source=tfds", f"--config.data.dir={directory}", "--config.batch_size=8")
     printed = command(*TINY, *arguments, f"--workdir={tmp_path / 'w'}", status=1)
     assert message in printed

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from conftest import Command, encode, picture, wait_for_handler
 
-from vision_jax.data import digits, order
+from vision_jax.data import order, tfds_format
 
 ARGUMENTS = (
     "--config=configs/quickstart.py",
@@ -114,7 +114,7 @@ def test_an_error_in_one_of_two_processes_ends_both(command: Command, tmp_path: 
     # The first process has rows 0 to 15 of a batch, the second the others.
     bad = int(order.permutation(0, 0, 64)[20])
     examples[bad] = (examples[bad][0][:300], 0)
-    digits.write_dataset(directory, "mine", {"train": examples, "validation": examples}, ["a", "b", "c"])
+    tfds_format.write_dataset(directory, "mine", {"train": examples, "validation": examples}, ["a", "b", "c"])
     arguments = ("--config.data.source=tfds", f"--config.data.dir={directory}", f"--workdir={tmp_path / 'w'}")
     processes = start_two(command, *ARGUMENTS, *arguments)
     outputs = [process.communicate(timeout=120) for process in processes]

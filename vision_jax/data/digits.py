@@ -4,10 +4,11 @@ import io
 import os
 import pathlib
 import tempfile
-from collections.abc import Iterable, Mapping
 
 import numpy as np
 import PIL.Image
+
+from vision_jax.data.tfds_format import write_dataset
 
 VERSION = "1.0.0"
 
@@ -60,58 +61,3 @@ def _encode(levels: np.ndarray) -> bytes:
     encoded = io.BytesIO()
     image.resize((32, 32), PIL.Image.Resampling.BICUBIC).save(encoded, "JPEG", quality=95)
     return encoded.getvalue()
-
-
-def write_dataset(
-    directory: pathlib.Path, name: str, splits: Mapping[str, Iterable[tuple[bytes, int]]], class_names: list[str]
-) -> None:
-    """Writes a data set of encoded images and labels, one ArrayRecord file a split, as tfds would have.
-
-    Args:
-        directory: an empty folder.
-        name: of the data set.
-        splits: (encoded image, label) pairs, by split.
-        class_names: in the order of the labels.
-    """
-    import tensorflow_datasets as tfds  # here, because it takes most of a second
-    from array_record.python.array_record_module import ArrayRecordWriter
-    from tensorflow_datasets.proto import tf_example_generated_pb2, tf_feature_generated_pb2
-
-    template = tfds.core.ShardedFileTemplate(
-        data_dir=directory,
-        template="{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
-        dataset_name=name,
-        filetype_suffix="array_record",
-    )
-    infos = []
-    for split, examples in splits.items():
-        # Groups of one record make access at random cost one record.
-        writer = ArrayRecordWriter(os.fspath(directory / f"{name}-{split}.array_record-00000-of-00001"), "group_size:1")
-        count = num_bytes = 0
-        for image, label in examples:
-            feature = {
-                "image": tf_feature_generated_pb2.Feature(bytes_list=tf_feature_generated_pb2.BytesList(value=[image])),
-                "label": tf_feature_generated_pb2.Feature(int64_list=tf_feature_generated_pb2.Int64List(value=[label])),
-            }
-            example = tf_example_generated_pb2.Example(features=tf_feature_generated_pb2.Features(feature=feature))
-            record = example.SerializeToString(deterministic=True)
-            writer.write(record)
-            count, num_bytes = count + 1, num_bytes + len(record)
-        writer.close()
-        infos.append(
-            tfds.core.SplitInfo(
-                name=split, shard_lengths=[count], num_bytes=num_bytes, filename_template=template.replace(split=split)
-            )
-        )
-    tfds.folder_dataset.write_metadata(
-        data_dir=directory,
-        features=tfds.features.FeaturesDict(
-            {
-                "image": tfds.features.Image(shape=(None, None, 3), encoding_format="jpeg"),
-                "label": tfds.features.ClassLabel(names=class_names),
-            }
-        ),
-        split_infos=infos,
-        filename_template=template,
-        check_data=False,  # the check would import TensorFlow
-    )

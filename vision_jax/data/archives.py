@@ -1,0 +1,288 @@
+"""ImageNet as it is downloaded: the archives of ILSVRC2012, read in place and never extracted.
+
+`ILSVRC2012_img_train.tar` holds a tar file for each of 1,000 classes, `ILSVRC2012_img_val.tar` the validation images,
+and `ILSVRC2012_devkit_t12.tar.gz` the labels of those and the names of the classes (Russakovsky et al. 2015,
+https://arxiv.org/abs/1409.0575). None is compressed within, so an image is a range of bytes of an archive: headers are
+read once, to find the ranges.
+"""
+
+import concurrent.futures
+import dataclasses
+import functools
+import io
+import logging
+import os
+import pathlib
+import re
+import tarfile
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from vision_jax.data.inputs import Index, Original, make_records
+from vision_jax.errors import DataError
+
+log = logging.getLogger(__name__)
+
+TRAIN, VALIDATION = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
+DEVKIT = "ILSVRC2012_devkit_t12"
+# How many images the whole of ImageNet has.
+EXAMPLES = {"train": 1_281_167, "validation": 50_000}
+NUM_CLASSES = 1_000
+
+_CLASS_ARCHIVE = re.compile(r"(n\d{8})\.tar")
+_VALIDATION_IMAGE = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG")
+_BLOCK = 512  # of a tar file
+_INDEXING_THREADS = 16
+_LARGEST_METADATA = 64 << 20  # bytes of a file of the devkit, to be read into memory
+
+
+@dataclasses.dataclass(frozen=True)
+class ArchiveReader:
+    """Reads ranges of bytes; `file` is the number of the archive."""
+
+    archives: tuple[pathlib.Path, ...]
+
+    def read(self, record: np.void) -> Original:
+        data = os.pread(_open(self.archives[record["file"]]), int(record["size"]), int(record["offset"]))
+        if len(data) != record["size"]:
+            raise DataError(f"{self.archives[record['file']]} has become shorter than it was when it was indexed.")
+        return Original(bytes(record["name"]), int(record["label"]), data)
+
+
+@functools.cache
+def _open(path: pathlib.Path) -> int:
+    """Opens an archive for as long as the process lives."""
+    return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+
+class ImageNetArchives:
+    """The archives in one folder. Labels number the WordNet ids in sorted order, as everyone's do.
+
+    Either archive of images may be missing, but validation images need the devkit, for their labels.
+
+    Raises:
+        DataError: if an archive is truncated or has members that do not belong into it.
+    """
+
+    kind = "ILSVRC2012 archives"
+    name = "imagenet2012"
+
+    def __init__(self, directory: pathlib.Path):
+        self._train, self._validation = directory / TRAIN, directory / VALIDATION
+        self._devkit = next((p for p in (directory / f"{DEVKIT}.tar.gz", directory / DEVKIT) if p.exists()), None)
+        if self._validation.exists() and self._devkit is None:
+            raise DataError(
+                f"{directory} has {VALIDATION}, but not {DEVKIT}.tar.gz, which holds the labels of its images: put it "
+                "there too (or move the validation archive away, to prepare the training images alone)."
+            )
+        for path, split in ((self._train, "training"), (self._validation, "validation")):
+            if not path.exists():
+                log.warning("There is no %s in %s: there will be no %s split.", path.name, directory, split)
+
+    @staticmethod
+    def found_in(directory: pathlib.Path) -> bool:
+        """Returns whether a folder has an archive of images."""
+        return (directory / TRAIN).exists() or (directory / VALIDATION).exists()
+
+    def identity(self) -> dict[str, Any]:
+        devkit = self._devkit if self._devkit is not None and self._devkit.is_file() else None
+        paths = [path for path in (self._train, self._validation, devkit) if path is not None and path.exists()]
+        return {"kind": self.kind, "files": {path.name: path.stat().st_size for path in paths}}
+
+    def index(self, cache: pathlib.Path) -> Index:
+        devkit = read_devkit(self._devkit) if self._devkit is not None else None
+        splits = {}
+        train = None
+        if self._train.exists():
+            train = _cached(cache, self._train, _index_train)
+        class_names = list(devkit.class_names) if devkit is not None else []
+        if train is not None:
+            wnids = np.char.partition(train["name"], b"_")[:, 0]
+            present = [wnid.decode() for wnid in np.unique(wnids).tolist()]
+            class_names = class_names or present
+            if unknown := sorted(set(present) - set(class_names)):
+                raise DataError(f"{self._train} has classes that the devkit does not name: {', '.join(unknown[:10])}.")
+            train["label"] = np.searchsorted(np.asarray(class_names, "S9"), wnids)
+            splits["train"] = train
+        if devkit is not None and self._validation.exists():
+            validation = _cached(cache, self._validation, _index_validation)
+            if len(validation) != len(devkit.validation_labels):
+                raise DataError(
+                    f"{self._validation} has {len(validation)} images, but the devkit labels of "
+                    f"{len(devkit.validation_labels)}: one of them is not whole."
+                )
+            validation["label"] = devkit.validation_labels  # both are in the order of the names
+            validation["file"] = 1
+            splits["validation"] = validation
+        return Index(
+            splits,
+            class_names,
+            devkit.display_names if devkit is not None else {},
+            ArchiveReader((self._train, self._validation)),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Devkit:
+    """What the devkit says.
+
+    Attributes:
+        class_names: the WordNet ids of the classes, sorted.
+        display_names: words by WordNet id.
+        validation_labels: (n,) int32, of the validation images in the order of their numbers.
+    """
+
+    class_names: list[str]
+    display_names: dict[str, str]
+    validation_labels: np.ndarray
+
+
+def read_devkit(path: pathlib.Path) -> Devkit:
+    """Reads `data/meta.mat` and `data/ILSVRC2012_validation_ground_truth.txt` of a devkit, packed or unpacked.
+
+    Raises:
+        DataError: if one is missing or malformed.
+    """
+    from scipy.io import loadmat  # here, because it takes a quarter of a second
+
+    read = functools.partial(_read_devkit_file, path)
+    try:
+        synsets = np.atleast_1d(loadmat(io.BytesIO(read("data/meta.mat")), squeeze_me=True)["synsets"])
+        # The nodes above the classes are in the table too; their numbers come after those of the classes.
+        leaves = [synset for synset in synsets if synset["num_children"] == 0]
+        wnids = {int(synset["ILSVRC2012_ID"]): str(synset["WNID"]) for synset in leaves}
+        words = {str(synset["WNID"]): str(synset["words"]) for synset in leaves}
+        ids = [int(line) for line in read("data/ILSVRC2012_validation_ground_truth.txt").split()]
+        class_names = sorted(words)
+        label_of_id = {number: class_names.index(wnid) for number, wnid in wnids.items()}
+        labels = np.asarray([label_of_id[number] for number in ids], np.int32)
+    except DataError:
+        raise
+    except Exception as error:  # loadmat raises most of Python's exceptions on damaged files
+        raise DataError(f"The devkit {path} cannot be read: {type(error).__name__}: {error}.") from error
+    return Devkit(class_names, {wnid: words[wnid] for wnid in class_names}, labels)
+
+
+def _read_devkit_file(path: pathlib.Path, name: str) -> bytes:
+    if path.is_dir():
+        return (path / name).read_bytes()
+    with tarfile.open(path, "r:*") as archive:
+        for member in archive:
+            if member.isreg() and member.name.endswith(f"{DEVKIT}/{name}"):
+                if member.size > _LARGEST_METADATA:
+                    raise DataError(f"{path}: {member.name} has {member.size} bytes, which it never has.")
+                file = archive.extractfile(member)
+                assert file is not None  # it is a regular file
+                return file.read()
+    raise DataError(f"{path} holds no {DEVKIT}/{name}.")
+
+
+def _cached(cache: pathlib.Path, archive: pathlib.Path, index: Callable[[pathlib.Path], np.ndarray]) -> np.ndarray:
+    """Returns `index(archive)`, which is kept in `cache` for as long as the archive has the same size and time."""
+    status = archive.stat()
+    path = cache / f"{archive.name}.{status.st_size}.{status.st_mtime_ns}.npy"
+    if path.exists():
+        return np.load(path, allow_pickle=False)
+    log.info("Reading the headers of %s.", archive)
+    records = index(archive)
+    temporary = path.with_suffix(".tmp")
+    with temporary.open("wb") as file:
+        np.save(file, records)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    return records
+
+
+def _index_train(archive: pathlib.Path) -> np.ndarray:
+    """Lists the images in the tar files of the classes in the training archive, sorted by name."""
+    with archive.open("rb", buffering=0) as file:
+        whole = _Part(file.fileno(), 0, os.fstat(file.fileno()).st_size, str(archive))
+        classes = {}
+        for name, start, size in _members(whole, _CLASS_ARCHIVE):
+            classes[name] = _Part(file.fileno(), start, size, f"{archive}: {name}")
+
+        def images(name: str) -> list[tuple[str, int, int]]:
+            return list(_members(classes[name], re.compile(rf"{name.removesuffix('.tar')}_\d+\.JPEG")))
+
+        with concurrent.futures.ThreadPoolExecutor(_INDEXING_THREADS) as pool:
+            found = list(pool.map(images, classes))
+    for name, members in zip(classes, found, strict=True):
+        if not members:
+            raise DataError(f"{archive}: {name} holds no images.")
+    return _as_records(archive, [member for members in found for member in members])
+
+
+def _index_validation(archive: pathlib.Path) -> np.ndarray:
+    """Lists the images in the validation archive, sorted by name; their numbers are 1 to n."""
+    with archive.open("rb", buffering=0) as file:
+        whole = _Part(file.fileno(), 0, os.fstat(file.fileno()).st_size, str(archive))
+        members = list(_members(whole, _VALIDATION_IMAGE))
+    records = _as_records(archive, members)
+    for number, name in enumerate(records["name"].tolist(), 1):
+        if name != b"ILSVRC2012_val_%08d.JPEG" % number:
+            raise DataError(f"{archive} has no image number {number}: it is not whole.")
+    return records
+
+
+def _as_records(archive: pathlib.Path, members: list[tuple[str, int, int]]) -> np.ndarray:
+    members.sort()
+    names, starts, sizes = zip(*members, strict=True) if members else ((), (), ())
+    if not names:
+        raise DataError(f"{archive} holds no images.")
+    return make_records([name.encode() for name in names], -1, 0, np.asarray(starts), np.asarray(sizes))
+
+
+class _Part:
+    """A range of a file as a file of its own, for tarfile; parts share the descriptor, as none moves its position."""
+
+    def __init__(self, descriptor: int, start: int, size: int, name: str):
+        self.start, self.size, self.name = start, size, name
+        self._descriptor = descriptor
+        self._position = 0
+
+    def read(self, size: int) -> bytes:
+        size = max(0, min(size, self.size - self._position))
+        data = os.pread(self._descriptor, size, self.start + self._position)
+        self._position += len(data)
+        return data
+
+    def seek(self, position: int) -> int:
+        self._position = position
+        return position
+
+    def tell(self) -> int:
+        return self._position
+
+
+def _members(part: _Part, pattern: re.Pattern[str]) -> Iterator[tuple[str, int, int]]:
+    """Yields name, position in the file that `part` belongs to, and size of each member of a tar file.
+
+    Raises:
+        DataError: if the tar file is truncated or damaged, or has a member that is no regular file, has a name other
+            than `pattern` (so no path that leads elsewhere), or comes twice.
+    """
+    seen: set[str] = set()
+    end = 0
+    try:
+        with tarfile.open(fileobj=part, mode="r:") as tar:  # type: ignore[call-overload]
+            for member in tar:
+                if not pattern.fullmatch(member.name):
+                    raise DataError(f"{part.name} has a member named {member.name!r}, which does not belong into it.")
+                if not member.isreg() or member.issparse():
+                    raise DataError(f"{part.name}: {member.name} is not a regular file.")
+                if member.name in seen:
+                    raise DataError(f"{part.name} has {member.name} twice.")
+                seen.add(member.name)
+                end = member.offset_data + -(-member.size // _BLOCK) * _BLOCK
+                if end > part.size:
+                    raise DataError(f"{part.name} is truncated: {member.name} goes beyond the end, byte {part.size}.")
+                yield member.name, part.start + member.offset_data, member.size
+    except tarfile.TarError as error:
+        raise DataError(f"{part.name} is truncated, or is no tar file: {error}.") from error
+    # tarfile takes anything that is no header for the end, but the end is a block of zeros.
+    part.seek(end)
+    if part.read(_BLOCK) != bytes(_BLOCK):
+        raise DataError(f"{part.name} is truncated or damaged at byte {end}: it has no end.")

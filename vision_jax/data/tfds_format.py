@@ -1,0 +1,181 @@
+"""tensorflow_datasets' layout on disk: examples, shards, and the metadata by which tfds and this package read them.
+
+A data set is a folder with `features.json`, `dataset_info.json`, the class names, and ArrayRecord files named
+`NAME-SPLIT.array_record-00000-of-00008`. A record is a serialized tf.train.Example.
+"""
+
+import os
+import pathlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from vision_jax.errors import DataError
+
+# Groups of one record make access at random cost one record. Compressing JPEG a second time gains nothing.
+_WRITER_OPTIONS = "group_size:1,uncompressed"
+_VERSION = "1.0.0"
+
+
+def serialize_example(image: bytes, label: int, file_name: bytes | None = None) -> bytes:
+    """Returns a tf.train.Example of an encoded image, its label and, if there is one, the name of its file."""
+    from tensorflow_datasets.proto import tf_example_generated_pb2, tf_feature_generated_pb2
+
+    def bytes_feature(value: bytes) -> Any:
+        return tf_feature_generated_pb2.Feature(bytes_list=tf_feature_generated_pb2.BytesList(value=[value]))
+
+    feature = {
+        "image": bytes_feature(image),
+        "label": tf_feature_generated_pb2.Feature(int64_list=tf_feature_generated_pb2.Int64List(value=[label])),
+    }
+    if file_name is not None:
+        feature["file_name"] = bytes_feature(file_name)
+    example = tf_example_generated_pb2.Example(features=tf_feature_generated_pb2.Features(feature=feature))
+    return example.SerializeToString(deterministic=True)
+
+
+def shard_name(name: str, split: str, index: int, num_shards: int) -> str:
+    """Returns the file name of a shard."""
+    return f"{name}-{split}.array_record-{index:05d}-of-{num_shards:05d}"
+
+
+def open_shard(path: pathlib.Path) -> Any:
+    """Returns a writer with `write(bytes)` and `close()`. The bytes of the file depend on the records alone."""
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    return ArrayRecordWriter(os.fspath(path), _WRITER_OPTIONS)
+
+
+def write_metadata(
+    directory: pathlib.Path,
+    name: str,
+    shard_lengths: Mapping[str, Sequence[int]],
+    num_bytes: Mapping[str, int],
+    class_names: Sequence[str],
+    *,
+    image_format: str = "jpeg",
+    file_names: bool = False,
+) -> None:
+    """Writes what tfds needs besides the shards, without a time or a path, so that equal data sets are equal files.
+
+    Args:
+        directory: where the files go; the shards need not be there.
+        name: of the data set.
+        shard_lengths: examples in each shard, by split.
+        num_bytes: length of all serialized examples, by split.
+        class_names: in the order of the labels.
+        image_format: in which tfds would encode images, "jpeg" or "png"; decoding goes by the image itself.
+        file_names: the examples have a `file_name`.
+    """
+    import tensorflow_datasets as tfds  # here, because it takes most of a second
+
+    features = {
+        "image": tfds.features.Image(shape=(None, None, 3), encoding_format=image_format),
+        "label": tfds.features.ClassLabel(names=list(class_names)),
+    }
+    if file_names:
+        features["file_name"] = tfds.features.Text()
+    identity = tfds.core.dataset_info.DatasetIdentity(
+        name=name, version=tfds.core.Version(_VERSION), data_dir=os.fspath(directory), module_name=""
+    )
+    info = tfds.core.DatasetInfo(builder=identity, features=tfds.features.FeaturesDict(features))
+    info.set_file_format(tfds.core.FileFormat.ARRAY_RECORD)
+    template = tfds.core.ShardedFileTemplate(
+        data_dir=directory,
+        template="{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
+        dataset_name=name,
+        filetype_suffix="array_record",
+    )
+    splits = [
+        tfds.core.SplitInfo(
+            name=split,
+            shard_lengths=list(lengths),
+            num_bytes=num_bytes[split],
+            filename_template=template.replace(split=split),
+        )
+        for split, lengths in shard_lengths.items()
+    ]
+    info.set_splits(tfds.core.splits.SplitDict(splits))
+    info.write_to_directory(directory)
+
+
+def write_dataset(
+    directory: pathlib.Path, name: str, splits: Mapping[str, Iterable[tuple[bytes, int]]], class_names: Sequence[str]
+) -> None:
+    """Writes a small data set of encoded images and labels, one shard a split.
+
+    Args:
+        directory: an empty folder.
+        name: of the data set.
+        splits: (encoded image, label) pairs, by split.
+        class_names: in the order of the labels.
+    """
+    lengths, sizes = {}, {}
+    for split, examples in splits.items():
+        writer = open_shard(directory / shard_name(name, split, 0, 1))
+        count = num_bytes = 0
+        for image, label in examples:
+            record = serialize_example(image, label)
+            writer.write(record)
+            count, num_bytes = count + 1, num_bytes + len(record)
+        writer.close()
+        lengths[split], sizes[split] = [count], num_bytes
+    write_metadata(directory, name, lengths, sizes, class_names)
+
+
+def find_dataset(directory: pathlib.Path) -> pathlib.Path:
+    """Returns the one folder with features.json at or up to three levels (name/config/version) below `directory`.
+
+    Raises:
+        DataError: if there is none, or several.
+    """
+    found = _datasets_in(directory)
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        raise DataError(
+            f"{directory} holds no prepared data set: there is no features.json in it or below. Point data.dir at the "
+            "folder that tfds wrote, or use data.source=folder for DIR/SPLIT/CLASS/IMAGE."
+        )
+    raise DataError(f"{directory} holds several data sets, name one of: {', '.join(map(str, found))}")
+
+
+def has_dataset(directory: pathlib.Path) -> bool:
+    """Returns whether `find_dataset` would find one or more."""
+    return bool(_datasets_in(directory))
+
+
+def _datasets_in(directory: pathlib.Path) -> list[pathlib.Path]:
+    if (directory / "features.json").is_file():
+        return [directory]
+    return [path.parent for depth in ("*", "*/*", "*/*/*") for path in sorted(directory.glob(f"{depth}/features.json"))]
+
+
+def read_metadata(directory: pathlib.Path) -> Any:
+    """Returns tfds' builder of a data set on disk; none of its records is read.
+
+    Raises:
+        DataError: if the metadata cannot be read.
+    """
+    import tensorflow_datasets as tfds
+
+    try:
+        return tfds.builder_from_directory(os.fspath(directory))
+    except Exception as error:  # whatever its parsers raise: the files are to blame
+        raise DataError(f"The metadata in {directory} cannot be read: {error}. Prepare it again.") from error
+
+
+def image_and_label(features: Mapping[str, Any], directory: pathlib.Path) -> tuple[str, str]:
+    """Returns the keys of the only image and the only class label among the features of a tfds data set.
+
+    Raises:
+        DataError: if it has none or several of either.
+    """
+    import tensorflow_datasets as tfds
+
+    keys = []
+    for kind in (tfds.features.Image, tfds.features.ClassLabel):
+        matching = [key for key, feature in features.items() if isinstance(feature, kind)]
+        if len(matching) != 1:
+            raise DataError(f"{directory} has {len(matching)} features of type {kind.__name__} ({matching}), not one.")
+        keys.append(matching[0])
+    return keys[0], keys[1]
