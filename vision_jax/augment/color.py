@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from vision_jax.augment.ops import blend, luminance, mean_luminance
 
@@ -58,15 +59,16 @@ def adjust_colors(image: jax.Array, factors: jax.Array, order: jax.Array) -> jax
     Returns:
         (height, width, channels) uint8.
     """
-    for step in range(len(factors)):
-        which = order[step]
+
+    def step(image: jax.Array, which: jax.Array) -> tuple[jax.Array, None]:
         grey = luminance(image)[..., None]
         degenerate = jnp.select([which == 0, which == 1], [jnp.zeros_like(grey), mean_luminance(image)], grey)
         changed = blend(degenerate, image, factors[which])
         if len(factors) == 4:
             changed = jnp.where(which == 3, shift_hue(image, factors[3]), changed)
-        image = changed
-    return image
+        return changed, None
+
+    return lax.scan(step, image, order)[0]
 
 
 def shift_hue(image: jax.Array, shift: jax.Array) -> jax.Array:

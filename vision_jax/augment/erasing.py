@@ -35,39 +35,36 @@ def random_erasing(
     Returns:
         (height, width, channels) of the image's dtype.
     """
-    apply_key, count_key, boxes_key, noise_key = jax.random.split(key, 4)
-    drawn = jax.random.randint(count_key, (), 1, count + 1)
-    drawn = jnp.where(jax.random.bernoulli(apply_key, probability), drawn, 0)
-    shares = (area[0] / jnp.maximum(drawn, 1), area[1] / jnp.maximum(drawn, 1))
     height, width, _ = image.shape
-    boxes = jax.vmap(lambda key: _box(key, height, width, shares, least_aspect))(jax.random.split(boxes_key, count))
+    numbers_key, noise_key = jax.random.split(key)
+    # One draw for everything: each costs a second or so of compilation.
+    numbers = jax.random.uniform(numbers_key, (2 + count * (2 * ATTEMPTS + 2),))
+    drawn = jnp.where(numbers[0] < probability, 1 + (numbers[1] * count).astype(jnp.int32), 0)
+    areas = tuple(height * width * share / jnp.maximum(drawn, 1) for share in area)
+    boxes = jax.vmap(lambda row: _box(row, height, width, areas, least_aspect))(numbers[2:].reshape(count, -1))
     inside = inside_boxes(boxes, height, width) & (jnp.arange(count) < drawn)[:, None, None]
     noise = jax.random.normal(noise_key, image.shape, image.dtype) if mode == "pixel" else jnp.zeros_like(image)
     return jnp.where(inside.any(0)[..., None], noise, image)
 
 
-def _box(
-    key: jax.Array, height: int, width: int, shares: tuple[jax.Array, jax.Array], least_aspect: float
-) -> jax.Array:
+def _box(numbers: jax.Array, height: int, width: int, areas: tuple[jax.Array, ...], least_aspect: float) -> jax.Array:
     """Returns top, bottom, left and right of a rectangle, (4,) int32: the first of ten that is small enough, or none.
 
     Args:
-        key: of this rectangle.
+        numbers: (2 * ATTEMPTS + 2,) float32, drawn evenly from 0 to 1.
         height, width: of the image.
-        shares: the least and largest share of the image's area.
+        areas: the least and largest area, in pixels.
         least_aspect: see `random_erasing`.
     """
-    area_key, aspect_key, top_key, left_key = jax.random.split(key, 4)
-    log_aspect = math.log(1 / least_aspect)
-    areas = height * width * jax.random.uniform(area_key, (ATTEMPTS,), minval=shares[0], maxval=shares[1])
-    aspects = jnp.exp(jax.random.uniform(aspect_key, (ATTEMPTS,), minval=-log_aspect, maxval=log_aspect))
-    heights = jnp.round(jnp.sqrt(areas * aspects)).astype(jnp.int32)
-    widths = jnp.round(jnp.sqrt(areas / aspects)).astype(jnp.int32)
+    sizes = areas[0] + (areas[1] - areas[0]) * numbers[:ATTEMPTS]
+    aspects = jnp.exp(math.log(least_aspect) * (1 - 2 * numbers[ATTEMPTS:-2]))
+    heights = jnp.round(jnp.sqrt(sizes * aspects)).astype(jnp.int32)
+    widths = jnp.round(jnp.sqrt(sizes / aspects)).astype(jnp.int32)
     fits = (heights < height) & (widths < width)
     first = jnp.argmax(fits)
     box_height, box_width = jnp.where(fits[first], heights[first], 0), jnp.where(fits[first], widths[first], 0)
-    top = jax.random.randint(top_key, (), 0, height - box_height + 1)
-    left = jax.random.randint(left_key, (), 0, width - box_width + 1)
+    top = (numbers[-2] * (height - box_height + 1)).astype(jnp.int32)
+    left = (numbers[-1] * (width - box_width + 1)).astype(jnp.int32)
     return jnp.array([top, top + box_height, left, left + box_width])
 
 
@@ -83,9 +80,8 @@ def cutout(key: jax.Array, image: jax.Array, size: int) -> jax.Array:
         (height, width, channels) of the image's dtype.
     """
     height, width, _ = image.shape
-    row_key, column_key = jax.random.split(key)
-    top = jax.random.randint(row_key, (), 0, height) - size // 2
-    left = jax.random.randint(column_key, (), 0, width) - size // 2
+    row, column = jax.random.randint(key, (2,), 0, jnp.array([height, width]))
+    top, left = row - size // 2, column - size // 2
     box = jnp.array([top, top + size, left, left + size])
     return jnp.where(inside_boxes(box, height, width)[..., None], 0, image)
 

@@ -66,16 +66,15 @@ def _draw(
     switch_probability: float,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Draws what `apply_mix` does, `choices` times; for the arguments see `mix`."""
-    apply_key, switch_key, lam_key, row_key, column_key = jax.random.split(key, 5)
-    share = switch_probability if mixup_alpha and cutmix_alpha else float(cutmix_alpha > 0)
-    use_cutmix = jax.random.bernoulli(switch_key, share, (choices,))
+    numbers_key, lam_key = jax.random.split(key)
+    applied, switched, row, column = jax.random.uniform(numbers_key, (4, choices))
+    use_cutmix = switched < (switch_probability if mixup_alpha and cutmix_alpha else float(cutmix_alpha > 0))
     alpha = jnp.where(use_cutmix, cutmix_alpha or 1.0, mixup_alpha or 1.0)
-    lam = jax.random.beta(lam_key, alpha, alpha, (choices,))
-    lam = jnp.where(jax.random.bernoulli(apply_key, probability, (choices,)), lam, 1)
+    lam = jnp.where(applied < probability, jax.random.beta(lam_key, alpha, alpha), 1)
 
     side = jnp.sqrt(1 - lam)
     box_height, box_width = (height * side).astype(jnp.int32), (width * side).astype(jnp.int32)
-    row, column = (jax.random.randint(k, (choices,), 0, n) for k, n in ((row_key, height), (column_key, width)))
+    row, column = (row * height).astype(jnp.int32), (column * width).astype(jnp.int32)
     top, bottom = jnp.maximum(row - box_height // 2, 0), jnp.minimum(row + box_height // 2, height)
     left, right = jnp.maximum(column - box_width // 2, 0), jnp.minimum(column + box_width // 2, width)
     shown = 1 - (bottom - top) * (right - left) / (height * width)

@@ -70,11 +70,10 @@ def _parse_options(text: str, parts: list[str], known: dict[str, tuple[float, fl
     options: dict[str, float] = {}
     for part in parts:
         match = re.fullmatch(r"([a-z]+?)(inf|\d+|\d*\.\d+)", part)
-        there_are = ", ".join(known) if known else "it has none"
         if match is None or match[1] not in known:
             raise ConfigError(
-                f"augment.policy is {text!r}: {part!r} is no option of this policy (an option is a name and a number; "
-                f"there are: {there_are})."
+                f"augment.policy is {text!r}: {part!r} is no option of this policy. Options are a name and a number; it "
+                f"has {', '.join(known) or 'none'}."
             )
         option, value = match[1], float(match[2])
         least, most = known[option]
@@ -89,27 +88,27 @@ def _parse_options(text: str, parts: list[str], known: dict[str, tuple[float, fl
     return options
 
 
-def _normal_level(std: float, largest: float) -> Callable[[jax.Array, jax.Array], jax.Array]:
+def _normal_levels(std: float, largest: float) -> Callable[[jax.Array, jax.Array], jax.Array]:
     """Levels with normal noise, cut off at 0 and `largest`; an infinite `std` draws them evenly from 0 to the level."""
 
-    def sample_level(key: jax.Array, level: jax.Array) -> jax.Array:
+    def sample_levels(key: jax.Array, levels: jax.Array) -> jax.Array:
         if math.isinf(std):
-            level = jax.random.uniform(key, maxval=level)
+            levels = levels * jax.random.uniform(key, levels.shape)
         elif std:
-            level = level + std * jax.random.normal(key)
-        return jnp.clip(level, 0, largest)
+            levels = levels + std * jax.random.normal(key, levels.shape)
+        return jnp.clip(levels, 0, largest)
 
-    return sample_level
+    return sample_levels
 
 
-def _uniform_level(key: jax.Array, level: jax.Array) -> jax.Array:
+def _uniform_levels(key: jax.Array, levels: jax.Array) -> jax.Array:
     """AugMix: evenly from 0.1 to the level."""
-    return jax.random.uniform(key, minval=0.1, maxval=level)
+    return jax.random.uniform(key, levels.shape, minval=0.1, maxval=levels)
 
 
-def _uniform_bin(key: jax.Array, level: jax.Array) -> jax.Array:
+def _uniform_bins(key: jax.Array, levels: jax.Array) -> jax.Array:
     """TrivialAugment: one of the bins 0 to `level`."""
-    return jnp.floor(jax.random.uniform(key, maxval=level + 1))
+    return jnp.floor(jax.random.uniform(key, levels.shape) * (levels + 1))
 
 
 def _rand_augment(name: str, options: dict[str, float], mean_color: Sequence[float]) -> Transform:
@@ -120,18 +119,18 @@ def _rand_augment(name: str, options: dict[str, float], mean_color: Sequence[flo
         scales=tables.TIMM,
         sub_policies=tuple(((operation, probability, level),) for operation in names),
         repeats=int(options.get("n", 2)),
-        sample_level=_timm_level(options),
+        sample_levels=_timm_levels(options),
     )
     return lambda key, image: apply_policy(policy, key, image, fill=mean_color)
 
 
-def _timm_level(options: dict[str, float]) -> Callable[[jax.Array, jax.Array], jax.Array]:
+def _timm_levels(options: dict[str, float]) -> Callable[[jax.Array, jax.Array], jax.Array]:
     std = options.get("mstd", 0)
-    return _normal_level(math.inf if std > 100 else std, options.get("mmax", 10))
+    return _normal_levels(math.inf if std > 100 else std, options.get("mmax", 10))
 
 
 def _auto_augment(name: str, options: dict[str, float], mean_color: Sequence[float]) -> Transform:
-    policy = Policy(tables.TIMM, tables.AUTO_AUGMENT[name], sample_level=_timm_level(options))
+    policy = Policy(tables.TIMM, tables.AUTO_AUGMENT[name], sample_levels=_timm_levels(options))
     return lambda key, image: apply_policy(policy, key, image, fill=mean_color)
 
 
@@ -142,14 +141,14 @@ def _auto_augment_cifar10(name: str, options: dict[str, float], mean_color: Sequ
 
 def _trivial_augment_wide(name: str, options: dict[str, float], mean_color: Sequence[float]) -> Transform:
     sub_policies = tuple(((operation, 1.0, 30.0),) for operation in tables.TRIVIAL_AUGMENT_WIDE)
-    policy = Policy(tables.TRIVIAL_AUGMENT_WIDE, sub_policies, sample_level=_uniform_bin)
+    policy = Policy(tables.TRIVIAL_AUGMENT_WIDE, sub_policies, sample_levels=_uniform_bins)
     return lambda key, image: apply_policy(policy, key, image)
 
 
 def _augmix(name: str, options: dict[str, float], mean_color: Sequence[float]) -> Transform:
     width, depth, severity = int(options.get("w", 3)), int(options.get("d", -1)), options.get("m", 3)
     sub_policies = tuple(((operation, 1.0, severity),) for operation in tables.AUGMIX)
-    policy = Policy(tables.AUGMIX, sub_policies, repeats=depth if depth > 0 else 3, sample_level=_uniform_level)
+    policy = Policy(tables.AUGMIX, sub_policies, repeats=depth if depth > 0 else 3, sample_levels=_uniform_levels)
     return lambda key, image: augmix(policy, key, image, width=width, depth=depth)
 
 

@@ -18,9 +18,9 @@ from vision_jax.augment.tables import Scale, SubPolicy
 from vision_jax.augment.transforms import gaussian_blur, solarize
 
 
-def level_of_table(key: jax.Array, level: jax.Array) -> jax.Array:
-    """The level as it is."""
-    return level
+def levels_of_table(key: jax.Array, levels: jax.Array) -> jax.Array:
+    """The levels as they are."""
+    return levels
 
 
 @dataclass(frozen=True)
@@ -31,13 +31,13 @@ class Policy:
         scales: by name, what operation it is and what its argument is at a level.
         sub_policies: each a sequence of (name, probability of applying it, level).
         repeats: how many sub-policies are drawn for an image, one after the other.
-        sample_level: (key, level of the table) -> the level that is used.
+        sample_levels: (key, levels of the table) -> the levels that are used, both (n,) float32.
     """
 
     scales: dict[str, Scale]
     sub_policies: tuple[SubPolicy, ...]
     repeats: int = 1
-    sample_level: Callable[[jax.Array, jax.Array], jax.Array] = level_of_table
+    sample_levels: Callable[[jax.Array, jax.Array], jax.Array] = levels_of_table
 
 
 def sample(policy: Policy, key: jax.Array, height: int, width: int) -> tuple[jax.Array, jax.Array]:
@@ -51,19 +51,20 @@ def sample(policy: Policy, key: jax.Array, height: int, width: int) -> tuple[jax
     Returns:
         (n,) int32 positions in `ops.OPERATIONS` and (n,) float32 arguments, with n = repeats * length of a sub-policy.
     """
-    choice_key, apply_key, level_key, sign_key = jax.random.split(key, 4)
     names = list(policy.scales)
     entries = np.array([[(names.index(name), *rest) for name, *rest in s] for s in policy.sub_policies], np.float32)
-    choices = jax.random.randint(choice_key, (policy.repeats,), 0, len(entries))
+    numbers_key, level_key = jax.random.split(key)
+    # One draw for all these: each costs half a second of compilation.
+    choices, signs, applied = jax.random.uniform(numbers_key, (3, policy.repeats * entries.shape[1]))
+    choices = (choices[: policy.repeats] * len(entries)).astype(jnp.int32)
     positions, probabilities, levels = jnp.moveaxis(jnp.asarray(entries)[choices].reshape(-1, 3), -1, 0)
     positions = positions.astype(jnp.int32)
 
-    levels = jax.vmap(policy.sample_level)(jax.random.split(level_key, len(levels)), levels)
-    signs = jax.random.rademacher(sign_key, levels.shape, jnp.float32)
+    levels = policy.sample_levels(level_key, levels)
+    signs = jnp.where(signs < 0.5, -1, 1)
     arguments = _arguments(list(policy.scales.values()), positions, levels, signs, height, width)
     operations = jnp.array([OPERATIONS.index(scale.operation) for scale in policy.scales.values()])[positions]
-    applied = jax.random.uniform(apply_key, levels.shape) < probabilities
-    return jnp.where(applied, operations, OPERATIONS.index("identity")), arguments
+    return jnp.where(applied < probabilities, operations, OPERATIONS.index("identity")), arguments
 
 
 def _arguments(
