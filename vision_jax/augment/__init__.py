@@ -1,5 +1,16 @@
 """Augmentation on the device: jitted transforms of one image, (key, image) -> image, vmapped over a batch."""
 
+from vision_jax.augment.notation import create_policy, list_policies
+from vision_jax.augment.pipeline import Augmentation, AugmentConfig, create_augmentation
 from vision_jax.augment.transforms import example_keys, normalize, random_flip
 
-__all__ = ["example_keys", "normalize", "random_flip"]
+__all__ = [
+    "AugmentConfig",
+    "Augmentation",
+    "create_augmentation",
+    "create_policy",
+    "example_keys",
+    "list_policies",
+    "normalize",
+    "random_flip",
+]

@@ -1,0 +1,189 @@
+"""The augmentation of a training step: what of it is on, and in which order.
+
+The order is timm's: flip, policy, colour jitter, greyscale, blur, then solarize, which timm does not have, where BYOL
+has it; after the normalization, erasing and Cutout; at last mixup or CutMix of the batch.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from vision_jax.augment import mixing
+from vision_jax.augment.color import color_jitter, greyscale
+from vision_jax.augment.erasing import cutout, random_erasing
+from vision_jax.augment.notation import Transform, create_policy
+from vision_jax.augment.transforms import gaussian_blur, random_flip, solarize
+from vision_jax.config import closest
+from vision_jax.errors import ConfigError
+
+ERASE_MODES = ("const", "pixel")
+# Each stage has a key of its own, derived from this number, so that switching one on or off changes no other.
+_STAGES = ("flip", "policy", "color_jitter", "greyscale", "blur", "solarize", "erase", "cutout", "mix")
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """What is done to the images of training. The defaults do nothing.
+
+    Attributes:
+        flip: probability of mirroring left to right.
+        policy: a string that `create_policy` knows, or nothing.
+        color_jitter: strengths of brightness, contrast, saturation and, if there is a fourth, hue (at most 0.5); or
+            nothing.
+        color_jitter_prob: probability of the colour jitter.
+        greyscale: probability of removing the colours.
+        solarize: probability of inverting the values from 128 on.
+        blur: probability of a Gaussian blur with a sigma of 0.1 to 2 pixels.
+        erase: probability of random erasing.
+        erase_mode: const: erase to the mean; pixel: to normal noise.
+        erase_count: the most rectangles that are erased.
+        cutout: size of the square that is erased, in pixels; 0: none.
+        mixup, cutmix: alpha of the Beta distribution; 0: off.
+        mix_prob: probability of mixing, where one of them is on.
+        mix_switch_prob: probability of CutMix, where both are on.
+        mix_mode: what shares one choice: batch, pair or elem; see `mixing.mix`.
+        mean_color: the mean of the data in 0..255, one value a channel, which policies show of the outside.
+    """
+
+    flip: float = 0.0
+    policy: str = ""
+    color_jitter: tuple[float, ...] = ()
+    color_jitter_prob: float = 1.0
+    greyscale: float = 0.0
+    solarize: float = 0.0
+    blur: float = 0.0
+    erase: float = 0.0
+    erase_mode: str = "const"
+    erase_count: int = 1
+    cutout: int = 0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    mix_prob: float = 1.0
+    mix_switch_prob: float = 0.5
+    mix_mode: str = "batch"
+    mean_color: tuple[float, ...] = (124, 116, 104)
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """The functions of a step; `create_augmentation` makes it. What is off is not traced.
+
+    Attributes:
+        config: what is on.
+        policy: of `config.policy`, if there is one.
+    """
+
+    config: AugmentConfig
+    policy: Transform | None
+
+    def augment_image(self, key: jax.Array, image: jax.Array) -> jax.Array:
+        """Does all that comes before the normalization; to be vmapped.
+
+        Args:
+            key: of this example.
+            image: (height, width, channels) uint8.
+
+        Returns:
+            (height, width, channels) uint8.
+        """
+        config = self.config
+        if config.flip:
+            image = random_flip(_stage_key(key, "flip"), image, config.flip)
+        if self.policy is not None:
+            image = self.policy(_stage_key(key, "policy"), image)
+        if config.color_jitter:
+            jitter = lambda key, image: color_jitter(key, image, config.color_jitter)  # noqa: E731
+            image = _randomly(_stage_key(key, "color_jitter"), image, config.color_jitter_prob, jitter)
+        if config.greyscale:
+            image = _randomly(_stage_key(key, "greyscale"), image, config.greyscale, lambda _, image: greyscale(image))
+        if config.blur:
+            image = _randomly(_stage_key(key, "blur"), image, config.blur, _random_blur)
+        if config.solarize:
+            image = _randomly(_stage_key(key, "solarize"), image, config.solarize, lambda _, image: solarize(image))
+        return image
+
+    def after_normalize(self, key: jax.Array, image: jax.Array) -> jax.Array:
+        """Does what comes after the normalization; to be vmapped.
+
+        Args:
+            key: of this example; the same as for `augment_image`.
+            image: (height, width, channels) float, normalized.
+
+        Returns:
+            (height, width, channels) of the same dtype.
+        """
+        config = self.config
+        if config.erase:
+            key_ = _stage_key(key, "erase")
+            image = random_erasing(key_, image, config.erase, mode=config.erase_mode, count=config.erase_count)
+        if config.cutout:
+            image = cutout(_stage_key(key, "cutout"), image, config.cutout)
+        return image
+
+    def mix(self, key: jax.Array, images: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Does mixup or CutMix.
+
+        Args:
+            key: of the step.
+            images: (batch, height, width, channels) float, normalized or not.
+            targets: (batch, classes) float, one-hot or smoothed.
+
+        Returns:
+            images and targets, of the same shapes.
+        """
+        config = self.config
+        if not config.mixup and not config.cutmix:
+            return images, targets
+        return mixing.mix(
+            _stage_key(key, "mix"),
+            images,
+            targets,
+            mixup_alpha=config.mixup,
+            cutmix_alpha=config.cutmix,
+            probability=config.mix_prob,
+            switch_probability=config.mix_switch_prob,
+            mode=config.mix_mode,
+        )
+
+
+def create_augmentation(config: AugmentConfig) -> Augmentation:
+    """Returns the functions that do what `config` says.
+
+    Raises:
+        ConfigError: if there is no such policy or mode, or the colour jitter has too many or too few strengths.
+    """
+    for name, choices in (("erase_mode", ERASE_MODES), ("mix_mode", mixing.MODES)):
+        if getattr(config, name) not in choices:
+            raise ConfigError(f"augment.{name} is {getattr(config, name)!r}: {closest(getattr(config, name), choices)}")
+    if len(config.color_jitter) not in (0, 3, 4):
+        raise ConfigError(
+            f"augment.color_jitter is {config.color_jitter!r}; give the strengths of brightness, contrast, saturation "
+            "and, if you like, hue, such as (0.4, 0.4, 0.4)."
+        )
+    if config.color_jitter and (min(config.color_jitter) < 0 or max((0, *config.color_jitter[3:])) > 0.5):
+        raise ConfigError(
+            f"augment.color_jitter is {config.color_jitter!r}; strengths are not negative, and that of hue is at most "
+            "0.5, which is every hue."
+        )
+    if config.erase_count < 1:
+        raise ConfigError(
+            f"augment.erase_count is {config.erase_count}; it is at least 1. To erase nothing, set erase to 0."
+        )
+    policy = create_policy(config.policy, config.mean_color) if config.policy else None
+    return Augmentation(config, policy)
+
+
+def _stage_key(key: jax.Array, stage: str) -> jax.Array:
+    return jax.random.fold_in(key, _STAGES.index(stage))
+
+
+def _randomly(key: jax.Array, image: jax.Array, probability: float, transform: Callable) -> jax.Array:
+    """Applies a transform, (key, image) -> image, with a probability."""
+    apply_key, key = jax.random.split(key)
+    return jnp.where(jax.random.bernoulli(apply_key, probability), transform(key, image), image)
+
+
+def _random_blur(key: jax.Array, image: jax.Array) -> jax.Array:
+    return gaussian_blur(image, jax.random.uniform(key, minval=0.1, maxval=2.0))
