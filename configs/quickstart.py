@@ -26,8 +26,9 @@ def get_config() -> ConfigDict:
     config.data.mean = (0.3,)
     config.data.std = (0.35,)
     config.data.crop_scale = (0.6, 1.0)
-    config.data.flip = 0.0
     config.data.eval_resize = 28
+
+    config.augment.flip = 0.0
 
     config.optimizer.learning_rate = 0.05
     config.optimizer.weight_decay = 5e-4

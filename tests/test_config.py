@@ -62,7 +62,7 @@ def test_stored_field_that_is_unknown():
         ({"data.mean": (0.5,)}, "data.mean has 1 values"),
         ({"data.eval_resize": 200}, "less than data.image_size=224"),
         ({"data.crop_scale": (0.5, 1.5)}, "data.crop_scale is"),
-        ({"data.flip": 1.5}, "data.flip is 1.5"),
+        ({"augment.flip": 1.5}, "augment.flip is 1.5"),
         ({"schedule.warmup_epochs": 90.0}, "lengthen the training"),
         ({"optimizer.learning_rate": 0.0}, "must be positive"),
         ({"optimizer.momentum": 1.0}, "less than 1"),
@@ -85,7 +85,7 @@ def test_fields_that_are_none_or_missing_or_unknown():
     config = synthetic()
     with config.ignore_type():
         config.batch_size = None
-        config.data.flip = "often"
+        config.augment.flip = "often"
     with config.unlocked():
         del config.model.name
         config.model.nam = "resnet50"
@@ -96,7 +96,7 @@ def test_fields_that_are_none_or_missing_or_unknown():
         " or model.num_classes or model.small_stem?",
         "  - model.name is missing: start from vision_jax.config.default_config().",
         "  - batch_size is None; it takes a int, such as 256.",
-        "  - data.flip is 'often'; it takes a float.",
+        "  - augment.flip is 'often'; it takes a float.",
     ]
 
 

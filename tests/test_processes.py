@@ -16,7 +16,7 @@ from vision_jax.data import order, tfds_format
 ARGUMENTS = (
     "--config=configs/quickstart.py",
     "--config.optimizer.learning_rate=0.005",
-    "--config.data.flip=0.5",
+    "--config.augment.flip=0.5",
     "--config.batch_size=32",
     "--config.schedule.warmup_epochs=0",
     "--config.total_steps=4",

@@ -9,8 +9,8 @@ import pytest
 from jax.sharding import Mesh
 
 import vision_jax
+from vision_jax import augment, optim, sharding
 from vision_jax import config as config_lib
-from vision_jax import optim, sharding
 from vision_jax.models.resnet import BasicBlock, ResNet
 from vision_jax.state import TrainState, create_state
 from vision_jax.steps import make_eval_step, make_train_step
@@ -35,15 +35,34 @@ QUICK = {"xla_backend_optimization_level": 0}  # compiles in half the time
 LENET = vision_jax.create_model("lenet5", num_classes=5)
 
 
-def train(num_devices: int, num_steps: int, *, model: nn.Module = LENET, ema_decay: float | None = None):
+FLIP = augment.AugmentConfig(flip=0.5)
+
+
+def train(
+    num_devices: int,
+    num_steps: int,
+    *,
+    model: nn.Module = LENET,
+    ema_decay: float | None = None,
+    fields: augment.AugmentConfig = FLIP,
+):
     """Trains a small model on so many devices; returns the states and metrics after each step, on the host."""
     mesh = mesh_of(num_devices)
     schedule = optim.create_schedule("cosine", 0.05, total_steps=num_steps + 1, warmup_steps=1)
     optimizer = optim.create_optimizer(
         "sgd", schedule, weight_decay=1e-3, decay_mask=optim.decay_mask, momentum=0.9, nesterov=True
     )
+    augmentation = augment.create_augmentation(fields)
     step = make_train_step(
-        model, optimizer, schedule, seed=0, mean=MEAN, std=STD, flip=0.5, label_smoothing=0.1, ema_decay=ema_decay
+        model,
+        optimizer,
+        schedule,
+        seed=0,
+        mean=MEAN,
+        std=STD,
+        augmentation=augmentation,
+        label_smoothing=0.1,
+        ema_decay=ema_decay,
     )
     create = functools.partial(create_state, model, optimizer, (32, 32, 3), seed=0, ema=ema_decay is not None)
     state = jax.jit(create, out_shardings=sharding.replicated(mesh), compiler_options=QUICK)()
@@ -91,10 +110,10 @@ def test_one_step_equals_torch_formulas():
     """Loss with smoothing, weight decay of kernels alone, and the first update, against gradients taken by hand."""
     states, metrics = train(1, 2)
     batch = batch_of(1)
-    images = (batch["image"] / 255 - np.array(MEAN)) / np.array(STD)
     keys = vision_jax.augment.example_keys(0, jnp.asarray(1), 16)
-    flipped = np.asarray(jax.vmap(lambda k: jax.random.bernoulli(k, 0.5))(keys))
-    images = np.where(flipped[:, None, None, None], images[:, :, ::-1], images).astype(np.float32)
+    flip = augment.create_augmentation(FLIP).augment_image
+    images = (np.asarray(jax.vmap(flip)(keys, batch["image"])) / 255 - np.array(MEAN)) / np.array(STD)
+    images = images.astype(np.float32)
 
     def loss_fn(params):
         log_p = jax.nn.log_softmax(LENET.apply({"params": params}, images, train=True))
@@ -149,3 +168,27 @@ def test_the_state_is_a_frozen_pytree_of_float32():
     assert isinstance(after, TrainState)
     with pytest.raises(AttributeError):
         after.step = 3
+
+
+def test_mixed_targets_and_erased_images_reach_the_loss():
+    """mixup and erasing in a step, against the same functions called one by one."""
+    fields = augment.AugmentConfig(flip=0.5, erase=1.0, mixup=0.8)
+    states, metrics = train(1, 2, fields=fields)
+    batch, functions = batch_of(1), augment.create_augmentation(fields)
+    keys = augment.example_keys(0, jnp.asarray(1), 16)
+    images = jax.vmap(functions.augment_image)(keys, batch["image"])
+    images = jax.vmap(functions.after_normalize)(keys, augment.normalize(images, MEAN, STD))
+    targets = np.full((16, 5), 0.02) + 0.9 * np.eye(5)[batch["label"]]
+    images, targets = functions.mix(augment.batch_key(0, jnp.asarray(1), 16), images, targets)
+    log_p = jax.nn.log_softmax(LENET.apply({"params": states[1].params}, images, train=True))
+    assert metrics[1]["loss"] == pytest.approx(-float((targets * log_p).sum(1).mean()), rel=1e-4)
+
+
+def test_replaced_records_are_counted():
+    optimizer = optim.create_optimizer("sgd", 0.1, momentum=0.9)
+    step = make_train_step(LENET, optimizer, lambda _: 0.1, seed=0, mean=MEAN, std=STD)
+    state = jax.eval_shape(functools.partial(create_state, LENET, optimizer, (32, 32, 3), seed=0, ema=False))
+    assert "replaced_records" not in jax.eval_shape(step, state, batch_of(0))[1]
+    state = create_state(LENET, optimizer, (32, 32, 3), seed=0, ema=False)
+    replaced = (np.arange(16) % 5 == 0).astype(np.float32)
+    assert jax.jit(step)(state, {**batch_of(0), "replaced": replaced})[1]["replaced_records"] == 4

@@ -60,14 +60,14 @@ def open_and_write(workdir: pathlib.Path, config: ConfigDict, *, allow_config_ch
 
 def test_workdir_of_another_configuration(tmp_path: pathlib.Path):
     config, other = config_lib.default_config(), config_lib.default_config()
-    other.batch_size, other.data.flip = 512, 0.25
+    other.batch_size, other.augment.flip = 512, 0.25
     open_and_write(tmp_path / "w", other)
     open_and_write(tmp_path / "w", config)  # nothing has been saved by the other
     (tmp_path / "w" / "checkpoints" / "5").mkdir(parents=True)
     open_and_write(tmp_path / "w", config)
     with pytest.raises(CheckpointError, match="another configuration") as caught:
         open_and_write(tmp_path / "w", other)
-    assert "batch_size: 256 -> 512\n  - data.flip: 0.5 -> 0.25\n" in str(caught.value)
+    assert "batch_size: 256 -> 512\n  - augment.flip: 0.5 -> 0.25\n" in str(caught.value)
     assert json.loads((tmp_path / "w" / "config.json").read_text())["batch_size"] == 256
     open_and_write(tmp_path / "w", other, allow_config_change=True)
     assert json.loads((tmp_path / "w" / "config.json").read_text())["batch_size"] == 512

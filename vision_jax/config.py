@@ -12,11 +12,15 @@ import json
 import math
 import pathlib
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from vision_jax.errors import ConfigError
+
+if TYPE_CHECKING:
+    from vision_jax.augment import AugmentConfig
 
 # What `validate` allows; fields that are not set are not checked.
 _CHOICES = {
@@ -37,6 +41,11 @@ _POSITIVE = (
 _NOT_NEGATIVE = (
     *("seed", "optimizer.weight_decay", "model.bn_group_size", "data.num_workers", "data.max_bad_records"),
     *("schedule.warmup_epochs", "schedule.warmup_steps", "schedule.end_factor"),
+    *("augment.mixup", "augment.cutmix", "augment.cutout"),
+)
+_PROBABILITIES = (
+    *("augment.flip", "augment.color_jitter_prob", "augment.greyscale", "augment.solarize", "augment.blur"),
+    *("augment.erase", "augment.mix_prob", "augment.mix_switch_prob"),
 )
 _BELOW_ONE = ("label_smoothing", "ema_decay", "optimizer.momentum")
 
@@ -128,6 +137,34 @@ def default_config() -> ConfigDict:
     data.synthetic_train_examples = 1_281_167
     data.synthetic_val_examples = 1_000
 
+    # What is done to training images on the devices; see vision_jax/augment/pipeline.py for the order.
+    config.augment = augment = ConfigDict()
+    # Probability of mirroring left to right.
+    augment.flip = 0.5
+    # A policy such as rand-m9-mstd0.5-inc1, autoaugment, trivialaugment_wide, augmix-m3-w3 or 3augment; "": none. All
+    # are in vision_jax/augment/notation.py.
+    augment.policy = ""
+    # Strengths of random brightness, contrast, saturation and, if there is a fourth, hue (at most 0.5); (): none.
+    augment.color_jitter = ()
+    augment.color_jitter_prob = 1.0
+    # Probabilities of removing the colours, of inverting values from 128 on, of a Gaussian blur (sigma 0.1 to 2).
+    augment.greyscale = 0.0
+    augment.solarize = 0.0
+    augment.blur = 0.0
+    # Random erasing after the normalization: its probability; const (the mean) or pixel (noise); the most rectangles.
+    augment.erase = 0.0
+    augment.erase_mode = "const"
+    augment.erase_count = 1
+    # Height and width of Cutout's square, in pixels; 0: none.
+    augment.cutout = 0
+    # Alpha of mixup and of CutMix; 0: off. Where both are on, CutMix has the probability `mix_switch_prob`.
+    augment.mixup = 0.0
+    augment.cutmix = 0.0
+    augment.mix_prob = 1.0
+    augment.mix_switch_prob = 0.5
+    # What shares one choice and one share of the mixture: batch, pair or elem.
+    augment.mix_mode = "batch"
+
     config.optimizer = optimizer = ConfigDict()
     # A name that `vision_jax.optim.create_optimizer` knows.
     optimizer.name = "sgd"
@@ -195,6 +232,13 @@ MODEL_OPTIONS = ("bn_group_size", "small_stem", "zero_init_last")
 def model_options(config: ConfigDict) -> dict[str, object]:
     """Returns the arguments of the model that `config` sets, besides its name, classes, channels and dtype."""
     return {name: config.model[name] for name in MODEL_OPTIONS if config.model[name] is not None}
+
+
+def augmentation_fields(config: ConfigDict) -> "AugmentConfig":
+    """Returns what `config` says of augmentation."""
+    from vision_jax.augment import AugmentConfig  # here, because it imports JAX
+
+    return AugmentConfig(**config.augment, mean_color=tuple(255 * mean for mean in config.data.mean))
 
 
 def closest(value: str, choices: Iterator[str] | list[str] | tuple[str, ...]) -> str:
@@ -310,8 +354,9 @@ def _check_ranges(config: ConfigDict) -> Iterator[str]:
             yield f"{path} is {values[path]!r}, which must be at least 0 and less than 1."
     if config.seed >= 2**31:
         yield f"seed is {config.seed}, which must be less than 2^31."
-    if not 0 <= config.data.flip <= 1:
-        yield f"data.flip is {config.data.flip!r}, a probability between 0 and 1."
+    for path in _PROBABILITIES:
+        if not 0 <= values[path] <= 1:  # type: ignore[operator]
+            yield f"{path} is {values[path]!r}, a probability between 0 and 1."
     in_epochs = config.total_steps is None and config.schedule.warmup_steps is None
     if in_epochs and config.schedule.warmup_epochs >= config.epochs > 0:
         yield (
@@ -328,10 +373,14 @@ def _check_ranges(config: ConfigDict) -> Iterator[str]:
 
 def _check_names(config: ConfigDict) -> Iterator[str]:
     """Checks the names that other modules define."""
-    from vision_jax import models, optim  # here, because they import JAX
+    from vision_jax import augment, models, optim  # here, because they import JAX
 
     if config.optimizer.name not in optim.list_optimizers():
         yield f"optimizer.name is {config.optimizer.name!r}: {closest(config.optimizer.name, optim.list_optimizers())}"
+    try:
+        augment.create_augmentation(augmentation_fields(config))
+    except ConfigError as error:
+        yield str(error)
     name = config.model.name
     if name not in models.list_models():
         yield f"model.name is {name!r}, an unknown model: {closest(name, models.list_models())}"

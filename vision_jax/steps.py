@@ -14,12 +14,14 @@ import jax.numpy as jnp
 import optax
 
 from vision_jax import augment
-from vision_jax.losses import softmax_cross_entropy
+from vision_jax.losses import smooth_targets, softmax_cross_entropy
 from vision_jax.metrics import classification_sums, in_top_k
 from vision_jax.state import TrainState
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
+
+NO_AUGMENTATION = augment.create_augmentation(augment.AugmentConfig())
 
 
 def make_train_step(
@@ -30,20 +32,20 @@ def make_train_step(
     seed: int,
     mean: Sequence[float],
     std: Sequence[float],
-    flip: float = 0.0,
+    augmentation: augment.Augmentation = NO_AUGMENTATION,
     label_smoothing: float = 0.0,
     ema_decay: float | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """Returns the function that does one update.
 
     Args:
-        model: the module.
+        model: the module; it has `num_classes`.
         optimizer: an optax transformation.
         schedule: the learning rate by step, for the metrics only.
         seed: keys the augmentation, with the step and the example's position.
         mean, std: normalization; see `augment.normalize`.
-        flip: probability of a horizontal flip.
-        label_smoothing: see `softmax_cross_entropy`.
+        augmentation: what is done to the images, and by mixing to the targets.
+        label_smoothing: see `smooth_targets`.
         ema_decay: ema = decay * ema + (1 - decay) * new, of parameters and batch statistics; None: none is kept.
 
     Returns:
@@ -51,17 +53,21 @@ def make_train_step(
         replaced_records if the batch tells which they are.
     """
 
+    num_classes: int = model.num_classes
+
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        images = batch["image"]
-        if flip:
-            keys = augment.example_keys(seed, state.step, images.shape[0])
-            images = jax.vmap(lambda key, image: augment.random_flip(key, image, flip))(keys, images)
+        images, labels = batch["image"], batch["label"]
+        keys = augment.example_keys(seed, state.step, labels.shape[0])
+        images = jax.vmap(augmentation.augment_image)(keys, images)
         images = augment.normalize(images, mean, std)
+        images = jax.vmap(augmentation.after_normalize)(keys, images)
+        targets = smooth_targets(labels, num_classes, label_smoothing)
+        images, targets = augmentation.mix(augment.batch_key(seed, state.step, labels.shape[0]), images, targets)
 
         def loss_fn(params: optax.Params) -> tuple[jax.Array, tuple[jax.Array, dict]]:
             variables = {"params": params, "batch_stats": state.batch_stats}
             logits, updates = model.apply(variables, images, train=True, mutable=["batch_stats"])
-            loss = softmax_cross_entropy(logits, batch["label"], label_smoothing).mean()
+            loss = softmax_cross_entropy(logits, targets).mean()
             return loss, (logits, updates.get("batch_stats", state.batch_stats))
 
         (loss, (logits, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
@@ -73,7 +79,7 @@ def make_train_step(
             ema = jax.tree.map(lambda average, value: ema_decay * average + (1 - ema_decay) * value, ema, new)
         metrics = {
             "loss": loss,
-            "top1": in_top_k(logits, batch["label"], 1).mean(dtype=jnp.float32),
+            "top1": in_top_k(logits, labels, 1).mean(dtype=jnp.float32),
             "grad_norm": optax.global_norm(grads),
             "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
         }

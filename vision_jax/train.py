@@ -22,8 +22,8 @@ from clu import parameter_overview
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from vision_jax import augment, evaluate, optim, sharding, steps, writers
 from vision_jax import config as config_lib
-from vision_jax import evaluate, optim, sharding, steps, writers
 from vision_jax.checkpoint import Checkpointer
 from vision_jax.config import Plan
 from vision_jax.data.decode import TrainTransform
@@ -231,7 +231,7 @@ def make_functions(
         seed=config.seed,
         mean=config.data.mean,
         std=config.data.std,
-        flip=config.data.flip,
+        augmentation=augment.create_augmentation(config_lib.augmentation_fields(config)),
         label_smoothing=config.label_smoothing,
         ema_decay=config.ema_decay,
     )

@@ -2,11 +2,12 @@
 
 from vision_jax.augment.notation import create_policy, list_policies
 from vision_jax.augment.pipeline import Augmentation, AugmentConfig, create_augmentation
-from vision_jax.augment.transforms import example_keys, normalize, random_flip
+from vision_jax.augment.transforms import batch_key, example_keys, normalize, random_flip
 
 __all__ = [
     "AugmentConfig",
     "Augmentation",
+    "batch_key",
     "create_augmentation",
     "create_policy",
     "example_keys",

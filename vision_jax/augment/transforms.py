@@ -21,6 +21,11 @@ def example_keys(seed: int, step: jax.Array, batch_size: int) -> jax.Array:
     return jax.vmap(lambda position: jax.random.fold_in(key, position))(jnp.arange(batch_size))
 
 
+def batch_key(seed: int, step: jax.Array, batch_size: int) -> jax.Array:
+    """Returns a random key for what is done to a batch as a whole; it is none of `example_keys`."""
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), step), batch_size)
+
+
 def random_flip(key: jax.Array, image: jax.Array, probability: float = 0.5) -> jax.Array:
     """Mirrors an image left to right with the given probability.
 
