@@ -84,7 +84,10 @@ def test_command_measures_ours_beside_pillow(
     assert list(budget["steps"]) == ["read", "parse", "header", "crop choice", "decode", "resize", "rest"]
     assert sum(budget["steps"].values()) == pytest.approx(budget["whole"])
     assert min(budget["steps"][step] for step in ("read", "header", "crop choice", "decode", "resize")) > 0
+    assert 0 < budget["without_lock"]["simplejpeg.decode_jpeg"] <= budget["steps"]["decode"]
+    assert budget["lock"] == pytest.approx(budget["whole"] - sum(budget["without_lock"].values()))
     assert budget["ceiling"] == pytest.approx(1e6 / budget["lock"])
+    assert budget["simulated_rate"] > 0
     printed = capsys.readouterr().out
     assert f"{pillow['images_per_second']:9.0f}" in printed
     assert "torch      not installed (pip install torch)" in printed

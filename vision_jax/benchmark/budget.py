@@ -16,8 +16,7 @@ from vision_jax.data import decode
 SIMULATED_CORES = 64
 _SIMULATED_IMAGES = 256  # their decoded pixels are kept in memory
 
-# The functions that our transform calls, where it looks them up. What runs without Python's lock can wait for a core
-# while the lock is free; it is what the simulation of many cores replaces.
+# The functions that make up the steps, where our transform looks them up.
 _STEPS: tuple[tuple[str, Any, str], ...] = (
     ("header", decode, "image_size"),
     ("crop choice", decode.order, "random_uniform"),
@@ -25,32 +24,44 @@ _STEPS: tuple[tuple[str, Any, str], ...] = (
     ("decode", decode, "decode"),
     ("resize", decode.cv2, "resize"),
 )
+# The calls of C that give Python's lock back for nearly all of their time.
+_WITHOUT_LOCK: tuple[tuple[str, Any, str], ...] = (
+    ("simplejpeg.decode_jpeg", decode.simplejpeg, "decode_jpeg"),
+    ("cv2.resize", decode.cv2, "resize"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Budget:
-    """Times in microseconds an image.
+    """Times in microseconds an image: CPU time, which other programs on the machine hardly change.
 
     Attributes:
-        steps: wall-clock time of each step, in one thread: read (the record's bytes), parse (tf.train.Example), header
+        steps: each step, in one thread: read (the record's bytes), parse (tf.train.Example), header
             (width and height), crop choice, decode, resize, and rest, which is the loader's own Python.
         whole: their sum, measured as a whole.
-        threads: of the next two.
-        cpu: CPU time of the process with all threads.
+        without_lock: the time in which it gives Python's lock back, by function: a part of decode and resize.
+        threads: of what follows.
+        cpu: of the process with all threads.
         busy: cores that were busy, on average, with all threads.
-        lock: time for which an image occupies Python's lock; see `simulate_many_cores`.
+        simulated_rate: images/s of one process on a host with many cores; see `simulate_many_cores`.
     """
 
     steps: dict[str, float]
     whole: float
+    without_lock: dict[str, float]
     threads: int
     cpu: float
     busy: float
-    lock: float
+    simulated_rate: float
+
+    @property
+    def lock(self) -> float:
+        """The time for which an image occupies Python's lock, at most: reading gives it back for a part of its time."""
+        return self.whole - sum(self.without_lock.values())
 
     @property
     def ceiling(self) -> float:
-        """Images/s that one process cannot exceed, however many cores it has."""
+        """Images/s of one process if its threads did nothing but hand that lock to each other, at no cost."""
         return 1e6 / self.lock
 
 
@@ -61,13 +72,14 @@ def measure(job: Job, seconds: float) -> Budget:
         job: the data and the size of the crops.
         seconds: for each of the three parts.
     """
-    steps, whole = _time_steps(dataclasses.replace(job, threads=1), seconds)
+    steps, whole, without_lock = _time_steps(dataclasses.replace(job, threads=1), seconds)
     cpu, busy, _ = _run(job, seconds)
-    return Budget(steps, whole, job.threads, cpu, busy, simulate_many_cores(job, steps, seconds))
+    simulated_rate = simulate_many_cores(job, without_lock, seconds)
+    return Budget(steps, whole, without_lock, job.threads, cpu, busy, simulated_rate)
 
 
 class _Clock:
-    """Adds up the time spent in functions, by step."""
+    """Adds up the CPU time that threads spend in functions, by step."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = collections.defaultdict(float)
@@ -76,10 +88,11 @@ class _Clock:
         """Returns `function`, timed."""
 
         def call(*args: Any, **kwargs: Any) -> Any:
-            start = time.perf_counter()
-            result = function(*args, **kwargs)
-            self.seconds[step] += time.perf_counter() - start
-            return result
+            start = time.thread_time()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self.seconds[step] += time.thread_time() - start
 
         return call
 
@@ -110,11 +123,11 @@ def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
         setattr(owner, name, original)
 
 
-def _time_steps(job: Job, seconds: float) -> tuple[dict[str, float], float]:
+def _time_steps(job: Job, seconds: float) -> tuple[dict[str, float], float, dict[str, float]]:
     """Times the steps inside the running loader, one batch after the other: medians over the batches.
 
     Returns:
-        microseconds an image by step, and of the whole.
+        microseconds an image by step, of the whole, and of the calls that give Python's lock back.
     """
     clock = _Clock()
     rows: list[dict[str, float]] = []
@@ -124,20 +137,21 @@ def _time_steps(job: Job, seconds: float) -> tuple[dict[str, float], float]:
         timed_records = _Indexed(records, clock.timed("read", records.__getitem__))
         stack.enter_context(_replaced(loader.source, "_records", timed_records))
         loader.source = _Indexed(loader.source, clock.timed("read and parse", loader.source.__getitem__))
-        for step, owner, name in _STEPS:
+        for step, owner, name in (*_WITHOUT_LOCK, *_STEPS):
             stack.enter_context(_replaced(owner, name, clock.timed(step, getattr(owner, name))))
         loader.start(0)()  # a first batch is slower
         end = time.perf_counter() + seconds
         while not rows or time.perf_counter() < end:
             clock.seconds.clear()
-            start = time.perf_counter()
+            start = time.process_time()
             loader.start(len(rows) % loader.order.steps_per_epoch)()
-            rows.append({"whole": time.perf_counter() - start, **clock.seconds})
+            rows.append({"whole": time.process_time() - start, **clock.seconds})
     medians = {step: float(np.median([row[step] for row in rows])) * 1e6 / job.batch_size for step in rows[0]}
     whole = medians.pop("whole")
+    without_lock = {call: medians.pop(call, 0.0) for call, _, _ in _WITHOUT_LOCK}
     read = medians.pop("read")
     steps = {"read": read, "parse": medians.pop("read and parse") - read, **medians}
-    return {**steps, "rest": whole - sum(steps.values())}, whole
+    return {**steps, "rest": whole - sum(steps.values())}, whole, without_lock
 
 
 def _run(job: Job, seconds: float, max_images: int | None = None) -> tuple[float, float, float]:
@@ -173,37 +187,46 @@ def _run(job: Job, seconds: float, max_images: int | None = None) -> tuple[float
     return cpu / images * 1e6, cpu / elapsed, images / elapsed
 
 
-def simulate_many_cores(job: Job, steps: dict[str, float], seconds: float) -> float:
-    """Measures for how long an image occupies Python's lock, by running the loader as if there were many cores.
+def simulate_many_cores(job: Job, without_lock: dict[str, float], seconds: float) -> float:
+    """Measures what one process would do on a host with SIMULATED_CORES cores.
 
-    Decoding and resizing, which run in C without the lock, are replaced by waits of the same duration: a wait needs
-    neither the lock nor a core. All else runs as it is, on as many threads as the simulated host has cores, and soon
-    they queue for the lock. Each image then holds it for the time between two images, with the cost of handing it over
-    between so many threads, and for no more than its CPU time, which other programs on the machine cannot lengthen.
-    The lesser of the two is returned. It is an upper bound: what reading a record does without the lock counts, too.
+    The calls that run without Python's lock are replaced by waits of the same duration: a wait needs neither the lock
+    nor a core. All else runs as it is, on a thread for each simulated core, and the threads queue for the lock as they
+    would there. Other programs on the machine slow this down, so the images by second of CPU time are returned where
+    they are more.
 
     Args:
         job: the data; the first of its records are used.
-        steps: microseconds an image of "decode" and "resize".
+        without_lock: microseconds an image of each call.
         seconds: how long to measure.
 
     Returns:
-        microseconds an image.
+        images/s.
     """
-    decoded: dict[tuple, np.ndarray] = {}
-    original = decode.decode
+    with contextlib.ExitStack() as stack:
+        for call, owner, name in _WITHOUT_LOCK:
+            wait = _waiting(getattr(owner, name), without_lock[call] / 1e6)
+            stack.enter_context(_replaced(owner, name, wait))
+        cpu, _, rate = _run(dataclasses.replace(job, threads=SIMULATED_CORES), seconds, _SIMULATED_IMAGES)
+    return max(rate, 1e6 / cpu)
 
-    def wait_for_decode(data: bytes, *args: Any, **kwargs: Any) -> np.ndarray:
-        key = (len(data), data[::997])  # all of it would take longer than what is to be measured
-        if key not in decoded:
-            decoded[key] = original(data, *args, **kwargs)
-        time.sleep(steps["decode"] / 1e6)
-        return decoded[key]
 
-    def wait_for_resize(*args: Any, **kwargs: Any) -> None:
-        time.sleep(steps["resize"] / 1e6)
+def _waiting(function: Callable, seconds: float) -> Callable:
+    """Returns a function that waits, then returns or raises what `function` did at its first call with such data."""
+    outcomes: dict[tuple, Any] = {}
 
-    job = dataclasses.replace(job, threads=SIMULATED_CORES)
-    with _replaced(decode, "decode", wait_for_decode), _replaced(decode.cv2, "resize", wait_for_resize):
-        cpu, _, rate = _run(job, seconds, _SIMULATED_IMAGES)
-    return min(cpu, 1e6 / rate)
+    def call(data: Any, *args: Any, **kwargs: Any) -> Any:
+        # Bytes are told apart by a few of them: all would take longer than what is to be measured. An array was decoded
+        # from them; nothing reads the result that it would be resized into.
+        key = () if isinstance(data, np.ndarray) else (len(data), bytes(data[::997]))
+        if key not in outcomes:
+            try:
+                outcomes[key] = function(data, *args, **kwargs)
+            except ValueError as error:  # which is how the decoder says that a file goes on
+                outcomes[key] = error
+        time.sleep(seconds)
+        if isinstance(outcomes[key], ValueError):
+            raise outcomes[key]
+        return outcomes[key]
+
+    return call
