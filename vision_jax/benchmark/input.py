@@ -304,8 +304,8 @@ def _format_budget(measured: budget.Budget) -> str:
     calls = " and ".join(measured.without_lock)
     lines += [
         f"{measured.threads} threads: {measured.cpu:.0f} microseconds of CPU time an image, {measured.busy:.2f} cores",
-        f"Python's lock: {measured.lock:.0f} microseconds an image, which is all but {calls}; so at most",
-        f"{measured.ceiling:,.0f} images/s from one process, and {measured.simulated_rate:,.0f} measured with "
+        f"Python's lock: up to {measured.lock:.0f} microseconds an image, all but {calls}; so about",
+        f"{measured.ceiling:,.0f} images/s from one process at best, and {measured.simulated_rate:,.0f} measured with "
         f"{budget.SIMULATED_CORES} threads in which waits stand for these calls",
     ]
     return "\n".join(lines)
