@@ -61,7 +61,7 @@ class Budget:
 
     @property
     def ceiling(self) -> float:
-        """Images/s of one process with any number of cores, if its threads handed that lock to each other at no cost."""
+        """Images/s of one process on any number of cores, if its threads handed the lock to each other at no cost."""
         return 1e6 / self.lock
 
 
