@@ -1,0 +1,188 @@
+"""The pictures of the input benchmark: photo-like JPEGs made on the spot, or a sample of a data set, on disk as
+ArrayRecord (for our loader and Grain) and as files (for the others), with the same bytes."""
+
+import concurrent.futures
+import dataclasses
+import io
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+import PIL.Image
+
+from vision_jax.data import decode, order
+from vision_jax.errors import DataError
+
+CROP_SCALE = (0.08, 1.0)
+CROP_RATIO = (3 / 4, 4 / 3)
+ENCODINGS = ("original", "jpeg256", "raw256")
+_SHORT_SIDE = 256
+
+Example = tuple[bytes, int]  # an encoded image and its label
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """Pictures on disk, and the crop of each.
+
+    Attributes:
+        directory: holds `array_record/` in tfds' layout with the split `train`, and `files/`.
+        files: of the pictures, in the order of the records.
+        labels: (n,) int64.
+        sizes: (n, 2) int64, heights and widths.
+        boxes: (n, 4) int64: top, left, height, width of the random crop that our loader takes in epoch 0.
+        kibibytes: mean size of an encoded picture.
+    """
+
+    directory: pathlib.Path
+    files: list[pathlib.Path]
+    labels: np.ndarray
+    sizes: np.ndarray
+    boxes: np.ndarray
+    kibibytes: float
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+
+def make(count: int, seed: int) -> list[Example]:
+    """Makes JPEGs that cost what ImageNet's originals cost: 500x375 pixels and 82 KiB on average, at quality 96.
+
+    They are random crops of scikit-learn's two photographs, enlarged or reduced by up to about two, some mirrored,
+    lighter or darker. The label says of which photograph.
+
+    Args:
+        count: how many.
+        seed: decides them all.
+    """
+    from sklearn.datasets import load_sample_images  # here, because it takes two seconds
+
+    photos = [PIL.Image.fromarray(photo) for photo in load_sample_images().images]
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        return list(pool.map(lambda i: (_vary(photos[i % 2], np.random.RandomState((seed, i))), i % 2), range(count)))
+
+
+def _vary(photo: PIL.Image.Image, random: np.random.RandomState) -> bytes:
+    """Returns a JPEG of a random part of a photograph."""
+    width = random.randint(430, 571)
+    height = round(width * 0.75 * random.uniform(0.85, 1.15))
+    share = random.uniform(0.55, 1.0)  # of the photograph's sides; the smaller, the smoother and the fewer bytes
+    box_width = min(photo.width, photo.height * width / height) * share
+    box_height = box_width * height / width
+    left, top = random.uniform(0, photo.width - box_width), random.uniform(0, photo.height - box_height)
+    box = (left, top, left + box_width, top + box_height)
+    image = photo.resize((width, height), PIL.Image.Resampling.BICUBIC, box=box)
+    if random.uniform() < 0.5:
+        image = image.transpose(PIL.Image.Transpose.FLIP_LEFT_RIGHT)
+    brightness = random.uniform(0.8, 1.2)
+    encoded = io.BytesIO()
+    image.point(lambda level: level * brightness).save(encoded, "JPEG", quality=96)
+    return encoded.getvalue()
+
+
+def sample(directory: pathlib.Path, split: str, count: int) -> list[Example]:
+    """Returns `count` examples of a data set, evenly spaced over the split; all, where it has no more.
+
+    Args:
+        directory: a data set in tfds' layout, or a folder DIR/SPLIT/CLASS/IMAGE.
+        split: of it.
+        count: how many.
+
+    Raises:
+        DataError: if there is no such data set or split.
+    """
+    from vision_jax.data import sources
+
+    if not directory.is_dir():
+        raise DataError(f"--data is {directory}, which is no folder.")
+    in_tfds_layout = any(next(directory.glob(f"{depth}features.json"), None) for depth in ("", "*/", "*/*/", "*/*/*/"))
+    source = (sources.TfdsSource if in_tfds_layout else sources.FolderSource)(directory, split)
+    return [source[int(i)] for i in np.linspace(0, len(source) - 1, min(count, len(source)))]
+
+
+def encode(example: Example, encoding: str) -> Example:
+    """Encodes an example as `python -m vision_jax.prepare` does.
+
+    Args:
+        example: encoded image and label.
+        encoding: original: as it is. jpeg256: a shorter side of 256 pixels and quality 90. raw256: the same size,
+            the pixels as binary PPM.
+    """
+    data, label = example
+    if encoding == "original":
+        return example
+    image = PIL.Image.open(io.BytesIO(data)).convert("RGB")
+    scale = min(1.0, _SHORT_SIDE / min(image.size))
+    size = (round(image.width * scale), round(image.height * scale))
+    if size != image.size:
+        image = image.resize(size, PIL.Image.Resampling.LANCZOS)
+    encoded = io.BytesIO()
+    if encoding == "raw256":
+        image.save(encoded, "PPM")
+    else:
+        image.save(encoded, "JPEG", quality=90, subsampling="4:2:0", restart_marker_rows=1)
+    return encoded.getvalue(), label
+
+
+def write(directory: pathlib.Path, examples: Sequence[Example], encoding: str, seed: int) -> Dataset:
+    """Writes the examples into an empty folder, in an encoding.
+
+    Args:
+        directory: is made.
+        examples: encoded images and labels.
+        encoding: see `encode`.
+        seed: decides the crops.
+
+    Raises:
+        DataError: if one of them cannot be decoded.
+    """
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        try:
+            encoded = list(pool.map(lambda example: encode(example, encoding), examples))
+            sizes = np.array([decode.image_size(data) for data, _ in encoded])
+        except (ValueError, OSError) as error:  # Pillow's, too
+            raise DataError(f"An image of the data cannot be decoded: {error}. Repair or remove it.") from error
+    labels = np.array([label for _, label in encoded])
+    (directory / "files").mkdir(parents=True)
+    files = []
+    for number, (data, _) in enumerate(encoded):
+        files.append(directory / "files" / f"{number:06d}{'.ppm' if data[:2] == b'P6' else '.jpg'}")
+        files[-1].write_bytes(data)
+    _write_array_record(directory / "array_record", encoded, num_classes=int(labels.max()) + 1)
+    kibibytes = sum(len(data) for data, _ in encoded) / len(encoded) / 1024
+    return Dataset(directory, files, labels, sizes, _crop_boxes(sizes, seed), kibibytes)
+
+
+def _write_array_record(directory: pathlib.Path, examples: Sequence[Example], num_classes: int) -> None:
+    from vision_jax.data import digits  # here, because writing imports tfds
+
+    directory.mkdir()
+    digits.write_dataset(directory, "photos", {"train": examples}, [str(label) for label in range(num_classes)])
+
+
+def _crop_boxes(sizes: np.ndarray, seed: int) -> np.ndarray:
+    """Returns the crops that `decode.TrainTransform` takes in epoch 0: (n, 4) top, left, height, width."""
+    records, numbers = np.arange(len(sizes)), np.arange(2 * decode._CROP_ATTEMPTS + 2)
+    uniforms = order.random_uniform(decode._CROP_STREAM, seed, 0, records[:, None], numbers[None, :])
+    return decode.random_crops(sizes[:, 0], sizes[:, 1], uniforms, CROP_SCALE, CROP_RATIO)
+
+
+def reference(dataset: Dataset, records: Sequence[int], image_size: int) -> np.ndarray:
+    """Returns the crops as Pillow makes them, decoded exactly and resized by its antialiased bilinear filter.
+
+    Returns:
+        (len(records), image_size, image_size, 3) uint8.
+    """
+    return np.stack([pillow_crop(dataset.files[i], dataset.boxes[i].tolist(), image_size) for i in records])
+
+
+def pillow_crop(file: pathlib.Path, box: Sequence[int], image_size: int) -> np.ndarray:
+    """Does what torchvision's RandomResizedCrop does to a Pillow image, with a given crop.
+
+    Returns:
+        (image_size, image_size, 3) uint8.
+    """
+    top, left, height, width = box
+    with PIL.Image.open(file) as image:
+        crop = image.convert("RGB").crop((left, top, left + width, top + height))
+    return np.asarray(crop.resize((image_size, image_size), PIL.Image.Resampling.BILINEAR))
