@@ -95,8 +95,8 @@ def test_fields_that_are_none_or_missing_or_unknown():
         "  - model.nam is no field of the configuration: did you mean model.name"
         " or model.num_classes or model.small_stem?",
         "  - model.name is missing: start from vision_jax.config.default_config().",
-        "  - batch_size is None; it takes a int, such as 256.",
         "  - augment.flip is 'often'; it takes a float.",
+        "  - batch_size is None; it takes a int, such as 256.",
     ]
 
 

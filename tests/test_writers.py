@@ -67,7 +67,7 @@ def test_workdir_of_another_configuration(tmp_path: pathlib.Path):
     open_and_write(tmp_path / "w", config)
     with pytest.raises(CheckpointError, match="another configuration") as caught:
         open_and_write(tmp_path / "w", other)
-    assert "batch_size: 256 -> 512\n  - augment.flip: 0.5 -> 0.25\n" in str(caught.value)
+    assert "augment.flip: 0.5 -> 0.25\n  - batch_size: 256 -> 512\n" in str(caught.value)
     assert json.loads((tmp_path / "w" / "config.json").read_text())["batch_size"] == 256
     open_and_write(tmp_path / "w", other, allow_config_change=True)
     assert json.loads((tmp_path / "w" / "config.json").read_text())["batch_size"] == 512

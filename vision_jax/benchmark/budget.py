@@ -18,10 +18,10 @@ _SIMULATED_IMAGES = 256  # their decoded pixels are kept in memory
 
 # The functions that make up the steps, where our transform looks them up.
 _STEPS: tuple[tuple[str, Any, str], ...] = (
-    ("header", decode, "image_size"),
+    ("header", decode, "_header_and_size"),
     ("crop choice", decode.order, "random_uniform"),
     ("crop choice", decode, "random_crops"),
-    ("decode", decode, "decode"),
+    ("decode", decode.TrainTransform, "_pixels"),
     ("resize", decode.cv2, "resize"),
 )
 # The calls of C that give Python's lock back for nearly all of their time.

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 import PIL.Image
 
-from vision_jax.data import decode, order
+from vision_jax.data import decode, jpeg, order
 from vision_jax.errors import DataError
 
 CROP_SCALE = (0.08, 1.0)
@@ -91,12 +91,11 @@ def sample(directory: pathlib.Path, split: str, count: int) -> list[Example]:
     Raises:
         DataError: if there is no such data set or split.
     """
-    from vision_jax.data import sources
+    from vision_jax.data import sources, tfds_format
 
     if not directory.is_dir():
         raise DataError(f"--data is {directory}, which is no folder.")
-    in_tfds_layout = any(next(directory.glob(f"{depth}features.json"), None) for depth in ("", "*/", "*/*/", "*/*/*/"))
-    source = (sources.TfdsSource if in_tfds_layout else sources.FolderSource)(directory, split)
+    source = (sources.TfdsSource if tfds_format.has_dataset(directory) else sources.FolderSource)(directory, split)
     return [source[int(i)] for i in np.linspace(0, len(source) - 1, min(count, len(source)))]
 
 
@@ -116,11 +115,10 @@ def encode(example: Example, encoding: str) -> Example:
     size = (round(image.width * scale), round(image.height * scale))
     if size != image.size:
         image = image.resize(size, PIL.Image.Resampling.LANCZOS)
+    if encoding == "jpeg256":
+        return jpeg.encode(np.asarray(image), quality=90), label
     encoded = io.BytesIO()
-    if encoding == "raw256":
-        image.save(encoded, "PPM")
-    else:
-        image.save(encoded, "JPEG", quality=90, subsampling="4:2:0", restart_marker_rows=1)
+    image.save(encoded, "PPM")
     return encoded.getvalue(), label
 
 
@@ -154,14 +152,14 @@ def write(directory: pathlib.Path, examples: Sequence[Example], encoding: str, s
 
 
 def _write_array_record(directory: pathlib.Path, examples: Sequence[Example], num_classes: int) -> None:
-    from vision_jax.data import digits  # here, because writing imports tfds
+    from vision_jax.data import tfds_format  # here, because writing imports tfds
 
     directory.mkdir()
-    digits.write_dataset(directory, "photos", {"train": examples}, [str(label) for label in range(num_classes)])
+    tfds_format.write_dataset(directory, "photos", {"train": examples}, [str(label) for label in range(num_classes)])
 
 
 def _crop_boxes(sizes: np.ndarray, seed: int) -> np.ndarray:
-    """Returns the crops that `decode.TrainTransform` takes in epoch 0: (n, 4) top, left, height, width."""
+    """Returns the crops that `decode.TrainTransform` takes at a first visit: (n, 4) top, left, height, width."""
     records, numbers = np.arange(len(sizes)), np.arange(2 * decode._CROP_ATTEMPTS + 2)
     uniforms = order.random_uniform(decode._CROP_STREAM, seed, 0, records[:, None], numbers[None, :])
     return decode.random_crops(sizes[:, 0], sizes[:, 1], uniforms, CROP_SCALE, CROP_RATIO)
