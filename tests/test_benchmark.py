@@ -43,11 +43,12 @@ def test_encodings_are_those_of_prepared_data():
     raw, label = photos.encode((original, 3), "raw256")
     assert raw.startswith(b"P6\n437 256\n255\n")
     assert label == 3
-    assert (np.frombuffer(raw[-437 * 256 * 3 :], np.uint8).reshape(256, 437, 3) == np.asarray(expected)).all()
     jpeg, _ = photos.encode((original, 3), "jpeg256")
+    plain, _ = photos.encode((original, 3), "plain256")
     assert b"\xff\xdd" in jpeg  # the interval between restart markers
-    decoded = np.asarray(PIL.Image.open(io.BytesIO(jpeg)), int)
-    assert np.abs(decoded - np.asarray(expected, int)).mean() < 2
+    assert b"\xff\xdd" not in plain
+    for data in (raw, jpeg, plain):
+        assert np.abs(np.asarray(PIL.Image.open(io.BytesIO(data)), int) - np.asarray(expected, int)).mean() < 2
 
 
 def test_small_images_are_not_enlarged():
@@ -60,7 +61,7 @@ def test_command_measures_ours_beside_pillow(
 ):
     monkeypatch.setattr(type(LOADERS["torch"]), "is_installed", lambda loader: loader.module != "torch")
     flags = ["--images=9", "--batch_size=4", "--image_size=160", "--rounds=1", "--seconds=0.1", "--encoding=jpeg256"]
-    loaders = "--loaders=vision_jax,pillow,torch"
+    loaders = "--loaders=vision_jax,processes,pillow,torch"
     assert command.main(["input", *flags, "--threads=1", loaders, f"--json={tmp_path / 'out.json'}"]) == 0
     report = json.loads((tmp_path / "out.json").read_text())
     (run,) = report["encodings"]
@@ -72,6 +73,7 @@ def test_command_measures_ours_beside_pillow(
     assert pillow["error"] == 0
     assert 0 < ours["error"] < 2  # it neither decodes nor resizes as Pillow, but the crops are the same
     assert run["loaders"]["torch"] == {"problem": "not installed (pip install torch)"}
+    assert run["loaders"]["processes"]["error"] == ours["error"]
     for result in (ours, pillow):
         (measurement,) = result["rounds"]
         assert measurement["seconds"] >= 0.1

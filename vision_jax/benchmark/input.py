@@ -82,7 +82,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--encoding",
         choices=[*photos.ENCODINGS, "all"],
-        help="as they are, or with a short side of 256 as JPEG or raw pixels; default: original with --data, else all",
+        help="as they are, or with a short side of 256 as JPEG with or without (plain256) restart markers, or as raw "
+        "pixels; default: original with --data, else all",
     )
     add("--image_size", type=_positive(int), default=224, help="height and width of the crops; default: %(default)s")
     add("--batch_size", type=_positive(int), default=128, help="default: %(default)s")

@@ -67,27 +67,37 @@ class Loader:
         return importlib.util.find_spec(self.module) is not None
 
 
-def our_loader(job: Job) -> Any:
+def our_loader(job: Job, num_workers: int = 0) -> Any:
     """Returns our loader on the ArrayRecord data set; its steps are to stay below `len(job.dataset) / batch_size`."""
-    from vision_jax.data import decode, loader, order, sources
+    from vision_jax.data import decode, order, sources, workers
 
     source = sources.TfdsSource(job.dataset.directory / "array_record", "train")
     transform = decode.TrainTransform(job.image_size, 3, photos.CROP_SCALE, photos.CROP_RATIO, job.seed)
     the_order = order.TrainOrder(len(source), job.batch_size, job.seed)
-    return loader.Loader(source, the_order, transform, np.arange(job.batch_size), job.threads)
+    rows = np.arange(job.batch_size)
+    return workers.create_loader(source, the_order, transform, rows, num_workers=num_workers, num_threads=job.threads)
 
 
-def _vision_jax(job: Job) -> Batches:
-    loader = our_loader(job)
+def _vision_jax(job: Job, num_workers: int = 0) -> Batches:
+    from vision_jax.data import order
+
+    loader = our_loader(job, num_workers)
+    the_order = order.TrainOrder(len(job.dataset), job.batch_size, job.seed)
     # Epoch 0 again and again: another one has other crops.
     steps = itertools.cycle(range(len(job.dataset) // job.batch_size))
     begun: collections.deque = collections.deque()
     while True:
-        while len(begun) <= loader.lookahead:
+        while len(begun) < loader.lookahead:
             step = next(steps)
-            begun.append((loader.order.records(step), loader.start(step)))
+            begun.append((the_order.records(step), loader.start(step)))
         records, wait = begun.popleft()
-        yield records, wait().image
+        batch = wait()
+        yield records, batch.image
+        batch.release()
+
+
+def _vision_jax_processes(job: Job) -> Batches:
+    return _vision_jax(job, num_workers=job.threads)
 
 
 def _pillow(job: Job) -> Batches:
@@ -236,12 +246,15 @@ LOADERS = {
     "vision_jax": Loader(
         _vision_jax, "vision_jax", ("vision_jax",), "ArrayRecord, at random; decodes and resizes on threads"
     ),
+    "processes": Loader(
+        _vision_jax_processes, "vision_jax", ("vision_jax",), "vision_jax with data.num_workers, one a core"
+    ),
     "tf.data": Loader(
         _tf_data,
         "tensorflow",
         ("tensorflow-cpu", "tensorflow"),
         "TFRecord, in order; decode_and_crop_jpeg, bilinear without antialiasing",
-        encodings=("original", "jpeg256"),
+        encodings=("original", "jpeg256", "plain256"),
     ),
     "dali": Loader(
         _dali,

@@ -10,13 +10,14 @@ from collections.abc import Sequence
 import numpy as np
 import PIL.Image
 
-from vision_jax.data import decode, jpeg, order
+from vision_jax.data import decode, order
 from vision_jax.errors import DataError
 
 CROP_SCALE = (0.08, 1.0)
 CROP_RATIO = (3 / 4, 4 / 3)
-ENCODINGS = ("original", "jpeg256", "raw256")
-_SHORT_SIDE = 256
+ENCODINGS = ("original", "jpeg256", "plain256", "raw256")
+
+_QUALITY = 90
 
 Example = tuple[bytes, int]  # an encoded image and its label
 
@@ -104,22 +105,28 @@ def encode(example: Example, encoding: str) -> Example:
 
     Args:
         example: encoded image and label.
-        encoding: original: as it is. jpeg256: a shorter side of 256 pixels and quality 90. raw256: the same size,
-            the pixels as binary PPM.
+        encoding: original: as it is. jpeg256: a shorter side of 256 pixels, quality 90 and restart markers. plain256:
+            the same without restart markers, as most others write JPEGs. raw256: the same pixels as binary PPM.
     """
+    from vision_jax.data.convert import Conversion
+
     data, label = example
     if encoding == "original":
         return example
-    image = PIL.Image.open(io.BytesIO(data)).convert("RGB")
-    scale = min(1.0, _SHORT_SIDE / min(image.size))
-    size = (round(image.width * scale), round(image.height * scale))
-    if size != image.size:
-        image = image.resize(size, PIL.Image.Resampling.LANCZOS)
-    if encoding == "jpeg256":
-        return jpeg.encode(np.asarray(image), quality=90), label
-    encoded = io.BytesIO()
-    image.save(encoded, "PPM")
-    return encoded.getvalue(), label
+    conversion = Conversion(
+        encoding="jpeg" if encoding == "jpeg256" else "raw",
+        short_side=256,
+        quality=_QUALITY,
+        apply_exif_orientation=False,
+        max_pixels=100_000_000,
+    )
+    converted = conversion(data)
+    if encoding == "plain256":
+        with PIL.Image.open(io.BytesIO(converted)) as image:
+            file = io.BytesIO()
+            image.save(file, "JPEG", quality=_QUALITY, subsampling="4:2:0")
+        converted = file.getvalue()
+    return converted, label
 
 
 def write(directory: pathlib.Path, examples: Sequence[Example], encoding: str, seed: int) -> Dataset:
