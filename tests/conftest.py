@@ -81,11 +81,14 @@ class Command:
             "PYTHONPATH": str(REPOSITORY),
         }
 
-    def start(self, *arguments: str, devices: int = 1, **environment: str) -> subprocess.Popen:
+    def start(
+        self, *arguments: str, devices: int = 1, start_new_session: bool = False, **environment: str
+    ) -> subprocess.Popen:
         return subprocess.Popen(
             [sys.executable, "-m", "vision_jax.main", *arguments],
             env={**self.environment, "JAX_NUM_CPU_DEVICES": str(devices), **environment},
             cwd=REPOSITORY,
+            start_new_session=start_new_session,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

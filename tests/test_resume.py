@@ -1,6 +1,7 @@
 """Real processes, killed and told to stop at random points, end as if nothing had happened."""
 
 import json
+import os
 import pathlib
 import random
 import signal
@@ -39,13 +40,18 @@ def run_uninterrupted(cache: pathlib.Path, tmp_path_factory: pytest.TempPathFact
     return arrays, lines
 
 
-def signal_after_step(process: subprocess.Popen, workdir: pathlib.Path, step: int, number: int) -> None:
+def signal_after_step(
+    process: subprocess.Popen, workdir: pathlib.Path, step: int, number: int, *, group: bool = False
+) -> None:
     """Sends a signal once metrics.jsonl has a line of the step, or does nothing if the process ends before."""
     while process.poll() is None:
         path = workdir / "metrics.jsonl"
         if path.exists() and any(f'"step": {n},' in path.read_text() for n in range(step, 61)):
             time.sleep(random.uniform(0, 0.05))
-            process.send_signal(number)
+            if group:
+                os.killpg(process.pid, number)
+            else:
+                process.send_signal(number)
             return
         time.sleep(0.002)
 
@@ -62,6 +68,17 @@ def test_interrupted_runs_end_bitwise_the_same(command: Command, tmp_path: pathl
     allowed = {-signal.SIGKILL} if number == signal.SIGKILL else {75}
     assert set(statuses) <= allowed | {0}
     assert statuses[0] in allowed
+    assert outcome(tmp_path) == uninterrupted
+
+
+def test_other_processes_load_the_same_batches(command: Command, tmp_path: pathlib.Path, uninterrupted):
+    """As threads do, with a SIGTERM to all of them in between, which is how SLURM sends it."""
+    arguments = (*TINY, f"--workdir={tmp_path}", "--config.data.num_workers=2", "--config.data.num_threads=3")
+    process = command.start(*arguments, start_new_session=True)
+    signal_after_step(process, tmp_path, 20, signal.SIGTERM, group=True)
+    process.communicate(timeout=120)
+    assert process.returncode in (75, 0)
+    command(*arguments)
     assert outcome(tmp_path) == uninterrupted
 
 

@@ -65,6 +65,18 @@ def test_batches_are_those_of_threads_and_nothing_is_left():
     assert descriptors() == files
 
 
+@pytest.mark.parametrize("num_workers", [1, 2, 4])
+def test_any_number_of_processes_loads_the_same(num_workers: int):
+    train = order.TrainOrder(40, 26, seed=0)
+    with (
+        Loader(source(), train, TRANSFORM, ROWS, 1) as threads,
+        ProcessLoader(source(), train, TRANSFORM, ROWS, num_workers=num_workers, num_threads=4) as processes,
+    ):
+        mine, theirs = processes.start(5)(), threads.start(5)()
+        assert (mine.image == theirs.image).all()
+        assert (mine.label == theirs.label).all()
+
+
 def test_batches_stay_as_they_are_on_the_devices():
     """The memory of a batch is written again once it was placed; on CPUs JAX could have taken it as it is."""
     import jax

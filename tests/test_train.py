@@ -1,0 +1,71 @@
+"""What the training program makes of a configuration, without running all of it."""
+
+import json
+import pathlib
+
+import jax
+import pytest
+
+from vision_jax import config as config_lib
+from vision_jax import sharding, train
+from vision_jax.errors import ConfigError
+from vision_jax.models.resnet import BasicBlock, ResNet
+
+
+def test_progressive_resizing_compiles_every_size_beforehand():
+    config = config_lib.default_config()
+    config.batch_size, config.epochs, config.schedule.warmup_epochs = 8, 4.0, 0.0
+    config.data.progressive_epochs, config.data.progressive_sizes = (0, 1.5, 3), (8, 16, 8)
+    config.data.max_bad_records = 1
+    plan = config_lib.make_plan(config, num_examples=80)
+    assert plan.train_sizes == ((0, 8), (15, 16), (30, 8))
+    mesh = sharding.make_mesh(config, jax.devices()[:2])
+    model = ResNet(BasicBlock, (1, 0, 0, 0), num_classes=5, small_stem=True, zero_init_last=False)
+    config.data.image_size = 16
+    initialize, train_step = train.make_functions(config, plan, model, mesh)
+    state = initialize()
+    abstract = sharding.abstract(jax.eval_shape(initialize), sharding.replicated(mesh))
+    compiled = train.compile_steps(config, plan, train_step, abstract, mesh)
+    place = sharding.batch_placer(mesh, 8)
+    for size in (8, 16):
+        shapes = sharding.abstract_batch(mesh, 8, (size, size, 3), replaces=True)
+        batch = {name: place(name, jax.numpy.ones(x.shape, x.dtype)) for name, x in shapes.items()}
+        state, metrics = compiled(state, batch)
+        assert metrics["replaced_records"] == 8
+    with pytest.raises(KeyError):  # no other size was compiled, and none is at this time
+        compiled(state, {**batch, "image": jax.numpy.ones((8, 24, 24, 3), "uint8")})
+
+
+def test_sizes_with_other_parameters_are_refused(image_folder: pathlib.Path, tmp_path: pathlib.Path):
+    config = config_lib.default_config()
+    config.model.name, config.batch_size, config.schedule.warmup_epochs = "lenet5", 8, 0.0
+    config.data.source, config.data.dir = "folder", str(image_folder)
+    config.data.image_size, config.data.eval_resize = 32, 32
+    config.data.progressive_epochs, config.data.progressive_sizes = (0, 2), (28, 32)
+    with pytest.raises(ConfigError, match="lenet5 has other parameters for images of 28 pixels"):
+        train.train_and_evaluate(config, tmp_path / "w")
+
+
+@pytest.mark.parametrize("balanced", [False, True])
+def test_a_run_with_damaged_records_and_the_rest(image_folder: pathlib.Path, tmp_path: pathlib.Path, balanced: bool):
+    """Damaged records, a subset, and repeated augmentation with a policy and mixing, or balanced sampling."""
+    for name in ("ant1", "bee3", "cat5"):
+        (image_folder / "train" / name[:3] / f"{name}.jpg").write_bytes(b"")
+    config = config_lib.default_config()
+    config.model.name, config.batch_size, config.schedule.warmup_epochs = "lenet5", 16, 0.0
+    config.total_steps, config.log.every_steps, config.eval.every_steps = 6, 3, 6
+    config.log.tensorboard, config.compilation_cache = False, ""
+    data = config.data
+    data.source, data.dir, data.train_examples = "folder", str(image_folder), 23
+    data.image_size, data.eval_crop, data.train_filter = 28, 0.875, "pillow-bicubic"
+    data.max_bad_records, data.balanced = 3, balanced
+    if not balanced:
+        data.repeats = 2
+        config.augment.policy, config.augment.mixup, config.augment.cutmix = "3augment", 0.2, 1.0
+    train.train_and_evaluate(config, tmp_path / "w")
+    lines = [json.loads(line) for line in (tmp_path / "w" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [3, 6, 6]
+    replaced = sum(line.get("train/replaced_records", 0) for line in lines)
+    assert replaced > 0
+    assert replaced % data.repeats == 0  # copies of a damaged record are replaced alike
+    assert lines[-1]["val/count"] == 9
