@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from conftest import Command, wait_for_handler
 
+pytestmark = pytest.mark.xdist_group("resume")  # they share one run
+
 TINY = (
     "--config=configs/quickstart.py",
     "--config.total_steps=60",
