@@ -46,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
         "--encoding",
         choices=("jpeg", "raw", "original"),
         default="jpeg",
-        help="jpeg: resized JPEGs (default). raw: decoded pixels, for hosts with few cores. original: bytes untouched",
+        help="jpeg: resized JPEGs (default). raw: decoded pixels, for hosts with few cores. original: the bytes untouched",
     )
     parser.add_argument(
         "--short_side",
@@ -70,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         type=_integer(0),
         default=0,
-        help="leave out up to N images that cannot be decoded; default: the first one ends the run",
+        help="leave out up to N images that cannot be decoded or are too large; default: the first one ends the run",
     )
     parser.add_argument(
         "--holdout",

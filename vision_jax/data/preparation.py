@@ -323,7 +323,7 @@ def _summarize(output: pathlib.Path, new: int, seconds: float) -> None:
         seconds,
         new / seconds,
     )
-    for line in remarks(content):
+    for line in (*remarks(content), *manifest.imagenet_problems(content)):
         log.warning("%s", line)
 
 
