@@ -46,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
         "--encoding",
         choices=("jpeg", "raw", "original"),
         default="jpeg",
-        help="jpeg: resized JPEGs (default). raw: decoded pixels, for hosts with few cores. original: the bytes untouched",
+        help="jpeg: resized JPEGs (default). raw: decoded pixels, for hosts with few cores. original: bytes untouched",
     )
     parser.add_argument(
         "--short_side",
