@@ -24,6 +24,8 @@ from miniature import CMYK, IDS, VALIDATION_IDS, WNIDS, train_images, validation
 from vision_jax import prepare
 from vision_jax.data import archives, decode, manifest, shards, tfds_format
 
+pytestmark = pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+
 
 @pytest.fixture(scope="module")
 def downloads(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
@@ -418,6 +420,7 @@ def test_what_cannot_be_used(
         ((full, tmp_path / "x"), 1, "holds no class folders"),
         ((folder, full), 1, "is not empty (thesis.tex)"),
         ((folder, "/dev/null/x"), 1, "Cannot use /dev/null/x"),
+        ((folder, folder / "out"), 1, "is inside"),
         ((folder,), 2, "give INPUT and OUTPUT"),
         ((folder, tmp_path / "x", "--verify", full), 2, "--verify DIR alone"),
         ((folder, tmp_path / "x", "--quality=101"), 2, "101 is not between 1 and 100"),
@@ -429,6 +432,37 @@ def test_what_cannot_be_used(
     plain = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "tensorflow" else plain(name))
     assert "tfds needs TensorFlow to download and prepare mnist" in run(capsys, "tfds:mnist", tmp_path / "x", status=1)
+
+
+@pytest.mark.usefixtures("in_process")
+def test_stopped_at_the_end_or_before_the_first_receipt(
+    folder: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    once, often = tmp_path / "once", tmp_path / "often"
+    run(capsys, folder, once, "--shards=2")
+    plain = shards.write_json
+
+    def stop_before(name: str) -> None:
+        def write_json(path: pathlib.Path, value: object) -> None:
+            if path.name.endswith(name):
+                raise KeyboardInterrupt
+            plain(path, value)
+
+        monkeypatch.setattr(shards, "write_json", write_json)
+
+    stop_before("00000-of-00003.json")
+    run(capsys, folder, often, "--shards=3", status=130)
+    assert len(list(often.glob("*.array_record-*"))) == 1  # it has no receipt, so other options may follow
+    stop_before("manifest.json")
+    run(capsys, folder, often, "--shards=2", status=130)
+    monkeypatch.undo()
+    monkeypatch.setattr(prepare, "_configure_logging", lambda: None)
+    run(capsys, folder, often, "--shards=2")
+    assert content(often) == content(once)
+    (often / "incomplete").mkdir()  # killed between the manifest and the last of cleaning up
+    run(capsys, folder, often, "--shards=2")
+    assert content(often) == content(once)
+    assert not (often / "incomplete").exists()
 
 
 @pytest.mark.usefixtures("in_process")
