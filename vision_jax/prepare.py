@@ -70,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         type=_integer(0),
         default=0,
-        help="leave out up to N images that cannot be decoded; default: the first one ends the run",
+        help="leave out up to N images that cannot be decoded or are too large; default: the first one ends the run",
     )
     parser.add_argument(
         "--holdout",

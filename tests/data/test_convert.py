@@ -9,6 +9,8 @@ from PIL import ImageOps
 
 from vision_jax.data import convert, decode
 
+pytestmark = pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+
 
 def conversion(**changes: object) -> convert.Conversion:
     fields = {"encoding": "raw", "short_side": 0, "quality": 90, "apply_exif_orientation": True, "max_pixels": 10**6}

@@ -22,6 +22,7 @@ import numpy as np
 
 from vision_jax.data.inputs import Index, Original, make_records
 from vision_jax.errors import DataError
+from vision_jax.writers import Progress
 
 log = logging.getLogger(__name__)
 
@@ -207,8 +208,14 @@ def _index_train(archive: pathlib.Path) -> np.ndarray:
         def images(name: str) -> list[tuple[str, int, int]]:
             return list(_members(classes[name], re.compile(rf"{name.removesuffix('.tar')}_\d+\.JPEG")))
 
-        with concurrent.futures.ThreadPoolExecutor(_INDEXING_THREADS) as pool:
-            found = list(pool.map(images, classes))
+        found = []
+        with (
+            concurrent.futures.ThreadPoolExecutor(_INDEXING_THREADS) as pool,
+            Progress(len(classes), description="archives of classes") as bar,
+        ):
+            for members in pool.map(images, classes):
+                found.append(members)
+                bar.update({})
     for name, members in zip(classes, found, strict=True):
         if not members:
             raise DataError(f"{archive}: {name} holds no images.")

@@ -109,9 +109,9 @@ def _is_plain_jpeg(data: bytes) -> bool:
 
 def _exif_orientation(data: bytes) -> int:
     """Returns the EXIF orientation, 1 to 8. Images without EXIF, or with a broken one, are upright: 1."""
-    with PIL.Image.open(io.BytesIO(data)) as image:
-        try:
+    try:
+        with PIL.Image.open(io.BytesIO(data)) as image:
             orientation = image.getexif().get(_ORIENTATION, 1)
-        except Exception:  # its parser raises most of Python's exceptions on what cameras wrote; there is no tag then
-            return 1
+    except Exception:  # the parser raises most of Python's exceptions on what cameras wrote; there is no tag then
+        return 1
     return orientation if orientation in _UPRIGHT else 1

@@ -183,8 +183,8 @@ class FolderInput:
     def identity(self) -> dict[str, Any]:
         digest = hashlib.sha256()
         for split, records in self._index.splits.items():
-            for record in records:
-                digest.update(b"%s\0%s\0%d\0" % (split.encode(), bytes(record["name"]), record["size"]))
+            for name, size in zip(records["name"].tolist(), records["size"].tolist(), strict=True):
+                digest.update(b"%s\0%s\0%d\0" % (split.encode(), name, size))
         images = {split: len(records) for split, records in self._index.splits.items()}
         return {"kind": self.kind, "images": images, "sha256 of names and sizes": digest.hexdigest()}
 
@@ -198,6 +198,7 @@ def _folders_in(directory: pathlib.Path) -> list[pathlib.Path]:
 
 def _images_in(folder: pathlib.Path, present: list[str], class_names: list[str], number: int) -> np.ndarray:
     """Lists the images of the classes `present` in the folder of a split, sorted."""
+    label_of = {name: label for label, name in enumerate(class_names)}
     names: list[bytes] = []
     labels: list[int] = []
     sizes: list[int] = []
@@ -215,7 +216,7 @@ def _images_in(folder: pathlib.Path, present: list[str], class_names: list[str],
                 sizes.append(os.stat(path).st_size)
         if len(names) == before:
             raise DataError(f"{folder / class_name} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}).")
-        labels += [class_names.index(class_name)] * (len(names) - before)
+        labels += [label_of[class_name]] * (len(names) - before)
     if others:
         log.warning("%d files in %s are left out, as their names are not images'.", others, folder)
     return make_records(names, np.asarray(labels), number, np.zeros(len(names)), np.asarray(sizes))

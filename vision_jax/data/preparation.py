@@ -65,6 +65,8 @@ def prepare(where: str, output: pathlib.Path, options: Options, *, skip_corrupt:
     start = time.monotonic()
     source = open_input(where, options.holdout)
     options = dataclasses.replace(options, name=options.name or source.name)
+    if not isinstance(source, archives.ImageNetArchives) and _is_below(output, where):
+        raise DataError(f"{output} is inside {where}, where it would be taken for input: give another OUTPUT.")
     plan = {"options": dataclasses.asdict(options), "input": source.identity()}
     with _exclusive(output):
         if _is_finished(output, plan):
@@ -105,6 +107,11 @@ def open_input(where: str, holdout: float) -> Input:
     if holdout:
         raise DataError(f"--holdout={holdout} is for folders of classes, but {where} is: {source.kind}.")
     return source
+
+
+def _is_below(path: pathlib.Path, where: str) -> bool:
+    directory = pathlib.Path(where).expanduser().resolve()
+    return path.resolve() != directory and path.resolve().is_relative_to(directory)
 
 
 def plan_shards(index: Index, options: Options) -> list[Shard]:
@@ -323,7 +330,7 @@ def _summarize(output: pathlib.Path, new: int, seconds: float) -> None:
         seconds,
         new / seconds,
     )
-    for line in remarks(content):
+    for line in (*remarks(content), *manifest.imagenet_problems(content)):
         log.warning("%s", line)
 
 
