@@ -9,7 +9,7 @@ import numpy as np
 import PIL.Image
 from conftest import encode, picture
 
-from vision_jax.data import archives
+from vision_jax.preparation import archives
 
 WNIDS = ("n01440764", "n02105855", "n04152593")
 CMYK = "n01440764_1.JPEG"

@@ -122,7 +122,8 @@ def _configure_logging() -> None:
 
 def verify(directory: pathlib.Path) -> list[str]:
     """Compares a prepared data set with its manifest, prints how many examples there are, and returns the problems."""
-    from vision_jax.data import manifest, preparation
+    from vision_jax.preparation import manifest
+    from vision_jax.preparation import run as preparation
     from vision_jax.writers import Progress
 
     content = manifest.read(directory)
@@ -152,7 +153,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
                 print(f"error: {problem}", file=sys.stderr)
             print("damaged" if problems else "as it was prepared")
             return 1 if problems else 0
-        from vision_jax.data import preparation  # here, because --help should be quick
+        from vision_jax.preparation import run as preparation  # here, because --help should be quick
 
         names = [field.name for field in dataclasses.fields(preparation.Options)]
         options = preparation.Options(**{name: getattr(flags, name) for name in names})

@@ -108,7 +108,7 @@ def encode(example: Example, encoding: str) -> Example:
         encoding: original: as it is. jpeg256: a shorter side of 256 pixels, quality 90 and restart markers. plain256:
             the same without restart markers, as most others write JPEGs. raw256: the same pixels as binary PPM.
     """
-    from vision_jax.data.convert import Conversion
+    from vision_jax.preparation.convert import Conversion
 
     data, label = example
     if encoding == "original":

@@ -7,7 +7,8 @@ from conftest import encode, picture
 from miniature import exif, train_images
 from PIL import ImageOps
 
-from vision_jax.data import convert, decode
+from vision_jax.data import decode
+from vision_jax.preparation import convert
 
 pytestmark = pytest.mark.filterwarnings("ignore:Corrupt EXIF")
 

@@ -8,9 +8,9 @@ import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from vision_jax.data import archives
-from vision_jax.data.shards import Receipt
 from vision_jax.errors import DataError
+from vision_jax.preparation import archives
+from vision_jax.preparation.shards import Receipt
 
 FILE_NAME = "manifest.json"
 _HASHING_THREADS = 8

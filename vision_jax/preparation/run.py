@@ -1,7 +1,7 @@
 """The work of `python -m vision_jax.prepare`, which has the words for users: input, plan, shards, metadata.
 
 What is needed to go on after a kill is in OUTPUT/incomplete: the plan, the index of the input, and the receipts of the
-shards, which `vision_jax.data.shards` writes. The manifest comes last: with it the data set is complete.
+shards, which `vision_jax.preparation.shards` writes. The manifest comes last: with it the data set is complete.
 """
 
 import contextlib
@@ -17,12 +17,13 @@ from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from typing import Any
 
-from vision_jax.data import archives, inputs, manifest, tfds_format
-from vision_jax.data import shards as shards_lib
-from vision_jax.data.convert import Conversion
-from vision_jax.data.inputs import Index, Input
-from vision_jax.data.shards import Receipt, Shard
+from vision_jax.data import tfds_format
 from vision_jax.errors import DataError
+from vision_jax.preparation import archives, inputs, manifest
+from vision_jax.preparation import shards as shards_lib
+from vision_jax.preparation.convert import Conversion
+from vision_jax.preparation.inputs import Index, Input
+from vision_jax.preparation.shards import Receipt, Shard
 from vision_jax.writers import Progress
 
 log = logging.getLogger(__name__)

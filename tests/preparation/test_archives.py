@@ -8,8 +8,8 @@ import pytest
 from conftest import encode, picture
 from miniature import WNIDS, tar, train_images, validation_images, write_archives
 
-from vision_jax.data import archives
 from vision_jax.errors import DataError
+from vision_jax.preparation import archives
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
 """What can be prepared: the records of an input, listed without reading the images, and how one is read.
 
 An input answers `name`, `kind`, `identity()` and `index(cache)`. This file has folders of classes and tfds' data sets;
-`vision_jax.data.archives` has ImageNet as it is downloaded.
+`vision_jax.preparation.archives` has ImageNet as it is downloaded.
 """
 
 import dataclasses

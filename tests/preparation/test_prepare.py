@@ -22,7 +22,8 @@ from conftest import REPOSITORY, encode, picture
 from miniature import CMYK, IDS, VALIDATION_IDS, WNIDS, train_images, validation_images, write_archives, write_tfrecord
 
 from vision_jax import prepare
-from vision_jax.data import archives, decode, manifest, shards, tfds_format
+from vision_jax.data import decode, tfds_format
+from vision_jax.preparation import archives, manifest, shards
 
 pytestmark = pytest.mark.filterwarnings("ignore:Corrupt EXIF")
 

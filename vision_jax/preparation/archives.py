@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from vision_jax.data.inputs import Index, Original, make_records
 from vision_jax.errors import DataError
+from vision_jax.preparation.inputs import Index, Original, make_records
 from vision_jax.writers import Progress
 
 log = logging.getLogger(__name__)

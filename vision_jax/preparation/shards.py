@@ -24,9 +24,9 @@ import numpy as np
 import PIL.Image
 
 from vision_jax.data import tfds_format
-from vision_jax.data.convert import Conversion
-from vision_jax.data.inputs import Original, Reader
 from vision_jax.errors import DataError
+from vision_jax.preparation.convert import Conversion
+from vision_jax.preparation.inputs import Original, Reader
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""The work of `python -m vision_jax.prepare`: inputs, conversion, shards, manifest."""
