@@ -1,11 +1,11 @@
 import pathlib
 import pickle
 import shutil
-import struct
 
 import numpy as np
 import pytest
 from conftest import encode, picture
+from miniature import write_tfrecord
 
 from vision_jax import config as config_lib
 from vision_jax.data import decode, digits, sources, tfds_format
@@ -34,24 +34,6 @@ def test_tfds_source_agrees_with_tfds(tmp_path: pathlib.Path):
         assert [mine[i] for i in range(10)] == [(theirs[i]["image"], theirs[i]["label"]) for i in range(10)]
     part = sources.TfdsSource(directory, "train[50%:]")
     assert [part[i] for i in range(5)] == [mine[i] for i in range(5, 10)]
-
-
-def write_tfrecord(path: pathlib.Path, records: list[bytes]) -> None:
-    """A TFRecord file; the checksum of each length is worked out bit by bit."""
-
-    def masked_crc(data: bytes) -> int:
-        crc = 0xFFFFFFFF
-        for byte in data:
-            crc ^= byte
-            for _ in range(8):
-                crc = (crc >> 1) ^ (0x82F63B78 if crc & 1 else 0)
-        crc ^= 0xFFFFFFFF
-        return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
-
-    with path.open("wb") as file:
-        for record in records:
-            length = struct.pack("<Q", len(record))
-            file.write(length + struct.pack("<I", masked_crc(length)) + record + struct.pack("<I", masked_crc(record)))
 
 
 def test_tfrecords_are_read_in_place(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch):

@@ -18,7 +18,7 @@ import time
 import numpy as np
 import PIL.Image
 import pytest
-from conftest import REPOSITORY, encode, picture
+from conftest import REPOSITORY, Command, encode, picture
 from miniature import CMYK, IDS, VALIDATION_IDS, WNIDS, train_images, validation_images, write_archives, write_tfrecord
 
 from vision_jax import prepare
@@ -487,3 +487,24 @@ def test_a_full_disk(folder: pathlib.Path, tmp_path: pathlib.Path, capsys: pytes
     assert "File too large" in printed
     run(capsys, folder, tmp_path / "out")
     assert len(read(tmp_path / "out", "train")) == 20
+
+
+def test_prepared_archives_train(
+    downloads: pathlib.Path, tmp_path: pathlib.Path, command: Command, in_process: None, monkeypatch: pytest.MonkeyPatch
+):
+    """CMYK, a PNG, broken EXIF and all: what was prepared is what a training and its evaluation read."""
+    assert prepare.run([str(downloads), str(tmp_path / "data"), "--short_side=48", "--workers=1"]) == 0
+    command(
+        "--config=configs/quickstart.py",
+        "--config.data.source=tfds",
+        f"--config.data.dir={tmp_path / 'data'}",
+        "--config.batch_size=13",
+        "--config.eval.batch_size=4",
+        "--config.total_steps=2",
+        "--config.schedule.warmup_epochs=0",
+        "--config.log.tensorboard=False",
+        f"--workdir={tmp_path / 'w'}",
+    )
+    lines = [json.loads(line) for line in (tmp_path / "w" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [2, 2]
+    assert lines[-1]["val/count"] == 9
