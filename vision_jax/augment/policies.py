@@ -62,12 +62,12 @@ def sample(policy: Policy, key: jax.Array, height: int, width: int) -> tuple[jax
 
     levels = policy.sample_levels(level_key, levels)
     signs = jnp.where(signs < 0.5, -1, 1)
-    arguments = _arguments(list(policy.scales.values()), positions, levels, signs, height, width)
+    arguments = scaled_arguments(list(policy.scales.values()), positions, levels, signs, height, width)
     operations = jnp.array([OPERATIONS.index(scale.operation) for scale in policy.scales.values()])[positions]
     return jnp.where(applied < probabilities, operations, OPERATIONS.index("identity")), arguments
 
 
-def _arguments(
+def scaled_arguments(
     scales: Sequence[Scale], positions: jax.Array, levels: jax.Array, signs: jax.Array, height: int, width: int
 ) -> jax.Array:
     """Returns the arguments of operations, (n,) float32; see `Scale`.
