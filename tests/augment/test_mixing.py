@@ -101,6 +101,16 @@ def test_probability_of_mixing():
     assert (lam[changed] < 1).all()
     assert abs(changed.mean() - 0.24) < 0.08  # a few rectangles are empty
     assert is_pasted(images).all()
+    # The shares are those of timm's algorithm, here in a loop.
+    random = np.random.RandomState(0)
+    areas = []
+    for side in np.sqrt(1 - random.beta(1, 1, 4000)):
+        y, x = random.randint(HEIGHT), random.randint(WIDTH)
+        h, w = int(HEIGHT * side), int(WIDTH * side)
+        rows = min(y + h // 2, HEIGHT) - max(y - h // 2, 0)
+        areas.append(rows * (min(x + w // 2, WIDTH) - max(x - w // 2, 0)) / (HEIGHT * WIDTH))
+    shares = np.concatenate([1 - run(seed)[1] for seed in range(16)])
+    assert abs(shares.mean() - 0.25 * np.mean(areas)) < 0.01
 
 
 def test_an_odd_batch():

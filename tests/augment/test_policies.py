@@ -141,6 +141,15 @@ def test_augmix_mixes_the_image_with_its_chains():
     assert abs((share**2).mean() - 5 / 27) < 0.025
 
 
+def test_augmix_weights_are_dirichlet_and_beta():
+    draw = jax.jit(jax.vmap(lambda key: policies.augmix_weights(key, 3)))
+    shares, weights = map(np.asarray, draw(augment.example_keys(0, jnp.asarray(0), 4000)))
+    np.testing.assert_allclose(shares.sum(1), 1, atol=1e-6)
+    for values in shares.T:  # each is Beta(1, 2)
+        assert all(abs((values < x).mean() - (1 - (1 - x) ** 2)) < 0.03 for x in (0.1, 0.2, 0.5, 0.8))
+    assert all(abs((weights < x).mean() - x) < 0.03 for x in (0.1, 0.5, 0.9))
+
+
 def test_three_augment_does_one_of_three_to_each_image():
     image = picture(24, 24)
     keys = augment.example_keys(0, jnp.asarray(0), 300)

@@ -123,8 +123,7 @@ def augmix(
 ) -> jax.Array:
     """Mixes an image with a mixture of itself after several chains of operations.
 
-    The weights of the chains are Dirichlet(1, ..., 1), that of the image is Beta(1, 1), as in the paper's code, which
-    mixes after the normalization: so there is one rounding here, at the end.
+    The paper's code mixes after the normalization: so there is one rounding here, at the end.
 
     Args:
         policy: what a chain draws from, as often as `policy.repeats` at most.
@@ -137,10 +136,8 @@ def augmix(
     Returns:
         (height, width, channels) uint8.
     """
-    weights_key, weight_key, chains_key = jax.random.split(key, 3)
-    shares = jax.random.exponential(weights_key, (width,))
-    shares /= shares.sum()
-    weight = jax.random.uniform(weight_key)
+    weights_key, chains_key = jax.random.split(key)
+    shares, weight = augmix_weights(weights_key, width)
 
     def chain(key: jax.Array) -> jax.Array:
         depth_key, key = jax.random.split(key)
@@ -152,6 +149,13 @@ def augmix(
     chains = jax.vmap(chain)(jax.random.split(chains_key, width)).astype(jnp.float32)
     mixture = (shares[:, None, None, None] * chains).sum(0)
     return jnp.round((1 - weight) * image + weight * mixture).astype(jnp.uint8)
+
+
+def augmix_weights(key: jax.Array, width: int) -> tuple[jax.Array, jax.Array]:
+    """Draws the shares of the chains in the mixture, (width,), Dirichlet(1, ..., 1), and its weight, (), Beta(1, 1)."""
+    shares_key, weight_key = jax.random.split(key)
+    shares = jax.random.exponential(shares_key, (width,))
+    return shares / shares.sum(), jax.random.uniform(weight_key)
 
 
 def three_augment(key: jax.Array, image: jax.Array) -> jax.Array:
