@@ -6,7 +6,7 @@ from test_ops import QUICK
 from vision_jax.augment.erasing import cutout, random_erasing
 
 SIZE = 32
-IMAGES = np.full((2000, SIZE, SIZE, 3), 7.0, np.float32)
+IMAGES = np.full((1000, SIZE, SIZE, 3), 7.0, np.float32)
 
 
 def erase(probability: float, **options: object) -> np.ndarray:

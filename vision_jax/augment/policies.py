@@ -110,7 +110,11 @@ def apply_policy(policy: Policy, key: jax.Array, image: jax.Array, *, fill: Sequ
 
 
 def _apply_all(image: jax.Array, operations: jax.Array, arguments: jax.Array, fill: Sequence[float]) -> jax.Array:
-    """Applies (n,) operations one after the other. A scan, so that one is compiled however many there are."""
+    """Applies (n,) operations one after the other.
+
+    A scan, so that one is compiled however many there are, and none is fused into the next: that would compute pixels
+    anew for each of their neighbours, and takes three times as long on a CPU.
+    """
 
     def step(image: jax.Array, layer: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
         return apply_operation(image, *layer, fill=fill), None
