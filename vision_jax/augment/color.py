@@ -59,6 +59,7 @@ def adjust_colors(image: jax.Array, factors: jax.Array, order: jax.Array) -> jax
     Returns:
         (height, width, channels) uint8.
     """
+    factors = jnp.asarray(factors)
 
     def step(image: jax.Array, which: jax.Array) -> tuple[jax.Array, None]:
         grey = luminance(image)[..., None]
@@ -93,7 +94,8 @@ def _rgb_to_hsv(image: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     sixths = jnp.select(
         [red == largest, green == largest], [to_blue - to_green, 2 + to_red - to_blue], 4 + to_green - to_red
     )
-    hue = ((sixths / 6 + 1) % 1 * 255).astype(jnp.int32)
+    # Pillow cuts off a product in float64: the hair decides for it where the product is an integer.
+    hue = (jnp.where(sixths < 0, sixths + 6, sixths) * (255 / 6) + 1e-5).astype(jnp.int32)
     saturation = (spread / jnp.maximum(largest, 1) * 255).astype(jnp.int32)
     return jnp.where(spread > 0, hue, 0), saturation, largest.astype(jnp.int32)
 

@@ -72,8 +72,8 @@ def _parse_options(text: str, parts: list[str], known: dict[str, tuple[float, fl
         match = re.fullmatch(r"([a-z]+?)(inf|\d+|\d*\.\d+)", part)
         if match is None or match[1] not in known:
             raise ConfigError(
-                f"augment.policy is {text!r}: {part!r} is no option of this policy. Options are a name and a number; it "
-                f"has {', '.join(known) or 'none'}."
+                f"augment.policy is {text!r}: {part!r} is no option of this policy. Options are a name and a number; "
+                f"it has {', '.join(known) or 'none'}."
             )
         option, value = match[1], float(match[2])
         least, most = known[option]

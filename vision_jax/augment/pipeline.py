@@ -20,7 +20,9 @@ from vision_jax.errors import ConfigError
 
 ERASE_MODES = ("const", "pixel")
 # Each stage has a key of its own, derived from this number, so that switching one on or off changes no other.
-_STAGES = ("flip", "policy", "color_jitter", "greyscale", "blur", "solarize", "erase", "cutout", "mix")
+_STAGES = ("flip", "policy", "color_jitter", "greyscale", "blur", "solarize", "erase", "cutout")
+# The same for the mixing of a step, where numbers from 0 on are the positions of examples; see `example_keys`.
+_MIX = 2**32 - 1
 
 
 @dataclass(frozen=True)
@@ -137,7 +139,7 @@ class Augmentation:
         if not config.mixup and not config.cutmix:
             return images, targets
         return mixing.mix(
-            _stage_key(key, "mix"),
+            jax.random.fold_in(key, _MIX),
             images,
             targets,
             mixup_alpha=config.mixup,

@@ -1,0 +1,118 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import PIL.Image
+import PIL.ImageFilter
+import PIL.ImageOps
+import pytest
+from conftest import picture
+from jax.sharding import NamedSharding, PartitionSpec
+from test_ops import IMAGE, QUICK
+
+from vision_jax import augment
+from vision_jax.augment import AugmentConfig
+from vision_jax.augment.transforms import gaussian_blur, solarize
+from vision_jax.errors import ConfigError
+
+IMAGES = np.stack([picture(16, 16, seed=seed) for seed in range(64)])
+
+
+def augmented(config: AugmentConfig, images: np.ndarray = IMAGES, keys: jax.Array | None = None) -> np.ndarray:
+    keys = augment.example_keys(0, jnp.asarray(0), len(images)) if keys is None else keys
+    function = augment.create_augmentation(config).augment_image
+    return np.asarray(jax.jit(jax.vmap(function), compiler_options=QUICK)(keys, images))
+
+
+def test_the_default_is_the_identity_and_is_not_traced():
+    augmentation = augment.create_augmentation(AugmentConfig())
+    key, image, targets = jax.random.key(0), jnp.zeros((2, 2, 3), jnp.uint8), jnp.eye(2)
+    assert not jax.make_jaxpr(augmentation.augment_image)(key, image).eqns
+    assert not jax.make_jaxpr(augmentation.after_normalize)(key, image).eqns
+    assert not jax.make_jaxpr(augmentation.mix)(key, jnp.zeros((2, 2, 2, 3)), targets).eqns
+
+
+def test_each_image_depends_on_its_key_alone():
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    config = AugmentConfig(flip=0.5, policy="rand-m9-n1-p1", color_jitter=(0.4, 0.4, 0.4))
+    function = augment.create_augmentation(config).augment_image
+    sharding = NamedSharding(mesh, PartitionSpec("data"))
+    run = jax.jit(jax.vmap(function), in_shardings=(sharding, sharding), compiler_options=QUICK)
+    keys = augment.example_keys(0, jnp.asarray(0), 64)
+    result = np.asarray(run(keys, IMAGES))
+    assert result.dtype == np.uint8
+    assert (result != IMAGES).any((1, 2, 3)).mean() > 0.9
+    order = np.random.RandomState(0).permutation(64)  # to other positions, on other devices
+    assert (np.asarray(run(keys[order], IMAGES[order])) == result[order]).all()
+
+
+def test_a_stage_does_not_change_what_others_draw():
+    flipped = augmented(AugmentConfig(flip=0.5))
+    both = augmented(AugmentConfig(flip=0.5, solarize=1.0))
+    assert (both == np.where(flipped < 128, flipped, 255 - flipped)).all()
+    mirrored = (flipped == IMAGES[:, :, ::-1]).all((1, 2, 3))
+    assert 16 < mirrored.sum() < 48
+    assert (flipped[~mirrored] == IMAGES[~mirrored]).all()
+
+
+def test_probabilities():
+    images = np.broadcast_to(IMAGES[0], (1000, 16, 16, 3))
+    for config in (
+        AugmentConfig(greyscale=0.2),
+        AugmentConfig(solarize=0.2),
+        AugmentConfig(color_jitter=(0.4, 0.4, 0.4), color_jitter_prob=0.2),
+    ):
+        assert abs((augmented(config, images) != images).any((1, 2, 3)).mean() - 0.2) < 0.05, config
+
+
+def test_after_normalize_erases_and_cuts_out():
+    image = jnp.ones((16, 16, 3))
+    configs = (AugmentConfig(erase=1.0), AugmentConfig(cutout=4), AugmentConfig(erase=1.0, cutout=4))
+
+    def erased(key: jax.Array) -> list[jax.Array]:
+        return [augment.create_augmentation(config).after_normalize(key, image) != 1 for config in configs]
+
+    keys = augment.example_keys(0, jnp.asarray(0), 64)
+    first, second, both = map(np.asarray, jax.jit(jax.vmap(erased), compiler_options=QUICK)(keys))
+    assert (both == (first | second)).all()
+    assert first.any((1, 2, 3)).all()
+    assert second.any((1, 2, 3)).all()
+
+
+def test_solarize_is_pillows():
+    expected = np.asarray(PIL.ImageOps.solarize(PIL.Image.fromarray(IMAGE)))
+    assert (np.asarray(solarize(jnp.asarray(IMAGE))) == expected).all()
+
+
+@pytest.mark.parametrize("sigma", [0.1, 0.6, 1.0, 2.0])
+def test_blur_is_close_to_pillows(sigma: float):
+    """Pillow's is an approximation of a Gaussian: they differ most for small sigmas, on noise."""
+    smooth = picture(48, 56)
+    result = np.asarray(jax.jit(gaussian_blur, compiler_options=QUICK)(smooth, sigma)).astype(int)
+    expected = np.asarray(PIL.Image.fromarray(smooth).filter(PIL.ImageFilter.GaussianBlur(sigma))).astype(int)
+    assert np.abs(result - expected).mean() < 0.6
+    assert np.abs(result - expected).max() <= 3
+    # Exactly, against the formula, one axis after the other.
+    offsets = np.arange(-6, 7)
+    weights = np.exp(-(offsets**2) / (2 * sigma**2))
+    weights /= weights.sum()
+    padded = np.pad(IMAGE.astype(float), ((6, 6), (6, 6), (0, 0)), mode="edge")
+    exact = np.apply_along_axis(lambda line: np.convolve(line, weights, "valid"), 0, padded)
+    exact = np.apply_along_axis(lambda line: np.convolve(line, weights, "valid"), 1, exact)
+    assert np.abs(np.asarray(jax.jit(gaussian_blur)(IMAGE, sigma)) - exact).max() <= 0.501
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"policy": "rnad"}, "did you mean rand"),
+        ({"erase_mode": "pixels"}, "augment.erase_mode is 'pixels': did you mean pixel"),
+        ({"mix_mode": "element"}, "augment.mix_mode is 'element': did you mean elem"),
+        ({"color_jitter": (0.4,)}, "give the strengths"),
+        ({"color_jitter": (0.4, 0.4, 0.4, 0.6)}, "at most 0.5"),
+        ({"color_jitter": (0.4, -0.4, 0.4)}, "not negative"),
+        ({"erase_count": 0}, "at least 1"),
+    ],
+)
+def test_wrong_fields_are_named(fields: dict[str, object], message: str):
+    with pytest.raises(ConfigError, match=message):
+        augment.create_augmentation(AugmentConfig(**fields))  # type: ignore[arg-type]
