@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 # Rows that a thread takes at once: enough to share NumPy's cost for each call, few enough to keep all threads busy.
-CHUNK = 16
+CHUNK = 32
 _REPLACEMENT_STREAM = 4  # tells the random numbers here from those of orders and crops
 
 
