@@ -141,7 +141,7 @@ class Evaluator:
             Prefetcher(
                 loader,
                 range(batches),
-                sharding.batch_placer(self._mesh, self._batch_size, reused=loader.reuses_memory),
+                sharding.batch_placer(self._mesh, self._batch_size),
                 data.prefetch,
             ) as prefetcher,
             writers.Progress(batches, description="evaluate", leave=False, enabled=shown) as progress,

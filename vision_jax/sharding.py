@@ -94,16 +94,15 @@ def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
     return np.unique(np.concatenate([np.arange(batch_size)[index] for index in indices]))
 
 
-def batch_placer(mesh: Mesh, batch_size: int, *, reused: bool = False) -> Callable[[str, np.ndarray], jax.Array]:
+def batch_placer(mesh: Mesh, batch_size: int) -> Callable[[str, np.ndarray], jax.Array]:
     """Returns a function that makes a global array of this process's rows, in the order of `local_rows`.
 
-    The copy to the devices may go on after it has returned, and the rows must not be written to again. If they are
-    `reused`, it returns when they have been copied.
+    It returns when the rows have been copied, so that they may be written to again.
     """
     sharding = along_batch(mesh)
     rows = local_rows(mesh, batch_size)
-    # On a CPU an array of JAX may be the same memory.
-    copies = reused and mesh.devices.flat[0].platform == "cpu"
+    # On a CPU, an array of JAX could otherwise be the same memory.
+    copies = mesh.devices.flat[0].platform == "cpu"
 
     def place(key: str, values: np.ndarray) -> jax.Array:
         def shard(index: tuple[slice, ...] | None) -> np.ndarray:
@@ -113,6 +112,6 @@ def batch_placer(mesh: Mesh, batch_size: int, *, reused: bool = False) -> Callab
             return part.copy() if copies else part
 
         array = jax.make_array_from_callback((batch_size, *values.shape[1:]), sharding, shard)
-        return jax.block_until_ready(array) if reused else array
+        return jax.block_until_ready(array)
 
     return place

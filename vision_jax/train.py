@@ -127,7 +127,7 @@ def _train(
             Prefetcher(
                 loader,
                 range(start, plan.total_steps),
-                sharding.batch_placer(mesh, config.batch_size, reused=loader.reuses_memory),
+                sharding.batch_placer(mesh, config.batch_size),
                 config.data.prefetch,
             ) as batches,
             writers.MetricWriter(

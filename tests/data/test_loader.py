@@ -82,7 +82,7 @@ def test_unreadable_record_is_named():
 
 def prefetch(source: Source, steps: range, depth: int = 2, batch_size: int = 20) -> tuple[Loader, Prefetcher]:
     loader = Loader(source, order.TrainOrder(40, batch_size, seed=0), TRANSFORM, np.arange(batch_size), 2)
-    return loader, Prefetcher(loader, steps, lambda key, rows: rows, depth)
+    return loader, Prefetcher(loader, steps, lambda key, rows: rows.copy(), depth)
 
 
 def threads() -> set[str]:
@@ -194,6 +194,21 @@ def test_storage_that_fails_is_never_replaced():
 
     with pytest.raises(DataError, match="disk on fire"):
         load_tolerant(Failing(), 0, np.arange(40), max_bad_records=1000)
+
+
+def test_memory_is_used_again_once_it_is_released():
+    train = order.TrainOrder(40, 20, seed=0)
+    with Loader(Source(), train, TRANSFORM, np.arange(20), 2) as loader:
+        first = loader.start(0)()
+        second = loader.start(1)()
+        expected = second.image.copy()
+        assert not np.shares_memory(first.image, second.image)
+        for step in (2, 3):  # twice: what was used again is used again
+            first.release()
+            first = loader.start(step)()
+            assert (first.image == load(Source(), train, step, np.arange(20)).image).all()
+        assert len({batch.image.ctypes.data for batch in (first, second, loader.start(4)())}) == 3
+        assert (second.image == expected).all()
 
 
 def test_sizes_follow_the_step():

@@ -88,7 +88,7 @@ def test_batches_stay_as_they_are_on_the_devices():
     with (
         Loader(source(), train, transform, np.arange(20), 1) as threads,
         create_loader(source(), train, transform, np.arange(20), num_workers=2, num_threads=2) as loader,
-        Prefetcher(loader, range(8), sharding.batch_placer(mesh, 20, reused=loader.reuses_memory), 2) as batches,
+        Prefetcher(loader, range(8), sharding.batch_placer(mesh, 20), 2) as batches,
     ):
         placed = list(batches)
         for step, batch in enumerate(placed):

@@ -139,12 +139,12 @@ def _time_steps(job: Job, seconds: float) -> tuple[dict[str, float], float, dict
         loader.source = _Indexed(loader.source, clock.timed("read and parse", loader.source.__getitem__))
         for step, owner, name in (*_WITHOUT_LOCK, *_STEPS):
             stack.enter_context(_replaced(owner, name, clock.timed(step, getattr(owner, name))))
-        loader.start(0)()  # a first batch is slower
+        loader.start(0)().release()  # a first batch is slower
         end = time.perf_counter() + seconds
         while not rows or time.perf_counter() < end:
             clock.seconds.clear()
             start = time.process_time()
-            loader.start(len(rows) % loader.order.steps_per_epoch)()
+            loader.start(len(rows) % loader.order.steps_per_epoch)().release()
             rows.append({"whole": time.process_time() - start, **clock.seconds})
     medians = {step: float(np.median([row[step] for row in rows])) * 1e6 / job.batch_size for step in rows[0]}
     whole = medians.pop("whole")
@@ -173,7 +173,7 @@ def _run(job: Job, seconds: float, max_images: int | None = None) -> tuple[float
         begun = collections.deque(loader.start(next(steps)) for _ in range(loader.lookahead + 1))
 
         def advance() -> None:
-            begun.popleft()()
+            begun.popleft()().release()
             begun.append(loader.start(next(steps)))
 
         for _ in range(num_steps):

@@ -114,10 +114,7 @@ class Loader:
 
     Attributes:
         lookahead: so many batches are to be begun that the threads find work while the last rows of one are finished.
-        reuses_memory: whether `HostBatch.release` must be called.
     """
-
-    reuses_memory = False
 
     def __init__(
         self,
@@ -135,6 +132,7 @@ class Loader:
         self.rows = rows
         self.max_bad_records = max_bad_records
         self._bad: set[int] = set()
+        self._spare: list[HostBatch] = []
         num_threads = num_threads or usable_cores()
         self._pool = concurrent.futures.ThreadPoolExecutor(num_threads, thread_name_prefix="decode")
         self.lookahead = 1 + -(-num_threads * CHUNK // max(1, len(rows)))
@@ -144,7 +142,7 @@ class Loader:
 
         Args:
             step: which one.
-            batch: where it is written; None: new memory.
+            batch: where it is written; None: memory of a batch that was released, or new one.
 
         Returns:
             a function that waits for the batch and returns it.
@@ -156,7 +154,7 @@ class Loader:
         visits = np.asarray(self.order.visits(step))[self.rows]
         transform = self.transform.at(step)
         if batch is None:
-            batch = empty_batch(len(records), transform, replaces=self.max_bad_records > 0)
+            batch = self._memory(transform)
         batch.mask[:] = records >= 0
         chunks = [slice(i, i + CHUNK) for i in range(0, len(records), CHUNK)]
         futures = [
@@ -174,6 +172,15 @@ class Loader:
             return batch
 
         return wait
+
+    def _memory(self, transform: Transform) -> HostBatch:
+        """Returns memory for a batch. That of another one is better: the system clears new memory page by page."""
+        self._spare = [batch for batch in self._spare if batch.image.shape[1] == transform.size]
+        if self._spare:
+            return self._spare.pop()
+        batch = empty_batch(len(self.rows), transform, replaces=self.max_bad_records > 0)
+        batch = dataclasses.replace(batch, release=lambda: self._spare.append(batch))
+        return batch
 
     def _fill(
         self, batch: HostBatch, chunk: slice, records: np.ndarray, visits: np.ndarray, transform: Transform
@@ -288,8 +295,8 @@ class Prefetcher:
     Args:
         loader: decodes the rows of this process, on threads or in processes. It is not closed.
         steps: which batches.
-        place: makes a global array on the devices of (key, rows of this process). If the loader uses memory again, the
-            rows must have been copied when it returns; if not, it may return before.
+        place: makes a global array on the devices of (key, rows of this process). When it returns, the rows must have
+            been copied: the loader will write to them again.
         depth: batches kept ready on the devices.
 
     Attributes:

@@ -77,8 +77,6 @@ class ProcessLoader:
         ConfigError: if the system has no memory without a name (it is not Linux).
     """
 
-    reuses_memory = True
-
     def __init__(
         self,
         source: Source,
