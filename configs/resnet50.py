@@ -7,7 +7,7 @@ Source:   NVIDIA DeepLearningExamples, PyTorch/Classification/ConvNets: resnet50
           of the peak, and here at every step, from zero; its convolutions are initialized by their fan-in, and here by
           their fan-out; it decays the bias of the classifier.
 Command:  python -m vision_jax.main --config=configs/resnet50.py --config.data.dir=IMAGENET --workdir=runs/resnet50
-          where IMAGENET is tfds' imagenet2012 in ArrayRecord files, or, with --config.data.source=folder and
+          where IMAGENET is what `python -m vision_jax.prepare` or tfds wrote, or, with --config.data.source=folder and
           --config.data.val_split=val, a folder of train/CLASS/IMAGE and val/CLASS/IMAGE.
 """
 

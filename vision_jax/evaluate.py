@@ -18,7 +18,7 @@ from vision_jax.checkpoint import Checkpointer, DamagedError, best_step
 from vision_jax.data.decode import EvalTransform
 from vision_jax.data.loader import Prefetcher
 from vision_jax.data.order import EvalOrder
-from vision_jax.data.sources import Source, create_source
+from vision_jax.data.sources import Source, closing, create_source
 from vision_jax.data.workers import create_loader
 from vision_jax.errors import CheckpointError, ConfigError, DataError
 
@@ -280,7 +280,8 @@ def _evaluate_step(
     variables = {"": {name: restored[name] for name in shapes}}
     if "ema" in restored:
         variables["ema_"] = restored["ema"]
-    return Evaluator(config, mesh, model, source)(variables, should_stop=should_stop)
+    with closing(source):
+        return Evaluator(config, mesh, model, source)(variables, should_stop=should_stop)
 
 
 def check_classes(source: Source, num_classes: int, class_names: Sequence[str], split: str) -> None:

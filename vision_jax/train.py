@@ -29,7 +29,7 @@ from vision_jax.config import Plan
 from vision_jax.data.decode import TrainTransform
 from vision_jax.data.loader import Loader, Order, Prefetcher
 from vision_jax.data.order import BalancedOrder, TrainOrder
-from vision_jax.data.sources import Source, create_source, read_labels
+from vision_jax.data.sources import Source, closing, create_source, read_labels
 from vision_jax.data.workers import ProcessLoader, create_loader
 from vision_jax.errors import CheckpointError, ConfigError, NonFiniteError, Preempted
 from vision_jax.preemption import Preemption
@@ -72,7 +72,10 @@ def train_and_evaluate(
     model = evaluate.build_model(config, train_source.num_classes)
     _check_sizes(config, model)
     is_first = jax.process_index() == 0
-    with writers.open_workdir(workdir, config, allow_config_change=allow_config_change, enabled=is_first):
+    with (
+        closing(train_source, val_source),
+        writers.open_workdir(workdir, config, allow_config_change=allow_config_change, enabled=is_first),
+    ):
         sharding.wait_for_all("the workdir is open")
         return _train(config, workdir, plan, model, train_source, val_source, preemption)
 

@@ -1,12 +1,14 @@
 import io
 import math
 
+import cv2
 import numpy as np
 import PIL.Image
 import pytest
+import simplejpeg
 from conftest import encode, picture
 
-from vision_jax.data import decode
+from vision_jax.data import decode, jpeg
 
 
 def crop_of_one(height: int, width: int, uniforms: list[float], scale, ratio) -> tuple[int, int, int, int]:
@@ -76,6 +78,53 @@ def test_train_transform_crops_and_resizes_as_pillow():
             expected = np.asarray(image.resize((32, 32), PIL.Image.Resampling.BILINEAR), np.float32)
             error = np.abs(run(mine, images)[row] - expected).mean()
             assert error < 2.5, (height, width, row, error)
+
+
+@pytest.mark.parametrize("channels", [3, 1])
+def test_decoding_a_part_changes_no_pixel(channels: int):
+    """Whole and then cropped, or only what the crop needs: with restart markers, without, and not sequential."""
+    pixels = [picture(100, 130, seed=i) for i in range(8)]
+    mine = transform(channels=channels, scaled_decoding=False)
+    uniforms = decode.order.random_uniform(1, 0, 0, np.arange(8)[:, None], np.arange(22)[None, :])
+    crops = decode.random_crops(np.full(8, 100), np.full(8, 130), uniforms, mine.scale, mine.ratio)
+    for images in (
+        [jpeg.encode(p, 90) for p in pixels],
+        [encode(p, quality=90) for p in pixels],
+        [encode(p, quality=90, progressive=True) for p in pixels],
+    ):
+        results = run(mine, images)
+        for row, (data, (top, left, height, width)) in enumerate(zip(images, crops.tolist(), strict=True)):
+            whole = simplejpeg.decode_jpeg(data, "RGB" if channels == 3 else "GRAY")
+            expected = cv2.resize(whole[top : top + height, left : left + width], (32, 32))
+            assert (results[row] == expected.reshape(32, 32, channels)).all()
+
+
+def test_faster_ways_to_decode_give_nearly_the_same():
+    images = [jpeg.encode(picture(300, 260, seed=i), 90) for i in range(8)]
+    exact = run(transform(scaled_decoding=False), images).astype(int)
+    for fields, bound in (({"fast_dct": True}, 2), ({"fast_upsampling": True}, 2), ({"scaled_decoding": True}, 3)):
+        other = run(transform(**{"scaled_decoding": False, **fields}), images)
+        assert 0 < np.abs(other - exact).mean() < bound, fields
+
+
+@pytest.mark.parametrize("name", ["bilinear", "bicubic"])
+def test_pillows_filters_are_pillows(name: str):
+    data = encode(picture(90, 120), "PNG")
+    mine = transform(filter=f"pillow-{name}", scale=(1.0, 1.0), ratio=(4 / 3, 4 / 3))
+    with PIL.Image.open(io.BytesIO(data)) as image:
+        expected = np.asarray(image.resize((32, 32), getattr(PIL.Image.Resampling, name.upper())))
+    assert (run(mine, [data])[0] == expected).all()
+
+
+def test_raw_pixels_are_read():
+    pixels = picture(40, 50)
+    data = b"P6\n50 40\n255\n" + pixels.tobytes()
+    assert decode.image_size(data) == (40, 50)
+    assert (decode.decode(data, 3) == pixels).all()
+    expected = np.asarray(PIL.Image.fromarray(pixels).convert("L"), int)
+    assert np.abs(decode.decode(data, 1)[:, :, 0] - expected).max() <= 1
+    with pytest.raises(decode.DecodeError):
+        run(transform(), [data[:-1]])
 
 
 def test_train_transform_depends_on_seed_visit_and_record_alone():

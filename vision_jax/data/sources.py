@@ -5,6 +5,7 @@ load.
 """
 
 import bisect
+import collections
 import concurrent.futures
 import contextlib
 import dataclasses
@@ -13,7 +14,7 @@ import itertools
 import logging
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -52,6 +53,19 @@ class Source(Protocol):
     def describe(self, index: int) -> str:
         """Returns words by which a person finds the record."""
         ...
+
+
+@contextlib.contextmanager
+def closing(*sources: Source) -> Iterator[None]:
+    """Closes the files of those sources that keep some open."""
+    try:
+        yield
+    finally:
+        for source in sources:
+            if isinstance(source, SubsetSource):
+                source = source.source
+            if isinstance(source, TfdsSource):
+                source.close()
 
 
 def cache_dir() -> pathlib.Path:
@@ -284,8 +298,15 @@ def read_labels(source: Source, num_threads: int | None = None) -> np.ndarray:
     elif isinstance(source, FolderSource):
         return source.labels
     log.info("Reading the labels of %d records, since the sampling is balanced by class.", len(source))
+    labels = np.empty(len(source), np.int32)
+
+    def read(first: int) -> None:
+        for index in range(first, min(first + 1000, len(source))):
+            labels[index] = source[index][1]
+
     with concurrent.futures.ThreadPoolExecutor(num_threads) as pool:
-        return np.fromiter(pool.map(lambda i: source[i][1], range(len(source))), np.int32, len(source))
+        collections.deque(pool.map(read, range(0, len(source), 1000)), maxlen=0)
+    return labels
 
 
 @dataclasses.dataclass(frozen=True)
