@@ -33,7 +33,7 @@ def outcome(workdir: pathlib.Path) -> tuple[dict[str, list], list[dict]]:
     return about["arrays"], [{k: v for k, v in line.items() if k not in NOT_REPEATABLE} for line in lines]
 
 
-@pytest.fixture(scope="module", name="uninterrupted")
+@pytest.fixture(scope="session", name="uninterrupted")
 def run_uninterrupted(cache: pathlib.Path, tmp_path_factory: pytest.TempPathFactory):
     workdir = tmp_path_factory.mktemp("uninterrupted")
     Command(cache)(*TINY, f"--workdir={workdir}")
@@ -86,7 +86,7 @@ def test_other_processes_load_the_same_batches(command: Command, tmp_path: pathl
 
 def test_killed_at_random_moments(command: Command, tmp_path: pathlib.Path, uninterrupted):
     """Also while starting, compiling, saving and evaluating."""
-    for _ in range(6):
+    for _ in range(4):
         process = command.start(*TINY, f"--workdir={tmp_path}")
         try:
             process.communicate(timeout=random.uniform(1.5, 5))
