@@ -103,7 +103,8 @@ def default_config() -> ConfigDict:
     # How training crops are resized. OpenCV's bilinear: fast, no antialiasing beyond the decoder's halvings; area:
     # antialiased. Pillow's, as torchvision and timm train, antialiased: pillow-bilinear, pillow-bicubic.
     data.train_filter = "bilinear"
-    # Reduce a JPEG by 2, 4 or 8 while it is decoded, where the crop is at least so much larger than `image_size`.
+    # Reduce a JPEG to 1/2, 3/8, 1/4 or 1/8 while it is decoded, where the crop is at least so much larger than
+    # `image_size`.
     data.scaled_decoding = True
     # libjpeg-turbo's less exact ways to decode for training; each saves about a twentieth of the time.
     data.fast_dct = False
@@ -238,7 +239,9 @@ def augmentation_fields(config: ConfigDict) -> "AugmentConfig":
     """Returns what `config` says of augmentation."""
     from vision_jax.augment import AugmentConfig  # here, because it imports JAX
 
-    return AugmentConfig(**config.augment, mean_color=tuple(255 * mean for mean in config.data.mean))
+    return AugmentConfig(
+        **config.augment, mean_color=tuple(min(255, max(0, round(255 * mean))) for mean in config.data.mean)
+    )
 
 
 def closest(value: str, choices: Iterator[str] | list[str] | tuple[str, ...]) -> str:

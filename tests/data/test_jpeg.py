@@ -97,6 +97,42 @@ def test_a_comment_that_no_longer_holds_is_ignored():
     assert not jpeg.read_header(file.getvalue()).index
 
 
+@pytest.mark.parametrize("width", range(1, 37))
+def test_the_right_edge_is_that_of_the_whole(width: int):
+    """Where little is left of the last block, colour would be interpolated otherwise."""
+    for data in (
+        jpeg.encode(noisy(33, width), 90),
+        encode(noisy(33, width), quality=90, subsampling="4:2:2", restart_marker_blocks=1),
+    ):
+        whole = simplejpeg.decode_jpeg(data, "RGB")
+        for left in range(max(0, width - 18), width):
+            piece, box = jpeg.part(data, jpeg.read_header(data), 16, left, 33, width)
+            pixels = simplejpeg.decode_jpeg(piece, "RGB")
+            assert (pixels[16 - box.top :, left - box.left :] == whole[16:33, left:]).all(), left
+
+
+def test_a_damaged_comment_changes_no_pixel():
+    data = jpeg.encode(noisy(48, 64), 90)
+    whole = simplejpeg.decode_jpeg(data, "RGB")
+    for position in range(6, jpeg.read_header(data).index + 12):  # six lengths of two bytes
+        for bit in (1, 64):
+            damaged = bytearray(data)
+            damaged[position] ^= bit
+            header = jpeg.read_header(bytes(damaged))
+            piece, box = jpeg.part(bytes(damaged), header, 17, 17, 30, 40)
+            pixels = simplejpeg.decode_jpeg(piece, "RGB")
+            assert (pixels[17 - box.top : 30 - box.top, 17 - box.left : 40 - box.left] == whole[17:30, 17:40]).all()
+    with pytest.raises(ValueError, match="its header"):
+        jpeg.read_header(data[:22])
+
+
+def test_large_images_have_no_comment_where_it_would_not_fit():
+    data = jpeg.encode(np.zeros((2880, 2896, 3), np.uint8), 50)
+    header = jpeg.read_header(data)
+    assert (header.height, header.width, header.index) == (2880, 2896, 0)
+    assert jpeg.part(data, header, 1000, 1000, 1010, 1010)[1] == (992, 992, 1024, 1024)
+
+
 def test_headers():
     pixels = noisy(40, 56)
     assert not jpeg.read_header(encode(pixels, progressive=True)).sequential

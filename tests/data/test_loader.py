@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from conftest import Pictures
 
-from vision_jax.data import decode, order
+from vision_jax.data import decode, order, sources
 from vision_jax.data.loader import CHUNK, HostBatch, Loader, Prefetcher
 from vision_jax.errors import DataError
 
@@ -209,6 +209,16 @@ def test_memory_is_used_again_once_it_is_released():
             assert (first.image == load(Source(), train, step, np.arange(20)).image).all()
         assert len({batch.image.ctypes.data for batch in (first, second, loader.start(4)())}) == 3
         assert (second.image == expected).all()
+
+
+def test_labels_of_damaged_records_are_named():
+    source = damaged_source()
+    with pytest.raises(DataError, match="Cannot read picture 17: checksum mismatch"):
+        sources.read_labels(source, 2)
+    other = Source()
+    other.records[5] = (other.records[5][0], -1)
+    with pytest.raises(DataError, match="picture 5 has the label -1"):
+        sources.read_labels(other, 2)
 
 
 def test_sizes_follow_the_step():

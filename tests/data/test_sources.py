@@ -103,6 +103,8 @@ def test_tfds_source_says_what_is_wrong(tmp_path: pathlib.Path):
         sources.TfdsSource(directory, "validation")
     with pytest.raises(DataError, match="is empty"):
         sources.TfdsSource(directory, "train[:0]")
+    with pytest.raises(DataError, match="is empty"):
+        sources.TfdsSource(directory, "train[3:1]")
     with pytest.raises(DataError, match="cannot give the split"):
         sources.TfdsSource(directory, "train[1:2:3]")
     (tmp_path / "empty").mkdir()

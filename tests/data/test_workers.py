@@ -121,6 +121,19 @@ def test_a_process_that_is_killed_is_named():
     assert not children()
 
 
+def test_a_process_that_hangs_does_not_keep_the_main_one(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("vision_jax.data.loader._SECONDS_TO_END", 0.2)
+    monkeypatch.setattr("vision_jax.data.workers._SECONDS_TO_END", 0.2)
+    with (
+        ProcessLoader(source(), order.TrainOrder(40, 40, seed=0), TRANSFORM, np.arange(40), num_workers=2) as loader,
+        Prefetcher(loader, range(1000), lambda key, rows: rows.copy(), 2) as batches,
+    ):
+        next(batches)
+        os.kill(children()[0], signal.SIGSTOP)
+        time.sleep(0.2)
+    assert not children()
+
+
 def test_what_cannot_be_sent_is_named():
     class Local(Pictures):
         pass

@@ -508,3 +508,35 @@ def test_prepared_archives_train(
     lines = [json.loads(line) for line in (tmp_path / "w" / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [2, 2]
     assert lines[-1]["val/count"] == 9
+
+
+@pytest.mark.parametrize("name", [b"a\nb", b" a", b"\xe9t\xe9"])
+def test_names_of_classes_that_tfds_cannot_store(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture, in_process: None, name: bytes
+):
+    folder = os.path.join(os.fsencode(tmp_path / "images"), name)
+    os.makedirs(folder)
+    with open(os.path.join(folder, b"1.png"), "wb") as file:
+        file.write(encode(picture(8, 8), "PNG"))
+    assert prepare.run([str(tmp_path / "images"), str(tmp_path / "data"), "--workers=1"]) == 1
+    assert "rename it" in capsys.readouterr().err
+
+
+def test_damaged_records_of_a_data_set_are_skipped_or_named(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture, in_process: None
+):
+    directory = tmp_path / "set"
+    directory.mkdir()
+    images = [(encode(picture(40, 50, seed=i), quality=95), i % 2) for i in range(6)]
+    tfds_format.write_dataset(directory, "mine", {"train": images}, ["a", "b"])
+    (shard,) = directory.glob("*.array_record-*")
+    data = bytearray(shard.read_bytes())
+    data[data.index(images[3][0]) + 100] ^= 1
+    shard.write_bytes(data)
+    assert prepare.run([str(directory), str(tmp_path / "data"), "--workers=1"]) == 1
+    assert "train/00000003: it cannot be read" in capsys.readouterr().err
+    assert prepare.run([str(directory), str(tmp_path / "data"), "--workers=1", "--skip_corrupt=1"]) == 0
+    assert manifest.read(tmp_path / "data")["splits"]["train"]["examples"] == 5
+    (tmp_path / "data" / "manifest.json").write_text('{"splits": {"train": 3}, "options": {"name": "a"}}')
+    assert prepare.run(["--verify", str(tmp_path / "data")]) == 1
+    assert "is damaged" in capsys.readouterr().err

@@ -69,7 +69,7 @@ def _parse_options(text: str, parts: list[str], known: dict[str, tuple[float, fl
     """
     options: dict[str, float] = {}
     for part in parts:
-        match = re.fullmatch(r"([a-z]+?)(inf|\d+|\d*\.\d+)", part)
+        match = re.fullmatch(r"([a-z]+?)(inf|[0-9]+|[0-9]*\.[0-9]+)", part)
         if match is None or match[1] not in known:
             raise ConfigError(
                 f"augment.policy is {text!r}: {part!r} is no option of this policy. Options are a name and a number; "

@@ -319,10 +319,12 @@ class TrainTransform:
         top, left, rows, columns = top - box.top, left - box.left, box.bottom - box.top, box.right - box.left
         if pixels.shape[:2] == (rows, columns):
             return pixels[top : top + height, left : left + width]
-        vertical, horizontal = pixels.shape[0] / rows, pixels.shape[1] / columns
-        bottom = min(pixels.shape[0], round((top + height) * vertical))
-        right = min(pixels.shape[1], round((left + width) * horizontal))
-        return pixels[min(round(top * vertical), bottom - 1) : bottom, min(round(left * horizontal), right - 1) : right]
+        # The decoder reduces to so many eighths, and rounds the size up.
+        eighths = next(n for n in range(1, 8) if (-(-rows * n // 8), -(-columns * n // 8)) == pixels.shape[:2])
+        bottom = min(pixels.shape[0], round((top + height) * eighths / 8))
+        right = min(pixels.shape[1], round((left + width) * eighths / 8))
+        top, left = round(top * eighths / 8), round(left * eighths / 8)
+        return pixels[min(top, bottom - 1) : bottom, min(left, right - 1) : right]
 
     def _resize(self, pixels: np.ndarray, out: np.ndarray) -> None:
         """Resizes (height, width, channels) into (size, size, channels)."""

@@ -23,7 +23,8 @@ import PIL.Image
 # Start of a frame in all its kinds [SOF0 to SOF15]; C4, C8 and CC are something else.
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _BASELINE = frozenset({0xC0, 0xC1})
-_START, _END, _COMMENT = b"\xff\xd8", b"\xff\xd9", b"\xff\xfe"  # [SOI, EOI, COM]
+_START, _END, _SCAN, _COMMENT = b"\xff\xd8", b"\xff\xd9", b"\xff\xda", b"\xff\xfe"  # [SOI, EOI, SOS, COM]
+_FRAME = struct.Struct(">BBHBHH")  # marker, length, bits, height, width
 # The comment that `encode` writes: a name; length of the file, height, width, position of the frame and of the entropy
 # code; then the length of each restart interval, in 16 bits.
 _NAME = b"vision_jax 1\n"
@@ -53,9 +54,9 @@ def _with_index(data: bytes) -> bytes:
     assert starts is not None  # `encode` has just asked for them
     lengths = np.diff(starts, axis=1).astype("<u2").tobytes()
     size = _INDEX_AT - 4 + _INDEX.size + len(lengths)  # of the segment, with its own two bytes
-    if size > 0xFFFF:
-        return data
     shift = 2 + size
+    if size > 0xFFFF or header.scan + shift > 0xFFFF:
+        return data
     index = _INDEX.pack(len(data) + shift, header.height, header.width, header.frame + shift, header.scan + shift)
     return b"".join((_START, _COMMENT, struct.pack(">H", size), _NAME, index, lengths, data[2:]))
 
@@ -139,9 +140,13 @@ def read_header(data: bytes) -> Header:
 
 
 def _indexed_header(data: bytes) -> Header | None:
-    """Returns the header of a file of `encode`; None if it has been changed since."""
-    size, height, width, frame, scan = _INDEX.unpack_from(data, _INDEX_AT)
-    if size != len(data):
+    """Returns the header of a file of `encode`; None if it has been changed since, or damaged."""
+    try:
+        size, height, width, frame, scan = _INDEX.unpack_from(data, _INDEX_AT)
+        stated = _FRAME.unpack_from(data, frame)
+    except struct.error:
+        return None
+    if size != len(data) or stated != (0xFF, 0xC0, 17, 8, height, width) or data[scan - 14 : scan - 12] != _SCAN:
         return None
     interval = 1 if -(-width // 16) % 2 else 2
     return Header(height, width, 3, True, (16, 16), interval, frame, scan, _INDEX_AT + _INDEX.size)
@@ -170,7 +175,9 @@ def part(data: bytes, header: Header, top: int, left: int, bottom: int, right: i
         out = bytearray(data)
     else:
         step = header.restart_interval
-        first_row, first = max(0, top - 1) // block_height, max(0, left - 1) // (block_width * step)
+        # Colour of at most two pixels across is not interpolated by libjpeg: five pixels have three.
+        first = max(0, min(left - 1, header.width - 5)) // (block_width * step)
+        first_row = max(0, top - 1) // block_height
         last = min(columns // step, right // (block_width * step) + 1)
         box = Box(
             first_row * block_height,
@@ -221,10 +228,10 @@ def _interval_starts(data: bytes, header: Header) -> np.ndarray | None:
         return None
     per_row = columns // step
     starts = np.empty((rows, per_row + 1), np.int64)
-    if header.index:
-        lengths = np.frombuffer(data, "<u2", rows * per_row, header.index)
-        ends = np.cumsum(lengths, dtype=np.int64) + (header.scan - 2)
-    else:
+    ends = None
+    if header.index and header.index + 2 * rows * per_row < header.scan:
+        ends = np.cumsum(np.frombuffer(data, "<u2", rows * per_row, header.index), dtype=np.int64) + (header.scan - 2)
+    if ends is None or ends[-1] != len(data) - 2:  # there is no comment, or it is damaged
         code = np.frombuffer(data, np.uint8)
         escapes = (code[header.scan : -1] == 0xFF).nonzero()[0] + header.scan
         ends = escapes[code[escapes + 1] >= 0xD0][: rows * per_row]  # in the code itself, FF is followed by 00

@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 
 # Rows that a thread takes at once: enough to share NumPy's cost for each call, few enough to keep all threads busy.
 CHUNK = 32
+_SECONDS_TO_END = 5  # of a batch that is waited for when nobody wants it any more
 _REPLACEMENT_STREAM = 4  # tells the random numbers here from those of orders and crops
 
 
@@ -264,6 +265,10 @@ class Loader:
         limit = f" That is more than data.max_bad_records={self.max_bad_records}." if self.max_bad_records else ""
         raise DataError(f"{message}. Repair or remove it, or raise data.max_bad_records.{limit}")
 
+    def cancel(self) -> None:
+        """Gives up the batches that are waiting; what a thread has begun to read or decode it still finishes."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
     def close(self) -> None:
         """Ends the threads; batches that are waiting are given up."""
         self._pool.shutdown(wait=True, cancel_futures=True)
@@ -305,6 +310,7 @@ class Prefetcher:
 
     def __init__(self, loader: "Loader | ProcessLoader", steps: range, place: "Placer", depth: int):
         self.seconds_waited = 0.0
+        self._loader = loader
         self._ready: queue.Queue[dict[str, jax.Array] | BaseException | None] = queue.Queue(maxsize=depth)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, args=(loader, steps, place), name="prefetch", daemon=True)
@@ -352,7 +358,10 @@ class Prefetcher:
     def close(self) -> None:
         """Ends the thread and lets go of the batches that were ready."""
         self._stop.set()
-        self._thread.join()
+        self._thread.join(_SECONDS_TO_END)
+        if self._thread.is_alive():  # it waits for a batch that does not come
+            self._loader.cancel()
+            self._thread.join()
         with self._ready.mutex:
             self._ready.queue.clear()
 

@@ -220,7 +220,7 @@ def _spans(instructions: Sequence[Any]) -> list[tuple[int, int]]:
         if instruction.filename not in starts:
             starts[instruction.filename] = total
             total += instruction.examples_in_shard
-    return [(starts[i.filename] + i.skip, i.take) for i in instructions if i.take]
+    return [(starts[i.filename] + i.skip, i.take) for i in instructions if i.take > 0]
 
 
 class FolderSource:
@@ -302,10 +302,19 @@ def read_labels(source: Source, num_threads: int | None = None) -> np.ndarray:
 
     def read(first: int) -> None:
         for index in range(first, min(first + 1000, len(source))):
-            labels[index] = source[index][1]
+            try:
+                labels[index] = source[index][1]
+            except Exception as error:  # whatever a format's reader raises
+                raise DataError(f"Cannot read {source.describe(index)}: {error}. Repair or remove it.") from error
 
     with concurrent.futures.ThreadPoolExecutor(num_threads) as pool:
         collections.deque(pool.map(read, range(0, len(source), 1000)), maxlen=0)
+    if len(wrong := np.flatnonzero((labels < 0) | (labels >= source.num_classes))):
+        index = int(wrong[0])
+        raise DataError(
+            f"{source.describe(index)} has the label {labels[index]}, but there are {source.num_classes} classes, 0 to "
+            f"{source.num_classes - 1}. Correct or remove it."
+        )
     return labels
 
 

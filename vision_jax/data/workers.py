@@ -8,6 +8,7 @@ is left behind however the main process ends.
 """
 
 import collections
+import contextlib
 import dataclasses
 import functools
 import json
@@ -131,6 +132,11 @@ class ProcessLoader:
 
         return wait
 
+    def cancel(self) -> None:
+        """Gives up the batches that are waiting, from any thread: whoever waits for one gets an error."""
+        for worker in self._workers:
+            worker.cancel()
+
     def close(self) -> None:
         """Ends the processes; batches that are waiting are given up."""
         for worker in self._workers:
@@ -220,7 +226,7 @@ class _Worker:
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
             other.close()
-        self._connection = Connection(mine.detach())
+        self._connection, self._socket = Connection(mine.dup().detach()), mine
         self._finished: dict[int, Exception | None] = {}
 
     def send(self, message: Any) -> None:
@@ -258,9 +264,15 @@ class _Worker:
             "data.num_workers or data.prefetch if memory is short."
         )
 
+    def cancel(self) -> None:
+        """Cuts the connection, so that nobody waits for what comes over it any more."""
+        with contextlib.suppress(OSError):  # the process has cut it already
+            self._socket.shutdown(socket.SHUT_RDWR)
+
     def disconnect(self) -> None:
         """Tells the process to end."""
         self._connection.close()
+        self._socket.close()
 
     def end(self) -> None:
         """Waits until the process has ended."""

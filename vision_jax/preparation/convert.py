@@ -9,6 +9,7 @@ import simplejpeg
 
 from vision_jax.data import decode, jpeg
 
+_LARGEST_SIDE = 65_500  # that libjpeg encodes
 _ORIENTATION = 0x0112  # the EXIF tag
 # What turns the stored pixels upright, by the value of the tag (EXIF 2.3, section 4.6.4).
 _UPRIGHT = {
@@ -60,6 +61,8 @@ class Conversion:
         orientation = _exif_orientation(data) if self.apply_exif_orientation else 1
         new_height, new_width = self._size(height, width)
         same_size = (new_height, new_width) == (height, width)
+        if self.encoding == "jpeg" and max(new_height, new_width) > _LARGEST_SIDE:
+            raise ValueError(f"it would have {new_width}x{new_height} pixels, and a JPEG has at most {_LARGEST_SIDE}")
         if self.encoding == "jpeg" and same_size and orientation == 1 and _is_plain_jpeg(data):
             return data
         # Large JPEGs are reduced while they are decoded, to no less than twice the size: the filter does the rest.

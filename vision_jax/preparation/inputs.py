@@ -167,6 +167,7 @@ class FolderInput:
         classes = {split: [path.name for path in _folders_in(folder)] for split, folder in self._folders.items()}
         first = next(iter(classes))
         class_names = classes[first]
+        _check_class_names(class_names)
         for split, names in classes.items():
             if not names:
                 raise DataError(f"{self._folders[split]} holds no class folders: a class needs a folder of its own.")
@@ -190,6 +191,21 @@ class FolderInput:
 
     def index(self, cache: pathlib.Path) -> Index:
         return self._index
+
+
+def _check_class_names(names: Sequence[str]) -> None:
+    """Checks that tfds, which keeps one name a line and strips it, can store the names of classes.
+
+    Raises:
+        DataError: if not.
+    """
+    for name in names:
+        try:
+            name.encode()
+        except UnicodeEncodeError as error:
+            raise DataError(f"The class folder {name!r} has a name that is not UTF-8: rename it.") from error
+        if name != name.strip() or len(name.splitlines()) != 1:
+            raise DataError(f"The class folder {name!r} has spaces around its name, or a line break: rename it.")
 
 
 def _folders_in(directory: pathlib.Path) -> list[pathlib.Path]:

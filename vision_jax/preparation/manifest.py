@@ -60,9 +60,15 @@ def read(directory: pathlib.Path) -> dict[str, Any]:
         raise DataError(f"{directory} has no {FILE_NAME}: {reason}.")
     try:
         manifest = json.loads(path.read_text())
-        if not isinstance(manifest["splits"], dict) or not isinstance(manifest["options"]["name"], str):
+        if not isinstance(manifest["options"]["name"], str) or not isinstance(manifest["num_classes"], int):
             raise TypeError("it is no manifest")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        shards = [shard for split in manifest["splits"].values() for shard in split["shards"]]
+        for entry in (*manifest["metadata"], *shards):
+            if not isinstance(entry["bytes"], int) or pathlib.PurePath(entry["file"]).name != entry["file"]:
+                raise TypeError(f"it has an entry {entry}")
+        for split in manifest["splits"].values():
+            sum(shard["examples"] for shard in split["shards"]) + split["examples"] + len(split["skipped"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path} is damaged ({error}): prepare the data set again.") from error
     return manifest
 

@@ -101,11 +101,21 @@ class Job:
         return self.work / f"{shard.file}.json"
 
     def _read(self, record: np.void) -> Original:
+        name = os.fsdecode(bytes(record["name"]))
         try:
             return self.reader.read(record)
-        except (OSError, KeyError, IndexError) as error:  # of the disk, or of an example without the feature
-            name = os.fsdecode(bytes(record["name"]))
-            raise DataError(f"Cannot read {name}: {type(error).__name__}: {error}.") from error
+        except DataError:
+            raise
+        except OSError as error:
+            raise DataError(f"Cannot read {name}: {error}.") from error
+        except Exception as error:  # a damaged record: whatever its format's reader raises
+            raise _UnreadableError(name, f"it cannot be read: {type(error).__name__}: {error}") from error
+
+    def _convert(self, original: Original) -> bytes:
+        try:
+            return self.conversion(original.data)
+        except ValueError as error:
+            raise _UnreadableError(os.fsdecode(original.file_name), str(error)) from error
 
     def write(self, shard: Shard, count: Callable[[], None]) -> Receipt:
         """Writes a shard and its receipt.
@@ -122,11 +132,11 @@ class Job:
         examples = example_bytes = 0
         writer = tfds_format.open_shard(temporary)
         for record in shard.records:
-            original = self._read(record)
             try:
-                image = self.conversion(original.data)
-            except ValueError as error:
-                skipped.append((os.fsdecode(original.file_name), str(error)))
+                original = self._read(record)
+                image = self._convert(original)
+            except _UnreadableError as error:
+                skipped.append((error.name, str(error)))
                 check_skipped(skipped, self.skip_corrupt)
             else:
                 example = tfds_format.serialize_example(image, original.label, original.file_name)
@@ -143,6 +153,18 @@ class Job:
         receipt = Receipt(shard.file, shard.split, examples, example_bytes, size, sha256, skipped)
         write_json(self._receipt_path(shard), dataclasses.asdict(receipt))
         return receipt
+
+
+class _UnreadableError(Exception):
+    """An image cannot be read or decoded.
+
+    Attributes:
+        name: of the image.
+    """
+
+    def __init__(self, name: str, reason: str):
+        super().__init__(reason)
+        self.name = name
 
 
 @contextlib.contextmanager
