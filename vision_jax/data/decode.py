@@ -182,6 +182,8 @@ def _header_and_size(data: bytes) -> tuple[jpeg.Header | None, tuple[int, int]]:
         with contextlib.suppress(ValueError):  # Pillow has the last word
             header = jpeg.read_header(data)
             return header, (header.height, header.width)
+    elif (pixels := _ppm_pixels(data)) is not None:
+        return None, (pixels.shape[0], pixels.shape[1])
     with _open(data) as image:
         return None, (image.height, image.width)
 
