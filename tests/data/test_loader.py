@@ -187,6 +187,13 @@ def test_one_damaged_record_too_many_is_an_error():
         load_tolerant(damaged_source(), 0, np.arange(40), max_bad_records=2)
 
 
+def test_a_source_of_nothing_but_damage_is_an_error():
+    source = Source()
+    source.records = [(b"", 0)] * 40
+    with pytest.raises(DataError, match="and so are 100 others"):
+        load_tolerant(source, 0, np.arange(40), max_bad_records=1000)
+
+
 def test_storage_that_fails_is_never_replaced():
     class Failing(Source):
         def __getitem__(self, index: int) -> tuple[bytes, int]:

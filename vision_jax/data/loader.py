@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 # Rows that a thread takes at once: enough to share NumPy's cost for each call, few enough to keep all threads busy.
 CHUNK = 32
 _SECONDS_TO_END = 5  # of a batch that is waited for when nobody wants it any more
+_MAX_ATTEMPTS = 100  # to find a record that can stand for a damaged one
 _REPLACEMENT_STREAM = 4  # tells the random numbers here from those of orders and crops
 
 
@@ -197,6 +198,9 @@ class Loader:
         def replace(row: int, problem: str) -> None:
             self._tolerate(int(records[row]), problem)
             attempts[row] += 1
+            if attempts[row] > _MAX_ATTEMPTS:
+                name = self.source.describe(int(wanted[row]))
+                raise DataError(f"{name} is damaged, and so are {_MAX_ATTEMPTS} others that were to stand for it.")
             bits = random_bits(_REPLACEMENT_STREAM, int(wanted[row]), int(visits[row]), attempts[row])
             records[row] = int(bits[0] % np.uint64(len(self.source)))
 
