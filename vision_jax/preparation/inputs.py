@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from vision_jax.data import tfds_format
+from vision_jax.data.arrayrecord import ArrayRecordFiles
 from vision_jax.data.sources import IMAGE_SUFFIXES
 from vision_jax.data.tfrecord import TfRecordFiles
 from vision_jax.errors import DataError
@@ -275,15 +276,9 @@ class TfdsReader:
     @functools.cached_property
     def _records(self) -> list[Any]:
         """The serialized examples of each split, at random access."""
-        from array_record.python.array_record_data_source import ArrayRecordDataSource
-
         if self.tfrecord:
             return [TfRecordFiles(paths, self.cache) for _, paths, _ in self.splits]
-        # With the ranges given, no file is opened before it is needed.
-        return [
-            ArrayRecordDataSource([f"{path}[0:{n}]" for path, n in zip(paths, lengths, strict=True)])
-            for _, paths, lengths in self.splits
-        ]
+        return [ArrayRecordFiles(paths, lengths) for _, paths, lengths in self.splits]
 
     def read(self, record: np.void) -> Original:
         from tensorflow_datasets.proto import tf_example_generated_pb2

@@ -237,30 +237,56 @@ def write_shards(
     # Each shard counts for itself and no lock is taken: a process that is killed could keep it for ever.
     counts = context.RawArray("q", max(1, len(shards)))
     stop = context.RawValue("b", 0)
-    pool = concurrent.futures.ProcessPoolExecutor(num_workers, context, _start_worker, (job, counts, stop))
-    try:
-        with _without_interrupts():
-            futures = {pool.submit(_write_in_worker, number, shard) for number, shard in enumerate(shards)}
-        while futures:
-            done, futures = concurrent.futures.wait(
-                futures, timeout=0.2, return_when=concurrent.futures.FIRST_COMPLETED
-            )
-            progress(sum(counts))
-            for future in done:
-                yield future.result()
-    except concurrent.futures.process.BrokenProcessPool as error:
-        raise DataError(
-            "A worker process was killed, perhaps for want of memory: run the same command again to go on, with fewer "
-            f"than --workers={num_workers} if it happens again."
-        ) from error
-    finally:
-        stop.value = 1
-        pool.shutdown(wait=True, cancel_futures=True)
+    with _interrupts_noted() as raise_interrupt:
+        pool = concurrent.futures.ProcessPoolExecutor(num_workers, context, _start_worker, (job, counts, stop))
+        try:
+            with _interrupts_blocked():
+                futures = {pool.submit(_write_in_worker, number, shard) for number, shard in enumerate(shards)}
+            while futures:
+                done, futures = concurrent.futures.wait(
+                    futures, timeout=0.2, return_when=concurrent.futures.FIRST_COMPLETED
+                )
+                progress(sum(counts))
+                for future in done:
+                    yield future.result()
+                raise_interrupt()
+        except concurrent.futures.process.BrokenProcessPool as error:
+            raise DataError(
+                "A worker process was killed, perhaps for want of memory: run the same command again to go on, with "
+                f"fewer than --workers={num_workers} if it happens again."
+            ) from error
+        finally:
+            stop.value = 1
+            pool.shutdown(wait=True, cancel_futures=True)
 
 
 @contextlib.contextmanager
-def _without_interrupts() -> Iterator[None]:
-    """Holds Ctrl-C back. Processes that are started meanwhile never see it: this one tells them to stop."""
+def _interrupts_noted() -> Iterator[Callable[[], None]]:
+    """Notes Ctrl-C; what it yields raises KeyboardInterrupt for it.
+
+    Raised at any other moment, it could leave a lock of the executor taken for ever.
+    """
+    noted: list[int] = []
+
+    def raise_interrupt() -> None:
+        if noted:
+            raise KeyboardInterrupt
+
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if not in_main_thread or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield raise_interrupt  # nobody raises it
+        return
+    signal.signal(signal.SIGINT, lambda number, _: noted.append(number))
+
+    try:
+        yield raise_interrupt
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@contextlib.contextmanager
+def _interrupts_blocked() -> Iterator[None]:
+    """Processes that are started meanwhile never see Ctrl-C: this one tells them to stop."""
     previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
