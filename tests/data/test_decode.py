@@ -88,7 +88,7 @@ def test_decoding_a_part_changes_no_pixel(channels: int):
     uniforms = decode.order.random_uniform(1, 0, 0, np.arange(8)[:, None], np.arange(22)[None, :])
     crops = decode.random_crops(np.full(8, 100), np.full(8, 130), uniforms, mine.scale, mine.ratio)
     for images in (
-        [jpeg.encode(p, 90) for p in pixels],
+        [jpeg.encode(PIL.Image.fromarray(p), 90) for p in pixels],
         [encode(p, quality=90) for p in pixels],
         [encode(p, quality=90, progressive=True) for p in pixels],
     ):
@@ -100,7 +100,7 @@ def test_decoding_a_part_changes_no_pixel(channels: int):
 
 
 def test_faster_ways_to_decode_give_nearly_the_same():
-    images = [jpeg.encode(picture(300, 260, seed=i), 90) for i in range(8)]
+    images = [jpeg.encode(PIL.Image.fromarray(picture(300, 260, seed=i)), 90) for i in range(8)]
     exact = run(transform(scaled_decoding=False), images).astype(int)
     for fields, bound in (({"fast_dct": True}, 2), ({"fast_upsampling": True}, 2), ({"scaled_decoding": True}, 3)):
         other = run(transform(**{"scaled_decoding": False, **fields}), images)

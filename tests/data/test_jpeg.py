@@ -28,7 +28,7 @@ def boxes(height: int, width: int, count: int) -> list[tuple[int, int, int, int]
 def variants() -> dict[str, bytes]:
     pixels = noisy(83, 101)
     return {
-        "ours": jpeg.encode(pixels, 90),
+        "ours": jpeg.encode(PIL.Image.fromarray(pixels), 90),
         "plain": encode(pixels, quality=90),
         "rows": encode(pixels, quality=90, restart_marker_rows=1),
         "within rows": encode(pixels, quality=90, restart_marker_blocks=3),
@@ -56,7 +56,7 @@ def test_pixels_of_a_part_are_those_of_the_whole(name: str):
 
 
 def test_parts_are_small_and_whole_jpegs():
-    data = jpeg.encode(noisy(256, 320), 90)
+    data = jpeg.encode(PIL.Image.fromarray(noisy(256, 320)), 90)
     piece, box = jpeg.part(data, jpeg.read_header(data), 100, 150, 140, 170)
     assert box == (96, 128, 144, 192)
     assert len(piece) < len(data) / 10
@@ -69,14 +69,14 @@ def test_parts_are_small_and_whole_jpegs():
 
 
 def test_restart_markers_that_are_missing_are_noticed():
-    data = jpeg.encode(noisy(64, 64), 90)
+    data = jpeg.encode(PIL.Image.fromarray(noisy(64, 64)), 90)
     cut = data.replace(b"\xff\xd3", b"", 1)
     assert jpeg.part(cut, jpeg.read_header(cut), 0, 0, 16, 16)[1] == (0, 0, 32, 64)  # as if there were none
 
 
 @pytest.mark.parametrize("size", [(83, 101), (64, 96), (16, 16), (1, 1), (300, 17)])
 def test_the_comment_tells_what_the_file_does(size: tuple[int, int]):
-    data = jpeg.encode(noisy(*size), 90)
+    data = jpeg.encode(PIL.Image.fromarray(noisy(*size)), 90)
     header = jpeg.read_header(data)
     assert header.index
     # Another name hides the comment; the file is read by its markers then.
@@ -88,7 +88,7 @@ def test_the_comment_tells_what_the_file_does(size: tuple[int, int]):
 
 
 def test_a_comment_that_no_longer_holds_is_ignored():
-    data = jpeg.encode(noisy(64, 64), 90)
+    data = jpeg.encode(PIL.Image.fromarray(noisy(64, 64)), 90)
     longer = data[:-2] + b"\x00" + data[-2:]
     assert not jpeg.read_header(longer).index
     file = io.BytesIO()
@@ -101,7 +101,7 @@ def test_a_comment_that_no_longer_holds_is_ignored():
 def test_the_right_edge_is_that_of_the_whole(width: int):
     """Where little is left of the last block, colour would be interpolated otherwise."""
     for data in (
-        jpeg.encode(noisy(33, width), 90),
+        jpeg.encode(PIL.Image.fromarray(noisy(33, width)), 90),
         encode(noisy(33, width), quality=90, subsampling="4:2:2", restart_marker_blocks=1),
     ):
         whole = simplejpeg.decode_jpeg(data, "RGB")
@@ -112,7 +112,7 @@ def test_the_right_edge_is_that_of_the_whole(width: int):
 
 
 def test_a_damaged_comment_changes_no_pixel():
-    data = jpeg.encode(noisy(48, 64), 90)
+    data = jpeg.encode(PIL.Image.fromarray(noisy(48, 64)), 90)
     whole = simplejpeg.decode_jpeg(data, "RGB")
     for position in range(6, jpeg.read_header(data).index + 12):  # six lengths of two bytes
         for bit in (1, 64):
@@ -127,7 +127,7 @@ def test_a_damaged_comment_changes_no_pixel():
 
 
 def test_large_images_have_no_comment_where_it_would_not_fit():
-    data = jpeg.encode(np.zeros((2880, 2896, 3), np.uint8), 50)
+    data = jpeg.encode(PIL.Image.fromarray(np.zeros((2880, 2896, 3), np.uint8)), 50)
     header = jpeg.read_header(data)
     assert (header.height, header.width, header.index) == (2880, 2896, 0)
     assert jpeg.part(data, header, 1000, 1000, 1010, 1010)[1] == (992, 992, 1024, 1024)
@@ -152,6 +152,6 @@ def test_encode_is_pillows_jpeg():
     pixels = noisy(50, 70)
     mine, plain = (
         np.asarray(PIL.Image.open(io.BytesIO(data)), int)
-        for data in (jpeg.encode(pixels, 90), encode(pixels, quality=90))
+        for data in (jpeg.encode(PIL.Image.fromarray(pixels), 90), encode(pixels, quality=90))
     )
     assert (mine == plain).all()

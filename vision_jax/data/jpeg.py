@@ -32,18 +32,16 @@ _INDEX = struct.Struct("<IHHHH")
 _INDEX_AT = 6 + len(_NAME)
 
 
-def encode(pixels: np.ndarray, quality: int) -> bytes:
+def encode(image: PIL.Image.Image, quality: int) -> bytes:
     """Encodes an image with halved colour resolution, restart markers, and a comment that tells where these are.
 
     Args:
-        pixels: (height, width, 3) uint8, RGB.
-        quality: 1 to 95, libjpeg's.
+        image: RGB.
+        quality: 1 to 100, libjpeg's.
     """
-    columns = -(-pixels.shape[1] // 16)
+    columns = -(-image.width // 16)
     file = io.BytesIO()
-    PIL.Image.fromarray(pixels).save(
-        file, "JPEG", quality=quality, subsampling="4:2:0", restart_marker_blocks=1 if columns % 2 else 2
-    )
+    image.save(file, "JPEG", quality=quality, subsampling="4:2:0", restart_marker_blocks=1 if columns % 2 else 2)
     return _with_index(file.getvalue())
 
 
