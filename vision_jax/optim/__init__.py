@@ -1,7 +1,25 @@
-"""Optimizers, schedules, and which parameters decay."""
+"""Optimizers, schedules, and what holds for which parameters."""
 
+from vision_jax.optim.clipping import clip_adaptive
+from vision_jax.optim.groups import GroupRules, Row, format_table, layer_ids
 from vision_jax.optim.masks import decay_mask
-from vision_jax.optim.optimizers import create_optimizer, list_optimizers
-from vision_jax.optim.schedules import create_schedule
+from vision_jax.optim.optimizers import create_optimizer, list_optimizers, optimizer_arguments
+from vision_jax.optim.sam import sam_gradients
+from vision_jax.optim.schedules import create_schedule, list_schedules, scale_learning_rate, schedule_arguments
 
-__all__ = ["create_optimizer", "create_schedule", "decay_mask", "list_optimizers"]
+__all__ = [
+    "GroupRules",
+    "Row",
+    "clip_adaptive",
+    "create_optimizer",
+    "create_schedule",
+    "decay_mask",
+    "format_table",
+    "layer_ids",
+    "list_optimizers",
+    "list_schedules",
+    "optimizer_arguments",
+    "sam_gradients",
+    "scale_learning_rate",
+    "schedule_arguments",
+]

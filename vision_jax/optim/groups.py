@@ -1,0 +1,283 @@
+"""What holds for some parameters and not for others: decay, factors of the learning rate, freezing.
+
+Patterns are regular expressions that are found anywhere in a path such as `layer1/0/conv1/kernel`; `^` and `$` tie
+them to its ends. Parameters of blocks that a scan has stacked have one path for each block, `blocks/0/attn/qkv/kernel`
+and so on, so that the same rules hold for a model built either way.
+"""
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from vision_jax.errors import ConfigError
+from vision_jax.optim import masks
+
+_PREVIOUS = 1_000_000_000  # sorts behind all blocks of a stage
+# Where a parameter stands in a model: a pattern that the path begins with, an ordinal, and further ordinals behind the
+# captured ones. It is where timm's layer-wise decay puts them, for all families at once: paths are its names. What ends
+# with _PREVIOUS counts as the layer before; what no pattern matches is the head.
+_LAYERS: tuple[tuple[str, int, tuple[int, ...]], ...] = (
+    (r"(cls_token|dist_token|reg_token|pos_embed|patch_embed)", 0, ()),  # vision transformers, Swin
+    (r"(stem|conv_stem|conv1|bn1|maxpool)(/|$)", 0, ()),
+    (r"features/((conv|norm|pool)[012]|0)/", 0, ()),  # DenseNet; VGG and others that count their layers
+    (r"Conv2d_[12]", 0, ()),  # Inception
+    (r"Conv2d_[34]", 1, (0,)),
+    (r"Mixed_(\d)([a-z])", 1, ()),
+    (r"inception(\d)([a-z])", 1, ()),  # GoogLeNet
+    (r"layers/(\d+)/downsample", 1, (0,)),  # Swin
+    (r"layers/(\d+)/\w+/(\d+)", 1, ()),
+    (r"stages/(\d+)/downsample", 1, (0,)),  # ConvNeXt
+    (r"stages/(\d+)/blocks/(\d+)", 1, ()),  # and ResNetV2
+    (r"layer(\d+)/(\d+)", 1, ()),  # ResNet
+    (r"s(\d+)/b(\d+)", 1, ()),  # RegNet
+    (r"stage(\d+)/(\d+)", 1, ()),  # ShuffleNet
+    (r"conv(\d)/", 1, ()),  # of GoogLeNet and ShuffleNet, which number them among the stages
+    (r"features/denseblock(\d+)/denselayer(\d+)", 1, ()),
+    (r"features/transition(\d+)", 1, (_PREVIOUS,)),
+    (r"features/(\d+)", 1, ()),
+    (r"blocks/(\d+)/(\d+)", 1, ()),  # EfficientNet, MobileNet
+    (r"blocks/(\d+)", 1, ()),  # vision transformers, Mixer
+    (r"norm/", 1, (_PREVIOUS,)),
+)
+# EfficientNet counts these to the last block; MobileNetV3, which has no such norm, to the head.
+_LAST_CONV = r"(conv_head|bn2)/"
+
+
+def layer_ids(paths: Sequence[str], layers: Sequence[str] | None = None) -> list[int]:
+    """Returns the depth of each parameter: 0 for the stem, then one number for each block, the last for the head.
+
+    Args:
+        paths: of all parameters of a model.
+        layers: patterns from the first layer to the last; what they capture orders what one pattern matches, by value
+            if it is a number. What none matches is the head. None: those of the families in `vision_jax.models`, with
+            depths as timm has them.
+
+    Raises:
+        ConfigError: if no pattern matches, or only the first ones.
+    """
+    if layers is None:
+        table = list(_LAYERS)
+        if any(path.startswith("bn2/") for path in paths):
+            table.append((_LAST_CONV, 1, (_PREVIOUS,)))
+        compiled = [(re.compile("^" + pattern), ordinal, more) for pattern, ordinal, more in table]
+    else:
+        compiled = [(re.compile(pattern), ordinal, ()) for ordinal, pattern in enumerate(layers)]
+
+    def place(path: str) -> tuple[float, ...]:
+        for pattern, ordinal, more in compiled:
+            if match := pattern.search(path):
+                captured = [] if layers is None and ordinal == 0 else [group for group in match.groups() if group]
+                # Letters count as their codes do: stages may be called a, b, c.
+                numbers = [float(g) if g.isdigit() else float(sum(ord(c) for c in g)) for g in captured]
+                return (float(ordinal), *numbers, *(float(number) for number in more))
+        return (float("inf"),)
+
+    places = [place(path) for path in paths]
+    ids: dict[tuple[float, ...], int] = {}
+    for key in sorted(set(places)):
+        ids[key] = max(0, len(set(ids.values())) - (key[-1] == _PREVIOUS))
+    if len(set(ids.values())) < 3:
+        raise ConfigError(
+            "The layers of this model are not known, so its learning rate cannot decay by layer: give `layers`, "
+            "patterns of paths from the first layer to the last."
+        )
+    return [ids[key] for key in places]
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """What holds for a parameter.
+
+    Attributes:
+        path: its path.
+        shape: its shape.
+        decays: weight decay acts on it.
+        multiplier: factor of its learning rate; of stacked blocks with different ones, all of them.
+        frozen: it keeps its value.
+        layer: its depth, where the learning rate decays by layer; of stacked blocks, all of them.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    decays: bool
+    multiplier: float | tuple[float, ...]
+    frozen: bool
+    layer: int | tuple[int, ...] | None
+
+
+@dataclasses.dataclass(frozen=True)
+class GroupRules:
+    """What holds for which parameters.
+
+    Attributes:
+        decay: "kernels", "all", "timm" or "not_norms", as in `decay_mask`.
+        no_decay: patterns of what does not decay although the rule says so.
+        multipliers: pairs of a pattern and a factor of the learning rate; where several match, all factors count.
+        layer_decay: the learning rate of a layer is this times that of the next one, and the head has all of it (Clark
+            et al. 2020, arXiv:2003.10555; Bao et al. 2021, arXiv:2106.08254); None: all layers have the same.
+        min_layer_factor: the least factor that comes of it.
+        layers: see `layer_ids`.
+        frozen: patterns of what keeps its value: there is no update, no decay and no state in the optimizer. Running
+            statistics are not parameters and go on.
+    """
+
+    decay: str = "kernels"
+    no_decay: tuple[str, ...] = ()
+    multipliers: tuple[tuple[str, float], ...] = ()
+    layer_decay: float | None = None
+    min_layer_factor: float = 0.0
+    layers: tuple[str, ...] | None = None
+    frozen: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.decay not in masks.DECAY_RULES:
+            masks.decay_mask({}, self.decay)
+        for pattern in (*self._patterns(), *(self.layers or ())):
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ConfigError(f"The pattern {pattern!r} is no regular expression: {error}") from error
+        if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
+            raise ConfigError(f"layer_decay is {self.layer_decay}: it must be above 0 and at most 1.")
+        for pattern, factor in self.multipliers:
+            if factor < 0:
+                raise ConfigError(f"The multiplier of {pattern!r} is {factor}: it must not be negative.")
+
+    def _patterns(self) -> tuple[str, ...]:
+        return (*self.no_decay, *(pattern for pattern, _ in self.multipliers), *self.frozen)
+
+    def table(self, params: Any) -> list[Row]:
+        """Returns what holds for each of the parameters, in the order of `jax.tree.leaves`.
+
+        Args:
+            params: arrays, or their shapes.
+
+        Raises:
+            ConfigError: if a pattern matches nothing, or picks out some of stacked blocks where that cannot be.
+        """
+        leaves = [(masks.path_string(path), x) for path, x in jax.tree_util.tree_leaves_with_path(params)]
+        paths = [_block_paths(path, x.shape) for path, x in leaves]
+        flat = [path for several in paths for path in several]
+        for pattern in self._patterns():
+            if not any(re.search(pattern, path) for path in flat):
+                raise ConfigError(f"The pattern {pattern!r} matches no parameter; there are such as {flat[0]}.")
+        ids = dict(zip(flat, layer_ids(flat, self.layers), strict=True)) if self.layer_decay is not None else {}
+        decays = jax.tree.leaves(masks.decay_mask(params, self.decay))
+        return [
+            self._row(path, x.shape, decay, several, ids)
+            for (path, x), decay, several in zip(leaves, decays, paths, strict=True)
+        ]
+
+    def _row(self, path: str, shape: tuple[int, ...], decays: bool, paths: list[str], ids: dict[str, int]) -> Row:
+        multipliers, frozen = [], [masks.matches(name, self.frozen) for name in paths]
+        for name, is_frozen in zip(paths, frozen, strict=True):
+            factor = 1.0
+            for pattern, other in self.multipliers:
+                factor *= other if re.search(pattern, name) else 1
+            if self.layer_decay is not None:
+                factor *= max(self.min_layer_factor, self.layer_decay ** (max(ids.values()) - ids[name]))
+            # Of stacked blocks some may be frozen: those then have state, and a factor of zero.
+            multipliers.append(0.0 if is_frozen else factor)
+        spared = {masks.matches(name, self.no_decay) for name in paths}
+        if decays and len(spared) > 1:
+            raise ConfigError(
+                f"no_decay picks out some of the blocks stacked in {path}, of which all must decay or none: change the "
+                "pattern, or set scan_blocks to False."
+            )
+        layers = tuple(ids[name] for name in paths) if ids else None
+        stacked = masks.is_stacked(path)
+        return Row(
+            path=path,
+            shape=tuple(shape),
+            decays=decays and not spared.pop() and not all(frozen),
+            multiplier=tuple(multipliers) if len(set(multipliers)) > 1 else multipliers[0],
+            frozen=all(frozen),
+            layer=layers if layers is None or stacked else layers[0],
+        )
+
+    def decay_mask(self, params: Any) -> Any:
+        """Returns a tree of booleans, which of the parameters decay; it is what `create_optimizer` takes."""
+
+        # Within `wrap` there are no frozen parameters in the tree, and a pattern may match nothing: hence no `table`.
+        def decays(path: Any, decays: bool, x: Any) -> bool:
+            paths = _block_paths(masks.path_string(path), x.shape)
+            return decays and not any(masks.matches(name, self.no_decay) for name in paths)
+
+        return jax.tree_util.tree_map_with_path(decays, masks.decay_mask(params, self.decay), params)
+
+    def wrap(self, optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+        """Returns the optimizer with the multipliers, and with what is frozen left alone.
+
+        All that the optimizer makes of a gradient is multiplied, decay included: it is a factor of the learning rate.
+        Frozen parameters are taken out before the optimizer sees them, so they do not count in the norm of gradients.
+        Give the optimizer `decay_mask=rules.decay_mask`.
+
+        Raises:
+            ConfigError: when the state is made, as `table`.
+        """
+        if not (self.frozen or self.multipliers or self.layer_decay is not None):
+            return optimizer
+        inner = optax.with_extra_args_support(optimizer)
+
+        def trained(tree: Any, rows: Any) -> Any:
+            return jax.tree.map(lambda row, x: optax.MaskedNode() if row.frozen else x, rows, tree)
+
+        def rows_of(tree: Any) -> Any:
+            return jax.tree.unflatten(jax.tree.structure(tree), self.table(tree))
+
+        def init(params: Any) -> Any:
+            return inner.init(trained(params, rows_of(params)))
+
+        def update(grads: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
+            rows = rows_of(grads)
+            less = None if params is None else trained(params, rows)
+            updates, state = inner.update(trained(grads, rows), state, less, **extra)
+
+            def scaled(row: Row, grad: jax.Array, update: Any) -> jax.Array:
+                if row.frozen:
+                    return jax.numpy.zeros_like(grad)
+                if row.multiplier == 1:
+                    return update
+                factor = np.asarray(row.multiplier, np.float32)
+                return update * factor.reshape(-1, *[1] * (update.ndim - 1) if factor.ndim else ()).astype(update.dtype)
+
+            return jax.tree.map(scaled, rows, grads, updates), state
+
+        return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _block_paths(path: str, shape: Sequence[int]) -> list[str]:
+    """Returns the path, or of stacked parameters that of each block."""
+    if not masks.is_stacked(path):
+        return [path]
+    rest = path.removeprefix("blocks/")
+    return [f"blocks/{i}/{rest}" for i in range(shape[0])]
+
+
+def format_table(rows: Sequence[Row]) -> str:
+    """Returns the rows as aligned text, one a line, and below them how many parameters train and decay."""
+    lines = [("parameter", "shape", "decay", "learning rate", "layer")]
+    for row in rows:
+        numbers = row.multiplier if isinstance(row.multiplier, tuple) else (row.multiplier,)
+        layers = row.layer if isinstance(row.layer, tuple) else (row.layer,)
+        lines.append(
+            (
+                row.path,
+                "x".join(str(size) for size in row.shape),
+                "yes" if row.decays else "no",
+                "frozen" if row.frozen else " to ".join(f"x {x:.4g}" for x in dict.fromkeys((numbers[0], numbers[-1]))),
+                "" if layers[0] is None else " to ".join(str(x) for x in dict.fromkeys((layers[0], layers[-1]))),
+            )
+        )
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+    sizes = [(row, int(np.prod(row.shape))) for row in rows]
+    total = sum(size for _, size in sizes)
+    trained = sum(size for row, size in sizes if not row.frozen)
+    decayed = sum(size for row, size in sizes if row.decays)
+    return "\n".join([*text, f"{trained:,} of {total:,} parameters are trained, and {decayed:,} decay."])
