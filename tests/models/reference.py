@@ -4,7 +4,6 @@ import json
 import math
 import pathlib
 import zlib
-from typing import Any
 
 import numpy as np
 
@@ -23,7 +22,9 @@ def fill(name: str, shape: tuple[int, ...], variance: float = 1.0) -> np.ndarray
         return 0.02 * noise
     if len(shape) <= 1:
         return 1.0 + 0.1 * noise
-    return noise * np.float32(math.sqrt(1.5 / math.prod(shape[1:])))
+    if leaf == "weight" or leaf.endswith("_weight"):
+        return noise * np.float32(math.sqrt(1.5 / math.prod(shape[1:])))
+    return 0.1 * noise  # tokens, positions
 
 
 def load(name: str) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, int]:
@@ -35,19 +36,3 @@ def load(name: str) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, int]
     state = {k: fill(k, tuple(s), variances.get(k.rpartition(".")[0], 1.0)) for k, s in shapes.items()}
     images = np.random.Generator(np.random.PCG64(size)).standard_normal((2, 3, size, size), dtype=np.float32)
     return state, images.transpose(0, 2, 3, 1), logits, parameters
-
-
-def variables_of(state: dict[str, np.ndarray]) -> dict[str, Any]:
-    """Returns a ResNet's variables of torch's state dict: the same paths, kernels transposed."""
-    leaves = {"running_mean": "mean", "running_var": "var", "bias": "bias"}
-    variables: dict[str, Any] = {"params": {}, "batch_stats": {}}
-    for name, value in state.items():
-        *path, leaf = name.split(".")
-        if leaf == "weight":
-            leaf = "scale" if value.ndim == 1 else "kernel"
-            value = value.transpose(2, 3, 1, 0) if value.ndim == 4 else value.T
-        node = variables["batch_stats" if leaf.startswith("running") else "params"]
-        for key in path:
-            node = node.setdefault(key, {})
-        node[leaves.get(leaf, leaf)] = value
-    return variables

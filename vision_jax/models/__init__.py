@@ -1,6 +1,26 @@
 """Models under timm's names, as flax.linen modules."""
 
-from vision_jax.models import lenet, resnet  # noqa: F401  each registers its models
+from vision_jax.models import (  # noqa: F401  each family registers its models
+    alexnet,
+    convnext,
+    deit,
+    densenet,
+    efficientnet,
+    googlenet,
+    inception,
+    lenet,
+    mixer,
+    mobilenet,
+    registry,
+    regnet,
+    resnet,
+    resnetv2,
+    shufflenet,
+    squeezenet,
+    swin,
+    vgg,
+    vit,
+)
 from vision_jax.models.registry import create_model, list_models
 
 __all__ = ["create_model", "list_models"]

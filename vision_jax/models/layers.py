@@ -1,15 +1,217 @@
 """Layers that several families share."""
 
-from typing import Any
+import math
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 # He et al. 2015, with the fan of the output as torch's reference ResNets have it.
 conv_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 # torch's default for linear layers: uniform within 1 / sqrt(inputs).
 dense_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+# Of transformers. What timm calls truncated is cut off at 2, a hundred deviations away.
+transformer_init = nn.initializers.normal(0.02)
+
+
+class ImageModel(nn.Module, kw_only=True):
+    """What all models have in common: their options, and the ways to apply them.
+
+    A model defines `setup`, `feature_maps`, `features` and `classify`. Modules and parameters carry the names that they
+    have in the state dict of timm, or torchvision for what timm has not; `vision_jax.pretrained` relies on it.
+
+    Attributes:
+        num_classes: length of the logits; 0: the model gives its features.
+        in_channels: of the images.
+        dtype: what it computes in.
+        drop_rate: probability of dropping a unit before the classifier, in training.
+        drop_path_rate: probability of dropping an example's last residual branch, in training; earlier ones are
+            dropped less often, in proportion to their depth (Huang et al. 2016, arXiv:1603.09382).
+    """
+
+    residual: ClassVar[bool] = True  # there are branches that `drop_path_rate` can drop
+
+    num_classes: int = 1000
+    in_channels: int = 3
+    dtype: Any = jnp.float32
+    drop_rate: float = 0.0
+    drop_path_rate: float = 0.0
+
+    def prepare(self, images: jax.Array) -> jax.Array:
+        """Returns the images in the dtype that the model computes in.
+
+        Raises:
+            ValueError: if they have another number of channels.
+        """
+        if images.ndim != 4 or images.shape[-1] != self.in_channels:
+            raise ValueError(
+                f"the images have the shape {images.shape}, and the model takes (batch, height, width, "
+                f"{self.in_channels}): set in_channels"
+            )
+        return images.astype(self.dtype)
+
+    def feature_maps(self, images: jax.Array, *, train: bool) -> dict[int, jax.Array]:
+        """Returns the last map of each resolution.
+
+        Args:
+            images: (batch, height, width, channels), normalized.
+            train: normalize by the batch's statistics and update the running ones; drop units.
+
+        Returns:
+            by stride: (batch, about height / stride, about width / stride, features).
+        """
+        raise NotImplementedError
+
+    def features(self, images: jax.Array, *, train: bool) -> jax.Array:
+        """Returns what the classifier sees, (batch, features) float32. Arguments as for `feature_maps`."""
+        raise NotImplementedError
+
+    def classify(self, features: jax.Array, *, train: bool) -> jax.Array:
+        """Returns the logits of features, (batch, num_classes)."""
+        raise NotImplementedError
+
+    def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
+        """Returns the logits, (batch, num_classes) float32. Arguments as for `feature_maps`."""
+        features = self.features(images, train=train)
+        return self.classify(features, train=train).astype(jnp.float32) if self.num_classes else features
+
+
+def Conv(
+    features: int,
+    kernel_size: int | tuple[int, int],
+    strides: int = 1,
+    *,
+    padding: int | tuple[int, int] | str | None = None,
+    groups: int = 1,
+    use_bias: bool = False,
+    dtype: Any = jnp.float32,
+    **options: Any,
+) -> nn.Conv:
+    """Returns a convolution with torch's arguments.
+
+    Args:
+        padding: on each side, of both dimensions or of each, or "SAME" as TensorFlow pads; None: half the kernel.
+        groups: of channels that do not see each other.
+        **options: of `nn.Conv`.
+    """
+    size = (kernel_size, kernel_size) if isinstance(kernel_size, int) else kernel_size
+    if padding is None:
+        padding = ((size[0] - 1) // 2, (size[1] - 1) // 2)
+    if isinstance(padding, int):
+        padding = (padding, padding)
+    if not isinstance(padding, str):
+        padding = [(p, p) for p in padding]  # type: ignore[assignment]
+    options.setdefault("kernel_init", conv_init)
+    return nn.Conv(
+        features,
+        size,
+        strides=strides,
+        padding=padding,
+        feature_group_count=groups,
+        use_bias=use_bias,
+        dtype=dtype,
+        **options,
+    )
+
+
+def max_pool(x: jax.Array, size: int, stride: int, *, padding: int = 0, ceil: bool = False) -> jax.Array:
+    """Torch's max pooling of (batch, height, width, channels); `ceil`: windows may end beyond the edge."""
+    return nn.max_pool(x, (size, size), (stride, stride), _pool_padding(x, size, stride, padding, ceil))
+
+
+def avg_pool(
+    x: jax.Array, size: int, stride: int, *, padding: int = 0, ceil: bool = False, count_include_pad: bool = True
+) -> jax.Array:
+    """Torch's average pooling of (batch, height, width, channels); `ceil`: windows may end beyond the edge.
+
+    What `ceil` adds beyond the edge is never counted.
+    """
+    if ceil and padding and count_include_pad:
+        raise NotImplementedError("torch counts the padding there and not what lies beyond it")
+    pads = _pool_padding(x, size, stride, padding, ceil)
+    return nn.avg_pool(x, (size, size), (stride, stride), pads, count_include_pad=count_include_pad and not ceil)
+
+
+def _pool_padding(x: jax.Array, size: int, stride: int, padding: int, ceil: bool) -> Sequence[tuple[int, int]]:
+    pads = []
+    for length in x.shape[1:3]:
+        extra = 0
+        if ceil:
+            count = -(-(length + 2 * padding - size) // stride) + 1
+            if (count - 1) * stride >= length + padding:  # torch: a window begins inside or in the left padding
+                count -= 1
+            extra = max(0, (count - 1) * stride + size - length - 2 * padding)
+        pads.append((padding, padding + extra))
+    return pads
+
+
+def adaptive_avg_pool(x: jax.Array, height: int, width: int) -> jax.Array:
+    """Torch's adaptive average pooling of (batch, height, width, channels) to another height and width, in float32.
+
+    Cell i of n averages the rows from floor(i * rows / n) to ceil((i + 1) * rows / n): cells may overlap, and where
+    there are fewer rows than cells, rows are repeated.
+
+    Raises:
+        ValueError: if there is nothing to average.
+    """
+    if x.shape[1:3] == (height, width):
+        return x
+    _check_not_empty(x)
+
+    def averages(length: int, cells: int) -> np.ndarray:
+        matrix = np.zeros((cells, length), np.float32)
+        for i in range(cells):
+            start, end = i * length // cells, math.ceil((i + 1) * length / cells)
+            matrix[i, start:end] = 1 / (end - start)
+        return matrix
+
+    rows, columns = averages(x.shape[1], height), averages(x.shape[2], width)
+    pooled = jnp.einsum("bhwc,ih,jw->bijc", x.astype(jnp.float32), rows, columns, precision="highest")
+    return pooled.astype(x.dtype)
+
+
+def global_mean(x: jax.Array) -> jax.Array:
+    """Averages (batch, height, width, features) over positions, in float32.
+
+    Raises:
+        ValueError: if there is nothing to average.
+    """
+    _check_not_empty(x)
+    return x.astype(jnp.float32).mean((1, 2))
+
+
+def _check_not_empty(x: jax.Array) -> None:
+    if 0 in x.shape[1:3]:
+        raise ValueError("the images are too small: nothing is left of them")
+
+
+class DropPath(nn.Module):
+    """Drops a residual branch for whole examples (stochastic depth, Huang et al. 2016, arXiv:1603.09382).
+
+    Attributes:
+        rate: probability; what is kept is divided by one minus it.
+    """
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """x: (batch, ...)."""
+        return nn.Dropout(self.rate, broadcast_dims=tuple(range(1, x.ndim)))(x, deterministic=not train)
+
+
+def drop_path_rates(rate: float, depths: Sequence[int]) -> list[list[float]]:
+    """Returns the rate of each block of each stage, rising linearly from 0 to `rate`."""
+    rates = iter(np.linspace(0.0, rate, sum(depths)).tolist())
+    return [[next(rates) for _ in range(depth)] for depth in depths]
+
+
+def maybe_remat(block: type[nn.Module], remat: bool) -> type[nn.Module]:
+    """Returns a block, called as `block(x, train)`, that keeps no activations for the backward pass if `remat`."""
+    return nn.remat(block, static_argnums=(2,)) if remat else block
 
 
 class BatchNorm(nn.Module):

@@ -1,54 +1,45 @@
 """LeNet-5 (LeCun et al. 1998, «Gradient-based learning applied to document recognition»), in its usual modern form:
 rectified units, max pooling, and a full second convolution."""
 
-from typing import Any
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from vision_jax.models import registry
-from vision_jax.models.layers import dense_init
+from vision_jax.models.layers import ImageModel, dense_init
 
 
-class LeNet5(nn.Module):
+class LeNet5(ImageModel, kw_only=True):
     """Two unpadded 5x5 convolutions of 6 and 16 channels, then layers of 120, 84 and `num_classes` units.
 
-    Attributes:
-        num_classes: length of the logits; 0: the model gives its features.
-        dtype: what it computes in.
+    Images have at least 16x16 pixels, and 28x28 or 32x32 in the literature.
     """
 
+    residual = False
+
     num_classes: int = 10
-    dtype: Any = jnp.float32
+    in_channels: int = 1
 
     def setup(self) -> None:
         self.conv1 = nn.Conv(6, (5, 5), padding="VALID", dtype=self.dtype, kernel_init=dense_init)
         self.conv2 = nn.Conv(16, (5, 5), padding="VALID", dtype=self.dtype, kernel_init=dense_init)
         self.fc1 = nn.Dense(120, dtype=self.dtype, kernel_init=dense_init)
         self.fc2 = nn.Dense(84, dtype=self.dtype, kernel_init=dense_init)
+        self.dropout = nn.Dropout(self.drop_rate)
         if self.num_classes:
             self.fc3 = nn.Dense(self.num_classes, dtype=self.dtype, kernel_init=dense_init)
 
+    def feature_maps(self, images: jax.Array, *, train: bool) -> dict[int, jax.Array]:
+        first = nn.max_pool(nn.relu(self.conv1(self.prepare(images))), (2, 2), strides=(2, 2))
+        return {2: first, 4: nn.max_pool(nn.relu(self.conv2(first)), (2, 2), strides=(2, 2))}
+
     def features(self, images: jax.Array, *, train: bool) -> jax.Array:
-        """Returns the representation before the classifier.
-
-        Args:
-            images: (batch, height, width, channels), normalized; 28x28 or 32x32 in the literature, at least 16x16.
-            train: has no influence; every model takes it.
-
-        Returns:
-            (batch, 84) float32.
-        """
-        x = nn.max_pool(nn.relu(self.conv1(images.astype(self.dtype))), (2, 2), strides=(2, 2))
-        x = nn.max_pool(nn.relu(self.conv2(x)), (2, 2), strides=(2, 2))
+        x = self.feature_maps(images, train=train)[4]
         x = nn.relu(self.fc1(x.reshape(x.shape[0], -1)))
         return nn.relu(self.fc2(x)).astype(jnp.float32)
 
-    def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
-        """Returns the logits, (batch, num_classes) float32. Arguments as for `features`."""
-        x = self.features(images, train=train)
-        return self.fc3(x).astype(jnp.float32) if self.num_classes else x
+    def classify(self, features: jax.Array, *, train: bool) -> jax.Array:
+        return self.fc3(self.dropout(features, deterministic=not train))
 
 
-registry.register("lenet5", LeNet5)
+registry.register("lenet5", LeNet5, registry.InputSpec(28, (0.1307,), (0.3081,), "bilinear", 1.0, 1), library="")

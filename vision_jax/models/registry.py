@@ -1,49 +1,164 @@
-"""Names of models, and how one is made from its name."""
+"""Names of models, how one is made from its name, and what is known of its published weights."""
 
 import dataclasses
 import fnmatch
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 
 from vision_jax.config import closest
 from vision_jax.errors import ConfigError
 
-_MODELS: dict[str, Callable[..., nn.Module]] = {}
+Shape = tuple[int, ...]
+# From a tensor's name and shape in the tree of variables, in torch's layout, to those in another library's state dict.
+Naming = Callable[[str, Shape], tuple[str, Shape]]
+Tensors = Mapping[str, np.ndarray]
 
 
-def register(name: str, create: Callable[..., nn.Module]) -> None:
-    """Makes `create(**options)` known as `name`."""
-    if name in _MODELS:
-        raise ValueError(f"There is a model {name!r} already.")
-    _MODELS[name] = create
+@dataclasses.dataclass(frozen=True)
+class InputSpec:
+    """The images that a model's published weights expect.
+
+    Attributes:
+        size: height and width.
+        mean, std: normalization, in units where a pixel is between 0 and 1.
+        interpolation: "bilinear" or "bicubic", with which evaluation images are resized.
+        crop_pct: share of the resized shorter side that is cropped.
+        channels: 3: RGB, 1: greyscale.
+    """
+
+    size: int = 224
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    interpolation: str = "bicubic"
+    crop_pct: float = 0.875
+    channels: int = 3
+
+
+# Where pixels between 0 and 1 become -1 to 1, as for weights that were trained by TensorFlow.
+HALVES = (0.5, 0.5, 0.5)
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """A model that is known by its name.
+
+    Attributes:
+        name: timm's, or torchvision's for what timm has not.
+        create: makes the module from its options.
+        input: of the weights that timm (or torchvision) loads by default.
+        library: "timm" or "torchvision", after whose state dict the tree of variables is named; "": neither has it.
+        torchvision: from these names to torchvision's; None: it has no such model, or the same names.
+        in_torchvision: it has the model.
+        torchvision_buffers: from the tensors of torchvision's state dict to what it stores beside them, and misses when
+            it loads strictly; None: nothing.
+        big_vision: from the arrays of an `.npz` file as google-research/big_vision writes them to the state dict of
+            `library`; None: it has no such model.
+        resample: from a tensor's name, its value and the shape that it should have, to the value for another image
+            size; None: no tensor depends on it.
+    """
+
+    name: str
+    create: Callable[..., nn.Module]
+    input: InputSpec
+    library: str
+    torchvision: Naming | None
+    in_torchvision: bool
+    torchvision_buffers: Callable[[Tensors], dict[str, np.ndarray]] | None
+    big_vision: Callable[[Tensors], dict[str, np.ndarray]] | None
+    resample: Callable[[str, np.ndarray, Shape], np.ndarray] | None
+
+
+_MODELS: dict[str, Entry] = {}
+_ALIASES: dict[str, tuple[str, InputSpec]] = {}
+
+
+def register(
+    name: str,
+    create: Callable[..., nn.Module],
+    input: InputSpec = InputSpec(),
+    *,
+    library: str = "timm",
+    torchvision: Naming | None = None,
+    in_torchvision: bool = False,
+    torchvision_buffers: Callable[[Tensors], dict[str, np.ndarray]] | None = None,
+    big_vision: Callable[[Tensors], dict[str, np.ndarray]] | None = None,
+    resample: Callable[[str, np.ndarray, Shape], np.ndarray] | None = None,
+    aliases: Sequence[str] | Mapping[str, InputSpec] = (),
+) -> None:
+    """Makes `create(**options)` known as `name`; arguments as the attributes of `Entry`.
+
+    Args:
+        aliases: other libraries' names of the same function, with the input of their weights where it is another.
+    """
+    in_torchvision = in_torchvision or torchvision is not None or library == "torchvision"
+    for known in (name, *aliases):
+        if known in _MODELS or known in _ALIASES:
+            raise ValueError(f"There is a model {known!r} already.")
+        if known != name:
+            _ALIASES[known] = (name, aliases[known] if isinstance(aliases, Mapping) else input)
+    _MODELS[name] = Entry(
+        name, create, input, library, torchvision, in_torchvision, torchvision_buffers, big_vision, resample
+    )
 
 
 def list_models(pattern: str = "*") -> list[str]:
-    """Returns the sorted names that match a pattern of `fnmatch`, such as `resnet*`."""
+    """Returns the sorted names that match a pattern of `fnmatch`, such as `resnet*`; no aliases."""
     return sorted(fnmatch.filter(_MODELS, pattern))
+
+
+def aliases() -> dict[str, str]:
+    """Returns the other names that models are known by: alias to name."""
+    return {alias: name for alias, (name, _) in _ALIASES.items()}
+
+
+def entry(name: str) -> Entry:
+    """Returns what is known of a model by its name or an alias; the `input` may be the alias's own.
+
+    Raises:
+        ConfigError: if there is none.
+    """
+    if name in _ALIASES:
+        model, input = _ALIASES[name]
+        return dataclasses.replace(_MODELS[model], input=input)
+    if name not in _MODELS:
+        raise ConfigError(f"There is no model {name!r}: {closest(name, [*_MODELS, *_ALIASES])}")
+    return _MODELS[name]
+
+
+def option_names(name: str) -> list[str]:
+    """Returns the names of the options that `create_model` takes for a model.
+
+    Raises:
+        ConfigError: if there is no such model.
+    """
+    return [field.name for field in dataclasses.fields(entry(name).create()) if field.name not in ("parent", "name")]
 
 
 def create_model(name: str, *, dtype: Any = jnp.float32, **options: Any) -> nn.Module:
     """Returns a model: a module to be called as `module.apply(variables, images, train=False)`.
 
     Images are (batch, height, width, channels), normalized; logits are (batch, num_classes) float32. The method
-    "features" gives the pooled representation, (batch, features) float32.
+    "features" gives the pooled representation, (batch, features) float32, and "feature_maps" what was before, by
+    stride.
+    In training, what drops units needs a key: `rngs={"dropout": key}`.
 
     Args:
-        name: one of `list_models()`.
+        name: one of `list_models()`, or an alias.
         dtype: what it computes in; parameters and batch statistics are float32.
-        **options: fields of the module, such as `num_classes`.
+        **options: fields of the module, such as `num_classes`, `in_channels`, `drop_rate` and `drop_path_rate`.
 
     Raises:
-        ConfigError: for an unknown name or option.
+        ConfigError: for an unknown name or option, or an option that the model cannot have.
     """
-    if name not in _MODELS:
-        raise ConfigError(f"There is no model {name!r}: {closest(name, list_models())}")
-    create = _MODELS[name]
-    fields = [field.name for field in dataclasses.fields(create()) if field.name not in ("parent", "name")]
+    known = entry(name)
+    fields = option_names(name)
     if unknown := sorted(options.keys() - set(fields)):
         raise ConfigError(f"{name} has no option {unknown[0]!r}: {closest(unknown[0], fields)}")
-    return create(dtype=jnp.dtype(dtype), **options)
+    model = known.create(dtype=jnp.dtype(dtype), **options)
+    if options.get("drop_path_rate") and not getattr(model, "residual", True):
+        raise ConfigError(f"{name} has no residual branches to drop: leave drop_path_rate at 0.")
+    return model

@@ -1,165 +1,344 @@
-"""ResNet (He et al. 2015, arXiv:1512.03385), v1.5: the stride is in the 3x3 convolution of a bottleneck.
+"""ResNet (He et al. 2015, arXiv:1512.03385), v1.5: the stride is in the 3x3 convolution of a bottleneck; and its kin.
+
+ResNeXt (Xie et al. 2016, arXiv:1611.05431), Wide ResNet (Zagoruyko and Komodakis 2016, arXiv:1605.07146), ResNet-D
+(He et al. 2018, arXiv:1812.01187), SE-ResNet (Hu et al. 2017, arXiv:1709.01507), ECA-ResNet (Wang et al. 2019,
+arXiv:1910.03151) and ResNet-RS (Bello et al. 2021, arXiv:2103.07579).
 
 Modules carry torch's names, so that the tree of variables is the state dict of timm and torchvision, path by path.
 """
 
 import functools
-from typing import Any
+import math
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from vision_jax.errors import ConfigError
 from vision_jax.models import registry
-from vision_jax.models.layers import BatchNorm, conv_init, dense_init
+from vision_jax.models.layers import (
+    BatchNorm,
+    Conv,
+    DropPath,
+    ImageModel,
+    avg_pool,
+    dense_init,
+    drop_path_rates,
+    global_mean,
+    max_pool,
+    maybe_remat,
+)
+
+
+class SqueezeExcite(nn.Module):
+    """Scales channels by what a small network makes of their means (Hu et al. 2017, arXiv:1709.01507).
+
+    Attributes:
+        ratio: width of the hidden layer over that of the map; the width is rounded to a multiple of 8.
+    """
+
+    ratio: float = 1 / 16
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        channels = x.shape[-1]
+        width = max(8, int(channels * self.ratio + 4) // 8 * 8)
+        y = global_mean(x)[:, None, None].astype(self.dtype)
+        y = nn.relu(Conv(width, 1, use_bias=True, dtype=self.dtype, name="fc1")(y))
+        return x * nn.sigmoid(Conv(channels, 1, use_bias=True, dtype=self.dtype, name="fc2")(y))
+
+
+class EfficientChannelAttention(nn.Module):
+    """Scales channels by a convolution over their means, along the channels (Wang et al. 2019, arXiv:1910.03151)."""
+
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        size = int((math.log2(x.shape[-1]) + 1) / 2)
+        size = max(3, size if size % 2 else size + 1)
+        y = global_mean(x)[..., None].astype(self.dtype)
+        y = nn.Conv(1, (size,), use_bias=False, dtype=self.dtype, name="conv")(y)
+        return x * nn.sigmoid(y)[:, None, None, :, 0]
+
+
+class DeepStem(nn.Module):
+    """Three 3x3 convolutions, the first one with stride 2; the norm of the last one is not here."""
+
+    conv: Any
+    norm: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        x = nn.relu(self.norm(name="1")(self.conv(32, 3, 2, name="0")(x), train=train))
+        x = nn.relu(self.norm(name="4")(self.conv(32, 3, name="3")(x), train=train))
+        return self.conv(64, 3, name="6")(x)
+
+
+class StridedConv(nn.Module):
+    """A 3x3 convolution of stride 2 that stands where others have max pooling."""
+
+    conv: Any
+    norm: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        return nn.relu(self.norm(name="1")(self.conv(x.shape[-1], 3, 2, name="0")(x), train=train))
 
 
 class Downsample(nn.Module):
-    """The projection of a shortcut: a strided 1x1 convolution and its norm."""
+    """The projection of a shortcut: a 1x1 convolution and its norm.
+
+    Attributes:
+        average: what has the stride is an average pooling before the convolution, so that all positions count.
+    """
 
     features: int
     stride: int
     conv: Any
     norm: Any
+    average: bool
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        x = self.conv(self.features, (1, 1), strides=self.stride, name="0")(x)
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        if self.average:  # torch counts the pooling as "0"
+            x = avg_pool(x, 2, 2, ceil=True, count_include_pad=False) if self.stride == 2 else x
+            return self.norm(name="2")(self.conv(self.features, 1, name="1")(x), train=train)
+        x = self.conv(self.features, 1, self.stride, name="0")(x)
         return self.norm(name="1")(x, train=train)
 
 
-class BasicBlock(nn.Module):
+class Block(nn.Module):
+    """A residual branch and its shortcut.
+
+    Attributes:
+        width: of the 3x3 convolutions, before `base_width` and `groups` change it.
+        stride: of the first 3x3 convolution.
+        conv, norm: make the layers.
+        last_scale_init: initializer of the last norm's scale.
+        drop_path_rate: probability of dropping the branch.
+        groups: of the 3x3 convolution.
+        base_width: of each group, where `width` is 64.
+        average_downsample: see `Downsample`.
+        attention: makes the layer at the end of the branch; None: there is none.
+    """
+
+    expansion: ClassVar[int]  # width of the result over `width`
+
+    width: int
+    stride: int
+    conv: Any
+    norm: Any
+    last_scale_init: Any
+    drop_path_rate: float = 0.0
+    groups: int = 1
+    base_width: int = 64
+    average_downsample: bool = False
+    attention: Any = None
+
+    def join(self, x: jax.Array, y: jax.Array, train: bool) -> jax.Array:
+        """Returns the block's result from its input x and what the branch's convolutions made of it."""
+        if self.attention is not None:
+            y = self.attention(name="se")(y)
+        if self.stride != 1 or x.shape[-1] != y.shape[-1]:
+            x = Downsample(y.shape[-1], self.stride, self.conv, self.norm, self.average_downsample, name="downsample")(
+                x, train
+            )
+        return nn.relu(x + DropPath(self.drop_path_rate)(y, train))
+
+
+class BasicBlock(Block):
     """Two 3x3 convolutions and a shortcut, for ResNet-18 and -34."""
 
-    width: int
-    stride: int
-    conv: Any
-    norm: Any
-    last_scale_init: Any
-    expansion: int = 1
+    expansion = 1
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        y = self.conv(self.width, (3, 3), strides=self.stride, padding=1, name="conv1")(x)
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        if (self.groups, self.base_width) != (1, 64):
+            raise ConfigError("groups and base_width are of bottlenecks: a basic block has 1 and 64.")
+        y = self.conv(self.width, 3, self.stride, name="conv1")(x)
         y = nn.relu(self.norm(name="bn1")(y, train=train))
-        y = self.conv(self.width, (3, 3), padding=1, name="conv2")(y)
+        y = self.conv(self.width, 3, name="conv2")(y)
         y = self.norm(name="bn2", scale_init=self.last_scale_init)(y, train=train)
-        if self.stride != 1 or x.shape[-1] != self.width:
-            x = Downsample(self.width, self.stride, self.conv, self.norm, name="downsample")(x, train=train)
-        return nn.relu(x + y)
+        return self.join(x, y, train)
 
 
-class Bottleneck(nn.Module):
+class Bottleneck(Block):
     """1x1, 3x3 and 1x1 convolutions and a shortcut, for ResNet-50 and deeper; the result is four times as wide."""
 
-    width: int
-    stride: int
-    conv: Any
-    norm: Any
-    last_scale_init: Any
-    expansion: int = 4
+    expansion = 4
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        features = self.width * self.expansion
-        y = self.conv(self.width, (1, 1), name="conv1")(x)
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        width = self.width * self.base_width // 64 * self.groups
+        y = self.conv(width, 1, name="conv1")(x)
         y = nn.relu(self.norm(name="bn1")(y, train=train))
-        y = self.conv(self.width, (3, 3), strides=self.stride, padding=1, name="conv2")(y)
+        y = self.conv(width, 3, self.stride, groups=self.groups, name="conv2")(y)
         y = nn.relu(self.norm(name="bn2")(y, train=train))
-        y = self.conv(features, (1, 1), name="conv3")(y)
+        y = self.conv(self.width * self.expansion, 1, name="conv3")(y)
         y = self.norm(name="bn3", scale_init=self.last_scale_init)(y, train=train)
-        if self.stride != 1 or x.shape[-1] != features:
-            x = Downsample(features, self.stride, self.conv, self.norm, name="downsample")(x, train=train)
-        return nn.relu(x + y)
+        return self.join(x, y, train)
 
 
 class Stage(nn.Module):
-    """A sequence of blocks; the first one has the stride."""
+    """Blocks of one width; the first one has the stride."""
 
-    block: type[BasicBlock] | type[Bottleneck]
-    depth: int
+    block: Any
     width: int
     stride: int
-    conv: Any
-    norm: Any
-    last_scale_init: Any
+    drop_path_rates: tuple[float, ...]
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        for i in range(self.depth):
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        for i, rate in enumerate(self.drop_path_rates):
             stride = self.stride if i == 0 else 1
-            x = self.block(self.width, stride, self.conv, self.norm, self.last_scale_init, name=str(i))(x, train=train)
+            x = self.block(self.width, stride, drop_path_rate=rate, name=str(i))(x, train)
         return x
 
 
-class ResNet(nn.Module):
+class ResNet(ImageModel, kw_only=True):
     """A residual network.
 
     Attributes:
         block: BasicBlock or Bottleneck.
         depths: blocks in each of the four stages.
-        num_classes: length of the logits; 0: the model gives its features.
-        dtype: what it computes in.
+        groups, base_width: of bottlenecks, as ResNeXt (32 groups of width 4) and wide networks (one of 128) have them.
+        deep_stem: three 3x3 convolutions in the place of the first, 7x7, one.
+        strided_stem: a convolution of stride 2 in the place of the stem's max pooling.
+        average_downsample: shortcuts are averaged where the resolution changes.
+        attention: makes the layer at the end of each branch that scales channels; None: there is none.
         bn_group_size: examples that share batch statistics; 0: the global batch. See `BatchNorm`.
-        small_stem: a 3x3 first convolution of stride 1 without max pooling, for images of about 32 pixels.
+        small_stem: instead of the whole stem a 3x3 convolution of stride 1, for images of about 32 pixels.
         zero_init_last: start the last norm scale of each block at zero (Goyal et al. 2017, arXiv:1706.02677).
+        remat: compute the activations within blocks anew in the backward pass, to save memory.
     """
 
-    block: type[BasicBlock] | type[Bottleneck]
+    block: type[Block]
     depths: tuple[int, int, int, int]
-    num_classes: int = 1000
-    dtype: Any = jnp.float32
+    groups: int = 1
+    base_width: int = 64
+    deep_stem: bool = False
+    strided_stem: bool = False
+    average_downsample: bool = False
+    attention: Any = None
     bn_group_size: int = 0
     small_stem: bool = False
     zero_init_last: bool = True
+    remat: bool = False
 
     def setup(self) -> None:
-        conv = functools.partial(nn.Conv, use_bias=False, padding=0, dtype=self.dtype, kernel_init=conv_init)
+        conv = functools.partial(Conv, dtype=self.dtype)
         norm = functools.partial(BatchNorm, dtype=self.dtype, group_size=self.bn_group_size)
-        if self.small_stem:
-            self.conv1 = conv(64, (3, 3), padding=1)
-        else:
-            self.conv1 = conv(64, (7, 7), strides=2, padding=3)
+        deep = self.deep_stem and not self.small_stem
+        first: Any = DeepStem(conv, norm) if deep else conv(64, 3) if self.small_stem else conv(64, 7, 2)
+        self.conv1 = first
+        if self.strided_stem and not self.small_stem:
+            self.maxpool = StridedConv(conv, norm)  # so it is called in state dicts
         self.bn1 = norm()
-        last_scale_init = nn.initializers.zeros if self.zero_init_last else nn.initializers.ones
-        stage = functools.partial(Stage, self.block, conv=conv, norm=norm, last_scale_init=last_scale_init)
-        self.layer1 = stage(self.depths[0], 64, 1)
-        self.layer2 = stage(self.depths[1], 128, 2)
-        self.layer3 = stage(self.depths[2], 256, 2)
-        self.layer4 = stage(self.depths[3], 512, 2)
+        block = functools.partial(
+            maybe_remat(self.block, self.remat),
+            conv=conv,
+            norm=norm,
+            last_scale_init=nn.initializers.zeros if self.zero_init_last else nn.initializers.ones,
+            groups=self.groups,
+            base_width=self.base_width,
+            average_downsample=self.average_downsample,
+            attention=self.attention and functools.partial(self.attention, dtype=self.dtype),
+        )
+        rates = drop_path_rates(self.drop_path_rate, self.depths)
+        for i in range(4):
+            setattr(self, f"layer{i + 1}", Stage(block, 64 * 2**i, 1 if i == 0 else 2, tuple(rates[i])))
+        self.dropout = nn.Dropout(self.drop_rate)
         if self.num_classes:
             self.fc = nn.Dense(self.num_classes, dtype=self.dtype, kernel_init=dense_init)
 
-    def features(self, images: jax.Array, *, train: bool) -> jax.Array:
-        """Returns the representation before the classifier, averaged over positions.
-
-        Args:
-            images: (batch, height, width, channels), normalized.
-            train: normalize by the batch's statistics and update the running ones.
-
-        Returns:
-            (batch, 512 * expansion) float32.
-        """
-        x = self.conv1(images.astype(self.dtype))
+    def feature_maps(self, images: jax.Array, *, train: bool) -> dict[int, jax.Array]:
+        x = self.prepare(images)
+        x = self.conv1(x, train) if self.deep_stem and not self.small_stem else self.conv1(x)
         x = nn.relu(self.bn1(x, train=train))
+        stride = 1 if self.small_stem else 2
+        maps = {stride: x}
         if not self.small_stem:
-            x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
-        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
-            x = stage(x, train=train)
-        return x.astype(jnp.float32).mean((1, 2))
+            x, stride = self.maxpool(x, train) if self.strided_stem else max_pool(x, 3, 2, padding=1), 4
+        for i in range(4):
+            x = getattr(self, f"layer{i + 1}")(x, train)
+            maps[stride * 2**i] = x
+        return maps
 
-    def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
-        """Returns the logits, (batch, num_classes) float32. Arguments as for `features`."""
-        x = self.features(images, train=train)
-        return self.fc(x).astype(jnp.float32) if self.num_classes else x
+    def features(self, images: jax.Array, *, train: bool) -> jax.Array:
+        maps = self.feature_maps(images, train=train)
+        return global_mean(maps[max(maps)])
+
+    def classify(self, features: jax.Array, *, train: bool) -> jax.Array:
+        return self.fc(self.dropout(features, deterministic=not train))
 
 
-VARIANTS: dict[str, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, int, int]]] = {
-    "resnet18": (BasicBlock, (2, 2, 2, 2)),
-    "resnet34": (BasicBlock, (3, 4, 6, 3)),
-    "resnet50": (Bottleneck, (3, 4, 6, 3)),
-    "resnet101": (Bottleneck, (3, 4, 23, 3)),
-    "resnet152": (Bottleneck, (3, 8, 36, 3)),
+_BASIC18 = {"block": BasicBlock, "depths": (2, 2, 2, 2)}
+_BASIC34 = {"block": BasicBlock, "depths": (3, 4, 6, 3)}
+_50 = {"block": Bottleneck, "depths": (3, 4, 6, 3)}
+_101 = {"block": Bottleneck, "depths": (3, 4, 23, 3)}
+_152 = {"block": Bottleneck, "depths": (3, 8, 36, 3)}
+_200 = {"block": Bottleneck, "depths": (3, 24, 36, 3)}
+_270 = {"block": Bottleneck, "depths": (4, 29, 53, 4)}
+_350 = {"block": Bottleneck, "depths": (4, 36, 72, 4)}
+_420 = {"block": Bottleneck, "depths": (4, 44, 87, 4)}
+
+_D = {"deep_stem": True, "average_downsample": True}
+_32X4D = {"groups": 32, "base_width": 4}
+_32X8D = {"groups": 32, "base_width": 8}
+_64X4D = {"groups": 64, "base_width": 4}
+_WIDE = {"base_width": 128}
+_SE = {"attention": SqueezeExcite}
+_ECA = {"attention": EfficientChannelAttention}
+_RS = {**_D, "strided_stem": True, "attention": functools.partial(SqueezeExcite, ratio=1 / 4)}
+
+_BICUBIC = registry.InputSpec()
+_BILINEAR = registry.InputSpec(interpolation="bilinear")
+_95 = registry.InputSpec(crop_pct=0.95)
+_256_95 = registry.InputSpec(256, crop_pct=0.95)
+
+# options, input
+VARIANTS: dict[str, tuple[dict[str, Any], registry.InputSpec]] = {
+    "resnet18": (_BASIC18, _95),
+    "resnet34": (_BASIC34, _95),
+    "resnet50": (_50, _95),
+    "resnet101": (_101, _95),
+    "resnet152": (_152, _95),
+    "resnet18d": (_BASIC18 | _D, _BICUBIC),
+    "resnet34d": (_BASIC34 | _D, _BICUBIC),
+    "resnet50d": (_50 | _D, _BICUBIC),
+    "resnet101d": (_101 | _D, _256_95),
+    "resnet152d": (_152 | _D, _256_95),
+    "resnet200d": (_200 | _D, _256_95),
+    "resnext50_32x4d": (_50 | _32X4D, _95),
+    "resnext101_32x4d": (_101 | _32X4D, _BILINEAR),
+    "resnext101_32x8d": (_101 | _32X8D, _BILINEAR),
+    "resnext101_64x4d": (_101 | _64X4D, _95),
+    "wide_resnet50_2": (_50 | _WIDE, _BICUBIC),
+    "wide_resnet101_2": (_101 | _WIDE, _BILINEAR),
+    "seresnet18": (_BASIC18 | _SE, _BICUBIC),
+    "seresnet34": (_BASIC34 | _SE, _BICUBIC),
+    "seresnet50": (_50 | _SE, _95),
+    "seresnet101": (_101 | _SE, _BICUBIC),
+    "seresnet152": (_152 | _SE, _BICUBIC),
+    "seresnext50_32x4d": (_50 | _32X4D | _SE, _BICUBIC),
+    "seresnext101_32x4d": (_101 | _32X4D | _SE, _BICUBIC),
+    "seresnext101_32x8d": (_101 | _32X8D | _SE, _95),
+    "ecaresnet50d": (_50 | _D | _ECA, _BICUBIC),
+    "resnetrs50": (_50 | _RS, registry.InputSpec(160, crop_pct=0.91)),
+    "resnetrs101": (_101 | _RS, registry.InputSpec(192, crop_pct=0.94)),
+    "resnetrs152": (_152 | _RS, registry.InputSpec(256, crop_pct=1.0)),
+    "resnetrs200": (_200 | _RS, registry.InputSpec(256, crop_pct=1.0)),
+    "resnetrs270": (_270 | _RS, registry.InputSpec(256, crop_pct=1.0)),
+    "resnetrs350": (_350 | _RS, registry.InputSpec(288, crop_pct=1.0)),
+    "resnetrs420": (_420 | _RS, registry.InputSpec(320, crop_pct=1.0)),
 }
-for _name, (_block, _depths) in VARIANTS.items():
-    registry.register(_name, functools.partial(ResNet, _block, _depths))
+# These names stand in torchvision too.
+_IN_TORCHVISION = (
+    *("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
+    *("resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d", "wide_resnet50_2", "wide_resnet101_2"),
+)
+for _name, (_options, _input) in VARIANTS.items():
+    registry.register(_name, functools.partial(ResNet, **_options), _input, in_torchvision=_name in _IN_TORCHVISION)

@@ -1,0 +1,139 @@
+"""DenseNet (Huang et al. 2016, arXiv:1608.06993), the variant BC: with bottlenecks, and transitions that halve."""
+
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from vision_jax.models import registry
+from vision_jax.models.layers import (
+    BatchNorm,
+    Conv,
+    ImageModel,
+    avg_pool,
+    dense_init,
+    global_mean,
+    max_pool,
+    maybe_remat,
+)
+
+# He et al. 2015, with the fan of the input.
+densenet_init = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
+
+
+class DenseLayer(nn.Module):
+    """Norms before a 1x1 convolution to four times `growth` and a 3x3 one to `growth`: the features that are new."""
+
+    growth: int
+    conv: Any
+    norm: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        x = nn.relu(self.norm(name="norm1")(x, train=train))
+        x = self.conv(4 * self.growth, 1, name="conv1")(x)
+        x = nn.relu(self.norm(name="norm2")(x, train=train))
+        return self.conv(self.growth, 3, name="conv2")(x)
+
+
+class DenseBlock(nn.Module):
+    """Layers, each of which sees the block's input and what all layers before it found."""
+
+    layer: Any
+    depth: int
+    growth: int
+    conv: Any
+    norm: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        for i in range(1, self.depth + 1):
+            new = self.layer(self.growth, self.conv, self.norm, name=f"denselayer{i}")(x, train)
+            x = jnp.concatenate([x, new], -1)
+        return x
+
+
+class Transition(nn.Module):
+    """A norm, a 1x1 convolution to half the features, and average pooling to half the size."""
+
+    conv: Any
+    norm: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        x = nn.relu(self.norm(name="norm")(x, train=train))
+        return avg_pool(self.conv(x.shape[-1] // 2, 1, name="conv")(x), 2, 2)
+
+
+class Body(nn.Module):
+    """All layers before the classifier."""
+
+    layer: Any
+    depths: tuple[int, int, int, int]
+    growth: int
+    conv: Any
+    norm: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> dict[int, jax.Array]:
+        """Returns the last map of each stride."""
+        x = self.conv(2 * self.growth, 7, 2, name="conv0")(x)
+        maps = {2: nn.relu(self.norm(name="norm0")(x, train=train))}
+        x = max_pool(maps[2], 3, 2, padding=1)
+        for i, depth in enumerate(self.depths, start=1):
+            x = DenseBlock(self.layer, depth, self.growth, self.conv, self.norm, name=f"denseblock{i}")(x, train)
+            maps[2 ** (i + 1)] = x
+            if i < len(self.depths):
+                x = Transition(self.conv, self.norm, name=f"transition{i}")(x, train)
+        maps[32] = nn.relu(self.norm(name="norm5")(x, train=train))
+        return maps
+
+
+class DenseNet(ImageModel, kw_only=True):
+    """A convolution and four dense blocks. Images have at least 29x29 pixels.
+
+    Attributes:
+        depths: layers in each block.
+        growth: features that each layer adds.
+        bn_group_size: examples that share batch statistics; 0: the global batch. See `BatchNorm`.
+        remat: compute the activations within layers anew in the backward pass, to save memory; it saves most of it,
+            as each layer would keep all features before it.
+    """
+
+    residual = False
+
+    depths: tuple[int, int, int, int]
+    growth: int = 32
+    bn_group_size: int = 0
+    remat: bool = False
+
+    def setup(self) -> None:
+        conv = functools.partial(Conv, dtype=self.dtype, kernel_init=densenet_init)
+        norm = functools.partial(BatchNorm, dtype=self.dtype, group_size=self.bn_group_size)
+        layer = maybe_remat(DenseLayer, self.remat)
+        self.body = Body(layer, self.depths, self.growth, conv, norm, name="features")
+        self.dropout = nn.Dropout(self.drop_rate)
+        if self.num_classes:
+            self.classifier = nn.Dense(self.num_classes, dtype=self.dtype, kernel_init=dense_init)
+
+    def feature_maps(self, images: jax.Array, *, train: bool) -> dict[int, jax.Array]:
+        return self.body(self.prepare(images), train)
+
+    def features(self, images: jax.Array, *, train: bool) -> jax.Array:
+        return global_mean(self.feature_maps(images, train=train)[32])
+
+    def classify(self, features: jax.Array, *, train: bool) -> jax.Array:
+        return self.classifier(self.dropout(features, deterministic=not train))
+
+
+# depths, growth
+VARIANTS: dict[str, tuple[tuple[int, int, int, int], int]] = {
+    "densenet121": ((6, 12, 24, 16), 32),
+    "densenet161": ((6, 12, 36, 24), 48),
+    "densenet169": ((6, 12, 32, 32), 32),
+    "densenet201": ((6, 12, 48, 32), 32),
+}
+for _name, (_depths, _growth) in VARIANTS.items():
+    registry.register(_name, functools.partial(DenseNet, depths=_depths, growth=_growth), in_torchvision=True)

@@ -1,0 +1,125 @@
+"""SqueezeNet (Iandola et al. 2016, arXiv:1602.07360), 1.0 of the paper and 1.1, with fewer multiplications."""
+
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from vision_jax.models import registry
+from vision_jax.models.layers import Conv, ImageModel, global_mean, max_pool
+
+# He et al. 2015, uniform.
+squeezenet_init = nn.initializers.variance_scaling(2.0, "fan_in", "uniform")
+
+POOL = 0  # in place of a Fire's width
+
+
+class Fire(nn.Module):
+    """A 1x1 convolution to `width`, then 1x1 and 3x3 convolutions side by side to `expanded` each."""
+
+    width: int
+    expanded: int
+    conv: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = nn.relu(self.conv(self.width, 1, name="squeeze")(x))
+        branches = (self.conv(self.expanded, size, name=f"expand{size}x{size}")(x) for size in (1, 3))
+        return nn.relu(jnp.concatenate([*branches], -1))
+
+
+class Convolutions(nn.Module):
+    """The first convolution, then max poolings and Fires.
+
+    Attributes:
+        stem: width and kernel of the first convolution.
+        fires: width of each Fire, `POOL` for max pooling.
+        conv: makes a convolution.
+    """
+
+    stem: tuple[int, int]
+    fires: tuple[int, ...]
+    conv: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> dict[int, jax.Array]:
+        """Returns the last map of each stride."""
+        width, size = self.stem
+        x = nn.relu(self.conv(width, size, 2, padding=0, name="0")(x))
+        stride, maps = 2, {2: x}
+        for number, width in enumerate(self.fires, start=2):  # torch's numbers; 1 is the rectifier
+            if width == POOL:
+                x, stride = max_pool(x, 3, 2, ceil=True), stride * 2
+            else:
+                x = Fire(width, width * 4, self.conv, name=str(number))(x)
+            maps[stride] = x
+        return maps
+
+
+class Classifier(nn.Module):
+    """A 1x1 convolution to the logits of each position, which are rectified and averaged."""
+
+    num_classes: int
+    drop_rate: float
+    conv: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        x = nn.Dropout(self.drop_rate)(x, deterministic=not train)
+        x = self.conv(self.num_classes, 1, kernel_init=nn.initializers.normal(0.01), name="1")(x)
+        return global_mean(nn.relu(x))
+
+
+class SqueezeNet(ImageModel, kw_only=True):
+    """Fires, and no dense layers. Images have at least 21x21 pixels, those of 1.1 17x17.
+
+    `features` averages the last map. The logits come from the map itself, rectified at each position before they are
+    averaged; `classify` takes features as a map of a single position, so that it gives them only nearly.
+
+    Attributes:
+        drop_rate: probability of dropping a unit before the classifier, in training.
+        stem: width and kernel of the first convolution.
+        fires: width of each Fire, `POOL` for max pooling.
+    """
+
+    residual = False
+
+    drop_rate: float = 0.5
+    stem: tuple[int, int]
+    fires: tuple[int, ...]
+
+    def setup(self) -> None:
+        conv = functools.partial(Conv, use_bias=True, dtype=self.dtype, kernel_init=squeezenet_init)
+        self.convolutions = Convolutions(self.stem, self.fires, conv, name="features")
+        if self.num_classes:
+            self.classifier = Classifier(self.num_classes, self.drop_rate, conv)
+
+    def feature_maps(self, images: jax.Array, *, train: bool) -> dict[int, jax.Array]:
+        return self.convolutions(self.prepare(images))
+
+    def features(self, images: jax.Array, *, train: bool) -> jax.Array:
+        return global_mean(self.feature_maps(images, train=train)[16])
+
+    def classify(self, features: jax.Array, *, train: bool) -> jax.Array:
+        return self.classifier(features[:, None, None], train)
+
+    def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
+        if not self.num_classes:
+            return self.features(images, train=train)
+        return self.classifier(self.feature_maps(images, train=train)[16], train)
+
+
+# stem, fires
+VARIANTS: dict[str, tuple[tuple[int, int], tuple[int, ...]]] = {
+    "squeezenet1_0": ((96, 7), (POOL, 16, 16, 32, POOL, 32, 48, 48, 64, POOL, 64)),
+    "squeezenet1_1": ((64, 3), (POOL, 16, 16, POOL, 32, 32, POOL, 48, 48, 64, 64)),
+}
+for _name, (_stem, _fires) in VARIANTS.items():
+    registry.register(
+        _name,
+        functools.partial(SqueezeNet, stem=_stem, fires=_fires),
+        registry.InputSpec(interpolation="bilinear"),
+        library="torchvision",
+    )

@@ -1,0 +1,124 @@
+"""Parts that families made of patches share."""
+
+import functools
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vision_jax.models.layers import dense_init, transformer_init
+
+
+class _Projection(nn.Module):
+    """A dense layer on patches, (..., size, size, channels), whose kernel is that of a convolution."""
+
+    features: int
+    dtype: Any
+    kernel_init: nn.initializers.Initializer
+
+    @nn.compact
+    def __call__(self, patches: jax.Array) -> jax.Array:
+        kernel = self.param("kernel", self.kernel_init, (*patches.shape[-3:], self.features), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+        flat = patches.reshape(*patches.shape[:-3], -1).astype(self.dtype)
+        return flat @ kernel.reshape(-1, self.features).astype(self.dtype) + bias.astype(self.dtype)
+
+
+class PatchEmbed(nn.Module):
+    """Cuts images into squares and projects each, as a convolution does whose stride is its size.
+
+    It is computed as one product of matrices, which is what accelerators are fastest at.
+
+    Attributes:
+        patch_size: height and width of a patch.
+        features: of each patch, in the result.
+        dtype: what it computes in.
+        kernel_init: of the projection; torch's default for convolutions unless given.
+    """
+
+    patch_size: int
+    features: int
+    dtype: Any = jnp.float32
+    kernel_init: nn.initializers.Initializer = dense_init
+
+    @nn.compact
+    def __call__(self, images: jax.Array) -> jax.Array:
+        """Returns (batch, height / patch_size, width / patch_size, features).
+
+        Raises:
+            ValueError: if the images cannot be divided into patches.
+        """
+        size = self.patch_size
+        batch, height, width, channels = images.shape
+        if height % size or width % size:
+            raise ValueError(f"images of {height} x {width} pixels cannot be divided into patches of {size} x {size}")
+        patches = images.reshape(batch, height // size, size, width // size, size, channels).swapaxes(2, 3)
+        return _Projection(self.features, self.dtype, self.kernel_init, name="proj")(patches)
+
+
+class Mlp(nn.Module):
+    """Two dense layers with GELU between them, on the last axis; the result has as many features as the input.
+
+    Attributes:
+        hidden_features: between the layers.
+        dtype: what it computes in.
+        drop_rate: probability of dropping a unit after either layer, in training.
+        kernel_init: of both layers.
+        bias_init: of both layers.
+    """
+
+    hidden_features: int
+    dtype: Any = jnp.float32
+    drop_rate: float = 0.0
+    kernel_init: nn.initializers.Initializer = transformer_init
+    bias_init: nn.initializers.Initializer = nn.initializers.zeros
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=self.kernel_init, bias_init=self.bias_init)
+        y = nn.gelu(dense(self.hidden_features, name="fc1")(x), approximate=False)
+        y = nn.Dropout(self.drop_rate)(y, deterministic=not train)
+        y = dense(x.shape[-1], name="fc2")(y)
+        return nn.Dropout(self.drop_rate)(y, deterministic=not train)
+
+
+class LayerScale(nn.Module):
+    """Scales each feature of a residual branch (Touvron et al. 2021, arXiv:2103.17239).
+
+    Attributes:
+        initial: value of the scale, small, so that a deep model starts near the identity.
+        dtype: what it computes in.
+    """
+
+    initial: float
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        gamma = self.param("gamma", nn.initializers.constant(self.initial), (x.shape[-1],), jnp.float32)
+        return x.astype(self.dtype) * gamma.astype(self.dtype)
+
+
+def resample_positions(positions: np.ndarray, length: int) -> np.ndarray:
+    """Interpolates position embeddings of a square grid for another one: bicubic, with antialiasing.
+
+    Embeddings that come before the grid's, of a class token and the like, are kept. There are fewer of them than would
+    make the grid longer, so their number follows from the length.
+
+    Args:
+        positions: (1, tokens, features).
+        length: tokens of the result.
+
+    Returns:
+        (1, length, features); `positions` itself if the two do not have the same number of tokens before the grid.
+    """
+    old, new = math.isqrt(positions.shape[1]), math.isqrt(length)
+    prefix = positions.shape[1] - old**2
+    if prefix != length - new**2:
+        return positions
+    grid = positions[:, prefix:].reshape(old, old, -1)
+    grid = np.asarray(jax.image.resize(grid, (new, new, grid.shape[-1]), "cubic", antialias=True))
+    return np.concatenate([positions[:, :prefix], grid.reshape(1, new**2, -1)], axis=1)
