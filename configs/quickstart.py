@@ -32,6 +32,8 @@ def get_config() -> ConfigDict:
 
     config.optimizer.learning_rate = 0.05
     config.optimizer.weight_decay = 5e-4
+    config.optimizer.momentum = 0.9
+    config.optimizer.nesterov = True
     config.schedule.warmup_epochs = 3.0
 
     config.eval.every_epochs = 20.0

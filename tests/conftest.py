@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -71,7 +72,7 @@ def image_folder(tmp_path: pathlib.Path) -> pathlib.Path:
 
 
 class Command:
-    """Runs `python -m vision_jax.main` as a user would."""
+    """Runs `python -m vision_jax.main`, or another module, as a user would."""
 
     def __init__(self, cache: pathlib.Path):
         self.environment = {
@@ -82,10 +83,15 @@ class Command:
         }
 
     def start(
-        self, *arguments: str, devices: int = 1, start_new_session: bool = False, **environment: str
+        self,
+        *arguments: str,
+        module: str = "vision_jax.main",
+        devices: int = 1,
+        start_new_session: bool = False,
+        **environment: str,
     ) -> subprocess.Popen:
         return subprocess.Popen(
-            [sys.executable, "-m", "vision_jax.main", *arguments],
+            [sys.executable, "-m", module, *arguments],
             env={**self.environment, "JAX_NUM_CPU_DEVICES": str(devices), **environment},
             cwd=REPOSITORY,
             start_new_session=start_new_session,
@@ -94,9 +100,9 @@ class Command:
             text=True,
         )
 
-    def __call__(self, *arguments: str, devices: int = 1, status: int = 0, **environment: str) -> str:
-        """Returns what was printed, after checking the exit status."""
-        process = self.start(*arguments, devices=devices, **environment)
+    def __call__(self, *arguments: str, status: int = 0, **options: Any) -> str:
+        """Returns what was printed, after checking the exit status; options as for `start`."""
+        process = self.start(*arguments, **options)
         out, err = process.communicate(timeout=240)
         assert process.returncode == status, f"exit status {process.returncode}, not {status}:\n{out}\n{err}"
         return out + err

@@ -51,7 +51,7 @@ def test_stored_field_that_is_unknown():
     [
         ({"batch_size": 12}, "batch_size is 12, which 8 devices do not divide: 16 would do"),
         ({"eval.batch_size": 4}, "eval.batch_size is 4, which 8 devices"),
-        ({"model.name": "resnet5"}, "unknown model: did you mean resnet50"),
+        ({"model.name": "resnet5"}, "There is no model 'resnet5': did you mean resnet50"),
         ({"model.name": "lenet5", "model.small_stem": True}, "lenet5 has no such option"),
         ({"model.bn_group_size": 96}, "does not divide batch_size=256"),
         ({"mesh.data": 4}, "mesh.data is 4, but there are 8 devices"),
@@ -71,6 +71,9 @@ def test_stored_field_that_is_unknown():
         ({"checkpoint.best_metric": "val/top2"}, "did you mean"),
         ({"dtype": "float8"}, "dtype is 'float8'"),
         ({"optimizer.name": "sgdd"}, "optimizer.name is 'sgdd': did you mean sgd"),
+        ({"optimizer.b1": 0.9}, "optimizer.b1 is set to 0.9, but sgd has no such argument"),
+        ({"schedule.name": "cosin"}, "schedule.name is 'cosin': did you mean cosine"),
+        ({"schedule.power": 2.0}, "schedule.power is set to 2.0, but cosine has no such argument"),
         ({"epochs": float("inf")}, "epochs is inf; it takes a finite number"),
         ({"seed": 2**31}, "seed is 2147483648, which must be less than"),
         ({"data.std": (0.1, "x", 0.1)}, "data.std is [0.1, 'x', 0.1]; it takes finite numbers"),
@@ -92,8 +95,7 @@ def test_fields_that_are_none_or_missing_or_unknown():
     with pytest.raises(ConfigError) as caught:
         config_lib.validate(config, num_devices=8)
     assert str(caught.value).splitlines()[1:] == [
-        "  - model.nam is no field of the configuration: did you mean model.name"
-        " or model.num_classes or model.small_stem?",
+        "  - model.nam is no field of the configuration: did you mean model.name or model.remat or model.num_classes?",
         "  - model.name is missing: start from vision_jax.config.default_config().",
         "  - augment.flip is 'often'; it takes a float.",
         "  - batch_size is None; it takes a int, such as 256.",
@@ -139,3 +141,12 @@ def test_plan_says_when_to_evaluate_and_save():
 def test_plan_that_cannot_work(fields: dict, examples: int, message: str):
     with pytest.raises(ConfigError, match=message):
         config_lib.make_plan(synthetic(**fields), examples)
+
+
+def test_options_of_the_schedule_are_in_steps():
+    config = synthetic(**{"schedule.every_epochs": 2.4, "schedule.factor": 0.97})
+    assert config_lib.schedule_options(config, 100) == {"every": 240.0, "factor": 0.97}
+    config = synthetic(**{"schedule.points": ((0, 0.2), (1.5, 1.0), (8, 0.0))})
+    assert config_lib.schedule_options(config, 100) == {"points": ((0, 0.2), (150.0, 1.0), (800, 0.0))}
+    config = synthetic(**{"schedule.milestone_epochs": (30, 60)})
+    assert config_lib.schedule_options(config, 100) == {"milestones": (3000, 6000)}

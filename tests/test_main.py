@@ -94,6 +94,7 @@ def test_resnet50_recipe_takes_steps_without_data(command: Command, tmp_path: pa
         "--config.schedule.warmup_epochs=0",
         "--config.log.every_steps=1",
         "--config.data.synthetic_val_examples=2",
+        "--config.data.image_size=96",
         f"--workdir={tmp_path}",
     )
     assert "25,557,032" in printed
@@ -135,7 +136,7 @@ def test_help_and_import_are_quick_and_never_import_tensorflow(command: Command,
         (["--config.batch_size=many"], 2, "--config.batch_size=many"),
         (["--wrkdir=x"], 2, "Did you mean: workdir"),
         (["configs/quickstart.py"], 2, "not flags: configs/quickstart.py"),
-        (["--config.model.name=resnet5"], 1, "model.name is 'resnet5', an unknown model: did you mean resnet50"),
+        (["--config.model.name=resnet5"], 1, "model.name: There is no model 'resnet5': did you mean resnet50"),
         (["--config.data.source=folder", "--config.data.dir=/nowhere"], 1, "data.dir is '/nowhere'"),
         (["--config.batch_size=2000"], 1, "more than the 1437 examples"),
         (["--config.model.num_classes=3"], 1, "model.num_classes is 3, but the data has 10 classes"),

@@ -32,7 +32,7 @@ def batch_of(step: int, size: int = 16, image: tuple[int, int, int] = (32, 32, 3
 
 
 QUICK = {"xla_backend_optimization_level": 0}  # compiles in half the time
-LENET = vision_jax.create_model("lenet5", num_classes=5)
+LENET = vision_jax.create_model("lenet5", num_classes=5, in_channels=3)
 
 
 FLIP = augment.AugmentConfig(flip=0.5)
@@ -77,7 +77,9 @@ def train(
 
 
 def small_resnet(**options: object) -> ResNet:
-    return ResNet(BasicBlock, (1, 1, 1, 1), num_classes=5, small_stem=True, zero_init_last=False, **options)
+    return ResNet(
+        block=BasicBlock, depths=(1, 1, 0, 0), num_classes=5, small_stem=True, zero_init_last=False, **options
+    )
 
 
 @pytest.mark.parametrize("options", [{}, {"bn_group_size": 4}], ids=["global", "groups"])

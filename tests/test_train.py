@@ -7,7 +7,7 @@ import jax
 import pytest
 
 from vision_jax import config as config_lib
-from vision_jax import sharding, train
+from vision_jax import models, sharding, train
 from vision_jax.errors import ConfigError
 from vision_jax.models.resnet import BasicBlock, ResNet
 
@@ -20,7 +20,7 @@ def test_progressive_resizing_compiles_every_size_beforehand():
     plan = config_lib.make_plan(config, num_examples=80)
     assert plan.train_sizes == ((0, 8), (15, 16), (30, 8))
     mesh = sharding.make_mesh(config, jax.devices()[:2])
-    model = ResNet(BasicBlock, (1, 0, 0, 0), num_classes=5, small_stem=True, zero_init_last=False)
+    model = ResNet(block=BasicBlock, depths=(1, 0, 0, 0), num_classes=5, small_stem=True, zero_init_last=False)
     config.data.image_size = 16
     initialize, train_step = train.make_functions(config, plan, model, mesh)
     state = initialize()
@@ -34,6 +34,31 @@ def test_progressive_resizing_compiles_every_size_beforehand():
         assert metrics["replaced_records"] == 8
     with pytest.raises(KeyError):  # no other size was compiled, and none is at this time
         compiled(state, {**batch, "image": jax.numpy.ones((8, 24, 24, 3), "uint8")})
+
+
+def test_the_configuration_reaches_optimizer_schedule_and_groups():
+    config = config_lib.default_config()
+    config.batch_size, config.epochs, config.schedule.warmup_epochs = 8, 4.0, 1.0
+    config.data.image_size, config.data.channels = 16, 1
+    config.data.mean, config.data.std = (0.5,), (0.5,)
+    config.optimizer.update({"name": "adamw", "learning_rate": 1e-3, "b2": 0.95, "frozen": ("^conv1/",)})
+    config.schedule.update({"name": "step", "warmup_factor": 0.1, "milestone_epochs": (2,), "factor": 0.5})
+    plan = config_lib.make_plan(config, num_examples=80)
+    mesh = sharding.make_mesh(config, jax.devices()[:1])
+    initialize, train_step = train.make_functions(config, plan, models.create_model("lenet5", num_classes=5), mesh)
+    state = initialize()
+    assert "conv1" not in str(jax.tree_util.tree_leaves_with_path(state.opt_state))  # no moments are kept
+    batch = {"image": jax.numpy.ones((8, 16, 16, 1), "uint8"), "label": jax.numpy.arange(8) % 5}
+    step = jax.jit(train_step)
+    after, metrics = step(state, batch)
+    assert metrics["learning_rate"] == pytest.approx(1e-4)
+    assert (after.params["conv1"]["kernel"] == state.params["conv1"]["kernel"]).all()
+    # Adam's first step is the learning rate in each direction; the decay of AdamW is times it, 1e-4 * 1e-4 of a weight.
+    change = abs(after.params["fc3"]["bias"] - state.params["fc3"]["bias"])
+    assert change == pytest.approx(1e-4, rel=1e-3)
+    for t, expected in ((5, 0.55e-3), (10, 1e-3), (19, 1e-3), (20, 0.5e-3)):
+        metrics = step(state.replace(step=jax.numpy.int32(t)), batch)[1]
+        assert metrics["learning_rate"] == pytest.approx(expected)
 
 
 def test_sizes_with_other_parameters_are_refused(image_folder: pathlib.Path, tmp_path: pathlib.Path):

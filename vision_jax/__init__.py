@@ -6,7 +6,19 @@ from typing import Any
 __version__ = "0.1.0"
 
 _FUNCTIONS = {"create_model": "vision_jax.models", "list_models": "vision_jax.models"}
-_MODULES = ("augment", "config", "data", "evaluate", "losses", "metrics", "models", "optim", "sharding", "train")
+_MODULES = (
+    "augment",
+    "config",
+    "data",
+    "evaluate",
+    "losses",
+    "metrics",
+    "models",
+    "optim",
+    "pretrained",
+    "sharding",
+    "train",
+)
 
 __all__ = [*_FUNCTIONS, *_MODULES]
 

@@ -12,7 +12,7 @@ import json
 import math
 import pathlib
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
@@ -28,26 +28,27 @@ _CHOICES = {
     "data.source": ("digits", "tfds", "folder", "synthetic"),
     "data.train_filter": ("bilinear", "area", "pillow-bilinear", "pillow-bicubic"),
     "data.eval_filter": ("bilinear", "bicubic"),
-    "schedule.name": ("cosine", "constant"),
 }
 _POSITIVE = (
     *("batch_size", "epochs", "total_steps", "model.num_classes", "data.image_size", "data.prefetch"),
     *("data.num_threads", "data.synthetic_train_examples", "data.synthetic_val_examples"),
     *("data.train_examples", "data.repeats"),
     *("optimizer.learning_rate", "optimizer.learning_rate_batch_size", "optimizer.clip_global_norm"),
+    *("optimizer.clip_value", "optimizer.clip_adaptive", "schedule.every_epochs", "schedule.decay_epochs"),
     *("eval.every_epochs", "eval.every_steps", "eval.batch_size"),
     *("checkpoint.every_steps", "checkpoint.keep", "log.every_steps"),
 )
 _NOT_NEGATIVE = (
     *("seed", "optimizer.weight_decay", "model.bn_group_size", "data.num_workers", "data.max_bad_records"),
-    *("schedule.warmup_epochs", "schedule.warmup_steps", "schedule.end_factor"),
+    *("schedule.warmup_epochs", "schedule.warmup_steps", "schedule.end_factor", "schedule.warmup_factor"),
+    "schedule.cooldown_epochs",
     *("augment.mixup", "augment.cutmix", "augment.cutout"),
 )
 _PROBABILITIES = (
     *("augment.flip", "augment.color_jitter_prob", "augment.greyscale", "augment.solarize", "augment.blur"),
     *("augment.erase", "augment.mix_prob", "augment.mix_switch_prob"),
 )
-_BELOW_ONE = ("label_smoothing", "ema_decay", "optimizer.momentum")
+_BELOW_ONE = ("label_smoothing", "ema_decay", *(f"optimizer.{name}" for name in ("momentum", "b1", "b2", "decay")))
 
 
 def default_config() -> ConfigDict:
@@ -78,6 +79,19 @@ def default_config() -> ConfigDict:
     model.small_stem = placeholder(bool)
     # Start the last norm scale of each residual branch at zero, so that a block starts as the identity.
     model.zero_init_last = placeholder(bool)
+    # Probability of dropping a unit before the classifier.
+    model.drop_rate = placeholder(float)
+    # Probability of dropping an example's last residual branch; earlier ones are dropped less often.
+    model.drop_path_rate = placeholder(float)
+    # What a transformer makes one vector of: token (the class token) or avg (the average of the others).
+    model.global_pool = placeholder(str)
+    # Compile one block and loop over the depth, for a shorter compilation.
+    model.scan_blocks = placeholder(bool)
+    # Compute activations anew in the backward pass, to save memory.
+    model.remat = placeholder(bool)
+    # Weights to start from, or to evaluate: a safetensors or npz file, or hf://timm/resnet50.a1_in1k, as timm or
+    # torchvision name their tensors. Another number of classes gets a new classifier; see vision_jax/pretrained.py.
+    model.pretrained = placeholder(str)
 
     config.data = data = ConfigDict()
     # digits: scikit-learn's 1,797 digits. tfds: a data set in tfds' layout, of ArrayRecord files (as prepared by
@@ -90,6 +104,9 @@ def default_config() -> ConfigDict:
     # Names of the splits; for tfds also slices, such as train[:99%].
     data.train_split = "train"
     data.val_split = "validation"
+    # Take image_size, channels, mean, std, eval_crop and eval_filter from what the model's published weights expect (as
+    # timm has them), whatever they are set to below.
+    data.model_input = False
     # Height and width of the images that the model sees, in training and in evaluation.
     data.image_size = 224
     # 3: RGB, 1: greyscale.
@@ -173,21 +190,54 @@ def default_config() -> ConfigDict:
     optimizer.learning_rate = 0.1
     # Scales the learning rate by batch_size / learning_rate_batch_size.
     optimizer.learning_rate_batch_size = placeholder(int)
-    # Added to the gradient as weight_decay * parameter (torch's coupled form), of kernels only: no norm, no bias.
     optimizer.weight_decay = 1e-4
-    optimizer.momentum = 0.9
-    optimizer.nesterov = True
-    # Rescales the gradients where their global norm is larger; None: never.
+    # How it acts: coupled (added to the gradient), decoupled (times the learning rate), relative (times its share of
+    # the peak); None: as the optimizer of this name has it. The formulas are in vision_jax/optim/optimizers.py.
+    optimizer.decay_form = placeholder(str)
+    # What decays: kernels, all, timm (no vectors, positions or tokens) or not_norms.
+    optimizer.decay_rule = "kernels"
+    # Regular expressions, found anywhere in paths such as layer1/0/conv1/kernel: what does not decay although the rule
+    # says so, and what keeps its value.
+    optimizer.no_decay = ()
+    optimizer.frozen = ()
+    # The learning rate of a layer as a share of that of the next one; None: all have the same.
+    optimizer.layer_decay = placeholder(float)
+    # Limits on gradients; None: none. clip_global_norm rescales them where their global norm is larger.
+    optimizer.clip_value = placeholder(float)
+    optimizer.clip_adaptive = placeholder(float)
     optimizer.clip_global_norm = placeholder(float)
+    # Arguments of the optimizer, in optax's names; None leaves them to it, and not every one has each. `decay` is
+    # RMSprop's alpha, and `mu_dtype` what the first moment is kept in.
+    optimizer.momentum = placeholder(float)
+    optimizer.nesterov = placeholder(bool)
+    optimizer.b1 = placeholder(float)
+    optimizer.b2 = placeholder(float)
+    optimizer.eps = placeholder(float)
+    optimizer.decay = placeholder(float)
+    optimizer.mu_dtype = placeholder(str)
 
     config.schedule = schedule = ConfigDict()
-    # cosine: half a cosine from the peak to `end_factor` times it. constant: the peak throughout.
+    # cosine, linear, polynomial, step, exponential, rsqrt, piecewise, wsd or constant; the formulas are in
+    # vision_jax/optim/schedules.py.
     schedule.name = "cosine"
-    # The learning rate rises linearly from zero for so long.
+    # The learning rate rises linearly for so long, from `warmup_factor` times the peak.
     schedule.warmup_epochs = 5.0
     # The same in steps; overrides `warmup_epochs`.
     schedule.warmup_steps = placeholder(int)
+    schedule.warmup_factor = 0.0
+    # Where it ends, as a share of the peak; and the last epochs, during which it falls to zero whatever it was.
     schedule.end_factor = 0.0
+    schedule.cooldown_epochs = 0.0
+    # It changes at the beginning of epochs alone, as where torch's schedulers are stepped after each epoch.
+    schedule.by_epoch = False
+    # Arguments of the schedule; None leaves them to it, and not every one has each. Points are (epoch, share of peak).
+    schedule.power = placeholder(float)
+    schedule.factor = placeholder(float)
+    schedule.every_epochs = placeholder(float)
+    schedule.milestone_epochs = placeholder(tuple)
+    schedule.points = placeholder(tuple)
+    schedule.timescale = placeholder(float)
+    schedule.decay_epochs = placeholder(float)
 
     # Share of the target that is spread evenly over all classes.
     config.label_smoothing = 0.0
@@ -227,12 +277,66 @@ def default_config() -> ConfigDict:
 
 
 # Fields of config.model that are passed to the model where they are set.
-MODEL_OPTIONS = ("bn_group_size", "small_stem", "zero_init_last")
+MODEL_OPTIONS = (
+    *("bn_group_size", "small_stem", "zero_init_last", "drop_rate", "drop_path_rate"),
+    *("global_pool", "scan_blocks", "remat"),
+)
 
 
 def model_options(config: ConfigDict) -> dict[str, object]:
     """Returns the arguments of the model that `config` sets, besides its name, classes, channels and dtype."""
     return {name: config.model[name] for name in MODEL_OPTIONS if config.model[name] is not None}
+
+
+# Fields of config.optimizer that are passed to the optimizer where they are set.
+OPTIMIZER_OPTIONS = ("momentum", "nesterov", "b1", "b2", "eps", "decay", "mu_dtype")
+
+
+def optimizer_options(config: ConfigDict) -> dict[str, Any]:
+    """Returns the arguments of the optimizer that `config` sets, besides those that each of them has."""
+    return {name: config.optimizer[name] for name in OPTIMIZER_OPTIONS if config.optimizer[name] is not None}
+
+
+# Fields of config.schedule that are passed to the schedule where they are set, and what they are called there.
+SCHEDULE_OPTIONS = {
+    **{"power": "power", "factor": "factor", "timescale": "timescale", "points": "points"},
+    **{"every_epochs": "every", "milestone_epochs": "milestones", "decay_epochs": "decay_steps"},
+}
+
+
+def schedule_options(config: ConfigDict, steps_per_epoch: int) -> dict[str, Any]:
+    """Returns the arguments of the schedule that `config` sets, besides those that each of them has; in steps."""
+    options: dict[str, Any] = {}
+    for field, name in SCHEDULE_OPTIONS.items():
+        value = config.schedule[field]
+        if value is None:
+            continue
+        if field == "points":
+            value = tuple((epoch * steps_per_epoch, share) for epoch, share in value)
+        elif field == "milestone_epochs":
+            value = tuple(epoch * steps_per_epoch for epoch in value)
+        elif field in ("every_epochs", "decay_epochs"):
+            value = value * steps_per_epoch
+        options[name] = value
+    return options
+
+
+def resolve(config: ConfigDict) -> ConfigDict:
+    """Returns the configuration with what `data.model_input` asks for filled in; a copy.
+
+    Raises:
+        ConfigError: if there is no such model.
+    """
+    config = config.copy_and_resolve_references()
+    if config.data.model_input:
+        from vision_jax.models import registry  # here, because it imports JAX
+
+        spec = registry.entry(config.model.name).input
+        config.data.update(
+            {"image_size": spec.size, "channels": spec.channels, "mean": spec.mean, "std": spec.std}
+            | {"eval_crop": spec.crop_pct, "eval_filter": spec.interpolation}
+        )
+    return config
 
 
 def augmentation_fields(config: ConfigDict) -> "AugmentConfig":
@@ -380,15 +484,34 @@ def _check_names(config: ConfigDict) -> Iterator[str]:
 
     if config.optimizer.name not in optim.list_optimizers():
         yield f"optimizer.name is {config.optimizer.name!r}: {closest(config.optimizer.name, optim.list_optimizers())}"
+    else:
+        allowed = optim.optimizer_arguments(config.optimizer.name)
+        for option in optimizer_options(config):
+            if option not in allowed:
+                yield (
+                    f"optimizer.{option} is set to {config.optimizer[option]!r}, but {config.optimizer.name} has no "
+                    "such argument: leave it unset."
+                )
+    if config.schedule.name not in optim.list_schedules():
+        yield f"schedule.name is {config.schedule.name!r}: {closest(config.schedule.name, optim.list_schedules())}"
+    else:
+        takes = optim.schedule_arguments(config.schedule.name)
+        for option, name in SCHEDULE_OPTIONS.items():
+            if config.schedule[option] is not None and name not in takes:
+                yield (
+                    f"schedule.{option} is set to {config.schedule[option]!r}, but {config.schedule.name} has no such "
+                    "argument: leave it unset."
+                )
     try:
         augment.create_augmentation(augmentation_fields(config))
     except ConfigError as error:
         yield str(error)
     name = config.model.name
-    if name not in models.list_models():
-        yield f"model.name is {name!r}, an unknown model: {closest(name, models.list_models())}"
+    try:
+        fields = models.registry.option_names(name)
+    except ConfigError as error:
+        yield f"model.name: {error}"
         return
-    fields = {field.name for field in dataclasses.fields(models.create_model(name))}
     for option in model_options(config):
         if option not in fields:
             yield f"model.{option} is set to {config.model[option]!r}, but {name} has no such option: leave it unset."

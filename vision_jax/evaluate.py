@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vision_jax import config as config_lib
-from vision_jax import models, sharding, steps, writers
+from vision_jax import models, pretrained, sharding, steps, writers
 from vision_jax.checkpoint import Checkpointer, DamagedError, best_step
 from vision_jax.data.decode import EvalTransform
 from vision_jax.data.loader import Prefetcher
@@ -38,10 +38,35 @@ def build_model(config: ConfigDict, num_classes: int) -> nn.Module:
     wanted = config.model.num_classes
     if wanted is not None and wanted < num_classes:
         raise ConfigError(f"model.num_classes is {wanted}, but the data has {num_classes} classes: leave it unset.")
-    options = config_lib.model_options(config)
-    return models.create_model(
-        config.model.name, num_classes=wanted or num_classes, dtype=compute_dtype(config), **options
-    )
+    options = all_model_options(config, wanted or num_classes)
+    return models.create_model(config.model.name, dtype=compute_dtype(config), **options)
+
+
+def all_model_options(config: ConfigDict, num_classes: int) -> dict[str, Any]:
+    """Returns the arguments of the model that `config` describes, besides its name and dtype."""
+    options = {"num_classes": num_classes, "in_channels": config.data.channels, **config_lib.model_options(config)}
+    if "img_size" in models.registry.option_names(config.model.name):
+        options["img_size"] = config.data.image_size
+    return options
+
+
+def load_pretrained(config: ConfigDict, num_classes: int, *, classifier_seed: int | None) -> dict[str, Any]:
+    """Reads the weights that `config.model.pretrained` names.
+
+    Args:
+        config: the configuration.
+        num_classes: of the model.
+        classifier_seed: see `pretrained.from_torch`.
+
+    Returns:
+        the model's variables, in the memory of the host.
+
+    Raises:
+        DataError: if they cannot be read or do not fit.
+    """
+    options = all_model_options(config, num_classes)
+    log.info("Weights: %s.", config.model.pretrained)
+    return pretrained.load(config.model.name, config.model.pretrained, classifier_seed=classifier_seed, **options)
 
 
 def compute_dtype(config: ConfigDict) -> jnp.dtype:
@@ -224,7 +249,7 @@ def evaluate_checkpoint(
     """
     workdir = pathlib.Path(workdir)
     checkpointer = Checkpointer(workdir / "checkpoints")
-    candidates = _choose(checkpointer, workdir, step)
+    candidates = choose_checkpoints(checkpointer, workdir, step)
     for candidate in candidates:
         try:
             results = _evaluate_step(checkpointer, candidate, config, should_stop)
@@ -241,8 +266,17 @@ def evaluate_checkpoint(
     return candidate, results
 
 
-def _choose(checkpointer: Checkpointer, workdir: pathlib.Path, wanted: int | str | None) -> list[int]:
-    """Returns the steps that may be evaluated, the one that is meant first."""
+def choose_checkpoints(checkpointer: Checkpointer, workdir: pathlib.Path, wanted: int | str | None) -> list[int]:
+    """Returns the steps that may be used, the one that is meant first.
+
+    Args:
+        checkpointer: of the workdir.
+        workdir: of the run.
+        wanted: a step or "best"; None: the latest, or one before it.
+
+    Raises:
+        CheckpointError: if there is none.
+    """
     there = checkpointer.steps()
     if not there:
         raise CheckpointError(f"There is no checkpoint in {checkpointer.directory}: check --workdir.")
@@ -267,10 +301,35 @@ def _evaluate_step(
     about = checkpointer.about(step)
     if config is None:
         config = config_lib.from_dict(about["config"])
+    config = config_lib.resolve(config)
     config_lib.validate(config, jax.device_count())
     mesh = sharding.make_mesh(config)
     source = create_source(config, train=False)
     check_classes(source, about["num_classes"], about["class_names"], config.data.val_split)
+    with closing(source):
+        model, variables = restore_model(checkpointer, step, config, mesh)
+        return Evaluator(config, mesh, model, source)(variables, should_stop=should_stop)
+
+
+def restore_model(
+    checkpointer: Checkpointer, step: int, config: ConfigDict, mesh: Mesh
+) -> tuple[nn.Module, dict[str, dict[str, Any]]]:
+    """Restores what a checkpoint holds of the model.
+
+    Args:
+        checkpointer: of the checkpoints.
+        step: which of them.
+        config: describes the model.
+        mesh: whose devices get the arrays, all of them everything.
+
+    Returns:
+        the module, and its variables by prefix: "" the weights, and "ema_" their moving averages, if there are any.
+
+    Raises:
+        DamagedError: if files are incomplete or altered.
+        CheckpointError: if the checkpoint is of another model.
+    """
+    about = checkpointer.about(step)
     model = build_model(config, about["num_classes"])
     shapes = variable_shapes(config, model)
     item = {"step": jax.ShapeDtypeStruct((), jnp.int32), **shapes}
@@ -280,8 +339,29 @@ def _evaluate_step(
     variables = {"": {name: restored[name] for name in shapes}}
     if "ema" in restored:
         variables["ema_"] = restored["ema"]
+    return model, variables
+
+
+def evaluate_pretrained(config: ConfigDict, *, should_stop: Callable[[], bool] = lambda: False) -> dict[str, float]:
+    """Evaluates the weights that `config.model.pretrained` names on the validation split.
+
+    Returns:
+        see `Evaluator`.
+
+    Raises:
+        ConfigError, DataError: for input that cannot work.
+        Interrupted: once `should_stop` said so.
+    """
+    config = config_lib.resolve(config)
+    config_lib.validate(config, jax.device_count())
+    mesh = sharding.make_mesh(config)
+    source = create_source(config, train=False)
     with closing(source):
-        return Evaluator(config, mesh, model, source)(variables, should_stop=should_stop)
+        model = build_model(config, source.num_classes)
+        variable_shapes(config, model)
+        variables = load_pretrained(config, model.num_classes, classifier_seed=None)
+        variables = jax.device_put(variables, sharding.replicated(mesh))
+        return Evaluator(config, mesh, model, source)({"": variables}, should_stop=should_stop)
 
 
 def check_classes(source: Source, num_classes: int, class_names: Sequence[str], split: str) -> None:

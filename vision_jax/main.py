@@ -23,7 +23,10 @@ _CONFIG = config_flags.DEFINE_config_file(
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lives; default: runs/ and the name of the config file.")
 _MODE = flags.DEFINE_enum(
-    "mode", "train", ["train", "eval"], "Train (or continue), or evaluate a checkpoint of the workdir."
+    "mode",
+    "train",
+    ["train", "eval"],
+    "Train (or continue), or evaluate a checkpoint of the workdir, or if it has none, config.model.pretrained.",
 )
 _STEP = flags.DEFINE_string("step", None, "--mode=eval: which checkpoint, a number or `best`; default: the latest.")
 _ALLOW_CHANGE = flags.DEFINE_bool("allow_config_change", False, "Continue a workdir that another configuration made.")
@@ -87,12 +90,17 @@ def _evaluate(config: ConfigDict | None, workdir: pathlib.Path, preemption: Pree
 
     _enable_compilation_cache(config.compilation_cache if config is not None else None)
     try:
-        step, results = evaluate.evaluate_checkpoint(workdir, _STEP.value, config, should_stop=preemption.stops_now)
+        if config is not None and config.model.pretrained and not (workdir / "checkpoints").exists():
+            what = config.model.pretrained
+            results = evaluate.evaluate_pretrained(config, should_stop=preemption.stops_now)
+        else:
+            step, results = evaluate.evaluate_checkpoint(workdir, _STEP.value, config, should_stop=preemption.stops_now)
+            what = f"step {step} of {workdir}"
     except evaluate.Interrupted:
         log.warning("Stopped by SIGTERM: run the same command again.")
         return 75
     if jax.process_index() == 0:
-        print(f"step {step} of {workdir}\n{evaluate.format_results(results)}")
+        print(f"{what}\n{evaluate.format_results(results)}")
     return 0
 
 

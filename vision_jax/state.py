@@ -1,5 +1,6 @@
 """The state of a training, all of it."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -40,6 +41,7 @@ def create_state(
     *,
     seed: int,
     ema: bool,
+    variables: Mapping[str, Any] | None = None,
 ) -> TrainState:
     """Returns the state before the first step. It can be jitted, and evaluated abstractly.
 
@@ -49,9 +51,11 @@ def create_state(
         image_shape: (height, width, channels) of the model's input.
         seed: decides the initial parameters.
         ema: keep moving averages; they start as the parameters and statistics themselves.
+        variables: what training starts from; None: what the model is initialized with.
     """
-    images = jnp.zeros((1, *image_shape), jnp.float32)
-    variables = model.init(jax.random.key(seed), images, train=False)
+    if variables is None:
+        images = jnp.zeros((1, *image_shape), jnp.float32)
+        variables = model.init(jax.random.key(seed), images, train=False)
     params, batch_stats = variables["params"], variables.get("batch_stats", {})
     average = jax.tree.map(jnp.copy, {"params": params, "batch_stats": batch_stats}) if ema else None
     return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, optimizer.init(params), average)

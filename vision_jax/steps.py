@@ -21,6 +21,9 @@ from vision_jax.state import TrainState
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
 
+# Sets the key of dropout apart from those of mixing, which are made of the same key.
+_DROPOUT = 2**32 - 2
+
 NO_AUGMENTATION = augment.create_augmentation(augment.AugmentConfig())
 
 
@@ -42,7 +45,7 @@ def make_train_step(
         model: the module; it has `num_classes`.
         optimizer: an optax transformation.
         schedule: the learning rate by step, for the metrics only.
-        seed: keys the augmentation, with the step and the example's position.
+        seed: keys the augmentation and dropout, with the step and the example's position.
         mean, std: normalization; see `augment.normalize`.
         augmentation: what is done to the images, and by mixing to the targets.
         label_smoothing: see `smooth_targets`.
@@ -62,11 +65,13 @@ def make_train_step(
         images = augment.normalize(images, mean, std)
         images = jax.vmap(augmentation.after_normalize)(keys, images)
         targets = smooth_targets(labels, num_classes, label_smoothing)
-        images, targets = augmentation.mix(augment.batch_key(seed, state.step, labels.shape[0]), images, targets)
+        key = augment.batch_key(seed, state.step, labels.shape[0])
+        images, targets = augmentation.mix(key, images, targets)
+        rngs = {"dropout": jax.random.fold_in(key, _DROPOUT)}
 
         def loss_fn(params: optax.Params) -> tuple[jax.Array, tuple[jax.Array, dict]]:
             variables = {"params": params, "batch_stats": state.batch_stats}
-            logits, updates = model.apply(variables, images, train=True, mutable=["batch_stats"])
+            logits, updates = model.apply(variables, images, train=True, mutable=["batch_stats"], rngs=rngs)
             loss = softmax_cross_entropy(logits, targets).mean()
             return loss, (logits, updates.get("batch_stats", state.batch_stats))
 

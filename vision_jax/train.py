@@ -65,6 +65,7 @@ def train_and_evaluate(
         with Preemption() as preemption:
             return train_and_evaluate(config, workdir, allow_config_change=allow_config_change, preemption=preemption)
     workdir = pathlib.Path(workdir)
+    config = config_lib.resolve(config)
     config_lib.validate(config, jax.device_count())
     train_source, val_source = create_source(config, train=True), create_source(config, train=False)
     evaluate.check_classes(val_source, train_source.num_classes, train_source.class_names, config.data.val_split)
@@ -108,7 +109,9 @@ def _train(
     scores = evaluate.scores_by_step(workdir, config.checkpoint.best_metric)
     with Checkpointer(workdir / "checkpoints", keep=config.checkpoint.keep, scores=scores) as checkpointer:
         state = checkpointer.restore_latest(abstract_state)
-        if state is None:
+        if state is None and config.model.pretrained:
+            state = initialize(evaluate.load_pretrained(config, model.num_classes, classifier_seed=config.seed))
+        elif state is None:
             state = initialize()
         start = int(state.step)
         if start > plan.total_steps:
@@ -202,27 +205,49 @@ def _loop(
 
 def make_functions(
     config: ConfigDict, plan: Plan, model: nn.Module, mesh: Mesh
-) -> tuple[Callable[[], TrainState], Callable[[TrainState, steps.Batch], tuple[TrainState, steps.Metrics]]]:
-    """Returns the pure functions of a run: one that gives the state before the first step, and the training step."""
+) -> tuple[Callable[..., TrainState], Callable[[TrainState, steps.Batch], tuple[TrainState, steps.Metrics]]]:
+    """Returns the pure functions of a run.
+
+    Returns:
+        what gives the state before the first step, of the variables that training starts from if it does not start
+        from random ones; and the training step.
+    """
     schedule = optim.create_schedule(
         config.schedule.name,
         plan.learning_rate,
         total_steps=plan.total_steps,
         warmup_steps=plan.warmup_steps,
+        warmup_factor=config.schedule.warmup_factor,
         end_factor=config.schedule.end_factor,
+        cooldown_steps=round(config.schedule.cooldown_epochs * plan.steps_per_epoch),
+        per_epoch=plan.steps_per_epoch if config.schedule.by_epoch else None,
+        **config_lib.schedule_options(config, plan.steps_per_epoch),
     )
-    optimizer = optim.create_optimizer(
-        config.optimizer.name,
-        schedule,
-        weight_decay=config.optimizer.weight_decay,
-        decay_mask=optim.decay_mask,
-        clip_global_norm=config.optimizer.clip_global_norm,
-        momentum=config.optimizer.momentum,
-        nesterov=config.optimizer.nesterov,
+    rules = optim.GroupRules(
+        decay=config.optimizer.decay_rule,
+        no_decay=tuple(config.optimizer.no_decay),
+        layer_decay=config.optimizer.layer_decay,
+        frozen=tuple(config.optimizer.frozen),
+    )
+    optimizer = rules.wrap(
+        optim.create_optimizer(
+            config.optimizer.name,
+            schedule,
+            weight_decay=config.optimizer.weight_decay,
+            decay_mask=rules.decay_mask,
+            decay_form=config.optimizer.decay_form,
+            peak_learning_rate=plan.learning_rate,
+            clip_value=config.optimizer.clip_value,
+            clip_adaptive=config.optimizer.clip_adaptive,
+            clip_global_norm=config.optimizer.clip_global_norm,
+            **config_lib.optimizer_options(config),
+        )
     )
     has_ema = config.ema_decay is not None
     initialize = jax.jit(
-        lambda: create_state(model, optimizer, evaluate.image_shape(config), seed=config.seed, ema=has_ema),
+        lambda variables=None: create_state(
+            model, optimizer, evaluate.image_shape(config), seed=config.seed, ema=has_ema, variables=variables
+        ),
         out_shardings=sharding.replicated(mesh),
         # It runs once: on CPUs, optimizing it would take longer than all of a short training.
         compiler_options={"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None,
