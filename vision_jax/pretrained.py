@@ -161,7 +161,7 @@ def _download(where: str) -> str:
         import huggingface_hub
         from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
     except ImportError as error:
-        raise DataError(f"hf://{where} needs huggingface_hub: pip install 'vision_jax[hub]'.") from error
+        raise DataError(f"hf://{where} needs huggingface_hub: pip install huggingface_hub.") from error
     owner, _, rest = where.partition("/")
     repository, _, file = rest.partition("/")
     repository, _, revision = repository.partition("@")

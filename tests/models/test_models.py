@@ -60,7 +60,7 @@ def published(name: str) -> dict:
     return found or {}
 
 
-def by_size(names: list[str], giga_multiply_adds: float = 1.0) -> list:
+def by_size(names: list[str], giga_multiply_adds: float = 0.6) -> list:
     """Cases of a test, of which those of large models, which take long to trace, are left to the exhaustive run."""
     large = [float(published(name)["gmacs"][0].split("@")[0]) > giga_multiply_adds for name in names]
     return [
@@ -98,10 +98,18 @@ def test_options_and_methods(name: str):
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("name", vision_jax.list_models())
 def test_every_model(name: str):
-    size = registry.entry(name).input.size
-    check_options_and_methods(name, size)
-    _, variables, _ = shapes(name)
+    check_options_and_methods(name, registry.entry(name).input.size)
+    model, variables, images = shapes(name)
     assert count(variables["params"]) == models_main.facts(name)["parameters"]
+    for dtype, train in (("float32", True), ("bfloat16", False)):  # the other two have been checked
+        run = functools.partial(
+            vision_jax.create_model(name, dtype=dtype).apply,
+            train=train,
+            mutable=["batch_stats"],
+            rngs={"dropout": jax.random.key(0)},
+        )
+        logits, _ = jax.eval_shape(run, variables, images)
+        assert (logits.shape, logits.dtype) == ((2, model.num_classes), jnp.float32)
 
 
 def check_options_and_methods(name: str, size: int) -> None:

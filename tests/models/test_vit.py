@@ -52,8 +52,7 @@ def test_patches_are_projected_as_by_a_convolution():
         model.init(jax.random.key(0), x[:, :, :10])
 
 
-@pytest.mark.parametrize("name", [VIT, DEIT3])
-@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.parametrize(("name", "remat"), [(VIT, True), (DEIT3, False)])
 def test_scanned_blocks_compute_the_same(name: str, remat: bool):
     state = weights(name)
     variables = pretrained.from_torch(name, state, **SMALL, scan_blocks=True)
@@ -66,8 +65,7 @@ def test_scanned_blocks_compute_the_same(name: str, remat: bool):
     )
 
 
-@pytest.mark.parametrize("scan_blocks", [False, True])
-@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.parametrize(("scan_blocks", "remat"), [(False, False), (True, True)])
 def test_later_branches_are_dropped_more_often(scan_blocks: bool, remat: bool):
     """Of two blocks, the first keeps both branches and the second drops each for half of the examples."""
     options = SMALL | {"drop_path_rate": 0.5, "scan_blocks": scan_blocks, "remat": remat}
