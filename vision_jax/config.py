@@ -11,7 +11,7 @@ import itertools
 import json
 import math
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Container, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ml_collections import ConfigDict
@@ -28,11 +28,23 @@ _CHOICES = {
     "data.source": ("digits", "tfds", "folder", "synthetic"),
     "data.train_filter": ("bilinear", "area", "pillow-bilinear", "pillow-bicubic"),
     "data.eval_filter": ("bilinear", "bicubic"),
+    "optimizer.learning_rate_scaling": ("linear", "sqrt"),
+    "loss.name": ("softmax", "sigmoid"),
+    "distill.kind": ("soft", "hard"),
+    "guard.nonfinite": ("stop", "skip"),
+}
+# What tuples hold that do not hold numbers.
+_PATTERNS = ("optimizer.no_decay", "optimizer.frozen")
+_PAIRS: dict[str, tuple[type | tuple[type, ...], str]] = {
+    "optimizer.multipliers": (str, "(pattern, factor)"),
+    "schedule.points": ((int, float), "(epoch, share of the peak)"),
 }
 _POSITIVE = (
     *("batch_size", "epochs", "total_steps", "model.num_classes", "data.image_size", "data.prefetch"),
     *("data.num_threads", "data.synthetic_train_examples", "data.synthetic_val_examples"),
-    *("data.train_examples", "data.repeats"),
+    *("data.train_examples", "data.repeats", "data.eval_size"),
+    *("optimizer.sam_rho", "optimizer.sam_every", "optimizer.accumulate", "distill.temperature"),
+    *("ema_every_steps", "guard.spike_deviations", "guard.window", "guard.max_skips"),
     *("optimizer.learning_rate", "optimizer.learning_rate_batch_size", "optimizer.clip_global_norm"),
     *("optimizer.clip_value", "optimizer.clip_adaptive", "schedule.every_epochs", "schedule.decay_epochs"),
     *("eval.every_epochs", "eval.every_steps", "eval.batch_size"),
@@ -42,13 +54,19 @@ _NOT_NEGATIVE = (
     *("seed", "optimizer.weight_decay", "model.bn_group_size", "data.num_workers", "data.max_bad_records"),
     *("schedule.warmup_epochs", "schedule.warmup_steps", "schedule.end_factor", "schedule.warmup_factor"),
     "schedule.cooldown_epochs",
-    *("augment.mixup", "augment.cutmix", "augment.cutout"),
+    *("augment.mixup", "augment.cutmix", "augment.cutout", "augment.shift", "augment.col_out"),
+    *("optimizer.weight_decay_end", "loss.auxiliary_weight", "ema_start_epochs"),
 )
 _PROBABILITIES = (
     *("augment.flip", "augment.color_jitter_prob", "augment.greyscale", "augment.solarize", "augment.blur"),
-    *("augment.erase", "augment.mix_prob", "augment.mix_switch_prob"),
+    *("augment.erase", "augment.mix_prob", "augment.mix_switch_prob", "distill.weight"),
 )
-_BELOW_ONE = ("label_smoothing", "ema_decay", *(f"optimizer.{name}" for name in ("momentum", "b1", "b2", "decay")))
+_BELOW_ONE = (
+    "label_smoothing",
+    "ema_decay",
+    "augment.col_out",
+    *(f"optimizer.{name}" for name in ("momentum", "b1", "b2", "decay")),
+)
 
 
 def default_config() -> ConfigDict:
@@ -77,18 +95,29 @@ def default_config() -> ConfigDict:
     model.bn_group_size = placeholder(int)
     # A 3x3 first convolution of stride 1 without max pooling, for images of about 32 pixels.
     model.small_stem = placeholder(bool)
+    # Blur before the image is made smaller: by strided convolutions (conv), or by max pooling too (conv+pool).
+    model.blur_pool = placeholder(str)
     # Start the last norm scale of each residual branch at zero, so that a block starts as the identity.
     model.zero_init_last = placeholder(bool)
     # Probability of dropping a unit before the classifier.
     model.drop_rate = placeholder(float)
     # Probability of dropping an example's last residual branch; earlier ones are dropped less often.
     model.drop_path_rate = placeholder(float)
+    # Where the biases of the classifier begin; a large negative one suits a sigmoid for each of many classes.
+    model.head_bias = placeholder(float)
+    # Train auxiliary classifiers too; `loss.auxiliary_weight` says how much they count.
+    model.aux_logits = placeholder(bool)
     # What a transformer makes one vector of: token (the class token) or avg (the average of the others).
     model.global_pool = placeholder(str)
+    # What tells a transformer where a patch is: learned, or the fixed sincos2d.
+    model.positions = placeholder(str)
+    # Whether a transformer has a class token; without it, global_pool is avg.
+    model.class_token = placeholder(bool)
     # Compile one block and loop over the depth, for a shorter compilation.
     model.scan_blocks = placeholder(bool)
-    # Compute activations anew in the backward pass, to save memory.
-    model.remat = placeholder(bool)
+    # Compute activations within blocks anew in the backward pass, to save memory: full, or dots, which keeps what
+    # matrix products give.
+    model.remat = placeholder(str)
     # Weights to start from, or to evaluate: a safetensors or npz file, or hf://timm/resnet50.a1_in1k, as timm or
     # torchvision name their tensors. Another number of classes gets a new classifier; see vision_jax/pretrained.py.
     model.pretrained = placeholder(str)
@@ -107,8 +136,10 @@ def default_config() -> ConfigDict:
     # Take image_size, channels, mean, std, eval_crop and eval_filter from what the model's published weights expect (as
     # timm has them), whatever they are set to below.
     data.model_input = False
-    # Height and width of the images that the model sees, in training and in evaluation.
+    # Height and width of the images that the model sees.
     data.image_size = 224
+    # The same in evaluation, where models gain from larger ones than in training; None: `image_size`.
+    data.eval_size = placeholder(int)
     # 3: RGB, 1: greyscale.
     data.channels = 3
     # Normalization, in units where a pixel is between 0 and 1; one value a channel.
@@ -175,6 +206,11 @@ def default_config() -> ConfigDict:
     augment.erase_count = 1
     # Height and width of Cutout's square, in pixels; 0: none.
     augment.cutout = 0
+    # Move images by up to so many pixels in each direction, over a border of zeros: the random crop of small images,
+    # for which data.crop_scale and crop_ratio are to be (1, 1).
+    augment.shift = 0
+    # Share of rows and columns that is left out, the same in a whole batch (ColOut); 0: none.
+    augment.col_out = 0.0
     # Alpha of mixup and of CutMix; 0: off. Where both are on, CutMix has the probability `mix_switch_prob`.
     augment.mixup = 0.0
     augment.cutmix = 0.0
@@ -188,18 +224,22 @@ def default_config() -> ConfigDict:
     optimizer.name = "sgd"
     # The peak learning rate, for `learning_rate_batch_size` examples a step, or for any where that is None.
     optimizer.learning_rate = 0.1
-    # Scales the learning rate by batch_size / learning_rate_batch_size.
+    # Scales the learning rate by batch_size / learning_rate_batch_size (linear), or by its square root (sqrt).
     optimizer.learning_rate_batch_size = placeholder(int)
+    optimizer.learning_rate_scaling = "linear"
     optimizer.weight_decay = 1e-4
+    # What it comes to at the end, on half a cosine over the whole training; None: it stays.
+    optimizer.weight_decay_end = placeholder(float)
     # How it acts: coupled (added to the gradient), decoupled (times the learning rate), relative (times its share of
     # the peak); None: as the optimizer of this name has it. The formulas are in vision_jax/optim/optimizers.py.
     optimizer.decay_form = placeholder(str)
     # What decays: kernels, all, timm (no vectors, positions or tokens) or not_norms.
     optimizer.decay_rule = "kernels"
     # Regular expressions, found anywhere in paths such as layer1/0/conv1/kernel: what does not decay although the rule
-    # says so, and what keeps its value.
+    # says so, and what keeps its value; and pairs of such a pattern and a factor of the learning rate.
     optimizer.no_decay = ()
     optimizer.frozen = ()
+    optimizer.multipliers = ()
     # The learning rate of a layer as a share of that of the next one; None: all have the same.
     optimizer.layer_decay = placeholder(float)
     # Limits on gradients; None: none. clip_global_norm rescales them where their global norm is larger.
@@ -215,6 +255,12 @@ def default_config() -> ConfigDict:
     optimizer.eps = placeholder(float)
     optimizer.decay = placeholder(float)
     optimizer.mu_dtype = placeholder(str)
+    # Sharpness-aware minimization: how far up the loss is looked, and every how many steps; None: not at all.
+    optimizer.sam_rho = placeholder(float)
+    optimizer.sam_every = 1
+    # Parts that a batch is computed in, one after another, to save memory; one update follows from all of them. Batch
+    # norm sees each part by itself.
+    optimizer.accumulate = 1
 
     config.schedule = schedule = ConfigDict()
     # cosine, linear, polynomial, step, exponential, rsqrt, piecewise, wsd or constant; the formulas are in
@@ -228,6 +274,8 @@ def default_config() -> ConfigDict:
     # Where it ends, as a share of the peak; and the last epochs, during which it falls to zero whatever it was.
     schedule.end_factor = 0.0
     schedule.cooldown_epochs = 0.0
+    # The decay begins with the training, behind the warm-up, as timm has it; False: after the warm-up.
+    schedule.overlap_warmup = False
     # It changes at the beginning of epochs alone, as where torch's schedulers are stepped after each epoch.
     schedule.by_epoch = False
     # Arguments of the schedule; None leaves them to it, and not every one has each. Points are (epoch, share of peak).
@@ -241,8 +289,48 @@ def default_config() -> ConfigDict:
 
     # Share of the target that is spread evenly over all classes.
     config.label_smoothing = 0.0
-    # Decay, a step, of the moving average of parameters and batch statistics; None: no average is kept.
+    config.loss = loss = ConfigDict()
+    # softmax: the cross-entropy of one choice; sigmoid: the binary one of each class.
+    loss.name = "softmax"
+    # sigmoid: targets above this are one, all others zero; None: they stay as smoothing and mixing made them.
+    loss.threshold = placeholder(float)
+    # sigmoid: the sum over the classes; False: their mean.
+    loss.sum_classes = False
+    # What a target counts, one value a class; (): all count 1.
+    loss.class_weights = ()
+    # What the loss of each auxiliary classifier counts; see model.aux_logits.
+    loss.auxiliary_weight = 0.3
+
+    # Learning from another model's logits for the same images too.
+    config.distill = distill = ConfigDict()
+    # A name of `vision_jax.list_models()`, and its weights, as in model.pretrained; None: no teacher.
+    distill.teacher = placeholder(str)
+    distill.pretrained = placeholder(str)
+    # soft: towards its probabilities at a temperature; hard: towards its best class. A model with a distillation token
+    # learns this by that token's classifier, every other one by the same as the labels.
+    distill.kind = "soft"
+    distill.temperature = 1.0
+    # What this counts; the loss of the labels counts one minus it.
+    distill.weight = 0.5
+
+    # Decay, an update, of the moving average of parameters and batch statistics; None: no average is kept.
     config.ema_decay = placeholder(float)
+    # Steps between its updates.
+    config.ema_every_steps = 1
+    # Until then it is the parameters and statistics themselves.
+    config.ema_start_epochs = 0.0
+    # In update n thereafter, the decay is at most (1 + n) / (10 + n).
+    config.ema_warmup = False
+
+    config.guard = guard = ConfigDict()
+    # A step whose loss or gradients are not finite: stop ends the training, skip leaves all but the step counter alone.
+    guard.nonfinite = "stop"
+    # Skip a step too whose loss or norm of gradients is so many standard deviations above the mean of the last
+    # `window` steps that were not skipped; None: none.
+    guard.spike_deviations = placeholder(float)
+    guard.window = 128
+    # So many skipped steps in a row end the training.
+    guard.max_skips = 20
 
     config.eval = evaluation = ConfigDict()
     # Epochs between evaluations; there is always one at the end. The state is saved before each.
@@ -251,6 +339,8 @@ def default_config() -> ConfigDict:
     evaluation.every_steps = placeholder(int)
     # Examples a batch, over all devices of all processes; None: config.batch_size.
     evaluation.batch_size = placeholder(int)
+    # Average the logits with those of the mirrored image.
+    evaluation.flip = False
 
     config.checkpoint = checkpoint = ConfigDict()
     # Steps between checkpoints, besides those before evaluations and at the end; None: only those.
@@ -278,12 +368,12 @@ def default_config() -> ConfigDict:
 
 # Fields of config.model that are passed to the model where they are set.
 MODEL_OPTIONS = (
-    *("bn_group_size", "small_stem", "zero_init_last", "drop_rate", "drop_path_rate"),
-    *("global_pool", "scan_blocks", "remat"),
+    *("bn_group_size", "small_stem", "blur_pool", "zero_init_last", "drop_rate", "drop_path_rate", "head_bias"),
+    *("aux_logits", "global_pool", "positions", "class_token", "scan_blocks", "remat"),
 )
 
 
-def model_options(config: ConfigDict) -> dict[str, object]:
+def model_options(config: ConfigDict) -> dict[str, Any]:
     """Returns the arguments of the model that `config` sets, besides its name, classes, channels and dtype."""
     return {name: config.model[name] for name in MODEL_OPTIONS if config.model[name] is not None}
 
@@ -373,8 +463,13 @@ def from_dict(fields: dict) -> ConfigDict:
         raise ConfigError(f"The stored configuration has fields that this version does not know: {', '.join(unknown)}.")
     for path, value in values.items():
         node, name = _parent(config, path)
-        node[name] = tuple(value) if isinstance(value, list) else value
+        node[name] = _as(tuple, value)
     return config
+
+
+def _as(kind: type, value: object) -> Any:
+    """Returns lists and tuples, also those within others, as `kind`; all else as it is."""
+    return kind(_as(kind, v) for v in value) if isinstance(value, list | tuple) else value
 
 
 def _parent(config: ConfigDict, path: str) -> tuple[ConfigDict, str]:
@@ -392,7 +487,7 @@ def flatten(config: ConfigDict | dict, prefix: str = "") -> Iterator[tuple[str, 
         if isinstance(value, ConfigDict | dict):
             yield from flatten(value, f"{prefix}{key}.")
         else:
-            yield f"{prefix}{key}", list(value) if isinstance(value, tuple) else value
+            yield f"{prefix}{key}", _as(list, value)
 
 
 def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
@@ -440,8 +535,26 @@ def _check_types(config: ConfigDict) -> Iterator[str]:
             yield f"{path} is {value!r}; it takes a {kind.__name__}."
         elif isinstance(value, float) and not math.isfinite(value):
             yield f"{path} is {value!r}; it takes a finite number."
-        elif isinstance(value, list) and not all(isinstance(v, float | int) and math.isfinite(v) for v in value):
-            yield f"{path} is {value!r}; it takes finite numbers."
+        elif isinstance(value, list):
+            yield from _check_items(path, value)
+
+
+def _check_items(path: str, items: list) -> Iterator[str]:
+    """Checks what a tuple holds."""
+
+    def is_number(value: object) -> bool:
+        return isinstance(value, float | int) and not isinstance(value, bool) and math.isfinite(value)
+
+    if path in _PATTERNS:
+        if not all(isinstance(v, str) for v in items):
+            yield f"{path} is {items!r}; it takes strings, regular expressions."
+    elif path in _PAIRS:
+        first, what = _PAIRS[path]
+        for pair in items:
+            if not (isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], first) and is_number(pair[1])):
+                yield f"{path} has {pair!r} in it; it takes pairs of {what}."
+    elif not all(is_number(v) for v in items):
+        yield f"{path} is {items!r}; it takes finite numbers."
 
 
 def _check_ranges(config: ConfigDict) -> Iterator[str]:
@@ -470,6 +583,20 @@ def _check_ranges(config: ConfigDict) -> Iterator[str]:
             f"schedule.warmup_epochs is {config.schedule.warmup_epochs} and the training only {config.epochs} "
             "epochs: shorten the warm-up or lengthen the training."
         )
+    if config.batch_size % config.optimizer.accumulate:
+        yield (
+            f"optimizer.accumulate is {config.optimizer.accumulate}, which does not divide "
+            f"batch_size={config.batch_size}."
+        )
+    if config.loss.name != "sigmoid" and (config.loss.threshold is not None or config.loss.sum_classes):
+        yield f"loss.threshold and loss.sum_classes are of the loss sigmoid, and loss.name is {config.loss.name!r}."
+    if any(not weight >= 0 for weight in config.loss.class_weights):
+        yield f"loss.class_weights is {config.loss.class_weights}: no weight may be negative."
+    if (config.distill.teacher is None) != (config.distill.pretrained is None):
+        yield (
+            f"distill.teacher is {config.distill.teacher!r} and distill.pretrained {config.distill.pretrained!r}: a "
+            "teacher takes a name and weights, such as resnet50 and resnet50.safetensors."
+        )
     best_metric = config.checkpoint.best_metric
     names = [f"val/{prefix}{name}" for prefix in ("", "ema_") for name in ("top1", "top5", "loss")]
     if best_metric not in names:
@@ -479,42 +606,41 @@ def _check_ranges(config: ConfigDict) -> Iterator[str]:
 
 
 def _check_names(config: ConfigDict) -> Iterator[str]:
-    """Checks the names that other modules define."""
+    """Checks the names that other modules define, and that what has such a name has the options that are set."""
     from vision_jax import augment, models, optim  # here, because they import JAX
 
     if config.optimizer.name not in optim.list_optimizers():
         yield f"optimizer.name is {config.optimizer.name!r}: {closest(config.optimizer.name, optim.list_optimizers())}"
     else:
-        allowed = optim.optimizer_arguments(config.optimizer.name)
-        for option in optimizer_options(config):
-            if option not in allowed:
-                yield (
-                    f"optimizer.{option} is set to {config.optimizer[option]!r}, but {config.optimizer.name} has no "
-                    "such argument: leave it unset."
-                )
+        takes = optim.optimizer_arguments(config.optimizer.name)
+        yield from _check_options(config.optimizer, "optimizer", dict.fromkeys(OPTIMIZER_OPTIONS), takes)
     if config.schedule.name not in optim.list_schedules():
         yield f"schedule.name is {config.schedule.name!r}: {closest(config.schedule.name, optim.list_schedules())}"
     else:
-        takes = optim.schedule_arguments(config.schedule.name)
-        for option, name in SCHEDULE_OPTIONS.items():
-            if config.schedule[option] is not None and name not in takes:
-                yield (
-                    f"schedule.{option} is set to {config.schedule[option]!r}, but {config.schedule.name} has no such "
-                    "argument: leave it unset."
-                )
+        yield from _check_options(
+            config.schedule, "schedule", SCHEDULE_OPTIONS, optim.schedule_arguments(config.schedule.name)
+        )
     try:
         augment.create_augmentation(augmentation_fields(config))
     except ConfigError as error:
         yield str(error)
-    name = config.model.name
-    try:
-        fields = models.registry.option_names(name)
-    except ConfigError as error:
-        yield f"model.name: {error}"
-        return
-    for option in model_options(config):
-        if option not in fields:
-            yield f"model.{option} is set to {config.model[option]!r}, but {name} has no such option: leave it unset."
+    for path, name in (("model.name", config.model.name), ("distill.teacher", config.distill.teacher)):
+        try:
+            fields = [] if name is None else models.registry.option_names(name)
+        except ConfigError as error:
+            yield f"{path}: {error}"
+        else:
+            if path == "model.name":
+                yield from _check_options(config.model, "model", dict.fromkeys(MODEL_OPTIONS), fields)
+
+
+def _check_options(
+    node: ConfigDict, path: str, options: Mapping[str, str | None], takes: Container[str]
+) -> Iterator[str]:
+    """Checks that what a node names has the options that the node sets: its fields, and their names there if others."""
+    for field, name in options.items():
+        if node[field] is not None and (name or field) not in takes:
+            yield f"{path}.{field} is set to {node[field]!r}, but {node.name} has no such option: leave it unset."
 
 
 def _check_data(config: ConfigDict) -> Iterator[str]:
@@ -531,8 +657,9 @@ def _check_data(config: ConfigDict) -> Iterator[str]:
         yield f"data.std is {data.std}: every value must be positive."
     if data.eval_crop is not None and not 0 < data.eval_crop <= 1:
         yield f"data.eval_crop is {data.eval_crop}, a share: more than 0 and at most 1."
-    elif (resize := eval_resize(config)) < data.image_size:
-        yield f"data.eval_resize is {resize}, less than data.image_size={data.image_size}: raise it."
+    elif (resize := eval_resize(config)) < eval_size(config):
+        what = "image_size" if data.eval_size is None else "eval_size"
+        yield f"data.eval_resize is {resize}, less than data.{what}={eval_size(config)}: raise it."
     if data.balanced and data.repeats > 1:
         yield f"data.balanced and data.repeats={data.repeats} cannot go together: set repeats to 1."
     if data.repeats > config.batch_size:
@@ -568,10 +695,15 @@ def _check_progressive(config: ConfigDict) -> Iterator[str]:
         yield f"data.progressive_sizes is {tuple(sizes)}: every size must be a positive integer."
 
 
+def eval_size(config: ConfigDict) -> int:
+    """Returns height and width of the images that are evaluated."""
+    return config.data.eval_size or config.data.image_size
+
+
 def eval_resize(config: ConfigDict) -> int:
     """Returns what the shorter side of an evaluation image is resized to."""
     crop = config.data.eval_crop
-    return config.data.eval_resize if crop is None else math.floor(config.data.image_size / crop)
+    return config.data.eval_resize if crop is None else math.floor(eval_size(config) / crop)
 
 
 def _check_batches(config: ConfigDict, num_devices: int) -> Iterator[str]:
@@ -585,9 +717,16 @@ def _check_batches(config: ConfigDict, num_devices: int) -> Iterator[str]:
         if batch_size is not None and batch_size % along_data:
             near = max(1, round(batch_size / along_data)) * along_data
             yield f"{path} is {batch_size}, which {along_data} devices do not divide: {near} would do."
+    part = config.batch_size // config.optimizer.accumulate
+    if config.optimizer.accumulate > 1 and part % along_data:
+        yield (
+            f"optimizer.accumulate is {config.optimizer.accumulate}: its parts of {part} examples are not divided by "
+            f"{along_data} devices."
+        )
     group = config.model.bn_group_size
-    if group and 0 < group < config.batch_size and config.batch_size % group:
-        yield f"model.bn_group_size is {group}, which does not divide batch_size={config.batch_size}."
+    if group and 0 < group < part and part % group:
+        what = "batch_size" if part == config.batch_size else "the parts of a batch, of"
+        yield f"model.bn_group_size is {group}, which does not divide {what}={part}."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -602,6 +741,7 @@ class Plan:
         eval_every: steps between evaluations.
         checkpoint_every: steps between checkpoints; None: only those before evaluations and at the end.
         train_sizes: (first step, size) of progressive resizing, ascending; empty without it.
+        ema_start: updates until the moving average is one.
     """
 
     steps_per_epoch: int
@@ -611,6 +751,7 @@ class Plan:
     eval_every: int
     checkpoint_every: int | None
     train_sizes: tuple[tuple[int, int], ...] = ()
+    ema_start: int = 0
 
     def evaluates_at(self, step: int) -> bool:
         """Returns whether the state is evaluated after `step` updates."""
@@ -655,7 +796,10 @@ def make_plan(config: ConfigDict, num_examples: int) -> Plan:
         )
     learning_rate = config.optimizer.learning_rate
     if (reference := config.optimizer.learning_rate_batch_size) is not None:
-        learning_rate *= config.batch_size / reference
+        from vision_jax import optim  # here, because it imports JAX
+
+        scaling = config.optimizer.learning_rate_scaling
+        learning_rate = optim.scale_learning_rate(learning_rate, config.batch_size, reference, scaling)
     return Plan(
         steps_per_epoch=steps_per_epoch,
         total_steps=total_steps,
@@ -667,4 +811,5 @@ def make_plan(config: ConfigDict, num_examples: int) -> Plan:
             (round(epoch * steps_per_epoch), size)
             for epoch, size in zip(config.data.progressive_epochs, config.data.progressive_sizes, strict=True)
         ),
+        ema_start=round(config.ema_start_epochs * steps_per_epoch),
     )

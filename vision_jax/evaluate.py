@@ -77,7 +77,7 @@ def compute_dtype(config: ConfigDict) -> jnp.dtype:
 
 
 def image_shape(config: ConfigDict) -> tuple[int, int, int]:
-    """Returns (height, width, channels) of the model's input."""
+    """Returns (height, width, channels) of the model's input in training."""
     return (config.data.image_size, config.data.image_size, config.data.channels)
 
 
@@ -121,9 +121,9 @@ class Evaluator:
         self._batch_size = config.eval.batch_size or config.batch_size
         self._order = EvalOrder(len(source), self._batch_size)
         self._transform = EvalTransform(
-            data.image_size, config_lib.eval_resize(config), data.channels, data.eval_filter
+            config_lib.eval_size(config), config_lib.eval_resize(config), data.channels, data.eval_filter
         )
-        step = steps.make_eval_step(model, mean=data.mean, std=data.std)
+        step = steps.make_eval_step(model, mean=data.mean, std=data.std, flip=config.eval.flip)
         self._step = jax.jit(step, out_shardings=sharding.replicated(mesh))
         self._compiled: Any = None
 
@@ -145,7 +145,9 @@ class Evaluator:
         """
         variables = dict(variables)
         if self._compiled is None:
-            abstract = sharding.abstract_batch(self._mesh, self._batch_size, image_shape(self._config))
+            size = config_lib.eval_size(self._config)
+            shape = (size, size, self._config.data.channels)
+            abstract = sharding.abstract_batch(self._mesh, self._batch_size, shape)
             start = time.perf_counter()
             self._compiled = self._step.lower(variables, abstract).compile()
             log.info("The evaluation step was compiled in %.1f s.", time.perf_counter() - start)

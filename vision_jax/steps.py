@@ -96,13 +96,14 @@ def make_train_step(
 
 
 def make_eval_step(
-    model: nn.Module, *, mean: Sequence[float], std: Sequence[float]
+    model: nn.Module, *, mean: Sequence[float], std: Sequence[float], flip: bool = False
 ) -> Callable[[dict[str, dict], Batch], Metrics]:
     """Returns the function that evaluates one batch, with each of several sets of variables.
 
     Args:
         model: the module.
         mean, std: normalization; see `augment.normalize`.
+        flip: average the logits with those of the mirrored image.
 
     Returns:
         ({prefix: variables}, batch) -> sums over the examples, () float32, under prefix + loss, top1, top5, count.
@@ -113,6 +114,8 @@ def make_eval_step(
         sums = {}
         for prefix, values in variables.items():
             logits: Any = model.apply(values, images, train=False)
+            if flip:
+                logits = (logits + model.apply(values, images[:, :, ::-1], train=False)) / 2
             for name, value in classification_sums(logits, batch["label"], batch["mask"]).items():
                 sums[prefix + name] = value
         return sums

@@ -42,6 +42,8 @@ class AugmentConfig:
         erase_mode: const: erase to the mean; pixel: to normal noise.
         erase_count: the most rectangles that are erased.
         cutout: size of the square that is erased, in pixels; 0: none.
+        shift: how many pixels images are moved in each direction at most.
+        col_out: share of the rows and columns of a batch that is left out.
         mixup, cutmix: alpha of the Beta distribution; 0: off.
         mix_prob: probability of mixing, where one of them is on.
         mix_switch_prob: probability of CutMix, where both are on.
@@ -60,6 +62,8 @@ class AugmentConfig:
     erase_mode: str = "const"
     erase_count: int = 1
     cutout: int = 0
+    shift: int = 0
+    col_out: float = 0.0
     mixup: float = 0.0
     cutmix: float = 0.0
     mix_prob: float = 1.0
