@@ -13,7 +13,7 @@ from vision_jax import augment, optim, sharding
 from vision_jax import config as config_lib
 from vision_jax.models.resnet import BasicBlock, ResNet
 from vision_jax.state import TrainState, create_state
-from vision_jax.steps import make_eval_step, make_train_step
+from vision_jax.steps import Ema, make_eval_step, make_train_step
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -62,7 +62,7 @@ def train(
         std=STD,
         augmentation=augmentation,
         label_smoothing=0.1,
-        ema_decay=ema_decay,
+        ema=None if ema_decay is None else Ema(ema_decay),
     )
     create = functools.partial(create_state, model, optimizer, (32, 32, 3), seed=0, ema=ema_decay is not None)
     state = jax.jit(create, out_shardings=sharding.replicated(mesh), compiler_options=QUICK)()
@@ -161,7 +161,7 @@ def test_eval_step_sums_what_is_not_masked():
 def test_the_state_is_a_frozen_pytree_of_float32():
     optimizer = optim.create_optimizer("sgd", 0.1, momentum=0.9)
     model = small_resnet(dtype=jnp.bfloat16)
-    step = make_train_step(model, optimizer, lambda _: 0.1, seed=0, mean=MEAN, std=STD, ema_decay=0.9)
+    step = make_train_step(model, optimizer, lambda _: 0.1, seed=0, mean=MEAN, std=STD, ema=Ema(0.9))
     state = jax.eval_shape(functools.partial(create_state, model, optimizer, (32, 32, 3), seed=0, ema=True))
     after, metrics = jax.eval_shape(step, state, batch_of(0))
     assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(lambda x: (x.shape, x.dtype), state)
