@@ -2,13 +2,12 @@
 
 Result:   top-1 at 224 pixels, published: a1 80.4 %, a2 79.8 %, a3 78.1 % (trained on 160 pixels). a1 took 4.6 days on 4
           V100 of 32 GB. We have not run it yet.
-Source:   Wightman et al. 2021 (arXiv:2110.00476), as encoded by open-mmlab/mmpretrain, configs/resnet/*rsb*, and by
-          published commands for timm's train.py that follow A2 (Alibaba-MIIL/ML_Decoder). The latter have the
-          threshold of the targets, 0.2, and the first learning rate, 1e-4; neither the paper's tables nor mmpretrain
-          (80.1, 79.6 and 78.3 % in its own runs) have a threshold. a1 has none here, because it would undo the label
-          smoothing. Known differences: timm draws a mixture for the part of each GPU, here there is one for the whole
-          batch; timm's default is to choose bilinear or bicubic resizing at random, here it is bicubic, as in both
-          sources.
+Source:   Wightman et al. 2021 (arXiv:2110.00476), as written down in open-mmlab/mmpretrain, configs/resnet/*rsb* (80.1,
+          79.6 and 78.3 % in its own runs, a3 at 224 pixels), and in commands for timm's train.py that follow A2, such
+          as that of Alibaba-MIIL/ML_Decoder. Those have the threshold of the targets, 0.2, and some a warm-up from
+          1e-4; mmpretrain has no threshold, and a1 has none here, because it would undo the label smoothing. Known
+          differences: timm draws a mixture for the part of each GPU, here there is one for the whole batch; timm by
+          default chooses bilinear or bicubic resizing at random, here it is bicubic, as in both sources.
 Command:  python -m vision_jax.main --config=configs/resnet50_rsb.py:a2 --config.data.dir=IMAGENET --workdir=runs/rsb_a2
 """
 
