@@ -8,7 +8,7 @@ Source:   Touvron et al. 2020 (arXiv:2012.12877); facebookresearch/deit, README_
           learning rate of an epoch is what the schedule has for the epoch before, so that the warm-up begins with two
           epochs alike; there a moving average is kept too, which the results are not of.
 Command:  python -m vision_jax.main --config=configs/deit.py:small --config.data.dir=IMAGENET --workdir=runs/deit_small
-          The distilled variants need the teacher's weights, RegNetY-16GF of DeiT's authors with 82.9 %, as the file
+          The distilled variants need the teacher's weights, RegNetY-16GF of DeiT's authors, as the file
           regnety_160.safetensors, or elsewhere: --config.distill.pretrained=hf://timm/regnety_160.deit_in1k
 """
 
