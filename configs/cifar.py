@@ -7,9 +7,9 @@ Result:   top-1, published as errors, mean or median of 5 runs:
 Source:   ResNet-18: DeVries and Taylor 2017, arXiv:1708.04552, without Cutout, and uoguelph-mlrg/Cutout: README.md and
           train.py, whose model is that of kuangliu/pytorch-cifar. Wide ResNet: Zagoruyko and Komodakis 2016,
           arXiv:1605.07146, and szagoruyko/wide-residual-networks: README.md and scripts/train_cifar.sh. Known
-          differences: ResNet-18's convolutions are initialized by their fan-out, with normal noise, and there as torch
-          does by default, and CIFAR-100 is normalized as CIFAR-10 there; images of Wide ResNet are reflected at their borders there, and black moves in here; what is
-          left of an epoch after its last full batch is not seen here, as in the second source.
+          differences: for ResNet-18, convolutions are initialized as torch does by default there, with normal noise by
+          their fan-out here, and CIFAR-100 is normalized as CIFAR-10 there; for Wide ResNet, images are reflected at
+          their borders there, and black moves in here.
 Command:  python -m vision_jax.main --config=configs/cifar.py:cifar10_wrn --config.data.dir=CIFAR10 --workdir=runs/wrn
           where CIFAR10 is the folder that tfds or `python -m vision_jax.prepare --encoding=raw tfds:cifar10 CIFAR10`
           wrote, and the same for cifar100.
