@@ -8,8 +8,7 @@ Source:   ResNet-18: DeVries and Taylor 2017, arXiv:1708.04552, without Cutout, 
           train.py, whose model is that of kuangliu/pytorch-cifar. Wide ResNet: Zagoruyko and Komodakis 2016,
           arXiv:1605.07146, and szagoruyko/wide-residual-networks: README.md and scripts/train_cifar.sh. Known
           differences: for ResNet-18, convolutions are initialized as torch does by default there, with normal noise by
-          their fan-out here, and CIFAR-100 is normalized as CIFAR-10 there; for Wide ResNet, images are reflected at
-          their borders there, and black moves in here.
+          their fan-out here, and CIFAR-100 is normalized as CIFAR-10 there.
 Command:  python -m vision_jax.main --config=configs/cifar.py:cifar10_wrn --config.data.dir=CIFAR10 --workdir=runs/wrn
           where CIFAR10 is the folder that tfds or `python -m vision_jax.prepare --encoding=raw tfds:cifar10 CIFAR10`
           wrote, and the same for cifar100.
@@ -51,6 +50,7 @@ def get_config(variant: str = "cifar10_resnet18") -> ConfigDict:
     config.data.crop_scale = (1.0, 1.0)
     config.data.crop_ratio = (1.0, 1.0)
     config.augment.shift = 4
+    config.augment.shift_mode = "constant" if config.model.name == "resnet18" else "reflect"
 
     config.optimizer.learning_rate = 0.1
     config.optimizer.weight_decay = 5e-4
