@@ -223,7 +223,7 @@ def default_config() -> ConfigDict:
     augment.mix_switch_prob = 0.5
     # What shares one choice and one share of the mixture: batch, pair or elem.
     augment.mix_mode = "batch"
-    # Examples that are mixed among themselves, such as the batch of one GPU elsewhere; 0, or more than there are, is the
+    # Examples that are mixed among themselves, such as the batch of one GPU elsewhere; 0, or more than there are: the
     # whole batch.
     augment.mix_group = 0
 
