@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 
 from vision_jax import recipes
 
-# bn_group_size is the batch of one GPU; torchvision starts no norm's scale at zero.
+# bn_group_size and mix_group are the batch of one GPU; torchvision starts no norm's scale at zero.
 _NORMS = {"model.bn_group_size": 128}
 _RESNET = {**_NORMS, "model.zero_init_last": False}
 _MOBILENET = {**_NORMS, "model.drop_rate": 0.2}
@@ -35,7 +35,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "resnext101_32x8d": {**_RESNET, **_EACH_ONCE},
     **dict.fromkeys(("mobilenet_v2", "mobilenet_v3_large"), _MOBILENET),
     "efficientnet_v2_s": {
-        **{"model.bn_group_size": 32, "model.drop_rate": 0.2, "model.drop_path_rate": 0.2},
+        **{"model.bn_group_size": 32, "augment.mix_group": 32, "model.drop_rate": 0.2, "model.drop_path_rate": 0.2},
         **{"data.image_size": 300, "data.eval_size": 384, "data.eval_resize": 384},
     },
     "convnext_tiny": {**_ADAMW, "optimizer.weight_decay": 0.05, "model.drop_path_rate": 0.1, "data.eval_resize": 236},
@@ -43,7 +43,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         **{**_ADAMW, **_LARGE, "batch_size": 4096, "epochs": 300.0, "label_smoothing": 0.11, "data.eval_resize": 256},
         **{"optimizer.learning_rate": 3e-3, "optimizer.weight_decay": 0.3, "optimizer.decay_rule": "all"},
         **{"optimizer.clip_global_norm": 1.0, "schedule.warmup_epochs": 30.0, "schedule.warmup_factor": 0.033},
-        **{"data.repeats": 3, "augment.policy": "rand-m3-n2-p1-inc1", "augment.erase": 0.0},
+        **{"data.repeats": 3, "augment.policy": "rand-m3-n2-p1-inc1", "augment.erase": 0.0, "augment.mix_group": 512},
     },
     "swin_t": {
         **{**_ADAMW, **_LARGE, "epochs": 300.0, "model.drop_path_rate": 0.2, "augment.mixup": 0.8},
@@ -65,6 +65,7 @@ def get_config(variant: str = "resnet50") -> ConfigDict:
     config.data.train_filter = "pillow-bilinear"
     # Mixup or CutMix, each for half of the batches.
     config.augment.update({"policy": "trivialaugment_wide", "erase": 0.1, "mixup": 0.2, "cutmix": 1.0})
+    config.augment.mix_group = 128
     config.optimizer.learning_rate = 0.5
     config.optimizer.weight_decay = 2e-5
     config.optimizer.decay_rule = "not_norms"

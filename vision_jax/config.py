@@ -34,7 +34,7 @@ _CHOICES = {
     "guard.nonfinite": ("stop", "skip"),
 }
 # What tuples hold that do not hold numbers.
-_PATTERNS = ("optimizer.no_decay", "optimizer.frozen")
+_PATTERNS = ("optimizer.no_decay", "optimizer.no_clip_adaptive", "optimizer.frozen")
 _PAIRS: dict[str, tuple[type | tuple[type, ...], str]] = {
     "optimizer.multipliers": (str, "(pattern, factor)"),
     "schedule.points": ((int, float), "(epoch, share of the peak)"),
@@ -254,6 +254,8 @@ def default_config() -> ConfigDict:
     # Limits on gradients; None: none. clip_global_norm rescales them where their global norm is larger.
     optimizer.clip_value = placeholder(float)
     optimizer.clip_adaptive = placeholder(float)
+    # What is not clipped adaptively: as a rule, the classifier.
+    optimizer.no_clip_adaptive = (r"^(head|head_dist|fc|classifier)/",)
     optimizer.clip_global_norm = placeholder(float)
     # Arguments of the optimizer, in optax's names; None leaves them to it, and not every one has each. `decay` is
     # RMSprop's alpha, and `mu_dtype` what the first moment is kept in.

@@ -29,18 +29,23 @@ def smooth_targets(labels: jax.Array, num_classes: int, label_smoothing: float =
     return optax.smooth_labels(jax.nn.one_hot(labels, num_classes, dtype=jnp.float32), label_smoothing)
 
 
-def softmax_cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
+def softmax_cross_entropy(
+    logits: jax.Array, targets: jax.Array, *, class_weights: jax.Array | None = None
+) -> jax.Array:
     """Returns the cross-entropy of softmax(logits) with labels or with soft targets.
 
     Args:
         logits: (batch, classes).
         targets: (batch,) integers, or (batch, classes) float of sum 1.
+        class_weights: what the term of each class counts, (classes,); None: each counts 1.
 
     Returns:
         (batch,) float32.
     """
     if targets.ndim == 1:
         targets = smooth_targets(targets, logits.shape[-1])
+    if class_weights is not None:
+        targets = class_weights * targets
     return optax.softmax_cross_entropy(logits.astype(jnp.float32), targets)
 
 
@@ -50,7 +55,7 @@ def sigmoid_cross_entropy(
     *,
     threshold: float | None = None,
     sum_classes: bool = False,
-    class_weights: jax.Array | float = 1.0,
+    class_weights: jax.Array | None = None,
 ) -> jax.Array:
     """Returns the binary cross-entropy of each class, sigmoid(logits) being its probability.
 
@@ -63,14 +68,16 @@ def sigmoid_cross_entropy(
         threshold: targets above it are one, and all others zero; None: they stay as they are.
         sum_classes: the sum over the classes, as google-research/big_vision has it; False: their mean, as timm and
             DeiT III have it.
-        class_weights: what the term of each class counts, (classes,).
+        class_weights: what the term of each class counts, (classes,); None: each counts 1.
 
     Returns:
         (batch,) float32.
     """
     if threshold is not None:
         targets = (targets > threshold).astype(jnp.float32)
-    losses = class_weights * optax.sigmoid_binary_cross_entropy(logits.astype(jnp.float32), targets)
+    losses = optax.sigmoid_binary_cross_entropy(logits.astype(jnp.float32), targets)
+    if class_weights is not None:
+        losses = class_weights * losses
     return losses.sum(-1) if sum_classes else losses.mean(-1)
 
 
@@ -91,9 +98,9 @@ def create_loss(
     Raises:
         ConfigError: for another name.
     """
-    weights = jnp.asarray(class_weights, jnp.float32) if len(class_weights) else 1.0
+    weights = jnp.asarray(class_weights, jnp.float32) if len(class_weights) else None
     losses: dict[str, Loss] = {
-        "softmax": lambda logits, targets: softmax_cross_entropy(logits, weights * targets),
+        "softmax": functools.partial(softmax_cross_entropy, class_weights=weights),
         "sigmoid": functools.partial(
             sigmoid_cross_entropy, threshold=threshold, sum_classes=sum_classes, class_weights=weights
         ),

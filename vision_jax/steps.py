@@ -170,14 +170,16 @@ def make_train_step(
         else:
             due = True if sam_every == 1 else state.step % sam_every == 0
             grads, (value, batch_stats, top1) = optim.sam_gradients(gradients, state.params, sam_rho, apply=due)
+        after = _update(state, grads, value, batch_stats)
+        updates_done = state.step
         metrics = {"loss": value, "top1": top1, "grad_norm": optax.global_norm(grads)}
-        if "replaced" in batch:
-            metrics["replaced_records"] = batch["replaced"].sum()
-        metrics |= _learning_rate(state)
-        after, accepted = _update(state, grads, value, batch_stats)
-        if accepted is not None:
+        if isinstance(after.opt_state, optim.GuardState):
+            updates_done -= state.opt_state.skipped  # which a schedule does not count
             metrics["skipped_steps"] = after.opt_state.skipped.astype(jnp.float32)
             metrics["skipped_in_a_row"] = after.opt_state.in_a_row.astype(jnp.float32)
+        metrics["learning_rate"] = jnp.asarray(schedule(updates_done), jnp.float32)
+        if "replaced" in batch:
+            metrics["replaced_records"] = batch["replaced"].sum()
         return after, metrics
 
     def _prepare(batch: Batch, step: jax.Array) -> tuple[Batch, jax.Array]:
@@ -192,30 +194,22 @@ def make_train_step(
         images, targets = augmentation.mix(key, augmentation.col_out(key, images), targets)
         return {"image": images, "label": labels, "target": targets}, jax.random.fold_in(key, _DROPOUT)
 
-    def _learning_rate(state: TrainState) -> Metrics:
-        # A schedule counts the updates that were made.
-        skipped = state.opt_state.skipped if isinstance(state.opt_state, optim.GuardState) else 0
-        return {"learning_rate": jnp.asarray(schedule(state.step - skipped), jnp.float32)}
-
-    def _update(
-        state: TrainState, grads: Any, value: jax.Array, batch_stats: Any
-    ) -> tuple[TrainState, jax.Array | None]:
-        """Returns the next state, and if steps may be skipped, whether this one was not."""
+    def _update(state: TrainState, grads: Any, value: jax.Array, batch_stats: Any) -> TrainState:
+        """Returns the next state; of a step that is skipped, the same one but for the counters."""
         guarded = isinstance(state.opt_state, optim.GuardState)
         extra = {"loss": value} if guarded else {}
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params, **extra)
         params = optax.apply_updates(state.params, updates)
-        accepted = opt_state.accepted if guarded else None
-        if accepted is not None:
+        decay = ema.decay_at(state.step + 1) if ema is not None else 1.0
+        if guarded:
+            accepted = opt_state.accepted
             batch_stats = jax.tree.map(lambda new, old: jnp.where(accepted, new, old), batch_stats, state.batch_stats)
+            decay = jnp.where(accepted, decay, 1.0)
         average = state.ema
         if ema is not None:
-            decay = ema.decay_at(state.step + 1)
-            if accepted is not None:
-                decay = jnp.where(accepted, decay, 1.0)
             new = {"params": params, "batch_stats": batch_stats}
             average = jax.tree.map(lambda old, value: decay * old + (1 - decay) * value, average, new)
-        return TrainState(state.step + 1, params, batch_stats, opt_state, average), accepted
+        return TrainState(state.step + 1, params, batch_stats, opt_state, average)
 
     return train_step
 

@@ -8,6 +8,7 @@ begins with that evaluation. Metrics are fetched a step late, when the next step
 for the host.
 """
 
+import functools
 import json
 import logging
 import math
@@ -326,6 +327,9 @@ def make_optimizer(config: ConfigDict, plan: Plan) -> optax.GradientTransformati
             peak_learning_rate=plan.learning_rate,
             clip_value=config.optimizer.clip_value,
             clip_adaptive=config.optimizer.clip_adaptive,
+            clip_adaptive_mask=functools.partial(
+                optim.decay_mask, rule="all", exclude=tuple(config.optimizer.no_clip_adaptive)
+            ),
             clip_global_norm=config.optimizer.clip_global_norm,
             **config_lib.optimizer_options(config),
         )
