@@ -2,7 +2,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vision_jax.losses import smooth_targets, softmax_cross_entropy
+from vision_jax.errors import ConfigError
+from vision_jax.losses import create_loss, smooth_targets, softmax_cross_entropy
 from vision_jax.metrics import classification_sums, in_top_k
 
 
@@ -51,3 +52,31 @@ def test_masked_rows_do_not_count():
     assert (float(sums["count"]), float(sums["top1"]), float(sums["top5"])) == (2, 1, 2)
     normalizer = np.log(np.exp([0.0, 1.0, 2.0]).sum())
     assert float(sums["loss"]) == pytest.approx(2 * normalizer - 2, rel=1e-6)
+
+
+def test_binary_cross_entropy_equals_its_definition():
+    random = np.random.RandomState(0)
+    logits, targets = random.standard_normal((6, 5)) * 3, random.uniform(0, 1, (6, 5))
+    weights = (0.5, 1.0, 2.0, 0.0, 3.0)
+    p = 1 / (1 + np.exp(-logits))
+    for threshold, wanted in ((None, targets), (0.2, (targets > 0.2).astype(float)), (0.0, np.ones_like(targets))):
+        terms = -wanted * np.log(p) - (1 - wanted) * np.log(1 - p)
+        for sum_classes, class_weights in ((False, ()), (True, ()), (True, weights)):
+            loss = create_loss("sigmoid", threshold=threshold, sum_classes=sum_classes, class_weights=class_weights)
+            weighted = terms * (np.array(class_weights) if class_weights else 1)
+            expected = weighted.sum(1) if sum_classes else weighted.mean(1)
+            np.testing.assert_allclose(loss(jnp.asarray(logits), jnp.asarray(targets)), expected, rtol=1e-5)
+
+
+def test_weights_of_classes_multiply_their_terms():
+    random = np.random.RandomState(0)
+    logits, targets = random.standard_normal((6, 3)), random.dirichlet(np.ones(3), 6)
+    log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    loss = create_loss("softmax", class_weights=(1.0, 0.0, 4.0))
+    expected = -(targets * log_p * np.array([1.0, 0.0, 4.0])).sum(1)
+    np.testing.assert_allclose(loss(jnp.asarray(logits), jnp.asarray(targets)), expected, rtol=1e-5)
+
+
+def test_unknown_loss():
+    with pytest.raises(ConfigError, match="There is no loss 'softmx': did you mean softmax"):
+        create_loss("softmx")

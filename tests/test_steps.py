@@ -11,30 +11,44 @@ from jax.sharding import Mesh
 import vision_jax
 from vision_jax import augment, optim, sharding
 from vision_jax import config as config_lib
+from vision_jax import losses as losses_lib
+from vision_jax.models.layers import BatchNorm
 from vision_jax.models.resnet import BasicBlock, ResNet
 from vision_jax.state import TrainState, create_state
-from vision_jax.steps import make_eval_step, make_train_step
+from vision_jax.steps import Ema, Teacher, make_eval_step, make_train_step
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+SHAPE = (16, 16, 3)
 
 
 def mesh_of(num_devices: int) -> Mesh:
     return sharding.make_mesh(config_lib.default_config(), jax.devices()[:num_devices])
 
 
-def batch_of(step: int, size: int = 16, image: tuple[int, int, int] = (32, 32, 3)) -> dict[str, np.ndarray]:
+def batch_of(step: int, size: int = 16) -> dict[str, np.ndarray]:
     random = np.random.RandomState(step)
     return {
-        "image": random.randint(0, 256, (size, *image)).astype(np.uint8),
+        "image": random.randint(0, 256, (size, *SHAPE)).astype(np.uint8),
         "label": random.randint(0, 5, size).astype(np.int32),
         "mask": np.ones(size, np.float32),
     }
 
 
+class Small(nn.Module):
+    """One convolution, a norm if there is to be one, and one dense layer."""
+
+    num_classes: int = 5
+    norm: bool = False
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        x = nn.Conv(6, (3, 3), strides=2, name="conv")(x)
+        x = BatchNorm(name="bn")(x, train=train) if self.norm else x
+        return nn.Dense(self.num_classes, name="fc")(nn.relu(x).reshape(len(x), -1))
+
+
 QUICK = {"xla_backend_optimization_level": 0}  # compiles in half the time
-LENET = vision_jax.create_model("lenet5", num_classes=5, in_channels=3)
-
-
+SMALL, WITH_NORM = Small(), Small(norm=True)
 FLIP = augment.AugmentConfig(flip=0.5)
 
 
@@ -42,16 +56,23 @@ def train(
     num_devices: int,
     num_steps: int,
     *,
-    model: nn.Module = LENET,
-    ema_decay: float | None = None,
+    model: nn.Module = SMALL,
     fields: augment.AugmentConfig = FLIP,
+    guard: dict[str, float] | None = None,
+    teacher_variables: dict | None = None,
+    **options: object,
 ):
-    """Trains a small model on so many devices; returns the states and metrics after each step, on the host."""
+    """Trains a small model on so many devices; returns the states and metrics after each step, on the host.
+
+    With `guard`, steps may be skipped; `options` are those of `make_train_step`.
+    """
     mesh = mesh_of(num_devices)
     schedule = optim.create_schedule("cosine", 0.05, total_steps=num_steps + 1, warmup_steps=1)
     optimizer = optim.create_optimizer(
         "sgd", schedule, weight_decay=1e-3, decay_mask=optim.decay_mask, momentum=0.9, nesterov=True
     )
+    if guard is not None:
+        optimizer = optim.guard(optimizer, **guard)
     augmentation = augment.create_augmentation(fields)
     step = make_train_step(
         model,
@@ -62,15 +83,16 @@ def train(
         std=STD,
         augmentation=augmentation,
         label_smoothing=0.1,
-        ema_decay=ema_decay,
+        **options,
     )
-    create = functools.partial(create_state, model, optimizer, (32, 32, 3), seed=0, ema=ema_decay is not None)
+    create = functools.partial(create_state, model, optimizer, SHAPE, seed=0, ema=options.get("ema") is not None)
     state = jax.jit(create, out_shardings=sharding.replicated(mesh), compiler_options=QUICK)()
     jitted = jax.jit(step, donate_argnums=0, compiler_options=QUICK)
     states, metrics = [jax.device_get(state)], []
     place = sharding.batch_placer(mesh, 16)
     for i in range(num_steps):
-        state, values = jitted(state, {key: place(key, rows) for key, rows in batch_of(i).items()})
+        batch = {key: place(key, rows) for key, rows in batch_of(i).items()}
+        state, values = jitted(state, batch, teacher_variables)
         states.append(jax.device_get(state))
         metrics.append(jax.device_get(values))
     return states, metrics
@@ -96,11 +118,177 @@ def test_eight_devices_train_as_one(options: dict):
 
 
 def test_ema_equals_its_definition():
-    states, _ = train(1, 3, ema_decay=0.8)
+    states, _ = train(1, 3, model=WITH_NORM, ema=Ema(0.8))
     average = states[0].variables
     for state in states[1:]:
         average = jax.tree.map(lambda a, v: 0.8 * a + 0.2 * v, average, state.variables)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), average, state.ema)
+        assert_close(average, state.ema)
+
+
+def assert_close(expected: object, actual: object, rtol: float = 1e-5, atol: float = 1e-7) -> None:
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(b, a, rtol=rtol, atol=atol), expected, actual)
+
+
+def test_ema_that_begins_late_and_moves_at_times():
+    """A copy until the start, then every so many steps, as torchvision's; and TensorFlow's warm-up of the decay."""
+    states, _ = train(1, 9, ema=Ema(0.25, every=2, start=3, warmup=True))
+    average, updates = None, 0
+    for done, state in enumerate(states[1:], start=1):
+        if done <= 3:
+            average = state.variables
+        elif (done - 3) % 2 == 0:
+            updates += 1
+            decay = min(0.25, (1 + updates) / (10 + updates))
+            average = jax.tree.map(lambda a, v, d=decay: d * a + (1 - d) * v, average, state.variables)
+        assert_close(average, state.ema)
+    assert updates == 3
+    assert decay == 0.25
+
+
+@pytest.mark.parametrize("devices", [1, 4])
+def test_accumulated_parts_make_the_same_update_as_the_whole_batch(devices: int):
+    fields = augment.AugmentConfig(flip=0.5, erase=0.5, mixup=0.8, cutmix=1.0)
+    whole, first = train(1, 3, fields=fields)
+    parts, second = train(devices, 3, fields=fields, accumulate=4)
+    for a, b in zip(first, second, strict=True):
+        assert_close(a, b, rtol=2e-5)
+    assert_close(whole[-1].params, parts[-1].params, rtol=1e-4, atol=1e-6)
+
+
+def test_accumulated_parts_are_normalized_one_after_another():
+    states, metrics = train(1, 1, model=WITH_NORM, fields=augment.AugmentConfig(), accumulate=2)
+    batch, stats, losses = batch_of(0), states[0].batch_stats, []
+    images = augment.normalize(batch["image"], MEAN, STD)
+    for rows in (slice(0, None, 2), slice(1, None, 2)):
+        variables = {"params": states[0].params, "batch_stats": stats}
+        logits, stats = WITH_NORM.apply(variables, images[rows], train=True, mutable=["batch_stats"])
+        stats = stats["batch_stats"]
+        targets = losses_lib.smooth_targets(batch["label"][rows], 5, 0.1)
+        losses.append(losses_lib.softmax_cross_entropy(logits, targets).mean())
+    assert metrics[0]["loss"] == pytest.approx(float(sum(losses)) / 2, rel=1e-5)
+    assert_close(stats, states[1].batch_stats)
+
+
+def test_sam_looks_up_the_loss_every_other_step():
+    """Against the two gradients of the paper, taken one after the other."""
+    options = {"model": WITH_NORM, "fields": augment.AugmentConfig()}
+    states, metrics = train(1, 3, sam_rho=0.5, sam_every=2, **options)
+
+    def gradients(params: object, state: TrainState, batch: dict) -> object:
+        def loss_fn(params: object) -> jax.Array:
+            images = augment.normalize(batch["image"], MEAN, STD)
+            variables = {"params": params, "batch_stats": state.batch_stats}
+            logits = WITH_NORM.apply(variables, images, train=True, mutable=["batch_stats"])[0]
+            return losses_lib.softmax_cross_entropy(logits, losses_lib.smooth_targets(batch["label"], 5, 0.1)).mean()
+
+        return jax.grad(loss_fn)(params)
+
+    jitted = jax.jit(gradients, compiler_options=QUICK)
+    for i in range(3):
+        grads = jitted(states[i].params, states[i], batch_of(i))
+        if i % 2 == 0:
+            scale = 0.5 / optax.global_norm(grads)
+            disturbed = jax.tree.map(lambda p, g, s=scale: p + s * g, states[i].params, grads)
+            grads = jitted(disturbed, states[i], batch_of(i))
+        assert metrics[i]["grad_norm"] == pytest.approx(float(optax.global_norm(grads)), rel=1e-4)
+
+
+def broken_loss(logits: jax.Array, targets: jax.Array) -> jax.Array:
+    """Not a number for the batch of step 1, and far too large for that of step 20."""
+    values = losses_lib.softmax_cross_entropy(logits, targets)
+    labels = targets.argmax(-1)
+
+    def is_step(step: int) -> jax.Array:
+        return (labels == batch_of(step)["label"]).all()
+
+    return jnp.where(is_step(1), jnp.nan, jnp.where(is_step(20), 50 * values, values))
+
+
+def test_steps_that_are_not_finite_are_skipped():
+    states, metrics = train(1, 3, model=WITH_NORM, ema=Ema(0.9), guard={}, loss=broken_loss)
+    assert [m["skipped_steps"] for m in metrics] == [0, 1, 1]
+    assert [m["skipped_in_a_row"] for m in metrics] == [0, 1, 0]
+    assert np.isnan(metrics[1]["loss"])
+    before, after = states[1], states[2]
+    assert after.step == before.step + 1
+    for name in ("params", "batch_stats", "ema"):
+        jax.tree.map(np.testing.assert_array_equal, getattr(before, name), getattr(after, name))
+    jax.tree.map(np.testing.assert_array_equal, before.opt_state.inner, after.opt_state.inner)
+    # What is not skipped goes on, with the learning rate of the update that it is.
+    assert np.isfinite(jax.tree.leaves(states[3].params)[0]).all()
+    assert metrics[2]["learning_rate"] == metrics[1]["learning_rate"]
+    assert (states[3].params["fc"]["bias"] != states[2].params["fc"]["bias"]).any()
+
+
+def test_spikes_are_skipped():
+    options = {"fields": augment.AugmentConfig(), "loss": broken_loss}
+    states, metrics = train(1, 22, guard={"spike_deviations": 6.0, "window": 18}, **options)
+    assert [i for i in range(22) if metrics[i]["skipped_in_a_row"]] == [1, 20]
+    jax.tree.map(np.testing.assert_array_equal, states[20].params, states[21].params)
+    history = np.asarray(states[-1].opt_state.losses)
+    expected = [m["loss"] for i, m in enumerate(metrics) if i not in (1, 20)][-18:]
+    np.testing.assert_allclose(sorted(history), sorted(expected), rtol=1e-6)
+
+
+class TwoHeads(Small):
+    """As a model with a distillation token has it."""
+
+    def heads(self, x: jax.Array, *, train: bool) -> tuple[jax.Array, jax.Array]:
+        logits = self(x, train=train)
+        return logits, logits[:, ::-1]
+
+
+class TwoExits(Small):
+    aux_logits: bool = True
+
+    def logits_and_auxiliary(self, x: jax.Array, *, train: bool) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+        logits = self(x, train=train)
+        return logits, (logits / 2, -logits)
+
+
+def logits_and_targets(state: TrainState) -> tuple[np.ndarray, np.ndarray]:
+    """What the small model makes of the first batch, without augmentation, and its smoothed targets."""
+    images = augment.normalize(batch_of(0)["image"], MEAN, STD)
+    return np.asarray(SMALL.apply({"params": state.params}, images, train=True)), 0.02 + 0.9 * np.eye(5)[
+        batch_of(0)["label"]
+    ]
+
+
+def cross_entropy(logits: np.ndarray, targets: np.ndarray) -> float:
+    log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    return -(targets * log_p).sum(1).mean()
+
+
+@pytest.mark.parametrize("kind", ["soft", "hard"])
+@pytest.mark.parametrize("model", [SMALL, TwoHeads()], ids=["one", "two"])
+def test_distillation_equals_its_formula(model: nn.Module, kind: str):
+    """The teacher has its own normalization; of two heads, the second one learns from it."""
+    teacher = Teacher(SMALL, kind, 3.0, 0.7, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    images = batch_of(0)["image"] / 127.5 - 1
+    variables = jax.device_get(SMALL.init(jax.random.key(5), images[:1], train=False))
+    states, metrics = train(
+        1, 1, model=model, fields=augment.AugmentConfig(), teacher=teacher, teacher_variables=variables
+    )
+    logits, targets = logits_and_targets(states[0])
+    student = logits[:, ::-1] if isinstance(model, TwoHeads) else logits
+    theirs = np.asarray(SMALL.apply(variables, images.astype(np.float32), train=False), np.float64)
+    if kind == "hard":
+        distance = cross_entropy(student, np.eye(5)[theirs.argmax(1)])
+    else:
+        p = np.exp(theirs / 3) / np.exp(theirs / 3).sum(1, keepdims=True)
+        q = np.exp(student / 3) / np.exp(student / 3).sum(1, keepdims=True)
+        distance = 9 * (p * np.log(p / q)).sum(1).mean()
+    expected = 0.3 * cross_entropy(logits, targets) + 0.7 * distance
+    assert metrics[0]["loss"] == pytest.approx(expected, rel=1e-5)
+    hits = ((logits + student).argmax(1) == batch_of(0)["label"]).mean()
+    assert metrics[0]["top1"] == pytest.approx(hits)
+
+
+def test_auxiliary_classifiers_learn():
+    states, metrics = train(1, 1, model=TwoExits(), fields=augment.AugmentConfig(), auxiliary_weight=0.4)
+    logits, targets = logits_and_targets(states[0])
+    others = cross_entropy(logits / 2, targets) + cross_entropy(-logits, targets)
+    assert metrics[0]["loss"] == pytest.approx(cross_entropy(logits, targets) + 0.4 * others, rel=1e-5)
 
 
 def test_without_ema_none_is_kept():
@@ -118,7 +306,7 @@ def test_one_step_equals_torch_formulas():
     images = images.astype(np.float32)
 
     def loss_fn(params):
-        log_p = jax.nn.log_softmax(LENET.apply({"params": params}, images, train=True))
+        log_p = jax.nn.log_softmax(SMALL.apply({"params": params}, images, train=True))
         return -(0.9 * log_p[jnp.arange(16), batch["label"]] + 0.1 * log_p.mean(1)).mean()
 
     params = states[1].params  # the learning rate of step 0 is 0, of step 1 it is 0.05
@@ -142,16 +330,20 @@ def test_one_step_equals_torch_formulas():
         np.testing.assert_allclose(new, p - 0.05 * (g + 0.9 * buffer), rtol=1e-4, atol=1e-6)
 
 
-def test_eval_step_sums_what_is_not_masked():
+@pytest.mark.parametrize("flip", [False, True])
+def test_eval_step_sums_what_is_not_masked(flip: bool):
     batch = batch_of(0)
     batch["mask"][10:] = 0
-    params = jax.jit(lambda: LENET.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), train=False))()["params"]
+    params = jax.jit(lambda: SMALL.init(jax.random.key(0), jnp.zeros((1, *SHAPE)), train=False))()["params"]
     other = jax.tree.map(lambda x: -x, params)
-    step = jax.jit(make_eval_step(LENET, mean=MEAN, std=STD))
+    step = jax.jit(make_eval_step(SMALL, mean=MEAN, std=STD, flip=flip))
     sums = step({"": {"params": params}, "ema_": {"params": other}}, batch)
     for prefix, values in (("", params), ("ema_", other)):
-        images = (batch["image"][:10] / 255 - np.array(MEAN)) / np.array(STD)
-        log_p = np.asarray(jax.nn.log_softmax(LENET.apply({"params": values}, images.astype(np.float32), train=False)))
+        images = ((batch["image"][:10] / 255 - np.array(MEAN)) / np.array(STD)).astype(np.float32)
+        logits = SMALL.apply({"params": values}, images, train=False)
+        if flip:
+            logits = (logits + SMALL.apply({"params": values}, images[:, :, ::-1], train=False)) / 2
+        log_p = np.asarray(jax.nn.log_softmax(logits))
         labels = batch["label"][:10]
         assert sums[f"{prefix}count"] == 10
         assert sums[f"{prefix}top1"] == (log_p.argmax(1) == labels).sum()
@@ -161,8 +353,8 @@ def test_eval_step_sums_what_is_not_masked():
 def test_the_state_is_a_frozen_pytree_of_float32():
     optimizer = optim.create_optimizer("sgd", 0.1, momentum=0.9)
     model = small_resnet(dtype=jnp.bfloat16)
-    step = make_train_step(model, optimizer, lambda _: 0.1, seed=0, mean=MEAN, std=STD, ema_decay=0.9)
-    state = jax.eval_shape(functools.partial(create_state, model, optimizer, (32, 32, 3), seed=0, ema=True))
+    step = make_train_step(model, optimizer, lambda _: 0.1, seed=0, mean=MEAN, std=STD, ema=Ema(0.9))
+    state = jax.eval_shape(functools.partial(create_state, model, optimizer, SHAPE, seed=0, ema=True))
     after, metrics = jax.eval_shape(step, state, batch_of(0))
     assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(lambda x: (x.shape, x.dtype), state)
     assert {str(x.dtype) for x in jax.tree.leaves(after)} == {"float32", "int32"}
@@ -182,15 +374,15 @@ def test_mixed_targets_and_erased_images_reach_the_loss():
     images = jax.vmap(functions.after_normalize)(keys, augment.normalize(images, MEAN, STD))
     targets = np.full((16, 5), 0.02) + 0.9 * np.eye(5)[batch["label"]]
     images, targets = functions.mix(augment.batch_key(0, jnp.asarray(1), 16), images, targets)
-    log_p = jax.nn.log_softmax(LENET.apply({"params": states[1].params}, images, train=True))
+    log_p = jax.nn.log_softmax(SMALL.apply({"params": states[1].params}, images, train=True))
     assert metrics[1]["loss"] == pytest.approx(-float((targets * log_p).sum(1).mean()), rel=1e-4)
 
 
 def test_replaced_records_are_counted():
     optimizer = optim.create_optimizer("sgd", 0.1, momentum=0.9)
-    step = make_train_step(LENET, optimizer, lambda _: 0.1, seed=0, mean=MEAN, std=STD)
-    state = jax.eval_shape(functools.partial(create_state, LENET, optimizer, (32, 32, 3), seed=0, ema=False))
+    step = make_train_step(SMALL, optimizer, lambda _: 0.1, seed=0, mean=MEAN, std=STD)
+    state = jax.eval_shape(functools.partial(create_state, SMALL, optimizer, SHAPE, seed=0, ema=False))
     assert "replaced_records" not in jax.eval_shape(step, state, batch_of(0))[1]
-    state = create_state(LENET, optimizer, (32, 32, 3), seed=0, ema=False)
+    state = create_state(SMALL, optimizer, SHAPE, seed=0, ema=False)
     replaced = (np.arange(16) % 5 == 0).astype(np.float32)
     assert jax.jit(step)(state, {**batch_of(0), "replaced": replaced})[1]["replaced_records"] == 4

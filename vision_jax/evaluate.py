@@ -69,6 +69,43 @@ def load_pretrained(config: ConfigDict, num_classes: int, *, classifier_seed: in
     return pretrained.load(config.model.name, config.model.pretrained, classifier_seed=classifier_seed, **options)
 
 
+def build_teacher(config: ConfigDict, num_classes: int) -> steps.Teacher | None:
+    """Returns the model that `config.distill` learns from, if there is one."""
+    distill = config.distill
+    if distill.teacher is None:
+        return None
+    spec = models.registry.entry(distill.teacher).input
+    return steps.Teacher(
+        models.create_model(distill.teacher, dtype=compute_dtype(config), **_teacher_options(config, num_classes)),
+        kind=distill.kind,
+        temperature=distill.temperature,
+        weight=distill.weight,
+        mean=spec.mean,
+        std=spec.std,
+    )
+
+
+def load_teacher(config: ConfigDict, num_classes: int, mesh: Mesh) -> dict[str, Any] | None:
+    """Reads the weights of the model that `config.distill` learns from, if there is one, onto all devices.
+
+    Raises:
+        DataError: if they cannot be read or do not fit.
+    """
+    if config.distill.teacher is None:
+        return None
+    log.info("Weights of the teacher: %s.", config.distill.pretrained)
+    options = _teacher_options(config, num_classes)
+    variables = pretrained.load(config.distill.teacher, config.distill.pretrained, **options)
+    return jax.device_put(variables, sharding.replicated(mesh))
+
+
+def _teacher_options(config: ConfigDict, num_classes: int) -> dict[str, Any]:
+    options: dict[str, Any] = {"num_classes": num_classes, "in_channels": config.data.channels}
+    if "img_size" in models.registry.option_names(config.distill.teacher):
+        options["img_size"] = config.data.image_size
+    return options
+
+
 def compute_dtype(config: ConfigDict) -> jnp.dtype:
     """Returns the dtype that the model computes in."""
     if config.dtype != "auto":

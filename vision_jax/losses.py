@@ -1,8 +1,16 @@
 """Losses, one value an example, in float32."""
 
+import functools
+from collections.abc import Callable, Sequence
+
 import jax
 import jax.numpy as jnp
 import optax
+
+from vision_jax.config import closest
+from vision_jax.errors import ConfigError
+
+Loss = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 def smooth_targets(labels: jax.Array, num_classes: int, label_smoothing: float = 0.0) -> jax.Array:
@@ -34,3 +42,85 @@ def softmax_cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
     if targets.ndim == 1:
         targets = smooth_targets(targets, logits.shape[-1])
     return optax.softmax_cross_entropy(logits.astype(jnp.float32), targets)
+
+
+def sigmoid_cross_entropy(
+    logits: jax.Array,
+    targets: jax.Array,
+    *,
+    threshold: float | None = None,
+    sum_classes: bool = False,
+    class_weights: jax.Array | float = 1.0,
+) -> jax.Array:
+    """Returns the binary cross-entropy of each class, sigmoid(logits) being its probability.
+
+    Each class is a question of its own, so a mixed image may be of several (Beyer et al. 2020, arXiv:2006.07159;
+    Wightman et al. 2021, arXiv:2110.00476).
+
+    Args:
+        logits: (batch, classes).
+        targets: (batch, classes) float, between 0 and 1.
+        threshold: targets above it are one, and all others zero; None: they stay as they are.
+        sum_classes: the sum over the classes, as google-research/big_vision has it; False: their mean, as timm and
+            DeiT III have it.
+        class_weights: what the term of each class counts, (classes,).
+
+    Returns:
+        (batch,) float32.
+    """
+    if threshold is not None:
+        targets = (targets > threshold).astype(jnp.float32)
+    losses = class_weights * optax.sigmoid_binary_cross_entropy(logits.astype(jnp.float32), targets)
+    return losses.sum(-1) if sum_classes else losses.mean(-1)
+
+
+def create_loss(
+    name: str, *, threshold: float | None = None, sum_classes: bool = False, class_weights: Sequence[float] = ()
+) -> Loss:
+    """Returns a loss by its name.
+
+    Args:
+        name: "softmax" or "sigmoid", for `softmax_cross_entropy` or `sigmoid_cross_entropy`.
+        threshold, sum_classes: of `sigmoid_cross_entropy`.
+        class_weights: what the term of each class counts, (classes,), as torch's `weight` does for soft targets: the
+            result is not divided by their sum. (): each counts 1.
+
+    Returns:
+        (logits, targets) -> losses: (batch, classes) both, and (batch,) float32.
+
+    Raises:
+        ConfigError: for another name.
+    """
+    weights = jnp.asarray(class_weights, jnp.float32) if len(class_weights) else 1.0
+    losses: dict[str, Loss] = {
+        "softmax": lambda logits, targets: softmax_cross_entropy(logits, weights * targets),
+        "sigmoid": functools.partial(
+            sigmoid_cross_entropy, threshold=threshold, sum_classes=sum_classes, class_weights=weights
+        ),
+    }
+    if name not in losses:
+        raise ConfigError(f"There is no loss {name!r}: {closest(name, list(losses))}")
+    return losses[name]
+
+
+def distillation_loss(logits: jax.Array, teacher_logits: jax.Array, *, kind: str, temperature: float) -> jax.Array:
+    """Returns how far a model is from its teacher.
+
+    soft: temperature^2 * KL(softmax(teacher_logits / temperature) || softmax(logits / temperature))
+          (Hinton et al. 2015, arXiv:1503.02531)
+    hard: the cross-entropy of softmax(logits) with the teacher's best class (Touvron et al. 2020, arXiv:2012.12877)
+
+    Args:
+        logits, teacher_logits: (batch, classes); nothing is learned of the teacher.
+        kind: "soft" or "hard".
+        temperature: above 1, the teacher's lesser choices count more.
+
+    Returns:
+        (batch,) float32.
+    """
+    teacher_logits = jax.lax.stop_gradient(teacher_logits.astype(jnp.float32))
+    if kind == "hard":
+        return softmax_cross_entropy(logits, jnp.argmax(teacher_logits, axis=-1))
+    log_p = jax.nn.log_softmax(logits.astype(jnp.float32) / temperature)
+    log_teacher = jax.nn.log_softmax(teacher_logits / temperature)
+    return temperature**2 * jnp.sum(jnp.exp(log_teacher) * (log_teacher - log_p), axis=-1)

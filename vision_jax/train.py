@@ -18,11 +18,12 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import optax
 from clu import parameter_overview
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from vision_jax import augment, evaluate, optim, sharding, steps, writers
+from vision_jax import augment, evaluate, losses, optim, sharding, steps, writers
 from vision_jax import config as config_lib
 from vision_jax.checkpoint import Checkpointer
 from vision_jax.config import Plan
@@ -84,11 +85,12 @@ def train_and_evaluate(
 def _check_sizes(config: ConfigDict, model: nn.Module) -> None:
     """Checks that the model takes images of all sizes, with the same parameters."""
     shapes = evaluate.variable_shapes(config, model)
-    for size in config.data.progressive_sizes:
+    sizes = {"data.progressive_sizes": config.data.progressive_sizes, "data.eval_size": (config.data.eval_size,)}
+    for path, size in ((path, size) for path, several in sizes.items() for size in several if size is not None):
         if evaluate.variable_shapes(config, model, size) != shapes:
             raise ConfigError(
-                f"{config.model.name} has other parameters for images of {size} pixels (data.progressive_sizes) than "
-                f"for {config.data.image_size} (data.image_size): give it one size alone."
+                f"{config.model.name} has other parameters for images of {size} pixels ({path}) than for "
+                f"{config.data.image_size} (data.image_size): give it one size alone."
             )
 
 
@@ -127,7 +129,8 @@ def _train(
             return state
         if is_first := jax.process_index() == 0:
             writers.write_config(workdir, config)
-        compiled = compile_steps(config, plan, train_step, abstract_state, mesh)
+        teacher = evaluate.load_teacher(config, model.num_classes, mesh)
+        compiled = compile_steps(config, plan, train_step, abstract_state, mesh, teacher)
         with (
             _make_loader(config, plan, mesh, train_source) as loader,
             Prefetcher(
@@ -205,53 +208,30 @@ def _loop(
 
 def make_functions(
     config: ConfigDict, plan: Plan, model: nn.Module, mesh: Mesh
-) -> tuple[Callable[..., TrainState], Callable[[TrainState, steps.Batch], tuple[TrainState, steps.Metrics]]]:
+) -> tuple[Callable[..., TrainState], steps.TrainStep]:
     """Returns the pure functions of a run.
 
     Returns:
         what gives the state before the first step, of the variables that training starts from if it does not start
         from random ones; and the training step.
     """
-    schedule = optim.create_schedule(
-        config.schedule.name,
-        plan.learning_rate,
-        total_steps=plan.total_steps,
-        warmup_steps=plan.warmup_steps,
-        warmup_factor=config.schedule.warmup_factor,
-        end_factor=config.schedule.end_factor,
-        cooldown_steps=round(config.schedule.cooldown_epochs * plan.steps_per_epoch),
-        per_epoch=plan.steps_per_epoch if config.schedule.by_epoch else None,
-        **config_lib.schedule_options(config, plan.steps_per_epoch),
-    )
-    rules = optim.GroupRules(
-        decay=config.optimizer.decay_rule,
-        no_decay=tuple(config.optimizer.no_decay),
-        layer_decay=config.optimizer.layer_decay,
-        frozen=tuple(config.optimizer.frozen),
-    )
-    optimizer = rules.wrap(
-        optim.create_optimizer(
-            config.optimizer.name,
-            schedule,
-            weight_decay=config.optimizer.weight_decay,
-            decay_mask=rules.decay_mask,
-            decay_form=config.optimizer.decay_form,
-            peak_learning_rate=plan.learning_rate,
-            clip_value=config.optimizer.clip_value,
-            clip_adaptive=config.optimizer.clip_adaptive,
-            clip_global_norm=config.optimizer.clip_global_norm,
-            **config_lib.optimizer_options(config),
-        )
-    )
-    has_ema = config.ema_decay is not None
+    schedule, optimizer = make_schedule(config, plan), make_optimizer(config, plan)
     initialize = jax.jit(
         lambda variables=None: create_state(
-            model, optimizer, evaluate.image_shape(config), seed=config.seed, ema=has_ema, variables=variables
+            model,
+            optimizer,
+            evaluate.image_shape(config),
+            seed=config.seed,
+            ema=config.ema_decay is not None,
+            variables=variables,
         ),
         out_shardings=sharding.replicated(mesh),
         # It runs once: on CPUs, optimizing it would take longer than all of a short training.
         compiler_options={"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None,
     )
+    ema = None
+    if config.ema_decay is not None:
+        ema = steps.Ema(config.ema_decay, config.ema_every_steps, plan.ema_start, config.ema_warmup)
     train_step = steps.make_train_step(
         model,
         optimizer,
@@ -261,9 +241,72 @@ def make_functions(
         std=config.data.std,
         augmentation=augment.create_augmentation(config_lib.augmentation_fields(config)),
         label_smoothing=config.label_smoothing,
-        ema_decay=config.ema_decay,
+        loss=losses.create_loss(
+            config.loss.name,
+            threshold=config.loss.threshold,
+            sum_classes=config.loss.sum_classes,
+            class_weights=config.loss.class_weights,
+        ),
+        auxiliary_weight=config.loss.auxiliary_weight,
+        teacher=evaluate.build_teacher(config, model.num_classes),
+        ema=ema,
+        accumulate=config.optimizer.accumulate,
+        sam_rho=config.optimizer.sam_rho,
+        sam_every=config.optimizer.sam_every,
     )
     return initialize, train_step
+
+
+def make_schedule(config: ConfigDict, plan: Plan) -> optax.Schedule:
+    """Returns the learning rate as a function of the step."""
+    return optim.create_schedule(
+        config.schedule.name,
+        plan.learning_rate,
+        total_steps=plan.total_steps,
+        warmup_steps=plan.warmup_steps,
+        warmup_factor=config.schedule.warmup_factor,
+        end_factor=config.schedule.end_factor,
+        cooldown_steps=round(config.schedule.cooldown_epochs * plan.steps_per_epoch),
+        per_epoch=plan.steps_per_epoch if config.schedule.by_epoch else None,
+        overlap_warmup=config.schedule.overlap_warmup,
+        **config_lib.schedule_options(config, plan.steps_per_epoch),
+    )
+
+
+def make_rules(config: ConfigDict) -> optim.GroupRules:
+    """Returns what holds for which parameters."""
+    return optim.GroupRules(
+        decay=config.optimizer.decay_rule,
+        no_decay=tuple(config.optimizer.no_decay),
+        multipliers=tuple(config.optimizer.multipliers),
+        layer_decay=config.optimizer.layer_decay,
+        frozen=tuple(config.optimizer.frozen),
+    )
+
+
+def make_optimizer(config: ConfigDict, plan: Plan) -> optax.GradientTransformation:
+    """Returns the optimizer, with what holds for which parameters and the guard, if there is one."""
+    rules = make_rules(config)
+    weight_decay: optax.ScalarOrSchedule = config.optimizer.weight_decay
+    if (end := config.optimizer.weight_decay_end) is not None:
+        weight_decay = optim.interpolate_cosine(config.optimizer.weight_decay, end, plan.total_steps)
+    optimizer = rules.wrap(
+        optim.create_optimizer(
+            config.optimizer.name,
+            make_schedule(config, plan),
+            weight_decay=weight_decay,
+            decay_mask=rules.decay_mask,
+            decay_form=config.optimizer.decay_form,
+            peak_learning_rate=plan.learning_rate,
+            clip_value=config.optimizer.clip_value,
+            clip_adaptive=config.optimizer.clip_adaptive,
+            clip_global_norm=config.optimizer.clip_global_norm,
+            **config_lib.optimizer_options(config),
+        )
+    )
+    if config.guard.nonfinite == "skip" or config.guard.spike_deviations is not None:
+        return optim.guard(optimizer, spike_deviations=config.guard.spike_deviations, window=config.guard.window)
+    return optimizer
 
 
 def _make_loader(config: ConfigDict, plan: Plan, mesh: Mesh, source: Source) -> Loader | ProcessLoader:
@@ -296,19 +339,27 @@ def _make_loader(config: ConfigDict, plan: Plan, mesh: Mesh, source: Source) -> 
 
 
 def compile_steps(
-    config: ConfigDict, plan: Plan, train_step: Callable, abstract_state: TrainState, mesh: Mesh
+    config: ConfigDict,
+    plan: Plan,
+    train_step: steps.TrainStep,
+    abstract_state: TrainState,
+    mesh: Mesh,
+    teacher: Any = None,
 ) -> Callable[[TrainState, steps.Batch], tuple[TrainState, steps.Metrics]]:
-    """Compiles the training step for every size of images that there will be, and returns them as one function."""
+    """Compiles the training step for every size of images that there will be, and returns them as one function.
+
+    `teacher` are the variables of the teacher, if there is one.
+    """
     sizes = sorted({size for _, size in plan.train_sizes}) or [config.data.image_size]
     compiled = {}
     for size in sizes:
         shape = (size, size, config.data.channels)
         batch = sharding.abstract_batch(mesh, config.batch_size, shape, replaces=config.data.max_bad_records > 0)
-        compiled[size] = compile_step(train_step, abstract_state, batch)
-    return lambda state, batch: compiled[batch["image"].shape[1]](state, batch)
+        compiled[size] = compile_step(train_step, abstract_state, batch, teacher)
+    return lambda state, batch: compiled[batch["image"].shape[1]](state, batch, teacher)
 
 
-def compile_step(train_step: Callable, abstract_state: TrainState, abstract_batch: Any) -> Any:
+def compile_step(train_step: steps.TrainStep, abstract_state: TrainState, abstract_batch: Any, teacher: Any) -> Any:
     """Compiles the training step ahead of time, and logs what that took and what the step will take.
 
     The state is donated: the new one takes its memory.
@@ -317,7 +368,7 @@ def compile_step(train_step: Callable, abstract_state: TrainState, abstract_batc
     shardings = jax.tree.map(lambda x: x.sharding, abstract_state)
     scalar = jax.tree.leaves(shardings)[0]
     jitted = jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, scalar))
-    compiled = jitted.lower(abstract_state, abstract_batch).compile()
+    compiled = jitted.lower(abstract_state, abstract_batch, teacher).compile()
     cost, memory = compiled.cost_analysis() or {}, compiled.memory_analysis()
     parts = [f"The training step was compiled in {time.perf_counter() - start:.1f} s"]
     if "flops" in cost:
@@ -397,15 +448,7 @@ class Tracker:
             return
         step, metrics = self._pending[0], {name: float(v) for name, v in jax.device_get(self._pending[1]).items()}
         self._pending = None
-        if not (math.isfinite(metrics["loss"]) and math.isfinite(metrics["grad_norm"])):
-            self._checkpointer.wait()
-            good = self._checkpointer.steps()
-            raise NonFiniteError(
-                f"At step {step} the loss is {metrics['loss']} and the norm of the gradients {metrics['grad_norm']}. "
-                + (f"The last good checkpoint is step {good[-1]}" if good else "There is no checkpoint yet")
-                + f", in {self._checkpointer.directory}. Lower optimizer.learning_rate, lengthen the warm-up, set "
-                "optimizer.clip_global_norm, or compute in float32."
-            )
+        self._check(step, metrics)
         self._steps += 1
         if (replaced := metrics.pop("replaced_records", None)) is not None:
             self._replaced = (self._replaced or 0) + replaced
@@ -427,3 +470,26 @@ class Tracker:
                 values["train/replaced_records"], self._replaced = self._replaced, None
             self._writer.write(step, {**values, "train/images_per_second": rate, "train/input_wait": input_wait})
             self.restart_clock()
+
+    def _check(self, step: int, metrics: dict[str, float]) -> None:
+        """Raises NonFiniteError if numbers went wrong and were not left out, or too often."""
+        skips = metrics.pop("skipped_in_a_row", 0.0)
+        finite = math.isfinite(metrics["loss"]) and math.isfinite(metrics["grad_norm"])
+        if skips and skips < self._config.guard.max_skips:
+            log.warning(
+                "Step %d is skipped: its loss is %.6g and the norm of its gradients %.6g.",
+                *(step, metrics["loss"], metrics["grad_norm"]),
+            )
+            return
+        if finite and not skips:
+            return
+        self._checkpointer.wait()
+        good = self._checkpointer.steps()
+        raise NonFiniteError(
+            f"At step {step} the loss is {metrics['loss']} and the norm of the gradients {metrics['grad_norm']}. "
+            + (f"It is the {skips:.0f}th step in a row that is skipped (guard.max_skips). " if skips else "")
+            + (f"The last good checkpoint is step {good[-1]}" if good else "There is no checkpoint yet")
+            + f", in {self._checkpointer.directory}. Lower optimizer.learning_rate, lengthen the warm-up, set "
+            "optimizer.clip_global_norm, or compute in float32"
+            + (", or let guard.nonfinite=skip leave out such steps." if not skips else ".")
+        )

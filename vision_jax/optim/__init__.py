@@ -2,19 +2,29 @@
 
 from vision_jax.optim.clipping import clip_adaptive
 from vision_jax.optim.groups import GroupRules, Row, format_table, layer_ids
+from vision_jax.optim.guard import GuardState, guard
 from vision_jax.optim.masks import decay_mask
 from vision_jax.optim.optimizers import create_optimizer, list_optimizers, optimizer_arguments
 from vision_jax.optim.sam import sam_gradients
-from vision_jax.optim.schedules import create_schedule, list_schedules, scale_learning_rate, schedule_arguments
+from vision_jax.optim.schedules import (
+    create_schedule,
+    interpolate_cosine,
+    list_schedules,
+    scale_learning_rate,
+    schedule_arguments,
+)
 
 __all__ = [
     "GroupRules",
+    "GuardState",
     "Row",
     "clip_adaptive",
     "create_optimizer",
     "create_schedule",
     "decay_mask",
     "format_table",
+    "guard",
+    "interpolate_cosine",
     "layer_ids",
     "list_optimizers",
     "list_schedules",

@@ -238,3 +238,13 @@ def create_schedule(
         return jnp.broadcast_to(peak * value, t.shape)
 
     return schedule
+
+
+def interpolate_cosine(first: float, last: float, total_steps: int) -> optax.Schedule:
+    """Returns last + (first - last) * (1 + cos(pi * t / total_steps)) / 2.
+
+    Unlike `create_schedule`, it may rise, also from zero, as weight decays do in DINO (Caron et al. 2021,
+    arXiv:2104.14294).
+    """
+    share = _cosine(start=0, total=total_steps, end=0.0)
+    return lambda step: jnp.asarray(last + (first - last) * share(jnp.asarray(step, jnp.float32)), jnp.float32)

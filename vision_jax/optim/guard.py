@@ -1,0 +1,95 @@
+"""Steps that are skipped, because their loss or gradients are not finite or far above those before."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+# So many steps must be known before a deviation from them means anything.
+_LEAST = 16
+
+
+class GuardState(NamedTuple):
+    """The optimizer's state, and what is known of the steps before.
+
+    Attributes:
+        inner: of the optimizer.
+        accepted: () bool: the last step was not skipped.
+        skipped: () int32: steps that were skipped in the whole training.
+        in_a_row: () int32: steps that were skipped since the last one that was not.
+        losses, norms: (window,) float32: loss and norm of the gradients of the last steps that were not skipped.
+        known: () int32: steps that were not skipped.
+    """
+
+    inner: Any
+    accepted: jax.Array
+    skipped: jax.Array
+    in_a_row: jax.Array
+    losses: jax.Array
+    norms: jax.Array
+    known: jax.Array
+
+
+def guard(
+    optimizer: optax.GradientTransformation, *, spike_deviations: float | None = None, window: int = 128
+) -> optax.GradientTransformationExtraArgs:
+    """Returns the optimizer, but some steps leave its state and the parameters alone.
+
+    A step is skipped if its loss or the norm of its gradients is not finite; and, with `spike_deviations`, if one of
+    them is more than so many standard deviations above its mean in the last `window` steps that were not skipped, once
+    there are 16 of these. The deviation counts as at least 1 % of the mean, so that a flat stretch makes no spikes.
+    What a skipped step would have done besides, to batch statistics and moving averages, is the caller's to undo:
+    `state.accepted` says so.
+
+    Its `update` takes the loss as the keyword `loss`.
+
+    Args:
+        optimizer: what steps are made with.
+        spike_deviations: see above; None: only what is not finite is skipped.
+        window: how many steps are looked back.
+    """
+    inner = optax.with_extra_args_support(optimizer)
+
+    def init(params: Any) -> GuardState:
+        number = jnp.zeros((), jnp.int32)
+        history = jnp.zeros((window if spike_deviations is not None else 0,), jnp.float32)
+        return GuardState(inner.init(params), jnp.asarray(True), number, number, history, history, number)
+
+    def update(
+        grads: Any, state: GuardState, params: Any = None, *, loss: jax.Array, **extra: Any
+    ) -> tuple[Any, GuardState]:
+        norm = optax.global_norm(grads)
+        accepted = jnp.isfinite(loss) & jnp.isfinite(norm)
+        losses, norms = state.losses, state.norms
+        if spike_deviations is not None:
+            for value, history in ((loss, losses), (norm, norms)):
+                accepted &= ~_is_spike(value, history, state.known, spike_deviations)
+            place = state.known % window
+            losses = jnp.where(accepted, losses.at[place].set(loss), losses)
+            norms = jnp.where(accepted, norms.at[place].set(norm), norms)
+        updates, new = inner.update(grads, state.inner, params, **extra)
+        updates = jax.tree.map(lambda u: jnp.where(accepted, u, jnp.zeros_like(u)), updates)
+        new = jax.tree.map(lambda after, before: jnp.where(accepted, after, before), new, state.inner)
+        taken = accepted.astype(jnp.int32)
+        return updates, GuardState(
+            inner=new,
+            accepted=accepted,
+            skipped=state.skipped + (1 - taken),
+            in_a_row=(state.in_a_row + 1) * (1 - taken),
+            losses=losses,
+            norms=norms,
+            known=state.known + taken,
+        )
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _is_spike(value: jax.Array, history: jax.Array, count: jax.Array, deviations: float) -> jax.Array:
+    """Returns whether a value is so many deviations above those in `history`, of which the first `count` are known."""
+    known = jnp.arange(len(history)) < count
+    total = jnp.maximum(1, known.sum())
+    mean = jnp.where(known, history, 0).sum() / total
+    variance = jnp.where(known, jnp.square(history - mean), 0).sum() / total
+    limit = mean + deviations * jnp.maximum(jnp.sqrt(variance), 0.01 * jnp.abs(mean))
+    return (value > limit) & (count >= min(_LEAST, len(history)))
