@@ -40,3 +40,19 @@ def deit_augmentation(config: ConfigDict) -> None:
     config.augment.erase_mode = "pixel"
     config.augment.mixup = 0.8
     config.augment.cutmix = 1.0
+
+
+def rising_sizes(size: int, scale: float, start: float, end: float, step: int = 16) -> tuple[tuple, tuple]:
+    """Returns the epochs and sizes of progressive resizing, where the size rises linearly to `size`.
+
+    Args:
+        size: the last one, a multiple of `step`.
+        scale: the first one as a share of it; rounded to a multiple of 4.
+        start: the epoch in which it begins to rise.
+        end: the epoch in which it is `size`.
+        step: between them there are the multiples of this, each from when the line through both passes it.
+    """
+    first = round(size * scale / 4) * 4
+    later = range((first // step + 1) * step, size + 1, step)
+    epochs = [start + (end - start) * (x / size - scale) / (1 - scale) for x in later]
+    return (0.0, *epochs), (first, *later)
