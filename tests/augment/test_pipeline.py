@@ -26,6 +26,7 @@ def augmented(config: AugmentConfig, images: np.ndarray = IMAGES, keys: jax.Arra
 def test_the_default_is_the_identity_and_is_not_traced():
     augmentation = augment.create_augmentation(AugmentConfig())
     key, image, targets = jax.random.key(0), jnp.zeros((2, 2, 3), jnp.uint8), jnp.eye(2)
+    assert not jax.make_jaxpr(augmentation.col_out)(key, jnp.zeros((2, 2, 2, 3))).eqns
     assert not jax.make_jaxpr(augmentation.augment_image)(key, image).eqns
     assert not jax.make_jaxpr(augmentation.after_normalize)(key, image).eqns
     assert not jax.make_jaxpr(augmentation.mix)(key, jnp.zeros((2, 2, 2, 3)), targets).eqns
@@ -76,6 +77,45 @@ def test_after_normalize_erases_and_cuts_out():
     assert (both == (first | second)).all()
     assert first.any((1, 2, 3)).all()
     assert second.any((1, 2, 3)).all()
+
+
+def test_shift_is_a_random_crop_of_the_image_with_a_black_border():
+    images = np.broadcast_to(IMAGES[0], (1000, 16, 16, 3))
+    result = augmented(AugmentConfig(shift=2), images)
+    padded = np.pad(IMAGES[0], ((2, 2), (2, 2), (0, 0)))
+    crops = np.stack([padded[top : top + 16, left : left + 16] for top in range(5) for left in range(5)])
+    same = (result[:, None] == crops).all((2, 3, 4))
+    assert (same.sum(1) == 1).all()
+    counts = same.sum(0)  # 40 are expected of each
+    assert counts.min() >= 15
+    assert counts.max() <= 70
+
+
+def test_a_shift_changes_no_other_stage():
+    config = {"flip": 0.5, "solarize": 0.3}
+    keys = augment.example_keys(0, jnp.asarray(0), 64)
+    moved = augmented(AugmentConfig(shift=3))
+    np.testing.assert_array_equal(
+        augmented(AugmentConfig(shift=3, **config), keys=keys), augmented(AugmentConfig(**config), moved, keys)
+    )
+
+
+def test_col_out_keeps_the_same_rows_and_columns_of_all_images():
+    rows, columns = np.indices((20, 30))
+    images = np.stack([np.stack([rows, columns, np.full_like(rows, i)], -1) for i in range(3)]).astype(np.float32)
+    function = jax.jit(augment.create_augmentation(AugmentConfig(col_out=0.15)).col_out)
+    batches = [np.asarray(function(augment.batch_key(0, jnp.asarray(step), 3), images)) for step in range(50)]
+    kept = np.zeros(30, int)
+    for batch in batches:
+        assert batch.shape == (3, 17, 25, 3)  # 0.85 * 20, and 0.85 * 30 = 25.5 rounded down
+        rows, columns = batch[0, :, 0, 0].astype(int), batch[0, 0, :, 1].astype(int)
+        assert (np.diff(rows) > 0).all()
+        assert (np.diff(columns) > 0).all()
+        np.testing.assert_array_equal(batch, images[:, rows][:, :, columns])
+        kept[columns] += 1
+    assert kept.min() > 30  # 42 are expected of each
+    assert kept.max() <= 50
+    assert len({batch.tobytes() for batch in batches}) == 50
 
 
 def test_solarize_is_pillows():

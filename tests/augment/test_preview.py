@@ -31,7 +31,7 @@ def test_the_sheet_shows_every_operation_and_field():
     from vision_jax.augment.ops import OPERATIONS
 
     assert {*preview._ARGUMENTS, "identity", "autocontrast", "equalize", "invert"} == {*OPERATIONS}
-    shown = {field for row in preview._FIELDS.values() for field in row} | {"cutout", "policy"}
+    shown = {field for row in preview._FIELDS.values() for field in row} | {"cutout", "policy", "shift"}
     others = {"color_jitter_prob", "mix_prob", "mix_switch_prob", "mean_color"}
     assert shown | others == {field.name for field in fields(AugmentConfig)}
     same = {"original": "autoaugment", "originalr": "autoaugment", "v0r": "v0", "3a": "3augment"}

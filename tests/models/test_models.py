@@ -84,7 +84,7 @@ SMALL = {
     **{"lenet5": 32, "alexnet": 64, "squeezenet1_1": 64, "googlenet": 64, "resnet18": 64, "resnetv2_50x1_bit": 64},
     **{"shufflenet_v2_x0_5": 64, "mobilenetv3_small_050": 64, "regnety_002": 64, "convnextv2_atto": 64},
     **{"vit_tiny_patch16_224": 32, "deit_tiny_distilled_patch16_224": 32, "swin_tiny_patch4_window7_224": 64},
-    "mixer_s32_224": 64,
+    **{"mixer_s32_224": 64, "wrn_16_4": 32, "resnet9": 32},
 }
 # Those that compile quickly; of the others, the exhaustive run checks that they depend on all parameters.
 QUICK = ["lenet5", "squeezenet1_1", "resnet18"]

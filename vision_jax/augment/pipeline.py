@@ -1,7 +1,8 @@
 """The augmentation of a training step: what of it is on, and in which order.
 
 The order is timm's: flip, policy, colour jitter, greyscale, blur, then solarize, which timm does not have, where BYOL
-has it; after the normalization, erasing and Cutout; at last mixup or CutMix of the batch.
+has it; after the normalization, erasing and Cutout; at last mixup or CutMix of the batch. Before all of them images are
+shifted, because that is a crop; before mixing, ColOut leaves out rows and columns of the batch.
 """
 
 from collections.abc import Callable
@@ -14,15 +15,17 @@ from vision_jax.augment import mixing
 from vision_jax.augment.color import color_jitter, greyscale
 from vision_jax.augment.erasing import cutout, random_erasing
 from vision_jax.augment.notation import Transform, create_policy
-from vision_jax.augment.transforms import gaussian_blur, random_flip, solarize
+from vision_jax.augment.transforms import col_out, gaussian_blur, random_flip, random_shift, solarize
 from vision_jax.config import closest
 from vision_jax.errors import ConfigError
 
 ERASE_MODES = ("const", "pixel")
-# Each stage has a key of its own, derived from this number, so that switching one on or off changes no other.
-_STAGES = ("flip", "policy", "color_jitter", "greyscale", "blur", "solarize", "erase", "cutout")
-# The same for the mixing of a step, where numbers from 0 on are the positions of examples; see `example_keys`.
+# Each stage has a key of its own, derived from its number here, so that switching one on or off changes no other.
+_STAGES = ("flip", "policy", "color_jitter", "greyscale", "blur", "solarize", "erase", "cutout", "shift")
+# The same for what is done to the batch of a step, where numbers from 0 on are the positions of examples; see
+# `example_keys`. `vision_jax.steps` has 2**32 - 2, for dropout.
 _MIX = 2**32 - 1
+_COL_OUT = 2**32 - 3
 
 
 @dataclass(frozen=True)
@@ -42,8 +45,9 @@ class AugmentConfig:
         erase_mode: const: erase to the mean; pixel: to normal noise.
         erase_count: the most rectangles that are erased.
         cutout: size of the square that is erased, in pixels; 0: none.
-        shift: how many pixels images are moved in each direction at most.
-        col_out: share of the rows and columns of a batch that is left out.
+        shift: how many pixels images are moved in each direction at most; black moves in, as in torchvision's random
+            crop with padding.
+        col_out: share of the rows and of the columns of a batch that is left out, which makes its images smaller.
         mixup, cutmix: alpha of the Beta distribution; 0: off.
         mix_prob: probability of mixing, where one of them is on.
         mix_switch_prob: probability of CutMix, where both are on.
@@ -95,6 +99,8 @@ class Augmentation:
             (height, width, channels) uint8.
         """
         config = self.config
+        if config.shift:
+            image = random_shift(_stage_key(key, "shift"), image, config.shift)
         if config.flip:
             image = random_flip(_stage_key(key, "flip"), image, config.flip)
         if self.policy is not None:
@@ -127,6 +133,20 @@ class Augmentation:
         if config.cutout:
             image = cutout(_stage_key(key, "cutout"), image, config.cutout)
         return image
+
+    def col_out(self, key: jax.Array, images: jax.Array) -> jax.Array:
+        """Leaves out rows and columns of a batch, between `after_normalize` and `mix`.
+
+        Args:
+            key: of the step; the same as for `mix`.
+            images: (batch, height, width, channels).
+
+        Returns:
+            (batch, height, width, channels) of the same dtype, of a smaller height and width if it is on.
+        """
+        if not self.config.col_out:
+            return images
+        return col_out(jax.random.fold_in(key, _COL_OUT), images, self.config.col_out)
 
     def mix(self, key: jax.Array, images: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Does mixup or CutMix.

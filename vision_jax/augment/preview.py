@@ -43,6 +43,7 @@ _ARGUMENTS: dict[str, tuple[float, ...]] = {
 # Augmentation -> the fields of `AugmentConfig` that show it.
 _FIELDS: dict[str, dict[str, object]] = {
     "flip": {"flip": 0.5},
+    "col_out": {"col_out": 0.15},
     "color_jitter": {"color_jitter": (0.4, 0.4, 0.4)},
     "color_jitter with hue": {"color_jitter": (0.4, 0.4, 0.4, 0.1)},
     "greyscale": {"greyscale": 0.5},
@@ -136,6 +137,7 @@ def field_row(name: str, fields: dict[str, object], image: np.ndarray, partner: 
         keys = augment.example_keys(0, jnp.asarray(0), COLUMNS)
         images = augment.normalize(jax.vmap(augmentation.augment_image)(keys, images), mean, std)
         images = jax.vmap(augmentation.after_normalize)(keys, images)
+        images = augmentation.col_out(keys[0], images)
         images, targets = augmentation.mix(keys[0], images, jnp.eye(2)[jnp.arange(COLUMNS) // (COLUMNS // 2)])
         pixels = (images * jnp.array(std) + jnp.array(mean)) * 255
         return jnp.clip(jnp.round(pixels), 0, 255).astype(jnp.uint8), targets
@@ -170,7 +172,8 @@ def make_rows(image: np.ndarray, partner: np.ndarray, policy: str | None) -> lis
     if policy is not None:
         return [policy_row(policy, image)]
     rows = operation_rows(image) + [policy_row(name, image) for name in _POLICIES]
-    fields = {**_FIELDS, "cutout, a third": {"cutout": image.shape[0] // 3}}
+    size = image.shape[0]
+    fields = {**_FIELDS, "cutout, a third": {"cutout": size // 3}, "shift, an eighth": {"shift": size // 8}}
     return rows + [field_row(name, values, image, partner) for name, values in fields.items()]
 
 

@@ -37,6 +37,44 @@ def random_flip(key: jax.Array, image: jax.Array, probability: float = 0.5) -> j
     return jnp.where(jax.random.bernoulli(key, probability), image[:, ::-1], image)
 
 
+def random_shift(key: jax.Array, image: jax.Array, pixels: int) -> jax.Array:
+    """Moves an image by up to `pixels` in each direction; what comes from outside of it is black.
+
+    It is torchvision's `RandomCrop(size, padding=pixels)`: a random crop of the image's own size from it with a border.
+
+    Args:
+        key: of this example.
+        image: (height, width, channels) of any dtype.
+        pixels: width of the border; all 2 * pixels + 1 places along each axis are as likely.
+
+    Returns:
+        (height, width, channels) of the image's dtype.
+    """
+    top, left = jax.random.randint(key, (2,), 0, 2 * pixels + 1)
+    padded = jnp.pad(image, ((pixels, pixels), (pixels, pixels), (0, 0)))
+    return jax.lax.dynamic_slice(padded, (top, left, 0), image.shape)
+
+
+def col_out(key: jax.Array, images: jax.Array, share: float) -> jax.Array:
+    """Leaves out a share of the rows and as large a one of the columns, the same ones in all images.
+
+    It is mosaicml/composer's ColOut for batches: int((1 - share) * length) rows and columns are kept, in their order.
+
+    Args:
+        key: of the batch.
+        images: (batch, height, width, channels) of any dtype.
+        share: of the rows, and of the columns; less than 1.
+
+    Returns:
+        (batch, fewer rows, fewer columns, channels) of the images' dtype; there is one row and column at least.
+    """
+    for axis, axis_key in enumerate(jax.random.split(key), start=1):
+        length = images.shape[axis]
+        kept = jnp.sort(jax.random.permutation(axis_key, length)[: max(1, int((1 - share) * length))])
+        images = jnp.take(images, kept, axis)
+    return images
+
+
 def solarize(image: jax.Array, threshold: int = 128) -> jax.Array:
     """Inverts the values from `threshold` on.
 

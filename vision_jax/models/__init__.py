@@ -14,12 +14,14 @@ from vision_jax.models import (  # noqa: F401  each family registers its models
     registry,
     regnet,
     resnet,
+    resnet9,
     resnetv2,
     shufflenet,
     squeezenet,
     swin,
     vgg,
     vit,
+    wideresnet,
 )
 from vision_jax.models.registry import create_model, list_models
 

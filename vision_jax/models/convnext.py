@@ -182,7 +182,7 @@ class ConvNeXt(ImageModel, kw_only=True):
             are none.
         response_norm: global response normalization within MLPs, of V2.
         conv_mlp: keep the weights of MLPs as those of 1x1 convolutions, as the published ones of small models are.
-        remat: compute the activations within blocks anew in the backward pass, to save memory.
+        remat: compute the activations within blocks anew in the backward pass, to save memory; see `maybe_remat`.
     """
 
     depths: tuple[int, ...]
@@ -190,7 +190,7 @@ class ConvNeXt(ImageModel, kw_only=True):
     layer_scale_init: float | None = 1e-6
     response_norm: bool = False
     conv_mlp: bool = False
-    remat: bool = False
+    remat: bool | str = False
 
     def setup(self) -> None:
         self.stem = Stem(self.widths[0], self.dtype)

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 
 from vision_jax.errors import ConfigError
-from vision_jax.models.layers import transformer_init
 from vision_jax.models.registry import InputSpec
 from vision_jax.models.vit import VisionTransformer, register_variant
 
@@ -33,7 +32,7 @@ class DistilledVisionTransformer(VisionTransformer, kw_only=True):
     def setup(self) -> None:
         super().setup()
         if self.num_classes:
-            self.head_dist = nn.Dense(self.num_classes, dtype=self.dtype, kernel_init=transformer_init)
+            self.head_dist = self.make_head()
 
     def heads(self, images: jax.Array, *, train: bool) -> tuple[jax.Array, jax.Array]:
         """Returns the logits of the class token and of the distillation token, (batch, num_classes) float32 each."""

@@ -98,8 +98,8 @@ class DenseNet(ImageModel, kw_only=True):
         depths: layers in each block.
         growth: features that each layer adds.
         bn_group_size: examples that share batch statistics; 0: the global batch. See `BatchNorm`.
-        remat: compute the activations within layers anew in the backward pass, to save memory; it saves most of it,
-            as each layer would keep all features before it.
+        remat: compute the activations within layers anew in the backward pass, to save memory; see `maybe_remat`. It
+            saves most of it, as each layer would keep all features before it.
     """
 
     residual = False
@@ -107,7 +107,7 @@ class DenseNet(ImageModel, kw_only=True):
     depths: tuple[int, int, int, int]
     growth: int = 32
     bn_group_size: int = 0
-    remat: bool = False
+    remat: bool | str = False
 
     def setup(self) -> None:
         conv = functools.partial(Conv, dtype=self.dtype, kernel_init=densenet_init)

@@ -124,7 +124,7 @@ class GoogLeNet(ImageModel, kw_only=True):
         drop_rate: probability of dropping a unit before the classifier, in training.
         aux_logits: have two auxiliary classifiers, which only `logits_and_auxiliary` uses.
         bn_group_size: examples that share batch statistics; 0: the global batch. See `BatchNorm`.
-        remat: compute the activations within blocks anew in the backward pass, to save memory.
+        remat: compute the activations within blocks anew in the backward pass, to save memory; see `maybe_remat`.
     """
 
     residual = False
@@ -132,7 +132,7 @@ class GoogLeNet(ImageModel, kw_only=True):
     drop_rate: float = 0.2
     aux_logits: bool = False
     bn_group_size: int = 0
-    remat: bool = False
+    remat: bool | str = False
 
     def setup(self) -> None:
         conv = functools.partial(Conv, dtype=self.dtype, kernel_init=googlenet_init)

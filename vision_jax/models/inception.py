@@ -176,14 +176,14 @@ class InceptionV3(ImageModel, kw_only=True):
     Attributes:
         aux_logits: have an auxiliary classifier, which only `logits_and_auxiliary` uses.
         bn_group_size: examples that share batch statistics; 0: the global batch. See `BatchNorm`.
-        remat: compute the activations within blocks anew in the backward pass, to save memory.
+        remat: compute the activations within blocks anew in the backward pass, to save memory; see `maybe_remat`.
     """
 
     residual = False
 
     aux_logits: bool = False
     bn_group_size: int = 0
-    remat: bool = False
+    remat: bool | str = False
 
     def setup(self) -> None:
         conv = functools.partial(Conv, dtype=self.dtype, kernel_init=inception_init)

@@ -1,13 +1,16 @@
 """Layers that several families share."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from vision_jax.config import closest
+from vision_jax.errors import ConfigError
 
 # He et al. 2015, with the fan of the output as torch's reference ResNets have it.
 conv_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -88,6 +91,7 @@ def Conv(
     groups: int = 1,
     use_bias: bool = False,
     dtype: Any = jnp.float32,
+    layer: type[nn.Conv] = nn.Conv,
     **options: Any,
 ) -> nn.Conv:
     """Returns a convolution with torch's arguments.
@@ -95,6 +99,7 @@ def Conv(
     Args:
         padding: on each side, of both dimensions or of each, or "SAME" as TensorFlow pads; None: half the kernel.
         groups: of channels that do not see each other.
+        layer: the class of the convolution.
         **options: of `nn.Conv`.
     """
     size = (kernel_size, kernel_size) if isinstance(kernel_size, int) else kernel_size
@@ -105,7 +110,7 @@ def Conv(
     if not isinstance(padding, str):
         padding = [(p, p) for p in padding]  # type: ignore[assignment]
     options.setdefault("kernel_init", conv_init)
-    return nn.Conv(
+    return layer(
         features,
         size,
         strides=strides,
@@ -209,9 +214,30 @@ def drop_path_rates(rate: float, depths: Sequence[int]) -> list[list[float]]:
     return [[next(rates) for _ in range(depth)] for depth in depths]
 
 
-def maybe_remat(block: type[nn.Module], remat: bool) -> type[nn.Module]:
-    """Returns a block, called as `block(x, train)`, that keeps no activations for the backward pass if `remat`."""
-    return nn.remat(block, static_argnums=(2,)) if remat else block
+# What is kept for the backward pass although a block is computed anew in it.
+_REMAT_POLICIES: dict[str, Callable[..., bool] | None] = {
+    "full": None,
+    "dots": jax.checkpoint_policies.dots_saveable,
+}
+
+
+def maybe_remat(block: type[nn.Module], remat: bool | str | None) -> type[nn.Module]:
+    """Returns a block, called as `block(x, train)`, whose activations are computed anew in the backward pass.
+
+    Args:
+        block: the class.
+        remat: "full" or True: nothing within the block is kept; "dots": what products of matrices give is, which
+            convolutions are not; "", False or None: the block itself is returned.
+
+    Raises:
+        ConfigError: for anything else.
+    """
+    if not remat:
+        return block
+    policy = "full" if remat is True else remat
+    if policy not in _REMAT_POLICIES:
+        raise ConfigError(f"remat is {remat!r}: {closest(str(remat), list(_REMAT_POLICIES))}")
+    return nn.remat(block, static_argnums=(2,), policy=_REMAT_POLICIES[policy])
 
 
 class BatchNorm(nn.Module):

@@ -292,7 +292,7 @@ class MobileNet(ImageModel, kw_only=True):
         norm_epsilon: added to variances.
         norm_momentum: share of the running statistics that a step keeps.
         bn_group_size: examples that share batch statistics; 0: the global batch. See `BatchNorm`.
-        remat: compute the activations within blocks anew in the backward pass, to save memory.
+        remat: compute the activations within blocks anew in the backward pass, to save memory; see `maybe_remat`.
     """
 
     stages: Stages
@@ -305,7 +305,7 @@ class MobileNet(ImageModel, kw_only=True):
     norm_epsilon: float = 1e-5
     norm_momentum: float = 0.9
     bn_group_size: int = 0
-    remat: bool = False
+    remat: bool | str = False
 
     def setup(self) -> None:
         conv = functools.partial(Conv, padding=self.padding, dtype=self.dtype)

@@ -109,14 +109,16 @@ class MlpMixer(ImageModel, kw_only=True):
         embed_dim: features.
         depth: number of blocks.
         img_size: height and width of the images, which the parameters depend on.
-        remat: compute the activations within blocks anew in the backward pass, to save memory.
+        remat: compute the activations within blocks anew in the backward pass, to save memory; see `maybe_remat`.
+        head_bias: where the biases of the classifier begin.
     """
 
     patch_size: int
     embed_dim: int
     depth: int
     img_size: int = 224
-    remat: bool = False
+    remat: bool | str = False
+    head_bias: float = 0.0
 
     def setup(self) -> None:
         lecun = nn.initializers.lecun_normal()
@@ -126,7 +128,8 @@ class MlpMixer(ImageModel, kw_only=True):
         self.norm = self._norm()
         self.dropout = nn.Dropout(self.drop_rate)
         if self.num_classes:
-            self.head = nn.Dense(self.num_classes, dtype=self.dtype, kernel_init=nn.initializers.zeros)
+            zeros, bias_init = nn.initializers.zeros, nn.initializers.constant(self.head_bias)
+            self.head = nn.Dense(self.num_classes, dtype=self.dtype, kernel_init=zeros, bias_init=bias_init)
 
     def _block(self) -> Callable[..., nn.Module]:
         return functools.partial(maybe_remat(MixerBlock, self.remat), dtype=self.dtype)

@@ -138,7 +138,7 @@ class RegNet(ImageModel, kw_only=True):
         se_ratio: hidden channels of squeeze and excitation per input channel of a block; 0: there is none (RegNet X).
         bn_group_size: examples that share batch statistics; 0: the global batch. See `BatchNorm`.
         zero_init_last: start the last norm scale of each block at zero (Goyal et al. 2017, arXiv:1706.02677).
-        remat: compute the activations within blocks anew in the backward pass, to save memory.
+        remat: compute the activations within blocks anew in the backward pass, to save memory; see `maybe_remat`.
     """
 
     widths: tuple[int, ...]
@@ -147,7 +147,7 @@ class RegNet(ImageModel, kw_only=True):
     se_ratio: float = 0.0
     bn_group_size: int = 0
     zero_init_last: bool = True
-    remat: bool = False
+    remat: bool | str = False
 
     def setup(self) -> None:
         conv = functools.partial(Conv, dtype=self.dtype)

@@ -15,6 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from vision_jax.config import closest
 from vision_jax.errors import ConfigError
 from vision_jax.models import registry
 from vision_jax.models.layers import (
@@ -29,6 +30,35 @@ from vision_jax.models.layers import (
     max_pool,
     maybe_remat,
 )
+
+BLUR_POOL = ("conv", "conv+pool")
+
+
+def blur(x: jax.Array, stride: int = 1) -> jax.Array:
+    """Averages 3x3 positions with the weights (1, 2, 1) / 4 in each direction; outside of the map there are zeros.
+
+    Before every second position is dropped, it removes what is too fine for the rest (Zhang 2019, arXiv:1904.11486).
+
+    Args:
+        x: (batch, height, width, channels).
+        stride: of the positions that are computed.
+
+    Returns:
+        (batch, about height / stride, about width / stride, channels) of the dtype of x; the sums are in float32.
+    """
+    y = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))).astype(jnp.float32)
+    # Sums of shifted maps become one pass over them, which a depthwise convolution would not.
+    for axis in (1, 2):
+        first, second, third = (jax.lax.slice_in_dim(y, i, i + x.shape[axis], stride, axis) for i in range(3))
+        y = (first + 2 * second + third) / 4
+    return y.astype(x.dtype)
+
+
+class BlurConv(nn.Conv):
+    """A convolution that blurs before it makes a map smaller, if there are 16 channels: not at the image itself."""
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return super().__call__(blur(x) if self.strides == 2 and x.shape[-1] >= 16 else x)
 
 
 class SqueezeExcite(nn.Module):
@@ -211,8 +241,11 @@ class ResNet(ImageModel, kw_only=True):
         attention: makes the layer at the end of each branch that scales channels; None: there is none.
         bn_group_size: examples that share batch statistics; 0: the global batch. See `BatchNorm`.
         small_stem: instead of the whole stem a 3x3 convolution of stride 1, for images of about 32 pixels.
+        blur_pool: "conv": convolutions of stride 2 see blurred maps, but for the first one; "conv+pool": the stem's
+            max pooling has stride 1, too, and a blur of stride 2 behind it; "": nothing is blurred.
         zero_init_last: start the last norm scale of each block at zero (Goyal et al. 2017, arXiv:1706.02677).
-        remat: compute the activations within blocks anew in the backward pass, to save memory.
+        head_bias: where the biases of the classifier begin.
+        remat: compute the activations within blocks anew in the backward pass, to save memory; see `maybe_remat`.
     """
 
     block: type[Block]
@@ -225,11 +258,18 @@ class ResNet(ImageModel, kw_only=True):
     attention: Any = None
     bn_group_size: int = 0
     small_stem: bool = False
+    blur_pool: str = ""
     zero_init_last: bool = True
-    remat: bool = False
+    head_bias: float = 0.0
+    remat: bool | str = False
+
+    def __post_init__(self) -> None:
+        if self.blur_pool and self.blur_pool not in BLUR_POOL:
+            raise ConfigError(f"blur_pool is {self.blur_pool!r}: {closest(self.blur_pool, BLUR_POOL)}")
+        super().__post_init__()
 
     def setup(self) -> None:
-        conv = functools.partial(Conv, dtype=self.dtype)
+        conv = functools.partial(Conv, dtype=self.dtype, layer=BlurConv if self.blur_pool else nn.Conv)
         norm = functools.partial(BatchNorm, dtype=self.dtype, group_size=self.bn_group_size)
         deep = self.deep_stem and not self.small_stem
         first: Any = DeepStem(conv, norm) if deep else conv(64, 3) if self.small_stem else conv(64, 7, 2)
@@ -252,7 +292,8 @@ class ResNet(ImageModel, kw_only=True):
             setattr(self, f"layer{i + 1}", Stage(block, 64 * 2**i, 1 if i == 0 else 2, tuple(rates[i])))
         self.dropout = nn.Dropout(self.drop_rate)
         if self.num_classes:
-            self.fc = nn.Dense(self.num_classes, dtype=self.dtype, kernel_init=dense_init)
+            bias_init = nn.initializers.constant(self.head_bias)
+            self.fc = nn.Dense(self.num_classes, dtype=self.dtype, kernel_init=dense_init, bias_init=bias_init)
 
     def feature_maps(self, images: jax.Array, *, train: bool) -> dict[int, jax.Array]:
         x = self.prepare(images)
@@ -261,11 +302,16 @@ class ResNet(ImageModel, kw_only=True):
         stride = 1 if self.small_stem else 2
         maps = {stride: x}
         if not self.small_stem:
-            x, stride = self.maxpool(x, train) if self.strided_stem else max_pool(x, 3, 2, padding=1), 4
+            x, stride = self.maxpool(x, train) if self.strided_stem else self._pool(x), 4
         for i in range(4):
             x = getattr(self, f"layer{i + 1}")(x, train)
             maps[stride * 2**i] = x
         return maps
+
+    def _pool(self, x: jax.Array) -> jax.Array:
+        if self.blur_pool == "conv+pool":
+            return blur(max_pool(x, 3, 1, padding=1), 2)
+        return max_pool(x, 3, 2, padding=1)
 
     def features(self, images: jax.Array, *, train: bool) -> jax.Array:
         maps = self.feature_maps(images, train=train)

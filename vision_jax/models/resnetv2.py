@@ -181,12 +181,13 @@ class Head(nn.Module):
     """The classifier, which is a 1x1 convolution in state dicts."""
 
     num_classes: int
+    bias: float
     dtype: Any
 
     @nn.compact
     def __call__(self, features: jax.Array) -> jax.Array:
-        init = nn.initializers.normal(0.01)
-        conv = Conv(self.num_classes, 1, use_bias=True, kernel_init=init, dtype=self.dtype, name="fc")
+        init = {"kernel_init": nn.initializers.normal(0.01), "bias_init": nn.initializers.constant(self.bias)}
+        conv = Conv(self.num_classes, 1, use_bias=True, dtype=self.dtype, name="fc", **init)
         return conv(features[:, None, None])[:, 0, 0]
 
 
@@ -201,14 +202,16 @@ class PreActResNet(ImageModel, kw_only=True):
         width_factor: widens all layers.
         deep_stem: three 3x3 convolutions in the place of the first, 7x7, one.
         average_downsample: shortcuts are averaged where the resolution changes.
-        remat: compute the activations within blocks anew in the backward pass, to save memory.
+        remat: compute the activations within blocks anew in the backward pass, to save memory; see `maybe_remat`.
+        head_bias: where the biases of the classifier begin.
     """
 
     depths: tuple[int, int, int, int]
     width_factor: int = 1
     deep_stem: bool = False
     average_downsample: bool = False
-    remat: bool = False
+    remat: bool | str = False
+    head_bias: float = 0.0
 
     def layers(self) -> tuple[Any, Any]:
         """Returns what makes a convolution, of (features, kernel size, stride), and a norm."""
@@ -229,7 +232,7 @@ class PreActResNet(ImageModel, kw_only=True):
         self.norm = norm()
         self.dropout = nn.Dropout(self.drop_rate)
         if self.num_classes:
-            self.head = Head(self.num_classes, self.dtype)
+            self.head = Head(self.num_classes, self.head_bias, self.dtype)
 
     def feature_maps(self, images: jax.Array, *, train: bool) -> dict[int, jax.Array]:
         x = self.stem(self.prepare(images), train)

@@ -107,14 +107,14 @@ class ShuffleNetV2(ImageModel, kw_only=True):
     Attributes:
         widths: of the stages, and of the last convolution.
         bn_group_size: examples that share batch statistics; 0: the global batch. See `BatchNorm`.
-        remat: compute the activations within units anew in the backward pass, to save memory.
+        remat: compute the activations within units anew in the backward pass, to save memory; see `maybe_remat`.
     """
 
     residual = False
 
     widths: tuple[int, int, int, int]
     bn_group_size: int = 0
-    remat: bool = False
+    remat: bool | str = False
 
     def setup(self) -> None:
         conv = functools.partial(Conv, dtype=self.dtype, kernel_init=dense_init)  # torch's default for convolutions too

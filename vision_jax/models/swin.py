@@ -204,7 +204,7 @@ class SwinTransformer(ImageModel, kw_only=True):
         num_heads: of each stage.
         window_size: height and width of the windows, in positions of a map.
         img_size: of the images that the windows are made for.
-        remat: compute the activations within blocks anew in the backward pass, to save memory.
+        remat: compute the activations within blocks anew in the backward pass, to save memory; see `maybe_remat`.
     """
 
     embed_dim: int
@@ -212,7 +212,7 @@ class SwinTransformer(ImageModel, kw_only=True):
     num_heads: tuple[int, ...]
     window_size: int = 7
     img_size: int = 224
-    remat: bool = False
+    remat: bool | str = False
 
     def setup(self) -> None:
         self.patch_embed = NormedPatchEmbed(PATCH_SIZE, self.embed_dim, self.dtype)

@@ -113,8 +113,9 @@ class VisionTransformer(ImageModel, kw_only=True):
         norm_after_pooling: normalize the pooled features instead of all tokens; None: with "avg".
         layer_scale: initial scale of residual branches; None: they are not scaled.
         proj_drop_rate: probability of dropping a unit after a dense layer in a block, in training.
-        remat: compute the activations within blocks anew in the backward pass, to save memory.
+        remat: compute the activations within blocks anew in the backward pass, to save memory; see `maybe_remat`.
         scan_blocks: compile one block instead of all. Parameters are stacked along a first axis.
+        head_bias: where the biases of the classifier begin.
     """
 
     patch_size: int
@@ -131,8 +132,9 @@ class VisionTransformer(ImageModel, kw_only=True):
     norm_after_pooling: bool | None = None
     layer_scale: float | None = None
     proj_drop_rate: float = 0.0
-    remat: bool = False
+    remat: bool | str = False
     scan_blocks: bool = False
+    head_bias: float = 0.0
 
     def __post_init__(self) -> None:
         if self.global_pool not in ("token", "avg"):
@@ -176,7 +178,12 @@ class VisionTransformer(ImageModel, kw_only=True):
         self.fc_norm: nn.Module | None = norm if after else None
         self.dropout = nn.Dropout(self.drop_rate)
         if self.num_classes:
-            self.head = nn.Dense(self.num_classes, dtype=self.dtype, kernel_init=transformer_init)
+            self.head = self.make_head()
+
+    def make_head(self) -> nn.Module:
+        """Returns a new classifier."""
+        bias_init = nn.initializers.constant(self.head_bias)
+        return nn.Dense(self.num_classes, dtype=self.dtype, kernel_init=transformer_init, bias_init=bias_init)
 
     def encode(self, images: jax.Array, *, train: bool) -> tuple[jax.Array, jax.Array]:
         """Returns what becomes of the tokens before the patches, and of the patches.
