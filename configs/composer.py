@@ -4,11 +4,11 @@ Result:   published top-1 at 224 pixels, on 8 A100: mild, 36 epochs, 76.6 % in 2
           published: mild up to 78.1 % in up to 60 epochs, medium 78.1 to 79.5 % in 60 to 240, hot above it in more;
           the epochs here are those that the recipes set. We have not run it yet.
 Source:   mosaicml/examples, examples/benchmarks/resnet_imagenet (main.py, model.py and yamls/resnet50.yaml), and
-          mosaicml/composer; results in the posts mosaic-resnet on databricks.com/blog. Known differences: sizes of images
-          rise in steps of 16 pixels, there of 4, and crops are resized to them directly, there from 176 pixels by the
-          nearest neighbour; norms begin with a scale of one, there between zero and one at random, and kernels by
-          their fan-out, there by their fan-in; RandAugment is timm's, of stronger operations and strengths
-          between zero and nine.
+          mosaicml/composer; results in MosaicML's posts on these recipes. Known differences: sizes of images rise in
+          steps of 16 pixels, and there of 4; crops are resized to them directly, and there from 176 pixels by the
+          nearest neighbour. Scales of norms begin at one, and there between zero and one at random; kernels are
+          initialized by their fan-out, and there by their fan-in. RandAugment's operations are timm's, with strengths
+          drawn from zero to nine.
 Command:  python -m vision_jax.main --config=configs/composer.py:mild --config.data.dir=IMAGENET --workdir=runs/composer
 """
 

@@ -2,10 +2,7 @@
 
 Result:   top-1 at 224 pixels, published: tiny 82.1 %, small 83.1 %, base 83.8 %, large 84.3 %, of the moving average
           (val/ema_top1). Trained on 32 GPUs, large on 64. We have not run it yet.
-Source:   Liu et al. 2022 (arXiv:2201.03545); facebookresearch/ConvNeXt, TRAINING.md, main.py and utils.py. Known
-          difference: there each GPU draws a mixture (mixup or CutMix, and its share) for its own 128 images (64 for
-          large), here there is one for the whole batch of 4,096. That may matter: with the same batch accumulated on
-          4 GPUs of 64 images, a user got 81.5 % for tiny (issue 87).
+Source:   Liu et al. 2022 (arXiv:2201.03545); facebookresearch/ConvNeXt, TRAINING.md, main.py and utils.py.
 Command:  python -m vision_jax.main --config=configs/convnext.py:tiny --config.data.dir=IMAGENET
           --workdir=runs/convnext_tiny
           Where memory does not suffice, --config.optimizer.accumulate=4 computes the batch in parts.
@@ -28,6 +25,8 @@ def get_config(variant: str = "tiny") -> ConfigDict:
     config.ema_decay = 0.9999
     config.checkpoint.best_metric = "val/ema_top1"
     config.model.drop_path_rate = drop_path_rate
+    # The batch of one GPU.
+    config.augment.mix_group = 64 if variant == "large" else 128
 
     config.optimizer.name = "adamw"
     config.optimizer.learning_rate = 4e-3

@@ -3,10 +3,8 @@
 Result:   top-1 at 224 pixels, published: tiny 72.2 %, small 79.9 %, base 81.8 %; with the teacher and a distillation
           token tiny 74.5 %, small 81.2 %, base 83.4 %. We have not run it yet.
 Source:   Touvron et al. 2020 (arXiv:2012.12877); facebookresearch/deit, README_deit.md and main.py (with timm 0.3.2).
-          Known differences: there each GPU draws a mixture (mixup or CutMix, and its share) for its own part of the
-          batch, 64 images for base and 256 for small and tiny, here there is one for the whole batch; there the
-          learning rate of an epoch is what the schedule has for the epoch before, so that the warm-up begins with two
-          epochs alike; there a moving average is kept too, which the results are not of.
+          Known differences: there the learning rate of an epoch is what the schedule has for the epoch before, so that
+          the warm-up begins with two epochs alike; there a moving average is kept too, which the results are not of.
 Command:  python -m vision_jax.main --config=configs/deit.py:small --config.data.dir=IMAGENET --workdir=runs/deit_small
           The distilled variants need the teacher's weights, RegNetY-16GF of DeiT's authors, as the file
           regnety_160.safetensors, or elsewhere: --config.distill.pretrained=hf://timm/regnety_160.deit_in1k
@@ -34,6 +32,8 @@ def get_config(variant: str = "small") -> ConfigDict:
 
     config.model.drop_path_rate = 0.1
     config.data.repeats = 3
+    # The batch of one GPU.
+    config.augment.mix_group = 64 if "base" in variant else 256
     if variant.endswith("_distilled"):
         config.distill.teacher = "regnety_160"
         config.distill.pretrained = "regnety_160.safetensors"

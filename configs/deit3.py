@@ -4,11 +4,8 @@ Result:   top-1, published: small 81.4 % at 224 pixels; base 82.8 % and large 84
           after them base_finetune 83.8 % and large_finetune 84.9 % at 224, small_finetune 83.4 % at 384. Trained on 8
           GPUs, large on 32. We have not run it yet.
 Source:   Touvron et al. 2022 (arXiv:2204.07118); facebookresearch/deit, README_revenge.md, main.py, models_v2.py and
-          augment.py. Known differences: there all blocks have the same probability of dropping their branches, here it
-          rises linearly to that, so that it is half as large on average; layer scales begin at 1e-4 there, and at 1e-6,
-          as in timm, here; there each GPU draws a mixture for its own part of the batch, here there is one for the
-          whole batch; there the learning rate of an epoch is what the schedule has for the epoch before; there a moving
-          average is kept too, which the results are not of.
+          augment.py. Known differences: there the learning rate of an epoch is what the schedule has for the epoch
+          before; there a moving average is kept too, which the results are not of.
 Command:  python -m vision_jax.main --config=configs/deit3.py:base --config.data.dir=IMAGENET --workdir=runs/deit3_base
           A fine-tuning starts from the weights of the same model, which are to be given:
           python -m vision_jax.main --config=configs/deit3.py:base_finetune --config.model.pretrained=FILE
@@ -39,6 +36,10 @@ def get_config(variant: str = "small") -> ConfigDict:
     config.data.image_size = size
     config.data.eval_crop = 1.0
     config.model.drop_path_rate = drop_path_rate
+    config.model.drop_path_uniform = True
+    config.model.layer_scale = 1e-4
+    # The batch of one GPU.
+    config.augment.mix_group = 64 if variant.startswith("large") or variant.endswith("_finetune") else 256
 
     config.optimizer.learning_rate = learning_rate
     config.optimizer.decay_rule = "timm"

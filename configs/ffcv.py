@@ -5,9 +5,9 @@ Result:   published top-1 at 256 pixels, the mean of image and mirror image, aft
           rn18 66.9, 68.8, 70.0, 70.6, 71.3, 72.4 in 35.0, 51.6, 68.9, 85.5, 119.4, 187.3 minutes on one A100.
           We have not run it yet.
 Source:   libffcv/ffcv-imagenet, README.md, train_imagenet.py, rn50_configs and rn18_configs. Known differences: it
-          reads images that were made smaller beforehand (longer side at most 500 pixels, or 400 for rn18), in part
-          not compressed, or JPEGs of quality 90; evaluation crops there are resized by OpenCV's area filter, and the
-          statistics of batch norm are in float16.
+          reads images that were made smaller beforehand (sides of at most 500 pixels, or 400 for rn18), half of them,
+          or nine tenths for rn18, as pixels, the others as JPEGs of quality 90; its evaluation crops are resized by
+          OpenCV's area filter.
 Command:  python -m vision_jax.main --config=configs/ffcv.py:rn50_16 --config.data.dir=IMAGENET --workdir=runs/ffcv
 """
 

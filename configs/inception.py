@@ -2,11 +2,11 @@
 
 Result:   78.8 % top-1 at 299 pixels, published; 77.29 % of the weights that torchvision took over from TensorFlow. 100
           epochs on 50 GPUs. We have not run it yet.
-Source:   Szegedy et al. 2015, arXiv:1512.00567, section 8; tensorflow/models, inception/inception/image_processing.py
-          and inception_train.py. Known differences: the 50 GPUs of the paper need not have waited for each other, and
-          here 1,600 examples make one step; crops depend on no bounding boxes and are resized in one way instead of
-          four; brightness is multiplied, and there added. The weight decay, the decay of the average and the weight of
-          the auxiliary classifier are of that code, as we remember it; so is that the dropout is 0.2.
+Source:   Szegedy et al. 2015, arXiv:1512.00567, section 8; what it leaves open is from tensorflow/models,
+          inception/inception: inception_model.py, inception_train.py and image_processing.py. Known differences: the
+          paper does not say whether its 50 GPUs, of 32 examples each, waited for one another; here 1,600 examples make
+          one step. Crops depend on no bounding boxes and are resized in one way, and there in four; brightness is
+          multiplied, and there added; evaluation crops have seven eighths of the shorter side, and there of each.
 Command:  python -m vision_jax.main --config=configs/inception.py --config.data.dir=IMAGENET --workdir=runs/inception
 """
 

@@ -1,13 +1,14 @@
 """ResNet-50 on ImageNet with LARS and large batches, by MLPerf's reference points.
 
 Result:   the epoch in which 75.9 % top-1 at 224 pixels is reached, published for 10 to 17 runs each: batches of 1,632
-          33 to 37, 3,264 34 to 37, 4,096 39 to 42, 8,192 41 to 44, 13,056 44 to 46, 32,768 55 to 57, 65,536 83 to 86. We
-          have not run it yet.
+          33 to 37, 3,264 34 to 37, 4,096 39 to 42, 8,192 41 to 44, 13,056 44 to 46, 32,768 55 to 57, 65,536 83 to 86.
+          We have not run it yet.
 Source:   mlcommons/logging, mlperf_logging/rcp_checker/training_2.0.0/rcps_resnet.json; NVIDIA's configuration of 3,264
           in mlcommons/training_results. Known differences: the steps of the decay that are published include the
-          warm-up in some cases; the epochs here are those in which the published runs end with the decay. The
-          momentum of some implementations holds the learning rate too, and here it does not. Crops depend on no
-          bounding boxes; images are normalized by the standard deviation too.
+          warm-up in some cases and not in others; the epochs here are chosen so that the decay ends just after the
+          published runs did. The momentum of some implementations holds the learning rate too, and here it does not.
+          Crops depend on no bounding boxes. An epoch leaves out the examples that do not fill a batch: 3 % of them at
+          65,536.
 Command:  python -m vision_jax.main --config=configs/mlperf.py:4096 --config.data.dir=IMAGENET --workdir=runs/mlperf
 """
 

@@ -6,8 +6,8 @@ Source:   Wightman et al. 2021 (arXiv:2110.00476), as written down in open-mmlab
           79.6 and 78.3 % in its own runs, a3 at 224 pixels), and in commands for timm's train.py that follow A2, such
           as that of Alibaba-MIIL/ML_Decoder. Those have the threshold of the targets, 0.2, and some a warm-up from
           1e-4; mmpretrain has no threshold, and a1 has none here, because it would undo the label smoothing. Known
-          differences: timm draws a mixture for the part of each GPU, here there is one for the whole batch; timm by
-          default chooses bilinear or bicubic resizing at random, here it is bicubic, as in both sources.
+          difference: timm by default chooses bilinear or bicubic resizing at random, here it is bicubic, as in both
+          sources.
 Command:  python -m vision_jax.main --config=configs/resnet50_rsb.py:a2 --config.data.dir=IMAGENET --workdir=runs/rsb_a2
 """
 
@@ -49,8 +49,9 @@ def get_config(variant: str = "a2") -> ConfigDict:
     config.label_smoothing = chosen.label_smoothing
     config.loss.name = "sigmoid"
     config.loss.threshold = chosen.threshold
-    # Batch statistics of 512 examples, as on 4 GPUs.
+    # Batch statistics and mixtures of 512 examples, as on 4 GPUs.
     config.model.bn_group_size = 512
+    config.augment.mix_group = 512
     config.model.drop_path_rate = chosen.drop_path_rate
 
     config.data.image_size = chosen.train_size

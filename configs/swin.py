@@ -2,9 +2,7 @@
 
 Result:   top-1 at 224 pixels, published: tiny 81.2 %, small 83.2 %, base 83.5 %. We have not run it yet.
 Source:   Liu et al. 2021 (arXiv:2103.14030); microsoft/Swin-Transformer, config.py, configs/, data/build.py and the
-          lr_scheduler.py of that time, whose cosine begins with the training, behind the warm-up. Known difference:
-          there each GPU draws a mixture (mixup or CutMix, and its share) for its own part of the batch, here there is
-          one for the whole batch.
+          lr_scheduler.py of that time, whose cosine begins with the training, behind the warm-up.
 Command:  python -m vision_jax.main --config=configs/swin.py:tiny --config.data.dir=IMAGENET --workdir=runs/swin_tiny
 """
 
@@ -23,6 +21,8 @@ def get_config(variant: str = "tiny") -> ConfigDict:
     config.batch_size = 1024
     config.epochs = 300.0
     config.model.drop_path_rate = drop_path_rate
+    # The batch of one of 8 GPUs.
+    config.augment.mix_group = 128
 
     config.optimizer.name = "adamw"
     config.optimizer.learning_rate = 5e-4

@@ -29,6 +29,8 @@ _NORMS = {"model.bn_group_size": 32}
 _RESNET = {**_STEPS, **_NORMS, "model.zero_init_last": False}
 _RESNEXT = {**_RESNET, "epochs": 100.0}
 _RESNEXT_64_GPUS = {"batch_size": 1024, "model.bn_group_size": 16, "optimizer.learning_rate": 0.4}
+_PLAIN = {**_STEPS, "optimizer.learning_rate": 0.01}
+_VGG_BN = {**_STEPS, **_NORMS}
 _MOBILENET_V2 = {
     **{**_STEPS, **_NORMS, "epochs": 300.0, "model.drop_rate": 0.2, "optimizer.learning_rate": 0.045},
     **{"optimizer.weight_decay": 4e-5, "schedule.every_epochs": 1.0, "schedule.factor": 0.98},
@@ -51,8 +53,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("resnet50", "resnet18", "resnet34", "resnet101", "resnet152"), _RESNET),
     **dict.fromkeys(("wide_resnet50_2", "wide_resnet101_2"), _RESNET),
     **{"resnext50_32x4d": _RESNEXT, "resnext101_32x8d": {**_RESNEXT, **_RESNEXT_64_GPUS}},
-    **dict.fromkeys(("alexnet", "vgg11", "vgg13", "vgg16", "vgg19"), {**_STEPS, "optimizer.learning_rate": 0.01}),
-    **dict.fromkeys(("vgg11_bn", "vgg13_bn", "vgg16_bn", "vgg19_bn"), {**_STEPS, **_NORMS}),
+    **dict.fromkeys(("alexnet", "vgg11", "vgg13", "vgg16", "vgg19"), _PLAIN),
+    **dict.fromkeys(("vgg11_bn", "vgg13_bn", "vgg16_bn", "vgg19_bn"), _VGG_BN),
     "mobilenet_v2": _MOBILENET_V2,
     **dict.fromkeys(("mobilenet_v3_large", "mobilenet_v3_small"), _MOBILENET_V3),
     **dict.fromkeys(("regnet_x_400mf", "regnet_x_800mf", "regnet_x_1_6gf"), _REGNET_SMALL),

@@ -23,6 +23,7 @@ from vision_jax import recipes
 # bn_group_size is the batch of one GPU; torchvision starts no norm's scale at zero.
 _NORMS = {"model.bn_group_size": 128}
 _RESNET = {**_NORMS, "model.zero_init_last": False}
+_MOBILENET = {**_NORMS, "model.drop_rate": 0.2}
 _EACH_ONCE = {"data.repeats": 1}
 _LARGE = {"data.image_size": 224}
 _ADAMW = {"optimizer.name": "adamw", "optimizer.momentum": None, "optimizer.learning_rate": 1e-3}
@@ -32,14 +33,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "wide_resnet50_2": {**_RESNET, **_EACH_ONCE},
     "resnext50_32x4d": {**_RESNET, **_EACH_ONCE, **_LARGE},
     "resnext101_32x8d": {**_RESNET, **_EACH_ONCE},
-    **dict.fromkeys(("mobilenet_v2", "mobilenet_v3_large"), {**_NORMS, "model.drop_rate": 0.2}),
+    **dict.fromkeys(("mobilenet_v2", "mobilenet_v3_large"), _MOBILENET),
     "efficientnet_v2_s": {
         **{"model.bn_group_size": 32, "model.drop_rate": 0.2, "model.drop_path_rate": 0.2},
         **{"data.image_size": 300, "data.eval_size": 384, "data.eval_resize": 384},
     },
-    "convnext_tiny": {
-        **{**_ADAMW, "optimizer.weight_decay": 0.05, "model.drop_path_rate": 0.1, "data.eval_resize": 236},
-    },
+    "convnext_tiny": {**_ADAMW, "optimizer.weight_decay": 0.05, "model.drop_path_rate": 0.1, "data.eval_resize": 236},
     "vit_b_16": {
         **{**_ADAMW, **_LARGE, "batch_size": 4096, "epochs": 300.0, "label_smoothing": 0.11, "data.eval_resize": 256},
         **{"optimizer.learning_rate": 3e-3, "optimizer.weight_decay": 0.3, "optimizer.decay_rule": "all"},

@@ -1,5 +1,6 @@
 """Real processes, killed and told to stop at random points, end as if nothing had happened."""
 
+import functools
 import json
 import os
 import pathlib
@@ -14,6 +15,7 @@ from conftest import Command, wait_for_handler
 
 pytestmark = pytest.mark.xdist_group("resume")  # they share one run
 
+# Sixty steps of each.
 TINY = (
     "--config=configs/quickstart.py",
     "--config.total_steps=60",
@@ -23,6 +25,7 @@ TINY = (
     "--config.log.every_steps=5",
     "--config.log.tensorboard=False",
 )
+EVERYTHING = ("--config=tests/everything.py",)
 NOT_REPEATABLE = ("train/images_per_second", "train/input_wait")
 
 
@@ -33,13 +36,19 @@ def outcome(workdir: pathlib.Path) -> tuple[dict[str, list], list[dict]]:
     return about["arrays"], [{k: v for k, v in line.items() if k not in NOT_REPEATABLE} for line in lines]
 
 
-@pytest.fixture(scope="session", name="uninterrupted")
-def run_uninterrupted(cache: pathlib.Path, tmp_path_factory: pytest.TempPathFactory):
-    workdir = tmp_path_factory.mktemp("uninterrupted")
-    Command(cache)(*TINY, f"--workdir={workdir}")
-    arrays, lines = outcome(workdir)
-    assert len(lines) == 12 + 3
-    return arrays, lines
+@pytest.fixture(scope="session")
+def uninterrupted(cache: pathlib.Path, tmp_path_factory: pytest.TempPathFactory):
+    """Returns what becomes of a run that nothing disturbs, given its arguments."""
+
+    @functools.cache
+    def run(arguments: tuple[str, ...]) -> tuple[dict[str, list], list[dict]]:
+        workdir = tmp_path_factory.mktemp("uninterrupted")
+        Command(cache)(*arguments, f"--workdir={workdir}")
+        arrays, lines = outcome(workdir)
+        assert len(lines) == 12 + 3
+        return arrays, lines
+
+    return run
 
 
 def signal_after_step(
@@ -58,19 +67,23 @@ def signal_after_step(
         time.sleep(0.002)
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["SIGKILL", "SIGTERM"])
-def test_interrupted_runs_end_bitwise_the_same(command: Command, tmp_path: pathlib.Path, uninterrupted, number: int):
+@pytest.mark.parametrize(
+    ("number", "arguments"), [(signal.SIGKILL, EVERYTHING), (signal.SIGTERM, TINY)], ids=["SIGKILL", "SIGTERM"]
+)
+def test_interrupted_runs_end_bitwise_the_same(
+    command: Command, tmp_path: pathlib.Path, uninterrupted, number: int, arguments: tuple[str, ...]
+):
     statuses = []
     for step in (5, 20, 30, 45):
-        process = command.start(*TINY, f"--workdir={tmp_path}")
+        process = command.start(*arguments, f"--workdir={tmp_path}")
         signal_after_step(process, tmp_path, step, number)
         process.communicate(timeout=120)
         statuses.append(process.returncode)
-    command(*TINY, f"--workdir={tmp_path}")
+    command(*arguments, f"--workdir={tmp_path}")
     allowed = {-signal.SIGKILL} if number == signal.SIGKILL else {75}
     assert set(statuses) <= allowed | {0}
     assert statuses[0] in allowed
-    assert outcome(tmp_path) == uninterrupted
+    assert outcome(tmp_path) == uninterrupted(arguments)
 
 
 def test_other_processes_load_the_same_batches(command: Command, tmp_path: pathlib.Path, uninterrupted):
@@ -81,7 +94,7 @@ def test_other_processes_load_the_same_batches(command: Command, tmp_path: pathl
     process.communicate(timeout=120)
     assert process.returncode in (75, 0)
     command(*arguments)
-    assert outcome(tmp_path) == uninterrupted
+    assert outcome(tmp_path) == uninterrupted(TINY)
 
 
 def test_killed_at_random_moments(command: Command, tmp_path: pathlib.Path, uninterrupted):
@@ -94,7 +107,7 @@ def test_killed_at_random_moments(command: Command, tmp_path: pathlib.Path, unin
             process.kill()
             process.communicate()
     command(*TINY, f"--workdir={tmp_path}")
-    assert outcome(tmp_path) == uninterrupted
+    assert outcome(tmp_path) == uninterrupted(TINY)
 
 
 def test_sigterm_in_an_evaluation(command: Command, tmp_path: pathlib.Path):

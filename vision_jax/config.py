@@ -55,6 +55,7 @@ _NOT_NEGATIVE = (
     *("schedule.warmup_epochs", "schedule.warmup_steps", "schedule.end_factor", "schedule.warmup_factor"),
     "schedule.cooldown_epochs",
     *("augment.mixup", "augment.cutmix", "augment.cutout", "augment.shift", "augment.col_out"),
+    "augment.mix_group",
     *("optimizer.weight_decay_end", "loss.auxiliary_weight", "ema_start_epochs"),
 )
 _PROBABILITIES = (
@@ -113,6 +114,9 @@ def default_config() -> ConfigDict:
     model.positions = placeholder(str)
     # Whether a transformer has a class token; without it, global_pool is avg.
     model.class_token = placeholder(bool)
+    # Where the scales of a transformer's residual branches begin; and whether `drop_path_rate` is that of all blocks.
+    model.layer_scale = placeholder(float)
+    model.drop_path_uniform = placeholder(bool)
     # Compile one block and loop over the depth, for a shorter compilation.
     model.scan_blocks = placeholder(bool)
     # Compute activations within blocks anew in the backward pass, to save memory: full, or dots, which keeps what
@@ -206,9 +210,10 @@ def default_config() -> ConfigDict:
     augment.erase_count = 1
     # Height and width of Cutout's square, in pixels; 0: none.
     augment.cutout = 0
-    # Move images by up to so many pixels in each direction, over a border of zeros: the random crop of small images,
-    # for which data.crop_scale and crop_ratio are to be (1, 1).
+    # Move images by up to so many pixels in each direction: the random crop of small images, for which data.crop_scale
+    # and crop_ratio are to be (1, 1). What moves in is black (constant), or the image mirrored (reflect).
     augment.shift = 0
+    augment.shift_mode = "constant"
     # Share of rows and columns that is left out, the same in a whole batch (ColOut); 0: none.
     augment.col_out = 0.0
     # Alpha of mixup and of CutMix; 0: off. Where both are on, CutMix has the probability `mix_switch_prob`.
@@ -218,6 +223,9 @@ def default_config() -> ConfigDict:
     augment.mix_switch_prob = 0.5
     # What shares one choice and one share of the mixture: batch, pair or elem.
     augment.mix_mode = "batch"
+    # Examples that are mixed among themselves, such as the batch of one GPU elsewhere; 0, or more than there are, is the
+    # whole batch.
+    augment.mix_group = 0
 
     config.optimizer = optimizer = ConfigDict()
     # A name that `vision_jax.optim.create_optimizer` knows.
@@ -369,7 +377,16 @@ def default_config() -> ConfigDict:
 # Fields of config.model that are passed to the model where they are set.
 MODEL_OPTIONS = (
     *("bn_group_size", "small_stem", "blur_pool", "zero_init_last", "drop_rate", "drop_path_rate", "head_bias"),
-    *("aux_logits", "global_pool", "positions", "class_token", "scan_blocks", "remat"),
+    *(
+        "aux_logits",
+        "global_pool",
+        "positions",
+        "class_token",
+        "layer_scale",
+        "drop_path_uniform",
+        "scan_blocks",
+        "remat",
+    ),
 )
 
 
@@ -717,6 +734,8 @@ def _check_batches(config: ConfigDict, num_devices: int) -> Iterator[str]:
         if batch_size is not None and batch_size % along_data:
             near = max(1, round(batch_size / along_data)) * along_data
             yield f"{path} is {batch_size}, which {along_data} devices do not divide: {near} would do."
+    if 0 < config.augment.mix_group < config.batch_size and config.batch_size % config.augment.mix_group:
+        yield f"augment.mix_group is {config.augment.mix_group}, which does not divide batch_size={config.batch_size}."
     part = config.batch_size // config.optimizer.accumulate
     if config.optimizer.accumulate > 1 and part % along_data:
         yield (

@@ -25,8 +25,9 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lives; default: r
 _MODE = flags.DEFINE_enum(
     "mode",
     "train",
-    ["train", "eval"],
-    "Train (or continue), or evaluate a checkpoint of the workdir, or if it has none, config.model.pretrained.",
+    ["train", "eval", "dry_run"],
+    "train: begin or continue; eval: evaluate a checkpoint of the workdir, or if it has none, config.model.pretrained; "
+    "dry_run: print what would be trained, parameter by parameter, and do nothing.",
 )
 _STEP = flags.DEFINE_string("step", None, "--mode=eval: which checkpoint, a number or `best`; default: the latest.")
 _ALLOW_CHANGE = flags.DEFINE_bool("allow_config_change", False, "Continue a workdir that another configuration made.")
@@ -49,6 +50,10 @@ def run() -> int:
             _configure_logging()
             if _MODE.value == "eval":
                 return _evaluate(_CONFIG.value, workdir, preemption)
+            if _CONFIG.value is None:
+                raise ConfigError("--config is missing: pass a file, such as --config=configs/quickstart.py.")
+            if _MODE.value == "dry_run":
+                return _dry_run(_CONFIG.value)
             return _train(_CONFIG.value, workdir, preemption)
         except VisionJaxError as error:
             print(f"error: {error}", file=sys.stderr)
@@ -68,11 +73,20 @@ def run() -> int:
     return status
 
 
-def _train(config: ConfigDict | None, workdir: pathlib.Path, preemption: Preemption) -> int:
+def _dry_run(config: ConfigDict) -> int:
+    import jax
+
     from vision_jax import train
 
-    if config is None:
-        raise ConfigError("--config is missing: pass a file, such as --config=configs/quickstart.py.")
+    text = train.dry_run(config)
+    if jax.process_index() == 0:
+        print(text)
+    return 0
+
+
+def _train(config: ConfigDict, workdir: pathlib.Path, preemption: Preemption) -> int:
+    from vision_jax import train
+
     _enable_compilation_cache(config.compilation_cache)
     try:
         train.train_and_evaluate(config, workdir, allow_config_change=_ALLOW_CHANGE.value, preemption=preemption)

@@ -42,7 +42,9 @@ def deit_augmentation(config: ConfigDict) -> None:
     config.augment.cutmix = 1.0
 
 
-def rising_sizes(size: int, scale: float, start: float, end: float, step: int = 16) -> tuple[tuple, tuple]:
+def rising_sizes(
+    size: int, scale: float, start: float, end: float, step: int = 16
+) -> tuple[tuple[float, ...], tuple[int, ...]]:
     """Returns the epochs and sizes of progressive resizing, where the size rises linearly to `size`.
 
     Args:
@@ -50,7 +52,7 @@ def rising_sizes(size: int, scale: float, start: float, end: float, step: int = 
         scale: the first one as a share of it; rounded to a multiple of 4.
         start: the epoch in which it begins to rise.
         end: the epoch in which it is `size`.
-        step: between them there are the multiples of this, each from when the line through both passes it.
+        step: between them there are the multiples of this, each from when the straight line between both passes it.
     """
     first = round(size * scale / 4) * 4
     later = range((first // step + 1) * step, size + 1, step)

@@ -189,7 +189,7 @@ def make_train_step(
         images = jax.vmap(augmentation.after_normalize)(keys, images)
         targets = smooth_targets(labels, model.num_classes, label_smoothing)
         key = augment.batch_key(seed, step, labels.shape[0])
-        images, targets = augmentation.mix(key, images, targets)
+        images, targets = augmentation.mix(key, augmentation.col_out(key, images), targets)
         return {"image": images, "label": labels, "target": targets}, jax.random.fold_in(key, _DROPOUT)
 
     def _learning_rate(state: TrainState) -> Metrics:

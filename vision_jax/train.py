@@ -66,13 +66,7 @@ def train_and_evaluate(
         with Preemption() as preemption:
             return train_and_evaluate(config, workdir, allow_config_change=allow_config_change, preemption=preemption)
     workdir = pathlib.Path(workdir)
-    config = config_lib.resolve(config)
-    config_lib.validate(config, jax.device_count())
-    train_source, val_source = create_source(config, train=True), create_source(config, train=False)
-    evaluate.check_classes(val_source, train_source.num_classes, train_source.class_names, config.data.val_split)
-    plan = config_lib.make_plan(config, len(train_source))
-    model = evaluate.build_model(config, train_source.num_classes)
-    _check_sizes(config, model)
+    config, plan, model, train_source, val_source = _check_input(config)
     is_first = jax.process_index() == 0
     with (
         closing(train_source, val_source),
@@ -80,6 +74,36 @@ def train_and_evaluate(
     ):
         sharding.wait_for_all("the workdir is open")
         return _train(config, workdir, plan, model, train_source, val_source, preemption)
+
+
+def _check_input(config: ConfigDict) -> tuple[ConfigDict, Plan, nn.Module, Source, Source]:
+    """Returns the resolved configuration and what follows from it and the data, after checking all of it."""
+    config = config_lib.resolve(config)
+    config_lib.validate(config, jax.device_count())
+    train_source, val_source = create_source(config, train=True), create_source(config, train=False)
+    evaluate.check_classes(val_source, train_source.num_classes, train_source.class_names, config.data.val_split)
+    plan = config_lib.make_plan(config, len(train_source))
+    model = evaluate.build_model(config, train_source.num_classes)
+    _check_sizes(config, model)
+    return config, plan, model, train_source, val_source
+
+
+def dry_run(config: ConfigDict) -> str:
+    """Returns, as text, what a training would be: its length, its learning rates, and what holds for each parameter.
+
+    All that a training checks of its input is checked; nothing is computed or written.
+
+    Raises:
+        ConfigError, DataError: for input that cannot work.
+    """
+    config, plan, model, train_source, val_source = _check_input(config)
+    with closing(train_source, val_source):
+        summary = _summary(config, plan, len(train_source), len(val_source))
+    rows = make_rules(config).table(evaluate.variable_shapes(config, model)["params"])
+    schedule = make_schedule(config, plan)
+    last = plan.total_steps - 1
+    lines = [f"  {step:>10}{float(schedule(step)):14.6g}" for step in sorted({0, plan.warmup_steps, last // 2, last})]
+    return "\n".join([summary, f"  {'step':>10}{'learning rate':>14}", *lines, "", optim.format_table(rows)])
 
 
 def _check_sizes(config: ConfigDict, model: nn.Module) -> None:
@@ -389,17 +413,21 @@ def _log_run(config: ConfigDict, plan: Plan, state: TrainState, num_train: int, 
     )
     devices = jax.devices()
     log.info("Devices: %d x %s, in %d processes.", len(devices), devices[0].device_kind, jax.process_count())
-    log.info(
-        "%d training and %d validation examples; %d steps of %d examples (%.4g epochs), of which %d warm up to a "
-        "learning rate of %.6g; computing in %s.",
-        num_train,
-        num_val,
-        plan.total_steps,
-        config.batch_size,
-        plan.total_steps / plan.steps_per_epoch,
-        plan.warmup_steps,
-        plan.learning_rate,
-        evaluate.compute_dtype(config),
+    log.info("%s", _summary(config, plan, num_train, num_val))
+
+
+def _summary(config: ConfigDict, plan: Plan, num_train: int, num_val: int) -> str:
+    """Returns a sentence on the length of a training and its learning rate."""
+    rate = f"{plan.learning_rate:.6g}"
+    if (reference := config.optimizer.learning_rate_batch_size) is not None:
+        rate += (
+            f" ({config.optimizer.learning_rate:.6g} for {reference} examples, "
+            f"{config.optimizer.learning_rate_scaling} scaling)"
+        )
+    return (
+        f"{num_train} training and {num_val} validation examples; {plan.total_steps} steps of {config.batch_size} "
+        f"examples ({plan.total_steps / plan.steps_per_epoch:.4g} epochs), of which {plan.warmup_steps} warm up to a "
+        f"learning rate of {rate}; computing in {evaluate.compute_dtype(config)}."
     )
 
 

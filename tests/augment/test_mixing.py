@@ -7,6 +7,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 from test_ops import QUICK
 
+from vision_jax.augment import AugmentConfig, create_augmentation
 from vision_jax.augment.mixing import apply_mix, mix
 
 BATCH, HEIGHT, WIDTH = 256, 12, 16
@@ -38,6 +39,19 @@ def test_mixing_equals_a_loop():
         expected_target[labels[j]] += 0.9 * (1 - lam[i])
         np.testing.assert_allclose(mixed_targets[i], expected_target, atol=1e-5)
     np.testing.assert_allclose(mixed_targets.sum(1), 1, atol=1e-5)
+
+
+def test_groups_are_mixed_among_themselves():
+    functions = create_augmentation(AugmentConfig(mixup=1.0, mix_group=64))
+    images, targets = jax.jit(functions.mix, compiler_options=QUICK)(jax.random.key(0), IMAGES, TARGETS)
+    lam = np.diagonal(targets)
+    shares = {float(x) for x in lam.round(4)}
+    assert len(shares) == 4  # one a group
+    for i in range(BATCH):
+        first = i // 64 * 64
+        partner = first + 63 - i % 64
+        assert targets[i, partner] == pytest.approx(1 - lam[i], abs=1e-6)
+        np.testing.assert_allclose(images[i], lam[i] * IMAGES[i] + (1 - lam[i]) * IMAGES[partner], atol=1e-5)
 
 
 def compiled(**options: object) -> Callable[[int], tuple[np.ndarray, np.ndarray]]:

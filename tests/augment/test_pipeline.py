@@ -79,10 +79,11 @@ def test_after_normalize_erases_and_cuts_out():
     assert second.any((1, 2, 3)).all()
 
 
-def test_shift_is_a_random_crop_of_the_image_with_a_black_border():
+@pytest.mark.parametrize("mode", ["constant", "reflect"])
+def test_shift_is_a_random_crop_of_the_image_with_a_border(mode: str):
     images = np.broadcast_to(IMAGES[0], (1000, 16, 16, 3))
-    result = augmented(AugmentConfig(shift=2), images)
-    padded = np.pad(IMAGES[0], ((2, 2), (2, 2), (0, 0)))
+    result = augmented(AugmentConfig(shift=2, shift_mode=mode), images)
+    padded = np.pad(IMAGES[0], ((2, 2), (2, 2), (0, 0)), mode=mode)
     crops = np.stack([padded[top : top + 16, left : left + 16] for top in range(5) for left in range(5)])
     same = (result[:, None] == crops).all((2, 3, 4))
     assert (same.sum(1) == 1).all()

@@ -123,6 +123,19 @@ def test_tfds_source_says_what_is_wrong(tmp_path: pathlib.Path):
         sources.TfdsSource(directory, "train")
 
 
+def test_image_and_label_among_several():
+    """CIFAR-100 has classes of classes, Oxford's pets have species and masks."""
+    import tensorflow_datasets as tfds
+
+    image, mask = tfds.features.Image(shape=(None, None, 3)), tfds.features.Image(shape=(None, None, 1))
+    fine, coarse = tfds.features.ClassLabel(num_classes=100), tfds.features.ClassLabel(num_classes=20)
+    features = {"coarse_label": coarse, "segmentation_mask": mask, "image": image, "label": fine}
+    assert tfds_format.image_and_label(features, pathlib.Path("mine")) == ("image", "label")
+    assert tfds_format.image_and_label({"photo": image, "class": fine}, pathlib.Path("mine")) == ("photo", "class")
+    with pytest.raises(DataError, match="mine has 2 features of type ClassLabel"):
+        tfds_format.image_and_label({"image": image, "fine": fine, "coarse": coarse}, pathlib.Path("mine"))
+
+
 def test_folder_source(image_folder: pathlib.Path):
     source = sources.FolderSource(image_folder, "train")
     assert (len(source), source.num_classes, source.class_names) == (24, 3, ["ant", "bee", "cat"])

@@ -5,6 +5,7 @@ has it; after the normalization, erasing and Cutout; at last mixup or CutMix of 
 shifted, because that is a crop; before mixing, ColOut leaves out rows and columns of the batch.
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -52,6 +53,8 @@ class AugmentConfig:
         mix_prob: probability of mixing, where one of them is on.
         mix_switch_prob: probability of CutMix, where both are on.
         mix_mode: what shares one choice: batch, pair or elem; see `mixing.mix`.
+        mix_group: examples that are mixed among themselves, consecutive ones; 0, or more than there are: the whole
+            batch.
         mean_color: the mean of the data in 0..255, one value a channel, which policies show of the outside.
     """
 
@@ -67,12 +70,14 @@ class AugmentConfig:
     erase_count: int = 1
     cutout: int = 0
     shift: int = 0
+    shift_mode: str = "constant"
     col_out: float = 0.0
     mixup: float = 0.0
     cutmix: float = 0.0
     mix_prob: float = 1.0
     mix_switch_prob: float = 0.5
     mix_mode: str = "batch"
+    mix_group: int = 0
     mean_color: tuple[float, ...] = (124, 116, 104)
 
 
@@ -100,7 +105,7 @@ class Augmentation:
         """
         config = self.config
         if config.shift:
-            image = random_shift(_stage_key(key, "shift"), image, config.shift)
+            image = random_shift(_stage_key(key, "shift"), image, config.shift, config.shift_mode)
         if config.flip:
             image = random_flip(_stage_key(key, "flip"), image, config.flip)
         if self.policy is not None:
@@ -162,16 +167,21 @@ class Augmentation:
         config = self.config
         if not config.mixup and not config.cutmix:
             return images, targets
-        return mixing.mix(
-            jax.random.fold_in(key, _MIX),
-            images,
-            targets,
+        mix = functools.partial(
+            mixing.mix,
             mixup_alpha=config.mixup,
             cutmix_alpha=config.cutmix,
             probability=config.mix_prob,
             switch_probability=config.mix_switch_prob,
             mode=config.mix_mode,
         )
+        key = jax.random.fold_in(key, _MIX)
+        if not 0 < config.mix_group < len(images):
+            return mix(key, images, targets)
+        groups = len(images) // config.mix_group
+        grouped = [x.reshape(groups, config.mix_group, *x.shape[1:]) for x in (images, targets)]
+        mixed, mixed_targets = jax.vmap(mix)(jax.random.split(key, groups), *grouped)
+        return mixed.reshape(images.shape), mixed_targets.reshape(targets.shape)
 
 
 def create_augmentation(config: AugmentConfig) -> Augmentation:
@@ -180,7 +190,8 @@ def create_augmentation(config: AugmentConfig) -> Augmentation:
     Raises:
         ConfigError: if there is no such policy or mode, or the colour jitter has too many or too few strengths.
     """
-    for name, choices in (("erase_mode", ERASE_MODES), ("mix_mode", mixing.MODES)):
+    choices_of = {"erase_mode": ERASE_MODES, "mix_mode": mixing.MODES, "shift_mode": ("constant", "reflect")}
+    for name, choices in choices_of.items():
         if getattr(config, name) not in choices:
             raise ConfigError(f"augment.{name} is {getattr(config, name)!r}: {closest(getattr(config, name), choices)}")
     if len(config.color_jitter) not in (0, 3, 4):

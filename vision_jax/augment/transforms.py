@@ -37,8 +37,8 @@ def random_flip(key: jax.Array, image: jax.Array, probability: float = 0.5) -> j
     return jnp.where(jax.random.bernoulli(key, probability), image[:, ::-1], image)
 
 
-def random_shift(key: jax.Array, image: jax.Array, pixels: int) -> jax.Array:
-    """Moves an image by up to `pixels` in each direction; what comes from outside of it is black.
+def random_shift(key: jax.Array, image: jax.Array, pixels: int, mode: str = "constant") -> jax.Array:
+    """Moves an image by up to `pixels` in each direction.
 
     It is torchvision's `RandomCrop(size, padding=pixels)`: a random crop of the image's own size from it with a border.
 
@@ -46,12 +46,13 @@ def random_shift(key: jax.Array, image: jax.Array, pixels: int) -> jax.Array:
         key: of this example.
         image: (height, width, channels) of any dtype.
         pixels: width of the border; all 2 * pixels + 1 places along each axis are as likely.
+        mode: what the border is: "constant": black; "reflect": the image, mirrored at its outermost pixels.
 
     Returns:
         (height, width, channels) of the image's dtype.
     """
     top, left = jax.random.randint(key, (2,), 0, 2 * pixels + 1)
-    padded = jnp.pad(image, ((pixels, pixels), (pixels, pixels), (0, 0)))
+    padded = jnp.pad(image, ((pixels, pixels), (pixels, pixels), (0, 0)), mode=mode)
     return jax.lax.dynamic_slice(padded, (top, left, 0), image.shape)
 
 

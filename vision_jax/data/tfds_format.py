@@ -165,16 +165,19 @@ def read_metadata(directory: pathlib.Path) -> Any:
 
 
 def image_and_label(features: Mapping[str, Any], directory: pathlib.Path) -> tuple[str, str]:
-    """Returns the keys of the only image and the only class label among the features of a tfds data set.
+    """Returns the keys of the image and the class label among the features of a tfds data set.
+
+    Where there are several, as masks beside images or classes of classes, they are those called `image` and `label`.
 
     Raises:
-        DataError: if it has none or several of either.
+        DataError: if it has none of either, or several and none of that name.
     """
     import tensorflow_datasets as tfds
 
     keys = []
-    for kind in (tfds.features.Image, tfds.features.ClassLabel):
+    for kind, usual in ((tfds.features.Image, "image"), (tfds.features.ClassLabel, "label")):
         matching = [key for key, feature in features.items() if isinstance(feature, kind)]
+        matching = [usual] if usual in matching else matching
         if len(matching) != 1:
             raise DataError(f"{directory} has {len(matching)} features of type {kind.__name__} ({matching}), not one.")
         keys.append(matching[0])

@@ -186,9 +186,10 @@ class Head(nn.Module):
 
     @nn.compact
     def __call__(self, features: jax.Array) -> jax.Array:
-        init = {"kernel_init": nn.initializers.normal(0.01), "bias_init": nn.initializers.constant(self.bias)}
-        conv = Conv(self.num_classes, 1, use_bias=True, dtype=self.dtype, name="fc", **init)
-        return conv(features[:, None, None])[:, 0, 0]
+        init, bias_init = nn.initializers.normal(0.01), nn.initializers.constant(self.bias)
+        conv = functools.partial(Conv, kernel_init=init, bias_init=bias_init, dtype=self.dtype)
+        fc = conv(self.num_classes, 1, use_bias=True, name="fc")
+        return fc(features[:, None, None])[:, 0, 0]
 
 
 class PreActResNet(ImageModel, kw_only=True):

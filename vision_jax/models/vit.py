@@ -112,6 +112,8 @@ class VisionTransformer(ImageModel, kw_only=True):
         no_embed_class: learned positions are for patches alone too.
         norm_after_pooling: normalize the pooled features instead of all tokens; None: with "avg".
         layer_scale: initial scale of residual branches; None: they are not scaled.
+        drop_path_uniform: all blocks drop branches with the probability `drop_path_rate`, as in DeiT III, instead of
+            earlier ones less often.
         proj_drop_rate: probability of dropping a unit after a dense layer in a block, in training.
         remat: compute the activations within blocks anew in the backward pass, to save memory; see `maybe_remat`.
         scan_blocks: compile one block instead of all. Parameters are stacked along a first axis.
@@ -131,6 +133,7 @@ class VisionTransformer(ImageModel, kw_only=True):
     no_embed_class: bool = False
     norm_after_pooling: bool | None = None
     layer_scale: float | None = None
+    drop_path_uniform: bool = False
     proj_drop_rate: float = 0.0
     remat: bool | str = False
     scan_blocks: bool = False
@@ -171,7 +174,7 @@ class VisionTransformer(ImageModel, kw_only=True):
         if self.scan_blocks:
             self.blocks = block(drop_path_rate=0.0)
         else:
-            self.blocks = Blocks(block, tuple(drop_path_rates(self.drop_path_rate, [self.depth])[0]))
+            self.blocks = Blocks(block, tuple(self._drop_path_rates()))
         norm = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, use_fast_variance=False)
         after = self.global_pool == "avg" if self.norm_after_pooling is None else self.norm_after_pooling
         self.norm: nn.Module | None = None if after else norm
@@ -206,6 +209,11 @@ class VisionTransformer(ImageModel, kw_only=True):
             x = self.norm(x)
         return x[:, :count], x[:, count:].reshape(patches.shape)
 
+    def _drop_path_rates(self) -> list[float]:
+        if self.drop_path_uniform:
+            return [self.drop_path_rate] * self.depth
+        return drop_path_rates(self.drop_path_rate, [self.depth])[0]
+
     def _positions(self, height: int, width: int) -> jax.Array:
         """Returns embeddings of positions, (1, tokens, features), of the patches alone or of all tokens."""
         if self.positions == "sincos2d":
@@ -221,7 +229,7 @@ class VisionTransformer(ImageModel, kw_only=True):
         def step(block: nn.Module, x: jax.Array, rate: jax.Array | None) -> tuple[jax.Array, None]:
             return block(x, train, rate), None
 
-        rates = jnp.asarray(drop_path_rates(self.drop_path_rate, [self.depth])[0]) if self.drop_path_rate else None
+        rates = jnp.asarray(self._drop_path_rates()) if self.drop_path_rate else None
         scan = nn.scan(
             step, variable_axes={"params": 0}, split_rngs={"params": True, "dropout": True}, length=self.depth
         )

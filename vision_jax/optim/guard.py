@@ -15,7 +15,6 @@ class GuardState(NamedTuple):
 
     Attributes:
         inner: of the optimizer.
-        accepted: () bool: the last step was not skipped.
         skipped: () int32: steps that were skipped in the whole training.
         in_a_row: () int32: steps that were skipped since the last one that was not.
         losses, norms: (window,) float32: loss and norm of the gradients of the last steps that were not skipped.
@@ -23,12 +22,16 @@ class GuardState(NamedTuple):
     """
 
     inner: Any
-    accepted: jax.Array
     skipped: jax.Array
     in_a_row: jax.Array
     losses: jax.Array
     norms: jax.Array
     known: jax.Array
+
+    @property
+    def accepted(self) -> jax.Array:
+        """() bool: whether the last step was not skipped."""
+        return self.in_a_row == 0
 
 
 def guard(
@@ -54,7 +57,7 @@ def guard(
     def init(params: Any) -> GuardState:
         number = jnp.zeros((), jnp.int32)
         history = jnp.zeros((window if spike_deviations is not None else 0,), jnp.float32)
-        return GuardState(inner.init(params), jnp.asarray(True), number, number, history, history, number)
+        return GuardState(inner.init(params), number, number, history, history, number)
 
     def update(
         grads: Any, state: GuardState, params: Any = None, *, loss: jax.Array, **extra: Any
@@ -74,7 +77,6 @@ def guard(
         taken = accepted.astype(jnp.int32)
         return updates, GuardState(
             inner=new,
-            accepted=accepted,
             skipped=state.skipped + (1 - taken),
             in_a_row=(state.in_a_row + 1) * (1 - taken),
             losses=losses,
