@@ -70,8 +70,9 @@ def timm_cosine_rate(lr: float, length: int, warmup: int, warmup_lr: float, lr_m
 
 
 def timm_step_rate(lr: float, decay_epochs: float, rate: float, warmup: int, warmup_lr: float) -> Rate:
+    """Of an epoch. Without warmup_prefix, as timm's create_scheduler has it, and as it was before there was one."""
     scheduler = StepLRScheduler(
-        _optimizer(lr), decay_t=decay_epochs, decay_rate=rate, warmup_t=warmup, warmup_lr_init=warmup_lr
+        *(_optimizer(lr), decay_epochs, rate), warmup_t=warmup, warmup_lr_init=warmup_lr, warmup_prefix=False
     )
     return lambda t: scheduler._get_lr(t)[0]
 
@@ -160,7 +161,7 @@ def deit_bce() -> float:
 
 def summed_bce(smoothing: float) -> float:
     """composer/loss/loss.py, binary_cross_entropy_with_logits: the sum over classes, divided by the batch; targets of
-    composer's LabelSmoothing, which is (1 - s) * target + s / K. big_vision's sigmoid_xent is this without smoothing."""
+    composer's LabelSmoothing, which is (1 - s) * target + s / K. big_vision's sigmoid_xent is this unsmoothed."""
     targets = F.one_hot(LABELS, 1000).double() * (1 - smoothing) + smoothing / 1000
     return F.binary_cross_entropy_with_logits(LOGITS, targets, reduction="sum").item() / 4
 
@@ -255,8 +256,8 @@ def nvidia_resnet50() -> None:
             warmup_epochs=8, optimizer="sgd", momentum=0.875, weight_decay=1 / 32768, decay_form="coupled",
             **decays_unless_bn_in_name(model("torchvision", "resnet50")), mixup=0.2 if epochs == 250 else 0.0,
             loss=softmax(0.1))  # fmt: skip
-    # configs.yml, efficientnet_params and efficientnet_b0_params_4k; efficientnet/README.md: «scale to target image size
-    # + 32». No script passes --use-ema. Its squeezes are as wide as timm's, but named so that all norms have «bn».
+    # configs.yml, efficientnet_params and efficientnet_b0_params_4k; efficientnet/README.md: «scale to target image
+    # size + 32». No script passes --use-ema. Its squeezes are as wide as timm's, but named so that all norms have «bn».
     add("efficientnet:b0_dle", batch=4096, epochs=400, by_epoch=True, rate=nvidia_cosine_rate(0.08, 16, 400),
         warmup_epochs=16, optimizer="rmsprop", momentum=0.9, decay=0.9, eps=0.01, weight_decay=1e-5,
         decay_form="coupled", **decays_torchvision(model("timm", "efficientnet_b0")), augmentation="autoaugment",
@@ -268,8 +269,8 @@ def torchvision_v1() -> None:
     sgd = {"optimizer": "sgd", "momentum": 0.9, "decay_form": "coupled", "loss": softmax(0.0)}
     plain = ["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
     plain += [f"vgg{n}_bn" for n in (11, 13, 16, 19)]
-    # The published Wide ResNets had cosines with warm restarts over 256 epochs (vision#912), which no script keeps: here
-    # what train.py does without arguments.
+    # The published Wide ResNets had cosines with warm restarts over 256 epochs (vision#912), which no script keeps:
+    # here is what train.py does without arguments.
     plain += ["wide_resnet50_2", "wide_resnet101_2"]
     low = ["alexnet", *(f"vgg{n}" for n in (11, 13, 16, 19))]
     table = [(n, 256, 90, 0.1) for n in plain] + [(n, 256, 90, 0.01) for n in low]
@@ -352,8 +353,8 @@ def torchvision_v2() -> None:
 
 
 def densenet_and_inception() -> None:
-    # Huang et al. 2016, arXiv:1608.06993, section 4.2: 90 epochs, batch 256, 0.1 divided by 10 at epochs 30 and 60, decay
-    # 1e-4, Nesterov momentum 0.9; fb.resnet.torch, which it is built on, lets all parameters decay.
+    # Huang et al. 2016, arXiv:1608.06993, section 4.2: 90 epochs, batch 256, 0.1 divided by 10 at epochs 30 and 60,
+    # decay 1e-4, Nesterov momentum 0.9; fb.resnet.torch, which it is built on, lets all parameters decay.
     for name in ("densenet121", "densenet169", "densenet201"):
         add(f"densenet:{name}", batch=256, epochs=90, by_epoch=True, rate=torchvision_rate(0.1, 90), optimizer="sgd",
             momentum=0.9, nesterov=True, weight_decay=1e-4, decay_form="coupled",
@@ -365,15 +366,16 @@ def densenet_and_inception() -> None:
     add("inception:paper", batch=1600, epochs=100, by_epoch=True,
         rate=torchvision_rate(0.045, 100, step=2, gamma=0.94), optimizer="rmsprop_tf", eps=1.0, decay=0.9,
         weight_decay=4e-5, decay_form="coupled",
-        **decays_kernels(model("torchvision", "inception_v3", init_weights=False)), loss=softmax(0.1), clip=2.0, train_size=299, test_size=299, test_resize=...,
-        ema_decay=...)  # fmt: skip
+        **decays_kernels(model("torchvision", "inception_v3", init_weights=False)), loss=softmax(0.1),
+        clip=2.0, train_size=299, test_size=299, test_resize=..., ema_decay=...)  # fmt: skip
 
 
 def ffcv() -> None:
-    # libffcv/ffcv-imagenet, rn50_configs and rn18_configs: batch_size is that of one GPU of 8, or of 1. Evaluation crops
-    # 224/256 of the shorter side to 256 pixels, with mirroring.
+    # libffcv/ffcv-imagenet, rn50_configs and rn18_configs: batch_size is that of one GPU of 8, or of 1. Evaluation
+    # crops 224/256 of the shorter side to 256 pixels, with mirroring.
     ramps = {16: (11, 13), 24: (17, 20), 32: (23, 27), 40: (29, 34), 56: (41, 48), 88: (65, 76)}
-    for prefix, name, batch, lr, decay in (("rn50", "resnet50", 4096, 1.7, 1e-4), ("rn18", "resnet18", 1024, 0.5, 5e-5)):
+    networks = (("rn50", "resnet50", 4096, 1.7, 1e-4), ("rn18", "resnet18", 1024, 0.5, 5e-5))
+    for prefix, name, batch, lr, decay in networks:
         for epochs, (start, end) in ramps.items():
 
             def resolution(epoch: int, start: int = start, end: int = end) -> int:
@@ -416,10 +418,10 @@ def flax_and_mlperf() -> None:
         nesterov=True, weight_decay=1e-4, decay_form="coupled", **decays_kernels(model("torchvision", "resnet50")),
         loss=softmax(0.0))  # fmt: skip
     # mlcommons/logging, rcp_checker/training_2.0.0/rcps_resnet.json: learning rate, warm-up in epochs, decay, momentum,
-    # and the epochs that follow from the steps of the decay. Ambiguous: those are 35.0, 37.0, 42.0, 39.0, 48.0, 58.0 and
-    # 58.0 epochs, and the runs converge in at most 37, 37, 42, 44, 46, 57 and 86: so they begin behind the warm-up for
-    # 1632, 8192 and 65536, and for the others, as far as one can see, with it. Label smoothing 0.1, the power 2 and the
-    # end 1e-4 are those of the reference, mlcommons/training, image_classification/tensorflow2.
+    # and the epochs that follow from the steps of the decay. Ambiguous: those are 35.0, 37.0, 42.0, 39.0, 48.0, 58.0
+    # and 58.0 epochs, and the runs converge in at most 37, 37, 42, 44, 46, 57 and 86: so they begin behind the warm-up
+    # for 1632, 8192 and 65536, and for the others, as far as one can see, with it. Label smoothing 0.1, the power 2 and
+    # the end 1e-4 are those of the reference, mlcommons/training, image_classification/tensorflow2.
     table = {
         1632: (7.4, 2, 5e-5, 0.9, 37),
         3264: (10.5, 2, 5e-5, 0.9, 37),
@@ -439,8 +441,8 @@ def flax_and_mlperf() -> None:
 
 def deit() -> None:
     # facebookresearch/deit, main.py: lr 5e-4 * 1024 / 512, and what else is default. It steps its scheduler with the
-    # epoch that has just ended, so that each epoch has the rate of the one before; here they have their own. The average
-    # (0.99996) that it keeps is never evaluated, so it is left open.
+    # epoch that has just ended, so that each epoch has the rate of the one before; here they have their own. The
+    # average (0.99996) that it keeps is never evaluated, so it is left open.
     auto = {"augmentation": "rand-m9-mstd0.5-inc1", "mixup": 0.8, "cutmix": 1.0}
     for name in ("tiny", "small", "base", "tiny_distilled", "small_distilled", "base_distilled"):
         network = model("timm", f"deit_{name}_patch16_224")
@@ -463,8 +465,9 @@ def deit() -> None:
             rate=timm_cosine_rate(1e-5, 20, 5, 1e-6, 1e-5), optimizer="adamw", weight_decay=0.1,
             decay_form="decoupled", **decays_timm(network), **auto, loss=softmax(0.1), drop_path=drop,
             train_size=size, test_size=size, test_resize=size, ema_decay=...)  # fmt: skip
-    # microsoft/Swin-Transformer, config.py and configs/swin: by step, BASE_LR 5e-4, WARMUP_LR 5e-7 and MIN_LR 5e-6 times
-    # 1024 / 512. lr_scheduler.py first had the cosine begin with the training, which is how the models were trained.
+    # microsoft/Swin-Transformer, config.py and configs/swin: by step, BASE_LR 5e-4, WARMUP_LR 5e-7 and MIN_LR 5e-6
+    # times 1024 / 512. lr_scheduler.py first had the cosine begin with the training, which the models were trained by;
+    # that of today has WARMUP_PREFIX for it.
     per_epoch = IMAGENET // 1024
     for name, drop in (("tiny", 0.2), ("small", 0.3), ("base", 0.5)):
         add(f"swin:{name}", batch=1024, epochs=300, by_epoch=False, warmup_epochs=20,
@@ -507,10 +510,11 @@ def resnet50_rsb() -> None:
 def big_vision() -> None:
     # google-research/big_vision, configs/{vit_s16_i1k,vit_i1k,mlp_mixer_i1k,bit_i1k}.py; optax.py for `wd`, which is
     # multiplied by the schedule, but not by the peak. Its randaug applies each operation that it draws: the probability
-    # in pp/archive/autoaugment.py, distort_image_with_randaugment, is not used. rep_size=True adds a hidden layer to its
-    # ViTs, which timm's, counted here, lack.
+    # in pp/archive/autoaugment.py, distort_image_with_randaugment, is not used. rep_size=True adds a hidden layer to
+    # its ViTs, which timm's, counted here, lack.
     # Its total is round(epochs * examples / batch), up to an epoch's share more than here.
-    examples = {"examples": IMAGENET_99, "by_epoch": False, "warmup_steps": 10_000, "decay_form": "relative", "clip": 1.0}
+    examples = {"examples": IMAGENET_99, "by_epoch": False, "warmup_steps": 10_000, "clip": 1.0}
+    examples["decay_form"] = "relative"
     adam = {"optimizer": "adam", "weight_decay": 1e-4}
     per_epoch = IMAGENET_99 // 1024
     plain = {"class_token": False, "global_pool": "avg", "pos_embed": "none"}
@@ -535,8 +539,8 @@ def big_vision() -> None:
 
 
 def timm_mobile() -> None:
-    # timm's training scripts: EfficientNet-B0 with RandAugment, 2 GPUs of 384; MobileNetV3-Large-100, 2 of 512. rmsproptf
-    # has alpha 0.9 and momentum 0.9. Ambiguous: --warmup-epochs was 3 by default then, and is 5 now. MobileNetV3's
+    # timm's training scripts: EfficientNet-B0 with RandAugment, 2 GPUs of 384; MobileNetV3-Large-100, 2 of 512. Its
+    # rmsproptf has alpha 0.9 and momentum 0.9. Ambiguous: --warmup-epochs was 3 by default then, and is 5 now. MobileNetV3's
     # --lr-noise is left out. Both are evaluated at 224 of 256 (crop 0.875).
     for key, name, batch, epochs, lr, factor in (
         ("efficientnet:b0", "efficientnet_b0", 768, 450, 0.048, 0.97),
