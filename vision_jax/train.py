@@ -85,6 +85,8 @@ def _check_input(config: ConfigDict) -> tuple[ConfigDict, Plan, nn.Module, Sourc
     plan = config_lib.make_plan(config, len(train_source))
     model = evaluate.build_model(config, train_source.num_classes)
     _check_sizes(config, model)
+    if (weights := len(config.loss.class_weights)) not in (0, model.num_classes):
+        raise ConfigError(f"loss.class_weights has {weights} values, and there are {model.num_classes} classes.")
     return config, plan, model, train_source, val_source
 
 
