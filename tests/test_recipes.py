@@ -126,14 +126,16 @@ def policy(text: str) -> tuple[str, dict[str, float]]:
     return {"original": "autoaugment", "3a": "3augment"}.get(name, name), options
 
 
-def loss_of(config: ConfigDict) -> float:
+def loss_of(config: ConfigDict, share: float) -> float:
+    """Returns the loss where so much of each image is its own, and the rest that of the one in the opposite order."""
     loss = losses.create_loss(
         config.loss.name,
         threshold=config.loss.threshold,
         sum_classes=config.loss.sum_classes,
         class_weights=config.loss.class_weights,
     )
-    return float(loss(LOGITS, losses.smooth_targets(LABELS, 1000, config.label_smoothing)).mean())
+    targets = losses.smooth_targets(LABELS, 1000, config.label_smoothing)
+    return float(loss(LOGITS, share * targets + (1 - share) * targets[::-1]).mean())
 
 
 def drop_path(config: ConfigDict) -> float:
@@ -177,7 +179,8 @@ def actual(config: ConfigDict, expected: dict[str, Any]) -> dict[str, Any]:
         "sam": [config.optimizer.sam_rho, config.optimizer.sam_every],
         "decayed": decayed,
         "undecayed": undecayed,
-        "loss": loss_of(config),
+        "loss": loss_of(config, 1.0),
+        "mixed_loss": loss_of(config, 0.85),
         "momentum": takes.get("momentum"),
         "nesterov": takes.get("nesterov"),
         "decay": takes.get("decay"),

@@ -136,34 +136,41 @@ def ffcv_rate(lr: float, epochs: int, peak: int, steps_per_epoch: int) -> Rate:
     return rate
 
 
-# Losses, in float64: of targets that are not mixed
+# Losses, in float64: of labels that are mixed with those of the images in the opposite order
 
 
-def softmax(smoothing: float) -> float:
-    """torch.nn.CrossEntropyLoss; timm's SoftTargetCrossEntropy of Mixup's targets is the same, which is checked."""
-    loss = F.cross_entropy(LOGITS, LABELS, label_smoothing=smoothing).item()
-    targets = mixup_target(LABELS, 1000, lam=1.0, smoothing=smoothing).double()
-    np.testing.assert_allclose(SoftTargetCrossEntropy()(LOGITS, targets).item(), loss, rtol=1e-6)
+def targets(smoothing: float, share: float) -> torch.Tensor:
+    """timm.data.Mixup; torch.nn.CrossEntropyLoss's label_smoothing comes to the same, which is checked below."""
+    return mixup_target(LABELS, 1000, lam=share, smoothing=smoothing).double()
+
+
+def softmax(smoothing: float, share: float) -> float:
+    mixed = targets(smoothing, share)
+    labels = share * F.one_hot(LABELS, 1000) + (1 - share) * F.one_hot(LABELS.flip(0), 1000)
+    loss = F.cross_entropy(LOGITS, labels.double(), label_smoothing=smoothing).item()
+    np.testing.assert_allclose(SoftTargetCrossEntropy()(LOGITS, mixed).item(), loss, rtol=1e-6)
     return loss
 
 
-def timm_bce(smoothing: float, threshold: float | None) -> float:
+def timm_bce(smoothing: float, threshold: float | None, share: float) -> float:
     """timm/train.py with --bce-loss and mixup, which smooths the targets."""
-    targets = mixup_target(LABELS, 1000, lam=1.0, smoothing=smoothing).double()
-    return BinaryCrossEntropy(target_threshold=threshold)(LOGITS, targets).item()
+    return BinaryCrossEntropy(target_threshold=threshold)(LOGITS, targets(smoothing, share)).item()
 
 
-def deit_bce() -> float:
+def deit_bce(share: float) -> float:
     """deit/engine.py with --bce-loss: targets.gt(0.0), and BCEWithLogitsLoss, a mean over classes."""
-    targets = mixup_target(LABELS, 1000, lam=1.0, smoothing=0.0).gt(0.0).double()
-    return torch.nn.BCEWithLogitsLoss()(LOGITS, targets).item()
+    return torch.nn.BCEWithLogitsLoss()(LOGITS, targets(0.0, share).gt(0.0).double()).item()
 
 
-def summed_bce(smoothing: float) -> float:
+def summed_bce(smoothing: float, share: float) -> float:
     """composer/loss/loss.py, binary_cross_entropy_with_logits: the sum over classes, divided by the batch; targets of
     composer's LabelSmoothing, which is (1 - s) * target + s / K. big_vision's sigmoid_xent is this unsmoothed."""
-    targets = F.one_hot(LABELS, 1000).double() * (1 - smoothing) + smoothing / 1000
-    return F.binary_cross_entropy_with_logits(LOGITS, targets, reduction="sum").item() / 4
+    smooth = targets(0.0, share) * (1 - smoothing) + smoothing / 1000
+    return F.binary_cross_entropy_with_logits(LOGITS, smooth, reduction="sum").item() / 4
+
+
+def both(loss: Callable[..., float], *arguments: Any) -> dict[str, float]:
+    return {"loss": loss(*arguments, 1.0), "mixed_loss": loss(*arguments, 0.85)}
 
 
 # What decays
@@ -255,18 +262,18 @@ def nvidia_resnet50() -> None:
         add(f"resnet50:{epochs}", batch=2048, epochs=epochs, by_epoch=True, rate=nvidia_cosine_rate(2.048, 8, epochs),
             warmup_epochs=8, optimizer="sgd", momentum=0.875, weight_decay=1 / 32768, decay_form="coupled",
             **decays_unless_bn_in_name(model("torchvision", "resnet50")), mixup=0.2 if epochs == 250 else 0.0,
-            loss=softmax(0.1))  # fmt: skip
+            **both(softmax, 0.1))  # fmt: skip
     # configs.yml, efficientnet_params and efficientnet_b0_params_4k; efficientnet/README.md: «scale to target image
     # size + 32». No script passes --use-ema. Its squeezes are as wide as timm's, but named so that all norms have «bn».
     add("efficientnet:b0_dle", batch=4096, epochs=400, by_epoch=True, rate=nvidia_cosine_rate(0.08, 16, 400),
         warmup_epochs=16, optimizer="rmsprop", momentum=0.9, decay=0.9, eps=0.01, weight_decay=1e-5,
         decay_form="coupled", **decays_torchvision(model("timm", "efficientnet_b0")), augmentation="autoaugment",
-        mixup=0.2, loss=softmax(0.1))  # fmt: skip
+        mixup=0.2, **both(softmax, 0.1))  # fmt: skip
 
 
 def torchvision_v1() -> None:
     # pytorch/vision references/classification/README.md and the defaults of its train.py: 8 GPUs of --batch-size 32.
-    sgd = {"optimizer": "sgd", "momentum": 0.9, "decay_form": "coupled", "loss": softmax(0.0)}
+    sgd = {"optimizer": "sgd", "momentum": 0.9, "decay_form": "coupled", **both(softmax, 0.0)}
     plain = ["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
     plain += [f"vgg{n}_bn" for n in (11, 13, 16, 19)]
     # The published Wide ResNets had cosines with warm restarts over 256 epochs (vision#912), which no script keeps:
@@ -287,7 +294,7 @@ def torchvision_v1() -> None:
         add(f"torchvision_v1:{name}", batch=1024, epochs=600, by_epoch=True,
             rate=torchvision_rate(0.064, 600, step=2, gamma=0.973), optimizer="rmsprop", momentum=0.9, decay=0.9,
             eps=0.0316, weight_decay=1e-5, decay_form="coupled", **decays_all(model("torchvision", name)),
-            augmentation="autoaugment", erase=0.2, loss=softmax(0.0))  # fmt: skip
+            augmentation="autoaugment", erase=0.2, **both(softmax, 0.0))  # fmt: skip
     small = [f"regnet_{k}_{size}" for k in "xy" for size in ("400mf", "800mf", "1_6gf")]
     medium = ["regnet_x_3_2gf", "regnet_x_8gf", "regnet_x_16gf", "regnet_y_3_2gf", "regnet_y_8gf"]
     large = ["regnet_x_32gf", "regnet_y_16gf", "regnet_y_32gf"]
@@ -313,7 +320,7 @@ def torchvision_v2() -> None:
     # with weights: 5201 (ResNet-50 with --ra-reps 4), 5560 (MobileNetV2). WRN-50-2 and ResNeXt-101 have the anchor
     # new-recipe-with-fixres, which trains at 176 without repeated augmentation; ResNeXt-50 has new-recipe, at 224.
     common = {"batch": 1024, "by_epoch": True, "augmentation": "trivialaugment_wide", "erase": 0.1, "mixup": 0.2,
-              "cutmix": 1.0, "loss": softmax(0.1), "ema_every": 32, "train_size": 176, "test_resize": 232}  # fmt: skip
+              "cutmix": 1.0, **both(softmax, 0.1), "ema_every": 32, "train_size": 176, "test_resize": 232}  # fmt: skip
     cosine = {"epochs": 600, "warmup_epochs": 5, "ema_start": 5, "ema_decay": torchvision_ema(1024, 600)}
     sgd = {"optimizer": "sgd", "momentum": 0.9, "weight_decay": 2e-5, "decay_form": "coupled",
            "rate": torchvision_rate(0.5, 600, sched="cosine", warmup=5)}  # fmt: skip
@@ -345,7 +352,7 @@ def torchvision_v2() -> None:
     # --auto-augment ra is torchvision's RandAugment(2, magnitude=9 of 31), of which timm's notation has no equal;
     # --ra-sampler has 3 repetitions by default; no --norm-weight-decay.
     vit = {"batch": 4096, "epochs": 300, "warmup_epochs": 30, "ema_start": 30, "ema_decay": torchvision_ema(4096, 300),
-           "erase": 0.0, "train_size": 224, "test_resize": 256, "loss": softmax(0.11), "weight_decay": 0.3,
+           "erase": 0.0, "train_size": 224, "test_resize": 256, **both(softmax, 0.11), "weight_decay": 0.3,
            "augmentation": ...}  # fmt: skip
     add("torchvision_v2:vit_b_16", **(common | adamw | vit), repeats=3, clip=1.0,
         **decays_all(model("torchvision", "vit_b_16")),
@@ -358,7 +365,7 @@ def densenet_and_inception() -> None:
     for name in ("densenet121", "densenet169", "densenet201"):
         add(f"densenet:{name}", batch=256, epochs=90, by_epoch=True, rate=torchvision_rate(0.1, 90), optimizer="sgd",
             momentum=0.9, nesterov=True, weight_decay=1e-4, decay_form="coupled",
-            **decays_all(model("torchvision", name)), loss=softmax(0.0))  # fmt: skip
+            **decays_all(model("torchvision", name)), **both(softmax, 0.0))  # fmt: skip
     # Szegedy et al. 2015, arXiv:1512.00567, section 8: 50 replicas of batch 32, 100 epochs, RMSprop with decay 0.9 and
     # eps 1.0, 0.045 times 0.94 every two epochs, gradients clipped at 2.0; label smoothing 0.1. Ambiguous: the replicas
     # did not wait for each other, so that 1,600 are not one batch; the decay of weights is that of its code,
@@ -366,7 +373,7 @@ def densenet_and_inception() -> None:
     add("inception:paper", batch=1600, epochs=100, by_epoch=True,
         rate=torchvision_rate(0.045, 100, step=2, gamma=0.94), optimizer="rmsprop_tf", eps=1.0, decay=0.9,
         weight_decay=4e-5, decay_form="coupled",
-        **decays_kernels(model("torchvision", "inception_v3", init_weights=False)), loss=softmax(0.1),
+        **decays_kernels(model("torchvision", "inception_v3", init_weights=False)), **both(softmax, 0.1),
         clip=2.0, train_size=299, test_size=299, test_resize=..., ema_decay=...)  # fmt: skip
 
 
@@ -388,7 +395,7 @@ def ffcv() -> None:
             sizes = [resolution(epoch) for epoch in range(epochs)]
             add(f"ffcv:{prefix}_{epochs}", batch=batch, epochs=epochs, by_epoch=False, warmup_epochs=2,
                 rate=ffcv_rate(lr, epochs, 2, IMAGENET // batch), optimizer="sgd", momentum=0.9, weight_decay=decay,
-                decay_form="coupled", **decays_unless_bn_in_name(model("torchvision", name)), loss=softmax(0.1),
+                decay_form="coupled", **decays_unless_bn_in_name(model("torchvision", name)), **both(softmax, 0.1),
                 sizes=[[e, s] for e, s in enumerate(sizes) if e == 0 or s != sizes[e - 1]], train_size=192,
                 test_size=256, test_resize=math.floor(256 / (224 / 256)), flip=True)  # fmt: skip
 
@@ -406,7 +413,7 @@ def composer() -> None:
         add(f"composer:{name}", batch=2048, epochs=epochs, by_epoch=False, warmup_epochs=8,
             rate=warmup_cosine_rate(2.048, 8 * per_epoch, epochs * per_epoch), optimizer="sgd", momentum=0.875,
             weight_decay=5e-4, decay_form="relative", **decays_all(model("torchvision", "resnet50")),
-            loss=summed_bce(smoothing), ema_decay=2 ** -(20 / 100), ema_every=20, train_size=176, test_resize=232,
+            **both(summed_bce, smoothing), ema_decay=2 ** -(20 / 100), ema_every=20, train_size=176, test_resize=232,
             **extra)  # fmt: skip
 
 
@@ -416,7 +423,7 @@ def flax_and_mlperf() -> None:
     add("flax_resnet50:100", batch=1024, epochs=100, by_epoch=False, warmup_epochs=5,
         rate=warmup_cosine_rate(0.1 * 1024 / 256, 5 * per_epoch, 100 * per_epoch), optimizer="sgd", momentum=0.9,
         nesterov=True, weight_decay=1e-4, decay_form="coupled", **decays_kernels(model("torchvision", "resnet50")),
-        loss=softmax(0.0))  # fmt: skip
+        **both(softmax, 0.0))  # fmt: skip
     # mlcommons/logging, rcp_checker/training_2.0.0/rcps_resnet.json: learning rate, warm-up in epochs, decay, momentum,
     # and the epochs that follow from the steps of the decay. Ambiguous: those are 35.0, 37.0, 42.0, 39.0, 48.0, 58.0
     # and 58.0 epochs, and the runs converge in at most 37, 37, 42, 44, 46, 57 and 86: so they begin behind the warm-up
@@ -436,7 +443,7 @@ def flax_and_mlperf() -> None:
         add(f"mlperf:{batch}", batch=batch, epochs=epochs, by_epoch=False, warmup_epochs=warmup,
             rate=mlperf_rate(lr, warmup * per_epoch, (epochs - warmup) * per_epoch), optimizer="lars",
             momentum=momentum, weight_decay=decay, decay_form="coupled",
-            **decays_kernels(model("torchvision", "resnet50")), loss=softmax(0.1))  # fmt: skip
+            **decays_kernels(model("torchvision", "resnet50")), **both(softmax, 0.1))  # fmt: skip
 
 
 def deit() -> None:
@@ -448,7 +455,7 @@ def deit() -> None:
         network = model("timm", f"deit_{name}_patch16_224")
         add(f"deit:{name}", batch=1024, epochs=300, by_epoch=True, warmup_epochs=5,
             rate=timm_cosine_rate(1e-3, 300, 5, 1e-6, 1e-5), optimizer="adamw", eps=1e-8, weight_decay=0.05,
-            decay_form="decoupled", **decays_timm(network), **auto, erase=0.25, loss=softmax(0.1), drop_path=0.1,
+            decay_form="decoupled", **decays_timm(network), **auto, erase=0.25, **both(softmax, 0.1), drop_path=0.1,
             repeats=3, ema_decay=...)  # fmt: skip
     # README_revenge.md. FusedLAMB gets --opt-eps 1e-8. Evaluated with --eval-crop-ratio 1.0. Drop-path is the same in
     # every block there (models_v2.py).
@@ -457,13 +464,13 @@ def deit() -> None:
         add(f"deit3:{name}", batch=2048, epochs=800, by_epoch=True, warmup_epochs=5,
             rate=timm_cosine_rate(lr, 800, 5, 1e-6, 1e-5), optimizer="lamb", eps=1e-8, weight_decay=0.05,
             decay_form="decoupled", **decays_timm(network), augmentation="3augment", mixup=0.8, cutmix=1.0,
-            color_jitter=0.3, loss=deit_bce(), drop_path=drop, repeats=3, train_size=size, test_size=size,
+            color_jitter=0.3, **both(deit_bce), drop_path=drop, repeats=3, train_size=size, test_size=size,
             test_resize=size, ema_decay=...)  # fmt: skip
     for name, size, drop in (("small", 384, 0.0), ("base", 224, 0.2), ("large", 224, 0.45)):
         network = model("timm", f"deit3_{name}_patch16_{size}")
         add(f"deit3:{name}_finetune", batch=512, epochs=20, by_epoch=True, warmup_epochs=5,
             rate=timm_cosine_rate(1e-5, 20, 5, 1e-6, 1e-5), optimizer="adamw", weight_decay=0.1,
-            decay_form="decoupled", **decays_timm(network), **auto, loss=softmax(0.1), drop_path=drop,
+            decay_form="decoupled", **decays_timm(network), **auto, **both(softmax, 0.1), drop_path=drop,
             train_size=size, test_size=size, test_resize=size, ema_decay=...)  # fmt: skip
     # microsoft/Swin-Transformer, config.py and configs/swin: by step, BASE_LR 5e-4, WARMUP_LR 5e-7 and MIN_LR 5e-6
     # times 1024 / 512. lr_scheduler.py first had the cosine begin with the training, which the models were trained by;
@@ -473,7 +480,7 @@ def deit() -> None:
         add(f"swin:{name}", batch=1024, epochs=300, by_epoch=False, warmup_epochs=20,
             rate=timm_cosine_rate(1e-3, 300 * per_epoch, 20 * per_epoch, 1e-6, 1e-5), optimizer="adamw", eps=1e-8,
             weight_decay=0.05, decay_form="decoupled",
-            **decays_timm(model("timm", f"swin_{name}_patch4_window7_224")), **auto, erase=0.25, loss=softmax(0.1),
+            **decays_timm(model("timm", f"swin_{name}_patch4_window7_224")), **auto, erase=0.25, **both(softmax, 0.1),
             drop_path=drop, clip=5.0)  # fmt: skip
     # facebookresearch/ConvNeXt, TRAINING.md, main.py, utils.cosine_scheduler: by step; its warm-up is
     # linspace(0, lr, steps), which is at the peak one step earlier than a warm-up of as many steps: here it is not.
@@ -488,7 +495,7 @@ def deit() -> None:
 
         add(f"convnext:{name}", batch=4096, epochs=300, by_epoch=False, warmup_epochs=20, rate=rate, optimizer="adamw",
             eps=1e-8, weight_decay=0.05, decay_form="decoupled", **decays_timm(model("timm", f"convnext_{name}")),
-            **auto, erase=0.25, loss=softmax(0.1), drop_path=drop, ema_decay=0.9999)  # fmt: skip
+            **auto, erase=0.25, **both(softmax, 0.1), drop_path=drop, ema_decay=0.9999)  # fmt: skip
 
 
 def resnet50_rsb() -> None:
@@ -496,14 +503,14 @@ def resnet50_rsb() -> None:
     # epoch, --warmup-lr 1e-4, --min-lr 1e-6, --bce-target-thresh 0.2. Ambiguous: that threshold would make A1's label
     # smoothing void, so A1 has none here, as in mmpretrain's copies; those begin the warm-up at 1e-4 times the peak.
     for name, epochs, lr, decay, magnitude, mixup, repeats, drop, size, loss in (
-        ("a1", 600, 5e-3, 0.01, 7, 0.2, 3, 0.05, 224, timm_bce(0.1, None)),
-        ("a2", 300, 5e-3, 0.02, 7, 0.1, 3, 0.05, 224, timm_bce(0.0, 0.2)),
-        ("a3", 100, 8e-3, 0.02, 6, 0.1, 1, 0.0, 160, timm_bce(0.0, 0.2)),
+        ("a1", 600, 5e-3, 0.01, 7, 0.2, 3, 0.05, 224, both(timm_bce, 0.1, None)),
+        ("a2", 300, 5e-3, 0.02, 7, 0.1, 3, 0.05, 224, both(timm_bce, 0.0, 0.2)),
+        ("a3", 100, 8e-3, 0.02, 6, 0.1, 1, 0.0, 160, both(timm_bce, 0.0, 0.2)),
     ):
         add(f"resnet50_rsb:{name}", batch=2048, epochs=epochs, by_epoch=True, warmup_epochs=5,
             rate=timm_cosine_rate(lr, epochs, 5, 1e-4, 1e-6), optimizer="lamb", eps=1e-6, weight_decay=decay,
             decay_form="decoupled", **decays_timm(model("timm", "resnet50")),
-            augmentation=f"rand-m{magnitude}-mstd0.5-inc1", mixup=mixup, cutmix=1.0, loss=loss, drop_path=drop,
+            augmentation=f"rand-m{magnitude}-mstd0.5-inc1", mixup=mixup, cutmix=1.0, **loss, drop_path=drop,
             repeats=repeats, train_size=size, test_resize=math.floor(224 / 0.95))  # fmt: skip
 
 
@@ -521,27 +528,27 @@ def big_vision() -> None:
     for epochs in (90, 300):
         add(f"vit:s16_{epochs}", batch=1024, epochs=epochs, rate=warmup_cosine_rate(1e-3, 10_000, epochs * per_epoch),
             **examples, **adam, **decays_kernels(model("timm", "vit_small_patch16_224", **plain)),
-            augmentation="rand-m10-n2-p1", mixup=0.2, loss=softmax(0.0), mu_dtype="bfloat16")  # fmt: skip
+            augmentation="rand-m10-n2-p1", mixup=0.2, **both(softmax, 0.0), mu_dtype="bfloat16")  # fmt: skip
     per_epoch = IMAGENET_99 // 4096
     for name, network in (("s16", "small_patch16"), ("b16", "base_patch16"), ("b32", "base_patch32")):
         add(f"vit:augreg_{name}", batch=4096, epochs=300, rate=warmup_cosine_rate(1e-3, 10_000, 300 * per_epoch),
             **examples, **adam, **decays_kernels(model("timm", f"vit_{network}_224")),
-            augmentation="rand-m15-n2-p1-mmax15", mixup=0.5, loss=summed_bce(0.0), mu_dtype="bfloat16")  # fmt: skip
+            augmentation="rand-m15-n2-p1-mmax15", mixup=0.5, **both(summed_bce, 0.0), mu_dtype="bfloat16")  # fmt: skip
     for name, epochs in (("b16", 300), ("b16_60", 60)):
         add(f"mixer:{name}", batch=4096, epochs=epochs,
             rate=big_vision_linear_rate(1e-3, 10_000, epochs * per_epoch, 1e-5), **examples, **adam,
             **decays_kernels(model("timm", "mixer_b16_224")), augmentation="rand-m15-n2-p1-mmax15", mixup=0.5,
-            loss=summed_bce(0.0), drop_path=0.1)  # fmt: skip
+            **both(summed_bce, 0.0), drop_path=0.1)  # fmt: skip
     add("bit:r50", batch=4096, epochs=90, rate=warmup_cosine_rate(0.1 / 256 * 4096, 1000, 90 * per_epoch),
         **(examples | {"warmup_steps": 1000}), optimizer="sgd", momentum=0.9, mu_dtype="bfloat16",
         weight_decay=1e-4 / 256 * 4096, **decays_kernels(model("timm", "resnetv2_50x1_bit")),
-        loss=softmax(0.0))  # fmt: skip
+        **both(softmax, 0.0))  # fmt: skip
 
 
 def timm_mobile() -> None:
     # timm's training scripts: EfficientNet-B0 with RandAugment, 2 GPUs of 384; MobileNetV3-Large-100, 2 of 512. Its
-    # rmsproptf has alpha 0.9 and momentum 0.9. Ambiguous: --warmup-epochs was 3 by default then, and is 5 now. MobileNetV3's
-    # --lr-noise is left out. Both are evaluated at 224 of 256 (crop 0.875).
+    # rmsproptf has alpha 0.9 and momentum 0.9. Ambiguous: --warmup-epochs was 3 by default then, and is 5 now.
+    # MobileNetV3's --lr-noise is left out. Both are evaluated at 224 of 256 (crop 0.875).
     for key, name, batch, epochs, lr, factor in (
         ("efficientnet:b0", "efficientnet_b0", 768, 450, 0.048, 0.97),
         ("mobilenetv3:large", "mobilenetv3_large_100", 1024, 600, 0.064, 0.973),
@@ -549,7 +556,7 @@ def timm_mobile() -> None:
         add(key, batch=batch, epochs=epochs, by_epoch=True, warmup_epochs=3,
             rate=timm_step_rate(lr, 2.4, factor, 3, 1e-6), optimizer="rmsprop_tf", momentum=0.9, decay=0.9, eps=1e-3,
             weight_decay=1e-5, decay_form="coupled", **decays_timm(model("timm", name)),
-            augmentation="rand-m9-mstd0.5", erase=0.2, loss=softmax(0.1), drop_path=0.2, drop_rate=0.2,
+            augmentation="rand-m9-mstd0.5", erase=0.2, **both(softmax, 0.1), drop_path=0.2, drop_rate=0.2,
             ema_decay=0.9999)  # fmt: skip
 
 
