@@ -517,7 +517,7 @@ class Tracker:
         good = self._checkpointer.steps()
         raise NonFiniteError(
             f"At step {step} the loss is {metrics['loss']} and the norm of the gradients {metrics['grad_norm']}. "
-            + (f"It is the {skips:.0f}th step in a row that is skipped (guard.max_skips). " if skips else "")
+            + (f"Now {skips:.0f} steps in a row are skipped, which guard.max_skips does not allow. " if skips else "")
             + (f"The last good checkpoint is step {good[-1]}" if good else "There is no checkpoint yet")
             + f", in {self._checkpointer.directory}. Lower optimizer.learning_rate, lengthen the warm-up, set "
             "optimizer.clip_global_norm, or compute in float32"
