@@ -102,7 +102,16 @@ def parameter_shapes(name: str, options: str) -> Any:
 
 def decays_of(config: ConfigDict) -> tuple[int, int]:
     # Nothing of these changes a parameter's shape; blocks in one scan are traced once.
-    shapeless = ("bn_group_size", "drop_rate", "drop_path_rate", "head_bias", "zero_init_last", "blur_pool", "remat")
+    shapeless = (
+        "bn_group_size",
+        "drop_rate",
+        "drop_path_rate",
+        "drop_path_uniform",
+        "head_bias",
+        "zero_init_last",
+        "blur_pool",
+        "remat",
+    )
     options = {
         f"model.{k}": v for k, v in config_lib.model_options(config).items() if k not in (*shapeless, "scan_blocks")
     }
@@ -171,6 +180,7 @@ def actual(config: ConfigDict, expected: dict[str, Any]) -> dict[str, Any]:
         "flip": config.eval.flip,
         "clip": config.optimizer.clip_global_norm,
         "drop_path": drop_path(config),
+        "drop_path_uniform": bool(config.model.drop_path_uniform),
         "drop_rate": config.model.drop_rate,
         "repeats": config.data.repeats,
         "optimizer": config.optimizer.name,
