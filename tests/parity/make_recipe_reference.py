@@ -464,8 +464,8 @@ def deit() -> None:
         add(f"deit3:{name}", batch=2048, epochs=800, by_epoch=True, warmup_epochs=5,
             rate=timm_cosine_rate(lr, 800, 5, 1e-6, 1e-5), optimizer="lamb", eps=1e-8, weight_decay=0.05,
             decay_form="decoupled", **decays_timm(network), augmentation="3augment", mixup=0.8, cutmix=1.0,
-            color_jitter=0.3, **both(deit_bce), drop_path=drop, drop_path_uniform=True, repeats=3, train_size=size, test_size=size,
-            test_resize=size, ema_decay=...)  # fmt: skip
+            color_jitter=0.3, **both(deit_bce), drop_path=drop, drop_path_uniform=True, repeats=3,
+            train_size=size, test_size=size, test_resize=size, ema_decay=...)  # fmt: skip
     for name, size, drop in (("small", 384, 0.0), ("base", 224, 0.2), ("large", 224, 0.45)):
         network = model("timm", f"deit3_{name}_patch16_{size}")
         add(f"deit3:{name}_finetune", batch=512, epochs=20, by_epoch=True, warmup_epochs=5,
