@@ -84,7 +84,9 @@ def _step(
         # Counted here, because dividing by what is no power of two may round to below a whole number.
         milestones = (np.arange(1, math.floor(total / every) + 1) * every).tolist()
     bounds = jnp.asarray(sorted(milestones), jnp.float32)
-    return lambda t: jnp.maximum(end, factor ** jnp.searchsorted(bounds, t, side="right").astype(jnp.float32))
+    # In a table, because float32 would lose digits in high powers.
+    shares = jnp.asarray([max(end, factor**n) for n in range(len(milestones) + 1)], jnp.float32)
+    return lambda t: shares[jnp.searchsorted(bounds, t, side="right")]
 
 
 def _exponential(*, start: int, total: int, end: float, every: float, factor: float, staircase: bool = False) -> Share:

@@ -1,0 +1,274 @@
+"""The recipes of configs/ against numbers that torch, torchvision and timm computed from the published ones.
+
+tests/parity/make_recipe_reference.py has the sources, and makes the numbers again.
+"""
+
+import functools
+import importlib.util
+import json
+import pathlib
+import re
+from types import ModuleType
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from vision_jax import config as config_lib
+from vision_jax import evaluate, losses, optim, train
+from vision_jax.models import registry
+
+TESTS = pathlib.Path(__file__).parent
+FILES = sorted((TESTS.parent / "configs").glob("*.py"))
+REFERENCE = json.loads((TESTS / "parity" / "recipes.json").read_text())
+# How weight decay acts where a recipe does not say.
+FORMS = dict.fromkeys(("adamw", "lamb"), "decoupled") | dict.fromkeys(
+    ("adam", "lars", "rmsprop", "rmsprop_tf", "sgd"), "coupled"
+)
+# Files of which recipes.json has nothing; those of this project's own recipes are not in NUMBERS either.
+SMALL = ("cifar", "cifar10_fast", "finetune", "fixres", "mnist", "quickstart")
+_CIFAR = {
+    **{"examples": 50_000, "batch_size": 128, "steps": 200 * 390, "undecayed": 0, "weight_decay": 5e-4},
+    **{"momentum": 0.9, "nesterov": True, "rates": {0: 0.1, 59.9: 0.1, 60: 0.02, 120: 0.004, 160: 0.0008, 199: 0.0008}},
+}
+NUMBERS: dict[str, dict[str, Any]] = {
+    # uoguelph-mlrg/Cutout, train.py: MultiStepLR, milestones 60, 120 and 160, gamma 0.2.
+    **dict.fromkeys(("cifar:cifar10_resnet18", "cifar:cifar100_resnet18"), _CIFAR),
+    # szagoruyko/wide-residual-networks, scripts/train_cifar.sh; arXiv:1605.07146, section 3.
+    **dict.fromkeys(("cifar:cifar10_wrn", "cifar:cifar100_wrn"), _CIFAR),
+    # davidcpage/cifar10-fast, dawn.py: PiecewiseLinear([0, 5, 24], [0, 0.4, 0]) of a sum over the batch, drop_last.
+    "cifar10_fast:resnet9": {
+        **{"examples": 50_000, "batch_size": 512, "steps": 24 * 97, "undecayed": 0, "weight_decay": 5e-4},
+        **{"momentum": 0.9, "nesterov": True, "rates": {0: 0, 1: 0.08, 5: 0.4, 14.5: 0.2, 23: 0.4 / 19}},
+    },
+    # facebookresearch/FixRes, README.md and imnet_finetune/train.py: 8 * 1e-3 * 512 / 512, StepLR(step_size=30).
+    "fixres:resnet50": {
+        **{"examples": 1_281_167, "batch_size": 512, "steps": 31 * 2502, "weight_decay": 1e-4},
+        **{"momentum": 0.9, "nesterov": False, "rates": {0: 8e-3, 29.9: 8e-3, 30: 8e-4}},
+    },
+}
+LABELS = np.array([3, 141, 592, 653])
+LOGITS = (np.sin(1 + np.arange(4 * 1000).reshape(4, 1000)) * 3).astype(np.float32)
+# What a recipe has otherwise than its source, as its docstring says. "warm-up" is the learning rates until its end.
+DEVIATIONS: dict[str, set[str]] = {
+    # NVIDIA's begins at an eighth, or a sixteenth, of the peak, is at the peak an epoch earlier, and stays there.
+    "resnet50:.*": {"warm-up"},
+    "efficientnet:b0_dle": {"warm-up"},
+}
+
+
+@functools.cache
+def load(stem: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"configs_{stem}", TESTS.parent / "configs" / f"{stem}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def recipe(name: str) -> ConfigDict:
+    stem, _, variant = name.partition(":")
+    config = load(stem).get_config(variant) if variant else load(stem).get_config()
+    config.data.source = "synthetic"
+    return config
+
+
+def variants(stem: str) -> list[str]:
+    names = getattr(load(stem), "VARIANTS", None)
+    return [stem] if names is None else [f"{stem}:{name}" for name in names]
+
+
+NAMES = [name for path in FILES for name in variants(path.stem)]
+
+
+@functools.cache
+def decays(name: str, options: str, rules: optim.GroupRules) -> tuple[int, int]:
+    """Returns how many parameters of a model decay, and how many do not."""
+    shapes = parameter_shapes(name, options)
+    sizes = np.array([x.size for x in jax.tree.leaves(shapes)], np.int64)
+    mask = np.array(jax.tree.leaves(rules.decay_mask(shapes)))
+    return int(sizes[mask].sum()), int(sizes[~mask].sum())
+
+
+@functools.cache
+def parameter_shapes(name: str, options: str) -> Any:
+    config = config_lib.default_config()
+    config.update_from_flattened_dict({"model.name": name, **json.loads(options)})
+    return evaluate.variable_shapes(config, evaluate.build_model(config, 1000))["params"]
+
+
+def decays_of(config: ConfigDict) -> tuple[int, int]:
+    # Nothing of these changes a parameter's shape; blocks in one scan are traced once.
+    shapeless = (
+        "bn_group_size",
+        "drop_rate",
+        "drop_path_rate",
+        "drop_path_uniform",
+        "head_bias",
+        "zero_init_last",
+        "blur_pool",
+        "remat",
+    )
+    options = {
+        f"model.{k}": v for k, v in config_lib.model_options(config).items() if k not in (*shapeless, "scan_blocks")
+    }
+    takes = registry.option_names(config.model.name)
+    if "scan_blocks" in takes:
+        options["model.scan_blocks"] = True
+    if "img_size" in takes or config.model.aux_logits or config.data.image_size < 64:
+        options["data.image_size"] = config.data.image_size
+    return decays(config.model.name, json.dumps(options), train.make_rules(config))
+
+
+def policy(text: str) -> tuple[str, dict[str, float]]:
+    """Returns what a policy's string says, with what it leaves out."""
+    name, *parts = text.split("-")
+    options = {m[1]: float(m[2]) for m in (re.fullmatch(r"([a-z]+)([0-9.]+)", part) for part in parts) if m}
+    if name == "rand":
+        options = {"m": 10.0, "n": 2.0, "p": 0.5, "mstd": 0.0, "mmax": 10.0, "inc": 0.0} | options
+        options["m"] = min(options["m"], options["mmax"])
+        if not options["mstd"]:
+            del options["mmax"]
+    return {"original": "autoaugment", "3a": "3augment"}.get(name, name), options
+
+
+def loss_of(config: ConfigDict, share: float) -> float:
+    """Returns the loss where so much of each image is its own, and the rest that of the one in the opposite order."""
+    loss = losses.create_loss(
+        config.loss.name,
+        threshold=config.loss.threshold,
+        sum_classes=config.loss.sum_classes,
+        class_weights=config.loss.class_weights,
+    )
+    targets = losses.smooth_targets(LABELS, 1000, config.label_smoothing)
+    return float(loss(LOGITS, share * targets + (1 - share) * targets[::-1]).mean())
+
+
+def drop_path(config: ConfigDict) -> float:
+    if config.model.drop_path_rate is not None:
+        return config.model.drop_path_rate
+    return getattr(evaluate.build_model(config, 1000), "drop_path_rate", 0.0)
+
+
+def actual(config: ConfigDict, expected: dict[str, Any]) -> dict[str, Any]:
+    """Returns what a configuration has for each key of the reference."""
+    plan = config_lib.make_plan(config, expected["examples"])
+    takes = optim.optimizer_arguments(config.optimizer.name) | config_lib.optimizer_options(config)
+    decayed, undecayed = decays_of(config)
+    values = {
+        "examples": expected["examples"] if config.data.train_split == split_of(expected["examples"]) else None,
+        "batch_size": config.batch_size,
+        "steps_per_epoch": plan.steps_per_epoch,
+        "steps": plan.total_steps,
+        "epochs": config.epochs,
+        "peak": plan.learning_rate,
+        "ema_decay": config.ema_decay,
+        "ema_every": config.ema_every_steps,
+        "ema_start": config.ema_start_epochs,
+        "augmentation": policy(config.augment.policy),
+        "mixup": config.augment.mixup,
+        "cutmix": config.augment.cutmix,
+        "erase": config.augment.erase,
+        "color_jitter": config.augment.color_jitter[0] if config.augment.color_jitter else 0.0,
+        "train_size": plan.train_sizes[-1][1] if plan.train_sizes else config.data.image_size,
+        "sizes": [[step / plan.steps_per_epoch, size] for step, size in plan.train_sizes],
+        "test_size": config_lib.eval_size(config),
+        "test_resize": config_lib.eval_resize(config),
+        "flip": config.eval.flip,
+        "clip": config.optimizer.clip_global_norm,
+        "drop_path": drop_path(config),
+        "drop_path_uniform": bool(config.model.drop_path_uniform),
+        "drop_rate": config.model.drop_rate,
+        "repeats": config.data.repeats,
+        "optimizer": config.optimizer.name,
+        "weight_decay": config.optimizer.weight_decay,
+        "decay_form": config.optimizer.decay_form or FORMS[config.optimizer.name],
+        "sam": [config.optimizer.sam_rho, config.optimizer.sam_every],
+        "decayed": decayed,
+        "undecayed": undecayed,
+        "loss": loss_of(config, 1.0),
+        "mixed_loss": loss_of(config, 0.85),
+        "momentum": takes.get("momentum"),
+        "nesterov": takes.get("nesterov"),
+        "decay": takes.get("decay"),
+        "b1": takes.get("b1"),
+        "b2": takes.get("b2"),
+        "eps": takes.get("eps"),
+        "mu_dtype": takes.get("mu_dtype"),
+    }
+    if "learning_rates" in expected:
+        schedule = train.make_schedule(config, plan)
+        steps = [int(step) for step in expected["learning_rates"]]
+        rates = np.asarray(schedule(np.array(steps)), float).tolist()
+        values["learning_rates"] = dict(zip(expected["learning_rates"], rates, strict=True))
+    return {key: values[key] for key in expected}
+
+
+def split_of(examples: int) -> str:
+    return {1_281_167: "train", 1_268_355: "train[:99%]"}[examples]
+
+
+@pytest.mark.parametrize("name", REFERENCE)
+def test_what_a_recipe_comes_to(name: str):
+    expected = dict(REFERENCE[name])
+    warmup_steps = expected.pop("warmup_steps")
+    values = actual(recipe(name), expected)
+    if "augmentation" in expected:
+        expected["augmentation"] = policy(expected["augmentation"])
+    excused = {key for pattern, keys in DEVIATIONS.items() if re.fullmatch(pattern, name) for key in keys}
+    wrong = {}
+    for key, value in expected.items():
+        ours = values[key]
+        if key == "learning_rates":
+            if "warm-up" in excused:
+                value = {step: rate for step, rate in value.items() if not 0 < int(step) < warmup_steps}
+            # Towards the end float32 has what is left of differences of larger numbers.
+            ours = {step: ours[step] for step in value}
+            same = ours == pytest.approx(value, rel=1e-6, abs=1e-7 * max(value.values()))
+        else:
+            same = ours == (pytest.approx(value, rel=1e-6) if isinstance(value, float) else value)
+        if not same and key not in excused:
+            wrong[key] = (ours, value)
+    assert not wrong, "\n".join(f"{key}: {ours} here, {theirs} there" for key, (ours, theirs) in wrong.items())
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_what_a_recipe_for_few_images_or_weights_comes_to(name: str):
+    config, expected = recipe(name), dict(NUMBERS[name])
+    plan = config_lib.make_plan(config, expected.pop("examples"))
+    rates = expected.pop("rates")
+    takes = optim.optimizer_arguments(config.optimizer.name) | config_lib.optimizer_options(config)
+    ours = {
+        **{"batch_size": config.batch_size, "steps": plan.total_steps, "undecayed": decays_of(config)[1]},
+        **{"weight_decay": config.optimizer.weight_decay, "momentum": takes["momentum"], "nesterov": takes["nesterov"]},
+    }
+    assert {key: ours[key] for key in expected} == expected
+    schedule = train.make_schedule(config, plan)
+    for epoch, rate in rates.items():
+        # A fraction of an epoch may be no whole step.
+        step = int(epoch * plan.steps_per_epoch)
+        assert float(schedule(step)) == pytest.approx(rate, rel=2e-2 if epoch % 1 else 1e-6)
+
+
+def test_every_recipe_has_a_reference():
+    missing = [name for name in NAMES if name.partition(":")[0] not in SMALL and name not in REFERENCE]
+    assert not missing
+    assert not [name for name in REFERENCE if name not in NAMES]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_recipe_is_valid(name: str):
+    config = recipe(name)
+    if config.model.pretrained is None:
+        config_lib.validate(config, num_devices=8)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_a_recipe_says_what_it_is(path: pathlib.Path):
+    text = path.read_text()
+    assert len(text.splitlines()) <= 80
+    for word in ("Result:", "Source:", "Command:"):
+        assert word in (load(path.stem).__doc__ or "")
