@@ -41,6 +41,22 @@ def test_json_keeps_every_field():
     assert config_lib.from_dict(json.loads(config_lib.to_json(config))).to_dict() == config.to_dict()
 
 
+def test_json_keeps_patterns_and_pairs():
+    config = synthetic(
+        **{
+            "schedule.name": "piecewise",
+            "schedule.points": ((0, 0.2), (1.5, 1.0)),
+            "optimizer.multipliers": (("^fc/", 10.0),),
+            "optimizer.frozen": ("^conv1/",),
+        }
+    )
+    config_lib.validate(config, num_devices=8)
+    stored = config_lib.from_dict(json.loads(config_lib.to_json(config)))
+    assert stored.to_dict() == config.to_dict()
+    assert config_lib.differences(stored, config) == []
+    config_lib.validate(stored, num_devices=8)
+
+
 def test_stored_field_that_is_unknown():
     with pytest.raises(ConfigError, match=r"data\.colour"):
         config_lib.from_dict({"data": {"colour": 3}})
@@ -75,6 +91,26 @@ def test_stored_field_that_is_unknown():
         ({"schedule.name": "cosin"}, "schedule.name is 'cosin': did you mean cosine"),
         ({"schedule.power": 2.0}, "schedule.power is set to 2.0, but cosine has no such option"),
         ({"epochs": float("inf")}, "epochs is inf; it takes a finite number"),
+        ({"optimizer.frozen": (1.0,)}, "optimizer.frozen is [1.0]; it takes strings, regular expressions"),
+        ({"optimizer.multipliers": (("fc", "ten"),)}, "has ['fc', 'ten'] in it; it takes pairs of (pattern, factor)"),
+        ({"schedule.points": (1.0, 2.0)}, "schedule.points has 1.0 in it; it takes pairs of (epoch, share"),
+        ({"optimizer.accumulate": 3}, "optimizer.accumulate is 3, which does not divide batch_size=256"),
+        ({"optimizer.accumulate": 64}, "its parts of 4 examples are not divided by 8 devices"),
+        (
+            {"optimizer.accumulate": 4, "model.bn_group_size": 48},
+            "does not divide batch_size / optimizer.accumulate=64",
+        ),
+        ({"loss.threshold": 0.2}, "are of the loss sigmoid, and loss.name is 'softmax'"),
+        ({"loss.class_weights": (1.0, -1.0)}, "no weight may be negative"),
+        ({"distill.teacher": "resnet50"}, "a teacher takes a name and weights"),
+        (
+            {"distill.teacher": "resnet5", "distill.pretrained": "x"},
+            "distill.teacher: There is no model 'resnet5': did you mean resnet50",
+        ),
+        ({"augment.mix_group": 48}, "augment.mix_group is 48, which does not divide batch_size=256"),
+        ({"data.eval_size": 288}, "data.eval_resize is 256, less than data.eval_size=288"),
+        ({"guard.nonfinite": "skp"}, "guard.nonfinite is 'skp': did you mean skip"),
+        ({"schedule.warmup_steps": 1, "schedule.warmup_share": 0.1}, "are both set"),
         ({"seed": 2**31}, "seed is 2147483648, which must be less than"),
         ({"data.std": (0.1, "x", 0.1)}, "data.std is [0.1, 'x', 0.1]; it takes finite numbers"),
     ],
@@ -119,6 +155,22 @@ def test_plan_of_the_resnet50_recipe():
     assert (plan.steps_per_epoch, plan.total_steps, plan.warmup_steps) == (625, 56_250, 5_000)
     assert plan.learning_rate == pytest.approx(2.048)
     assert plan.eval_every == 625
+
+
+def test_plan_scales_and_counts_as_it_is_told():
+    config = synthetic(
+        **{
+            "batch_size": 1024,
+            "epochs": 10.0,
+            "optimizer.learning_rate_batch_size": 256,
+            "optimizer.learning_rate_scaling": "sqrt",
+            "schedule.warmup_share": 0.05,
+            "ema_start_epochs": 1.5,
+        }
+    )
+    plan = config_lib.make_plan(config, 102_400)
+    assert plan.learning_rate == pytest.approx(0.2)
+    assert (plan.total_steps, plan.warmup_steps, plan.ema_start) == (1000, 50, 150)
 
 
 def test_plan_says_when_to_evaluate_and_save():

@@ -195,6 +195,32 @@ def test_bad_records_are_named(command: Command, tmp_path: pathlib.Path, example
     assert "Traceback" not in printed
 
 
+def test_too_many_skipped_steps_stop_the_run(command: Command, tmp_path: pathlib.Path):
+    arguments = (
+        *("--config.optimizer.learning_rate=1e30", "--config.checkpoint.every_steps=1"),
+        *("--config.guard.nonfinite=skip", "--config.guard.max_skips=3"),
+    )
+    printed = command(*TINY, *arguments, f"--workdir={tmp_path}", status=1)
+    assert printed.count("is skipped: its loss is") == 2
+    assert "Now 3 steps in a row are skipped" in printed
+
+
+def test_a_dry_run_prints_what_would_be_trained(command: Command, tmp_path: pathlib.Path):
+    arguments = (
+        *("--config=configs/quickstart.py:lamb", "--config.optimizer.frozen=('^conv1/',)"),
+        "--config.optimizer.multipliers=(('^fc3/', 10.0),)",
+    )
+    printed = command("--mode=dry_run", *arguments, f"--workdir={tmp_path / 'w'}")
+    lines = [line.split() for line in printed.splitlines()]
+    assert ["66", "0.01"] in lines  # the warm-up ends
+    assert ["conv1/kernel", "5x5x1x6", "no", "frozen"] in lines
+    assert ["fc3/kernel", "84x10", "yes", "x", "10"] in lines
+    assert ["fc3/bias", "10", "no", "x", "10"] in lines
+    assert "44,270 of 44,426 parameters are trained, and 44,040 decay." in printed
+    assert not (tmp_path / "w").exists()
+    assert "has no variant 'lam'" in command("--mode=dry_run", "--config=configs/quickstart.py:lam", status=2)
+
+
 def test_a_loss_that_is_not_finite_stops_the_run(command: Command, tmp_path: pathlib.Path):
     arguments = ("--config.optimizer.learning_rate=1e30", "--config.checkpoint.every_steps=1")
     printed = command(*TINY, *arguments, f"--workdir={tmp_path}", status=1)

@@ -66,6 +66,7 @@ _BELOW_ONE = (
     "label_smoothing",
     "ema_decay",
     "augment.col_out",
+    "schedule.warmup_share",
     *(f"optimizer.{name}" for name in ("momentum", "b1", "b2", "decay")),
 )
 
@@ -223,7 +224,7 @@ def default_config() -> ConfigDict:
     augment.mix_switch_prob = 0.5
     # What shares one choice and one share of the mixture: batch, pair or elem.
     augment.mix_mode = "batch"
-    # Examples that are mixed among themselves, such as the batch of one GPU elsewhere; 0, or more than there are, is the
+    # Examples that are mixed among themselves, such as the batch of one GPU elsewhere; 0, or more than there are: the
     # whole batch.
     augment.mix_group = 0
 
@@ -276,8 +277,9 @@ def default_config() -> ConfigDict:
     schedule.name = "cosine"
     # The learning rate rises linearly for so long, from `warmup_factor` times the peak.
     schedule.warmup_epochs = 5.0
-    # The same in steps; overrides `warmup_epochs`.
+    # The same in steps, or as a share of the whole training; either overrides `warmup_epochs`.
     schedule.warmup_steps = placeholder(int)
+    schedule.warmup_share = placeholder(float)
     schedule.warmup_factor = 0.0
     # Where it ends, as a share of the peak; and the last epochs, during which it falls to zero whatever it was.
     schedule.end_factor = 0.0
@@ -594,7 +596,9 @@ def _check_ranges(config: ConfigDict) -> Iterator[str]:
     for path in _PROBABILITIES:
         if not 0 <= values[path] <= 1:  # type: ignore[operator]
             yield f"{path} is {values[path]!r}, a probability between 0 and 1."
-    in_epochs = config.total_steps is None and config.schedule.warmup_steps is None
+    if config.schedule.warmup_steps is not None and config.schedule.warmup_share is not None:
+        yield "schedule.warmup_steps and schedule.warmup_share are both set: leave one of them unset."
+    in_epochs = config.total_steps is None and config.schedule.warmup_steps is config.schedule.warmup_share is None
     if in_epochs and config.schedule.warmup_epochs >= config.epochs > 0:
         yield (
             f"schedule.warmup_epochs is {config.schedule.warmup_epochs} and the training only {config.epochs} "
@@ -744,7 +748,7 @@ def _check_batches(config: ConfigDict, num_devices: int) -> Iterator[str]:
         )
     group = config.model.bn_group_size
     if group and 0 < group < part and part % group:
-        what = "batch_size" if part == config.batch_size else "the parts of a batch, of"
+        what = "batch_size" if part == config.batch_size else "batch_size / optimizer.accumulate"
         yield f"model.bn_group_size is {group}, which does not divide {what}={part}."
 
 
@@ -807,7 +811,10 @@ def make_plan(config: ConfigDict, num_examples: int) -> Plan:
         return result if epochs > 0 else 0
 
     total_steps = steps("epochs", config.epochs, config.total_steps)
-    warmup_steps = steps("schedule.warmup_epochs", config.schedule.warmup_epochs, config.schedule.warmup_steps)
+    warmup_steps = config.schedule.warmup_steps
+    if config.schedule.warmup_share is not None:
+        warmup_steps = round(config.schedule.warmup_share * total_steps)
+    warmup_steps = steps("schedule.warmup_epochs", config.schedule.warmup_epochs, warmup_steps)
     if warmup_steps >= total_steps:
         raise ConfigError(
             f"The warm-up is {warmup_steps} steps and the training {total_steps} (an epoch has {steps_per_epoch}): "

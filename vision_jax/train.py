@@ -85,6 +85,8 @@ def _check_input(config: ConfigDict) -> tuple[ConfigDict, Plan, nn.Module, Sourc
     plan = config_lib.make_plan(config, len(train_source))
     model = evaluate.build_model(config, train_source.num_classes)
     _check_sizes(config, model)
+    if (weights := len(config.loss.class_weights)) not in (0, model.num_classes):
+        raise ConfigError(f"loss.class_weights has {weights} values, and there are {model.num_classes} classes.")
     return config, plan, model, train_source, val_source
 
 
@@ -515,7 +517,7 @@ class Tracker:
         good = self._checkpointer.steps()
         raise NonFiniteError(
             f"At step {step} the loss is {metrics['loss']} and the norm of the gradients {metrics['grad_norm']}. "
-            + (f"It is the {skips:.0f}th step in a row that is skipped (guard.max_skips). " if skips else "")
+            + (f"Now {skips:.0f} steps in a row are skipped, which guard.max_skips does not allow. " if skips else "")
             + (f"The last good checkpoint is step {good[-1]}" if good else "There is no checkpoint yet")
             + f", in {self._checkpointer.directory}. Lower optimizer.learning_rate, lengthen the warm-up, set "
             "optimizer.clip_global_norm, or compute in float32"

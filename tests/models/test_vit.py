@@ -65,6 +65,20 @@ def test_scanned_blocks_compute_the_same(name: str, remat: bool):
     )
 
 
+@pytest.mark.parametrize("scan_blocks", [False, True])
+def test_all_branches_are_dropped_as_often(scan_blocks: bool):
+    """Of two blocks with two branches each, which make for 16 results."""
+    options = SMALL | {"drop_path_rate": 0.5, "drop_path_uniform": True, "scan_blocks": scan_blocks}
+    variables = pretrained.from_torch(VIT, weights(VIT), **options)
+    model = vision_jax.create_model(VIT, **options)
+    x = np.repeat(images(batch=1), 400, axis=0)
+    rngs = {"dropout": jax.random.key(0)}
+    logits = quick(lambda v, x: model.apply(v, x, train=True, rngs=rngs))(variables, x)
+    _, counts = np.unique(np.round(logits, 3), axis=0, return_counts=True)
+    assert len(counts) == 16
+    assert counts.min() > 8  # 25 are expected of each
+
+
 @pytest.mark.parametrize(("scan_blocks", "remat"), [(False, False), (True, True)])
 def test_later_branches_are_dropped_more_often(scan_blocks: bool, remat: bool):
     """Of two blocks, the first keeps both branches and the second drops each for half of the examples."""

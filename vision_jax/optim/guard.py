@@ -17,15 +17,16 @@ class GuardState(NamedTuple):
         inner: of the optimizer.
         skipped: () int32: steps that were skipped in the whole training.
         in_a_row: () int32: steps that were skipped since the last one that was not.
-        losses, norms: (window,) float32: loss and norm of the gradients of the last steps that were not skipped.
+        losses, norms: (window,) float32: loss and norm of the gradients of the last steps that were not skipped; None
+            where they are not needed.
         known: () int32: steps that were not skipped.
     """
 
     inner: Any
     skipped: jax.Array
     in_a_row: jax.Array
-    losses: jax.Array
-    norms: jax.Array
+    losses: jax.Array | None
+    norms: jax.Array | None
     known: jax.Array
 
     @property
@@ -56,7 +57,7 @@ def guard(
 
     def init(params: Any) -> GuardState:
         number = jnp.zeros((), jnp.int32)
-        history = jnp.zeros((window if spike_deviations is not None else 0,), jnp.float32)
+        history = jnp.zeros((window,), jnp.float32) if spike_deviations is not None else None
         return GuardState(inner.init(params), number, number, history, history, number)
 
     def update(
@@ -65,7 +66,7 @@ def guard(
         norm = optax.global_norm(grads)
         accepted = jnp.isfinite(loss) & jnp.isfinite(norm)
         losses, norms = state.losses, state.norms
-        if spike_deviations is not None:
+        if spike_deviations is not None and losses is not None and norms is not None:
             for value, history in ((loss, losses), (norm, norms)):
                 accepted &= ~_is_spike(value, history, state.known, spike_deviations)
             place = state.known % window

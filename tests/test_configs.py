@@ -1,0 +1,118 @@
+"""Every file in configs/ makes training steps, without data and with few blocks."""
+
+import importlib.util
+import pathlib
+import types
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from vision_jax import config as config_lib
+from vision_jax import evaluate, models, sharding, steps, train
+
+DIRECTORY = pathlib.Path(__file__).parent.parent / "configs"
+# Besides the first one of each file, those with another kind of step. The rest is left to the exhaustive run.
+ALWAYS = ("deit:small_distilled", "composer:hot", "vit:augreg_s16", "torchvision_v2:efficientnet_v2_s")
+
+
+def load(name: str) -> types.ModuleType:
+    spec = importlib.util.spec_from_file_location(name, DIRECTORY / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def recipes(*, only_first: bool = False) -> list:
+    """Returns the names of all recipes, `file:variant`."""
+    result = []
+    for path in sorted(DIRECTORY.glob("*.py")):
+        for i, variant in enumerate(getattr(load(path.stem), "VARIANTS", [""])):
+            name = f"{path.stem}:{variant}".rstrip(":")
+            if i == 0 or not only_first:
+                marks = [] if i == 0 or name in ALWAYS else [pytest.mark.exhaustive]
+                result.append(pytest.param(name, marks=marks, id=name))
+    return result
+
+
+def reduced(recipe: str) -> ConfigDict:
+    """Returns the configuration of a recipe for twenty steps of eight made-up examples."""
+    name, _, variant = recipe.partition(":")
+    config = config_lib.resolve(load(name).get_config(*filter(None, [variant])))
+    config.batch_size, config.total_steps, config.schedule.warmup_steps = 8, 20, 1
+    config.data.source, config.data.synthetic_train_examples = "synthetic", 16
+    config_lib.validate(config, num_devices=1)
+    return config
+
+
+def make(config: ConfigDict) -> tuple[nn.Module, Callable, steps.TrainStep, object]:
+    """Returns the model with one block a stage, what makes the state, the step, and the teacher's shapes if any."""
+    options = evaluate.all_model_options(config, config.model.num_classes or 10)
+    fields = models.registry.option_names(config.model.name)
+    if "depths" in fields:
+        options["depths"] = tuple(min(1, depth) for depth in models.create_model(config.model.name).depths)
+    elif "depth" in fields:
+        options["depth"] = 1
+    model = models.create_model(config.model.name, dtype=evaluate.compute_dtype(config), **options)
+    plan = config_lib.make_plan(config, 16)
+    mesh = sharding.make_mesh(config, jax.devices()[:1])
+    initialize, train_step = train.make_functions(config, plan, model, mesh)
+    teacher = None
+    if config.distill.teacher is not None:
+        theirs = evaluate.build_teacher(config, model.num_classes).model
+        images = jax.ShapeDtypeStruct((1, *evaluate.image_shape(config)), np.float32)
+        teacher = jax.eval_shape(lambda x: theirs.init(jax.random.key(0), x, train=False), images)
+    return model, initialize, train_step, teacher
+
+
+def shapes(tree: object) -> object:
+    return jax.tree.map(lambda x: (x.shape, x.dtype), tree)
+
+
+def batch_of(size: int, channels: int) -> dict[str, jax.ShapeDtypeStruct]:
+    return {
+        "image": jax.ShapeDtypeStruct((8, size, size, channels), np.uint8),
+        "label": jax.ShapeDtypeStruct((8,), np.int32),
+        "mask": jax.ShapeDtypeStruct((8,), np.float32),
+    }
+
+
+@pytest.mark.parametrize("recipe", recipes())
+def test_a_step_gives_what_it_takes(recipe: str):
+    """So there can be any number of them; and an evaluation at its own size."""
+    config = reduced(recipe)
+    model, initialize, train_step, teacher = make(config)
+    state = jax.eval_shape(initialize)
+    for size in {config.data.image_size, *config.data.progressive_sizes[:1]}:
+        after, metrics = jax.eval_shape(train_step, state, batch_of(size, config.data.channels), teacher)
+        assert shapes(after) == shapes(state)
+        assert {"loss", "top1", "grad_norm", "learning_rate"} <= metrics.keys()
+    eval_step = steps.make_eval_step(model, mean=config.data.mean, std=config.data.std, flip=config.eval.flip)
+    batch = batch_of(config_lib.eval_size(config), config.data.channels)
+    assert jax.eval_shape(eval_step, {"": state.variables}, batch).keys() == {"loss", "top1", "top5", "count"}
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("recipe", recipes(only_first=True))
+def test_two_steps_are_taken(recipe: str):
+    """On small images where the model takes them."""
+    config = reduced(recipe)
+    if "img_size" in models.registry.option_names(config.model.name):
+        config.data.image_size = min(config.data.image_size, 112)
+    elif config.model.name != "lenet5":
+        config.data.image_size = min(config.data.image_size, 96)
+    config.data.eval_size = None
+    _, initialize, train_step, _ = make(config)
+    state = initialize()
+    step = jax.jit(train_step, compiler_options={"xla_backend_optimization_level": 0})
+    before = jax.device_get(state.params)
+    random = np.random.default_rng(0)
+    for _ in range(2):
+        image = random.integers(0, 256, (8, *evaluate.image_shape(config)), np.uint8)
+        state, metrics = step(state, {"image": image, "label": np.arange(8, dtype=np.int32)})
+        assert np.isfinite(metrics["loss"])
+        assert np.isfinite(metrics["grad_norm"])
+    assert not all(jax.tree.leaves(jax.tree.map(np.array_equal, before, jax.device_get(state.params))))
