@@ -207,8 +207,9 @@ def test_too_many_skipped_steps_stop_the_run(command: Command, tmp_path: pathlib
 
 def test_a_dry_run_prints_what_would_be_trained(command: Command, tmp_path: pathlib.Path):
     arguments = (
-        *("--config=configs/quickstart.py:lamb", "--config.optimizer.frozen=('^conv1/',)"),
-        "--config.optimizer.multipliers=(('^fc3/', 10.0),)",
+        *("--config=configs/quickstart.py", "--config.optimizer.name=lamb", "--config.optimizer.learning_rate=0.01"),
+        *("--config.optimizer.momentum=None", "--config.optimizer.nesterov=None"),  # which LAMB has not
+        *("--config.optimizer.frozen=('^conv1/',)", "--config.optimizer.multipliers=(('^fc3/', 10.0),)"),
     )
     printed = command("--mode=dry_run", *arguments, f"--workdir={tmp_path / 'w'}")
     lines = [line.split() for line in printed.splitlines()]
@@ -219,6 +220,7 @@ def test_a_dry_run_prints_what_would_be_trained(command: Command, tmp_path: path
     assert "44,270 of 44,426 parameters are trained, and 44,040 decay." in printed
     assert not (tmp_path / "w").exists()
     assert "has no variant 'lam'" in command("--mode=dry_run", "--config=configs/quickstart.py:lam", status=2)
+    assert "has no field 'beta'" in command(arguments[0], "--config.optimizer.beta=4", status=2)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(command: Command, tmp_path: pathlib.Path):

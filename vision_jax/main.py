@@ -8,12 +8,35 @@ import os
 import pathlib
 import sys
 import traceback
+from typing import Any
 
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
 from vision_jax.errors import ConfigError, Preempted, VisionJaxError
 from vision_jax.preemption import Preemption
+
+
+class _OrNone(flags.ArgumentParser):
+    """Reads a field of the configuration; None unsets what a recipe has set."""
+
+    def __init__(self, parser: flags.ArgumentParser):
+        self._parser = parser
+        self.syntactic_help = parser.syntactic_help
+
+    def parse(self, argument: Any) -> Any:
+        return None if argument in (None, "None") else self._parser.parse(argument)
+
+    def flag_type(self) -> str:
+        return self._parser.flag_type()
+
+
+_PARSERS: dict[type, flags.ArgumentParser] = {
+    **{float: flags.FloatParser(), int: flags.IntegerParser(), str: flags.ArgumentParser()},
+    bool: flags.BooleanParser(),
+}
+for _type, _parser in _PARSERS.items():
+    config_flags.register_flag_parser_for_type(_type, _OrNone(_parser))
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
@@ -185,13 +208,17 @@ def _config_file_problem(error: Exception) -> str:
     """Returns what went wrong in the config file, or with a field that is set by a flag, and where."""
     lines = str(error).replace("\\n", "\n").strip("\"'").splitlines()
     hint = next((line for line in lines if line.startswith("Did you mean")), None)
-    if hint is not None:
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.name == "get_config"]
+    if isinstance(error, ConfigError):
+        what = str(error)
+    elif isinstance(error, AttributeError) and not frames and hint is None:
+        what = f"the configuration has no field {lines[0]!r}; vision_jax/config.py lists all of them."
+    elif hint is not None:
         what = f"unknown field of the configuration. {hint.rstrip(chr(34) + chr(39))}"
     elif isinstance(error, OSError):
         what = f"cannot load the config file: {lines[-1].strip()}"
     else:
         what = f"{type(error).__name__} in the config file: {lines[0] if lines else 'no message'}"
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.name == "get_config"]
     return what + (f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else "")
 
 
