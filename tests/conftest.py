@@ -121,3 +121,8 @@ def wait_for_handler(process: subprocess.Popen) -> None:
 @pytest.fixture
 def command(cache: pathlib.Path) -> Command:
     return Command(cache)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begins with what takes long and waits for processes, so that no test process is left with it at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)

@@ -16,7 +16,7 @@ from vision_jax import evaluate, models, sharding, steps, train
 
 DIRECTORY = pathlib.Path(__file__).parent.parent / "configs"
 # Besides the first one of each file, those with another kind of step. The rest is left to the exhaustive run.
-ALWAYS = ("deit:small_distilled", "composer:hot", "vit:augreg_s16", "torchvision_v2:efficientnet_v2_s")
+ALWAYS = ("deit:small_distilled", "composer:hot", "vit:augreg_s16")
 
 
 def load(name: str) -> types.ModuleType:

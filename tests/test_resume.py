@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from conftest import Command, wait_for_handler
 
-pytestmark = pytest.mark.xdist_group("resume")  # they share one run
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("resume")]  # they share one run
 
 # Sixty steps of each.
 TINY = (
@@ -68,13 +68,15 @@ def signal_after_step(
 
 
 @pytest.mark.parametrize(
-    ("number", "arguments"), [(signal.SIGKILL, EVERYTHING), (signal.SIGTERM, TINY)], ids=["SIGKILL", "SIGTERM"]
+    ("number", "arguments", "moments"),
+    [(signal.SIGKILL, EVERYTHING, (5, 35)), (signal.SIGTERM, TINY, (5, 20, 30, 45))],
+    ids=["SIGKILL", "SIGTERM"],
 )
 def test_interrupted_runs_end_bitwise_the_same(
-    command: Command, tmp_path: pathlib.Path, uninterrupted, number: int, arguments: tuple[str, ...]
+    command: Command, tmp_path: pathlib.Path, uninterrupted, number: int, arguments: tuple[str, ...], moments: tuple
 ):
     statuses = []
-    for step in (5, 20, 30, 45):
+    for step in moments:
         process = command.start(*arguments, f"--workdir={tmp_path}")
         signal_after_step(process, tmp_path, step, number)
         process.communicate(timeout=120)
@@ -165,6 +167,6 @@ def test_sigterm_before_the_first_step(command: Command, tmp_path: pathlib.Path)
 
 def test_digests_tell_states_apart(uninterrupted):
     """The comparisons above would see another state: no two arrays with values have the same digest."""
-    arrays, _ = uninterrupted
+    arrays, _ = uninterrupted(TINY)
     digests = [digest for shape, _, digest in arrays.values() if np.prod(shape) > 1]
     assert len(set(digests)) > 0.9 * len(digests)

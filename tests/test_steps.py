@@ -145,14 +145,14 @@ def test_ema_that_begins_late_and_moves_at_times():
     assert decay == 0.25
 
 
-@pytest.mark.parametrize("devices", [1, 4])
-def test_accumulated_parts_make_the_same_update_as_the_whole_batch(devices: int):
-    fields = augment.AugmentConfig(flip=0.5, erase=0.5, mixup=0.8, cutmix=1.0)
+def test_accumulated_parts_make_the_same_update_as_the_whole_batch():
+    fields = augment.AugmentConfig(flip=0.5, mixup=0.8)
     whole, first = train(1, 3, fields=fields)
-    parts, second = train(devices, 3, fields=fields, accumulate=4)
-    for a, b in zip(first, second, strict=True):
-        assert_close(a, b, rtol=2e-5)
-    assert_close(whole[-1].params, parts[-1].params, rtol=1e-4, atol=1e-6)
+    for devices in (1, 4):
+        parts, second = train(devices, 3, fields=fields, accumulate=4)
+        for a, b in zip(first, second, strict=True):
+            assert_close(a, b, rtol=2e-5)
+        assert_close(whole[-1].params, parts[-1].params, rtol=1e-4, atol=1e-6)
 
 
 def test_accumulated_parts_are_normalized_one_after_another():
@@ -369,13 +369,17 @@ def test_mixed_targets_and_erased_images_reach_the_loss():
     fields = augment.AugmentConfig(flip=0.5, erase=1.0, mixup=0.8)
     states, metrics = train(1, 2, fields=fields)
     batch, functions = batch_of(1), augment.create_augmentation(fields)
-    keys = augment.example_keys(0, jnp.asarray(1), 16)
-    images = jax.vmap(functions.augment_image)(keys, batch["image"])
-    images = jax.vmap(functions.after_normalize)(keys, augment.normalize(images, MEAN, STD))
-    targets = np.full((16, 5), 0.02) + 0.9 * np.eye(5)[batch["label"]]
-    images, targets = functions.mix(augment.batch_key(0, jnp.asarray(1), 16), images, targets)
-    log_p = jax.nn.log_softmax(SMALL.apply({"params": states[1].params}, images, train=True))
-    assert metrics[1]["loss"] == pytest.approx(-float((targets * log_p).sum(1).mean()), rel=1e-4)
+
+    @functools.partial(jax.jit, compiler_options=QUICK)
+    def loss(params: dict, images: jax.Array, targets: jax.Array) -> jax.Array:
+        keys = augment.example_keys(0, jnp.asarray(1), 16)
+        images = jax.vmap(functions.augment_image)(keys, images)
+        images = jax.vmap(functions.after_normalize)(keys, augment.normalize(images, MEAN, STD))
+        images, targets = functions.mix(augment.batch_key(0, jnp.asarray(1), 16), images, targets)
+        return -(targets * jax.nn.log_softmax(SMALL.apply({"params": params}, images, train=True))).sum(1).mean()
+
+    targets = (0.02 + 0.9 * np.eye(5)[batch["label"]]).astype(np.float32)
+    assert metrics[1]["loss"] == pytest.approx(float(loss(states[1].params, batch["image"], targets)), rel=1e-4)
 
 
 def test_replaced_records_are_counted():

@@ -31,8 +31,8 @@ def test_the_sheet_shows_every_operation_and_field():
     from vision_jax.augment.ops import OPERATIONS
 
     assert {*preview._ARGUMENTS, "identity", "autocontrast", "equalize", "invert"} == {*OPERATIONS}
-    shown = {field for row in preview._FIELDS.values() for field in row} | {"cutout", "policy", "shift"}
-    others = {"color_jitter_prob", "mix_prob", "mix_switch_prob", "mean_color"}
+    shown = {field for row in preview._FIELDS.values() for field in row} | {"cutout", "policy", "shift", "shift_mode"}
+    others = {"color_jitter_prob", "mix_prob", "mix_switch_prob", "mix_group", "mean_color"}
     assert shown | others == {field.name for field in fields(AugmentConfig)}
     same = {"original": "autoaugment", "originalr": "autoaugment", "v0r": "v0", "3a": "3augment"}
     names = {name.split("-")[0] for name in preview._POLICIES}

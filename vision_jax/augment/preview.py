@@ -173,7 +173,12 @@ def make_rows(image: np.ndarray, partner: np.ndarray, policy: str | None) -> lis
         return [policy_row(policy, image)]
     rows = operation_rows(image) + [policy_row(name, image) for name in _POLICIES]
     size = image.shape[0]
-    fields = {**_FIELDS, "cutout, a third": {"cutout": size // 3}, "shift, an eighth": {"shift": size // 8}}
+    fields = {
+        **_FIELDS,
+        "cutout, a third": {"cutout": size // 3},
+        "shift, an eighth": {"shift": size // 8},
+        "shift, reflect": {"shift": size // 8, "shift_mode": "reflect"},
+    }
     return rows + [field_row(name, values, image, partner) for name, values in fields.items()]
 
 
