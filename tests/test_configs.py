@@ -55,7 +55,7 @@ def make(config: ConfigDict) -> tuple[nn.Module, Callable, steps.TrainStep, obje
     if "depths" in fields:
         options["depths"] = tuple(min(1, depth) for depth in models.create_model(config.model.name).depths)
     elif "depth" in fields:
-        options["depth"] = 1
+        options["depth"] = 10 if config.model.name.startswith("wrn") else 1
     model = models.create_model(config.model.name, dtype=evaluate.compute_dtype(config), **options)
     plan = config_lib.make_plan(config, 16)
     mesh = sharding.make_mesh(config, jax.devices()[:1])

@@ -73,5 +73,5 @@ def test_logits_of_resnet9_are_an_eighth():
     model = vision_jax.create_model("resnet9", num_classes=3)
     maps = np.random.RandomState(0).standard_normal((2, 512)).astype(np.float32)
     kernel = np.random.RandomState(1).standard_normal((512, 3)).astype(np.float32)
-    logits = model.apply({"params": {"linear": {"kernel": kernel}}}, maps, train=False, method="classify")
+    logits = model.apply({"params": {"fc": {"kernel": kernel}}}, maps, train=False, method="classify")
     np.testing.assert_allclose(logits, maps @ kernel / 8, rtol=1e-4, atol=1e-5)

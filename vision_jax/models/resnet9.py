@@ -83,7 +83,7 @@ class ResNet9(ImageModel, kw_only=True):
         self.layer3 = layer(conv_norm, 512, residual=True, drop_path_rate=last)
         self.dropout = nn.Dropout(self.drop_rate)
         if self.num_classes:
-            self.linear = nn.Dense(self.num_classes, use_bias=False, dtype=self.dtype, kernel_init=dense_init)
+            self.fc = nn.Dense(self.num_classes, use_bias=False, dtype=self.dtype, kernel_init=dense_init)
 
     def feature_maps(self, images: jax.Array, *, train: bool) -> dict[int, jax.Array]:
         maps = {1: self.prep(self.prepare(images), train)}
@@ -95,7 +95,7 @@ class ResNet9(ImageModel, kw_only=True):
         return self.feature_maps(images, train=train)[8].max((1, 2)).astype(jnp.float32)
 
     def classify(self, features: jax.Array, *, train: bool) -> jax.Array:
-        return self.linear(self.dropout(features, deterministic=not train)) * self.logit_scale
+        return self.fc(self.dropout(features, deterministic=not train)) * self.logit_scale
 
 
 registry.register("resnet9", ResNet9, CIFAR, library="")
