@@ -5,11 +5,11 @@ Result:   published top-1 at 224 pixels: resnet50 76.1 % (90 epochs), vit_b16 79
 Source:   google-research/scenic, projects/baselines: README.md, configs/imagenet/imagenet_resnet_config.py and
           imagenet_augreg_vit_config.py, resnet.py and vit.py; model_lib/base_models, train_lib/lr_schedules.py and
           optimizers.py. Known differences: resnet50: batch statistics are of one device's examples there, how many it
-          does not say, and here of the whole batch (--config.model.bn_group_size); the bicubic filter is not antialiased
-          there, and crops for evaluation are taken before resizing. vit_b16: there a tenth of the units is dropped
-          behind dense layers and positions, and here none; weights of the classifier begin at zero, GELU is approximated
-          by tanh, and RandAugment has Cutout too and resamples to the nearest pixel. Here large crops are reduced by the
-          decoder before the resizing.
+          does not say, and here of the whole batch (--config.model.bn_group_size); the bicubic filter there is not
+          antialiased, and crops for evaluation are taken before resizing. vit_b16: there a tenth of the units is
+          dropped behind dense layers and positions, and here none; weights of the classifier begin at zero, GELU is
+          approximated by tanh, and RandAugment has Cutout too and resamples to the nearest pixel. Here large crops are
+          reduced by the decoder before the resizing.
 Command:  python -m vision_jax.main --config=configs/scenic.py:resnet50 --config.data.dir=IMAGENET --workdir=runs/scenic
 """
 
