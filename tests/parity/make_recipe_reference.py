@@ -602,8 +602,8 @@ def nvidia_resnext101() -> None:
 
 def algoperf() -> None:
     # mlcommons/algorithmic-efficiency, algorithms/target_setting_algorithms: tuning_search_space.json of
-    # imagenet_resnet, imagenet_vit and, with the same numbers, imagenet_vit_map; without masks for weight decay; 0.75 of
-    # the workloads' step_hint, 195,999 and 167,999, which was 186,666 once. ViT: RandAugment of 2 layers at 10, each
+    # imagenet_resnet, imagenet_vit and, with the same numbers, imagenet_vit_map; without masks for weight decay; 0.75
+    # of the workloads' step_hint, 195,999 and 167,999, which was 186,666 once. ViT: RandAugment of 2 layers at 10, each
     # applied; its network as in big_vision.
     add("algoperf:resnet50", batch=1024, epochs=117, total=int(0.75 * 195_999), by_epoch=False, warmup_steps=6999,
         rate=algoperf_linear_rate(4.131896390902391, 6999, int(0.75 * 195_999), 0.9007765761611038, 0.001),
