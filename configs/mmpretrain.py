@@ -29,7 +29,6 @@ def get_config(variant: str = "resnet50") -> ConfigDict:
     name, epochs, every_epochs = recipes.choose(VARIANTS, variant)
     config = recipes.imagenet(name)
     config.epochs = epochs
-    config.schedule.by_epoch = True
     if every_epochs is not None:
         config.batch_size = 256
         # Batch statistics of one GPU of 8.
@@ -56,6 +55,7 @@ def get_config(variant: str = "resnet50") -> ConfigDict:
     config.optimizer.weight_decay = 0.3
     config.optimizer.decay_rule = "timm"
     config.optimizer.b2 = 0.95
+    config.schedule.by_epoch = True
     config.schedule.warmup_epochs = 20.0
     config.schedule.warmup_factor = 1e-3
     config.schedule.end_factor = 1e-5 / 1.6e-3
