@@ -24,26 +24,4 @@ VARIANTS: dict[str, tuple[float, float]] = {"90": (90.0, 0.0), "50": (50.0, 0.0)
 
 def get_config(variant: str = "90") -> ConfigDict:
     epochs, mixup = recipes.choose(VARIANTS, variant)
-    config = recipes.imagenet("resnet50")
-    config.batch_size = 2048
-    config.epochs = epochs
-    config.label_smoothing = 0.1
-
-    # Batch statistics of 256 examples, as on the 8 GPUs of 256 that gave the published result.
-    config.model.bn_group_size = 256
-    config.model.zero_init_last = False
-
-    config.augment.mixup = mixup
-
-    config.optimizer.learning_rate = 0.256
-    config.optimizer.learning_rate_batch_size = 256
-    config.optimizer.weight_decay = 1 / 32768
-    # As there, by name: so the classifier's bias decays, and the norms of the shortcuts, which are not called bn.
-    config.optimizer.decay_rule = "all"
-    config.optimizer.no_decay = (r"bn\d/",)
-    config.optimizer.momentum = 0.875
-    config.optimizer.nesterov = False
-    config.schedule.by_epoch = True
-    config.schedule.warmup_epochs = 8.0
-    config.schedule.warmup_factor = 1 / 8
-    return config
+    return recipes.nvidia("resnet50", epochs, mixup=mixup)

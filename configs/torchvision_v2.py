@@ -2,8 +2,8 @@
 
 Result:   published top-1 of the weights: resnet50 80.86, wide_resnet50_2 81.60, resnext50_32x4d 81.20,
           resnext101_32x8d 82.83, mobilenet_v2 72.15, mobilenet_v3_large 75.27, efficientnet_v2_s 84.23 (at 384 pixels),
-          convnext_tiny 82.52, vit_b_16 81.07, swin_t 81.47, shufflenet_v2_x1_5 73.00, shufflenet_v2_x2_0 76.23; at 224
-          pixels if not said. We have not run it yet.
+          efficientnet_v2_m 85.11 (at 480), convnext_tiny 82.52, vit_b_16 81.07, swin_t 81.47, shufflenet_v2_x1_5 73.00,
+          shufflenet_v2_x2_0 76.23; at 224 pixels if not said. We have not run it yet.
 Source:   pytorch/vision, references/classification: README.md, train.py and presets.py; issue 3995 and pull requests
           4964 and 5560 for the convolutional models; top-1 from the metadata of the weights in torchvision 0.28. Known
           differences: mobilenet_v3_large had a «tuned regularization» that we could not look up, and has the recipe of
@@ -24,6 +24,8 @@ from vision_jax import recipes
 _NORMS = {"model.bn_group_size": 128}
 _RESNET = {**_NORMS, "model.zero_init_last": False}
 _MOBILENET = {**_NORMS, "model.drop_rate": 0.2}
+_EFFICIENTNET = {"model.bn_group_size": 32, "augment.mix_group": 32, "model.drop_path_rate": 0.2}
+_TEST_384, _TEST_480 = (dict.fromkeys(("data.eval_size", "data.eval_resize"), size) for size in (384, 480))
 _EACH_ONCE = {"data.repeats": 1}
 _LARGE = {"data.image_size": 224}
 _ADAMW = {"optimizer.name": "adamw", "optimizer.momentum": None, "optimizer.learning_rate": 1e-3}
@@ -34,10 +36,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "resnext50_32x4d": {**_RESNET, **_EACH_ONCE, **_LARGE},
     "resnext101_32x8d": {**_RESNET, **_EACH_ONCE},
     **dict.fromkeys(("mobilenet_v2", "mobilenet_v3_large"), _MOBILENET),
-    "efficientnet_v2_s": {
-        **{"model.bn_group_size": 32, "augment.mix_group": 32, "model.drop_rate": 0.2, "model.drop_path_rate": 0.2},
-        **{"data.image_size": 300, "data.eval_size": 384, "data.eval_resize": 384},
-    },
+    "efficientnet_v2_s": {**_EFFICIENTNET, "model.drop_rate": 0.2, "data.image_size": 300, **_TEST_384},
+    "efficientnet_v2_m": {**_EFFICIENTNET, "model.drop_rate": 0.3, "data.image_size": 384, **_TEST_480},
     "convnext_tiny": {**_ADAMW, "optimizer.weight_decay": 0.05, "model.drop_path_rate": 0.1, "data.eval_resize": 236},
     "vit_b_16": {
         **{**_ADAMW, **_LARGE, "batch_size": 4096, "epochs": 300.0, "label_smoothing": 0.11, "data.eval_resize": 256},
@@ -61,8 +61,8 @@ def get_config(variant: str = "resnet50") -> ConfigDict:
     config.batch_size = 1024
     config.epochs = 600.0
     config.label_smoothing = 0.1
-    config.data.update({"image_size": 176, "eval_size": 224, "eval_resize": 232, "repeats": 4})
-    config.data.train_filter = "pillow-bilinear"
+    config.data.update({"image_size": 176, "eval_size": 224, "eval_resize": 232})
+    config.data.update({"train_filter": "pillow-bilinear", "repeats": 4})
     # Mixup or CutMix, each for half of the batches.
     config.augment.update({"policy": "trivialaugment_wide", "erase": 0.1, "mixup": 0.2, "cutmix": 1.0})
     config.augment.mix_group = 128

@@ -30,6 +30,35 @@ def imagenet(model: str) -> ConfigDict:
     return config
 
 
+def nvidia(
+    model: str, epochs: float, *, mixup: float = 0.0, batch_size: int = 2048, weight_decay: float = 1 / 32768
+) -> ConfigDict:
+    """Returns the recipe of NVIDIA's DeepLearningExamples, PyTorch/Classification/ConvNets, for ResNet and ResNeXt."""
+    config = imagenet(model)
+    config.batch_size = batch_size
+    config.epochs = epochs
+    config.label_smoothing = 0.1
+
+    # Batch statistics of an eighth of the batch, as on the 8 GPUs that gave the published results.
+    config.model.bn_group_size = batch_size // 8
+    config.model.zero_init_last = False
+
+    config.augment.mixup = mixup
+
+    config.optimizer.learning_rate = 0.256
+    config.optimizer.learning_rate_batch_size = 256
+    config.optimizer.weight_decay = weight_decay
+    # As there, by name: so biases of other layers decay, and the norms of the shortcuts, which are not called bn.
+    config.optimizer.decay_rule = "all"
+    config.optimizer.no_decay = (r"bn\d/",)
+    config.optimizer.momentum = 0.875
+    config.optimizer.nesterov = False
+    config.schedule.by_epoch = True
+    config.schedule.warmup_epochs = 8.0
+    config.schedule.warmup_factor = 1 / 8
+    return config
+
+
 def deit_augmentation(config: ConfigDict) -> None:
     """Sets the augmentation of DeiT (Touvron et al. 2020, arXiv:2012.12877), which Swin and ConvNeXt took over."""
     config.label_smoothing = 0.1
