@@ -7,9 +7,9 @@ Source:   google-research/scenic, projects/baselines: README.md, configs/imagene
           optimizers.py. Known differences: resnet50: batch statistics are of one device's examples there, how many it
           does not say, and here of the whole batch (--config.model.bn_group_size); the bicubic filter there is not
           antialiased, and crops for evaluation are taken before resizing. vit_b16: there a tenth of the units is
-          dropped behind dense layers and positions, and here none; weights of the classifier begin at zero, GELU is
-          approximated by tanh, and RandAugment has Cutout too and resamples to the nearest pixel. Here large crops are
-          reduced by the decoder before the resizing.
+          dropped behind positions too; weights of the classifier begin at zero, GELU is approximated by tanh, and
+          RandAugment has Cutout too and resamples to the nearest pixel. Here large crops are reduced by the decoder
+          before the resizing.
 Command:  python -m vision_jax.main --config=configs/scenic.py:resnet50 --config.data.dir=IMAGENET --workdir=runs/scenic
 """
 
@@ -44,6 +44,7 @@ def get_config(variant: str = "resnet50") -> ConfigDict:
         config.loss.sum_classes = True
         # sigmoid(-6.9) is 1 of 1,000.
         config.model.head_bias = -6.9
+        config.model.proj_drop_rate = 0.1
         config.model.drop_path_rate = 0.1
         config.data.mean = (0.5, 0.5, 0.5)
         config.data.std = (0.5, 0.5, 0.5)

@@ -108,6 +108,7 @@ def decays_of(config: ConfigDict) -> tuple[int, int]:
     shapeless = (
         "bn_group_size",
         "drop_rate",
+        "proj_drop_rate",
         "drop_path_rate",
         "drop_path_uniform",
         "head_bias",

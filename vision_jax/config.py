@@ -103,6 +103,8 @@ def default_config() -> ConfigDict:
     model.zero_init_last = placeholder(bool)
     # Probability of dropping a unit before the classifier.
     model.drop_rate = placeholder(float)
+    # The same behind the dense layers within the blocks of a transformer.
+    model.proj_drop_rate = placeholder(float)
     # Probability of dropping an example's last residual branch; earlier ones are dropped less often.
     model.drop_path_rate = placeholder(float)
     # Where the biases of the classifier begin; a large negative one suits a sigmoid for each of many classes.
@@ -380,7 +382,8 @@ def default_config() -> ConfigDict:
 
 # Fields of config.model that are passed to the model where they are set.
 MODEL_OPTIONS = (
-    *("bn_group_size", "small_stem", "blur_pool", "zero_init_last", "drop_rate", "drop_path_rate", "head_bias"),
+    *("bn_group_size", "small_stem", "blur_pool", "zero_init_last", "drop_rate", "proj_drop_rate"),
+    *("drop_path_rate", "head_bias"),
     *(
         "aux_logits",
         "global_pool",
