@@ -107,6 +107,10 @@ def test_stored_field_that_is_unknown():
             {"distill.teacher": "resnet5", "distill.pretrained": "x"},
             "distill.teacher: There is no model 'resnet5': did you mean resnet50",
         ),
+        (
+            {"distill.teacher": "lenet5", "distill.pretrained": "x", "distill.model_input": True},
+            "distill.model_input is set, but lenet5 expects 1 channels",
+        ),
         ({"augment.mix_group": 48}, "augment.mix_group is 48, which does not divide batch_size=256"),
         ({"data.eval_size": 288}, "data.eval_resize is 256, less than data.eval_size=288"),
         ({"guard.nonfinite": "skp"}, "guard.nonfinite is 'skp': did you mean skip"),

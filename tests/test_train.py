@@ -69,6 +69,10 @@ def test_sizes_with_other_parameters_are_refused(image_folder: pathlib.Path, tmp
     config.data.progressive_epochs, config.data.progressive_sizes = (0, 2), (28, 32)
     with pytest.raises(ConfigError, match="lenet5 has other parameters for images of 28 pixels"):
         train.train_and_evaluate(config, tmp_path / "w")
+    config.data.progressive_epochs, config.data.progressive_sizes = (), ()
+    config.data.eval_size, config.data.eval_resize = 36, 40
+    with pytest.raises(ConfigError, match=r"36 pixels \(data.eval_size\) than for 32"):
+        train.train_and_evaluate(config, tmp_path / "w")
 
 
 @pytest.mark.parametrize("balanced", [False, True])

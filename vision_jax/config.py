@@ -320,6 +320,8 @@ def default_config() -> ConfigDict:
     # A name of `vision_jax.list_models()`, and its weights, as in model.pretrained; None: no teacher.
     distill.teacher = placeholder(str)
     distill.pretrained = placeholder(str)
+    # It sees images normalized as its published weights expect (as timm has them); False: as the model that learns.
+    distill.model_input = False
     # soft: towards its probabilities at a temperature; hard: towards its best class. A model with a distillation token
     # learns this by that token's classifier, every other one by the same as the labels.
     distill.kind = "soft"
@@ -383,17 +385,8 @@ def default_config() -> ConfigDict:
 # Fields of config.model that are passed to the model where they are set.
 MODEL_OPTIONS = (
     *("bn_group_size", "small_stem", "blur_pool", "zero_init_last", "drop_rate", "proj_drop_rate"),
-    *("drop_path_rate", "head_bias"),
-    *(
-        "aux_logits",
-        "global_pool",
-        "positions",
-        "class_token",
-        "layer_scale",
-        "drop_path_uniform",
-        "scan_blocks",
-        "remat",
-    ),
+    *("drop_path_rate", "drop_path_uniform", "layer_scale", "head_bias", "aux_logits"),
+    *("global_pool", "positions", "class_token", "scan_blocks", "remat"),
 )
 
 
@@ -658,6 +651,10 @@ def _check_names(config: ConfigDict) -> Iterator[str]:
         else:
             if path == "model.name":
                 yield from _check_options(config.model, "model", dict.fromkeys(MODEL_OPTIONS), fields)
+            elif name and config.distill.model_input:
+                channels = models.registry.entry(name).input.channels
+                if channels != config.data.channels:
+                    yield f"distill.model_input is set, but {name} expects {channels} channels: set it to False."
 
 
 def _check_options(

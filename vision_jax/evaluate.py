@@ -74,14 +74,14 @@ def build_teacher(config: ConfigDict, num_classes: int) -> steps.Teacher | None:
     distill = config.distill
     if distill.teacher is None:
         return None
-    spec = models.registry.entry(distill.teacher).input
+    seen = models.registry.entry(distill.teacher).input if distill.model_input else config.data
     return steps.Teacher(
         models.create_model(distill.teacher, dtype=compute_dtype(config), **_teacher_options(config, num_classes)),
         kind=distill.kind,
         temperature=distill.temperature,
         weight=distill.weight,
-        mean=spec.mean,
-        std=spec.std,
+        mean=tuple(seen.mean),
+        std=tuple(seen.std),
     )
 
 
@@ -142,6 +142,25 @@ def variable_shapes(config: ConfigDict, model: nn.Module, size: int | None = Non
     return {"params": shapes["params"], "batch_stats": shapes.get("batch_stats", {})}
 
 
+def check_size(config: ConfigDict, model: nn.Module, size: int, path: str) -> None:
+    """Checks that a model takes images of another size with the same parameters.
+
+    Args:
+        config: the configuration.
+        model: the module.
+        size: height and width.
+        path: of the field that says so.
+
+    Raises:
+        ConfigError: if not.
+    """
+    if variable_shapes(config, model, size) != variable_shapes(config, model):
+        raise ConfigError(
+            f"{config.model.name} has other parameters for images of {size} pixels ({path}) than for "
+            f"{config.data.image_size} (data.image_size): give it one size alone."
+        )
+
+
 class Evaluator:
     """Evaluates variables on the validation split, with a step that is compiled once.
 
@@ -150,10 +169,15 @@ class Evaluator:
         mesh: of all devices.
         model: the module.
         source: the validation split.
+
+    Raises:
+        ConfigError: if the model cannot take images of `data.eval_size`.
     """
 
     def __init__(self, config: ConfigDict, mesh: Mesh, model: nn.Module, source: Source):
         data = config.data
+        if data.eval_size is not None:
+            check_size(config, model, data.eval_size, "data.eval_size")
         self._config, self._mesh, self._source = config, mesh, source
         self._batch_size = config.eval.batch_size or config.batch_size
         self._order = EvalOrder(len(source), self._batch_size)

@@ -111,14 +111,11 @@ def dry_run(config: ConfigDict) -> str:
 
 def _check_sizes(config: ConfigDict, model: nn.Module) -> None:
     """Checks that the model takes images of all sizes, with the same parameters."""
-    shapes = evaluate.variable_shapes(config, model)
-    sizes = {"data.progressive_sizes": config.data.progressive_sizes, "data.eval_size": (config.data.eval_size,)}
-    for path, size in ((path, size) for path, several in sizes.items() for size in several if size is not None):
-        if evaluate.variable_shapes(config, model, size) != shapes:
-            raise ConfigError(
-                f"{config.model.name} has other parameters for images of {size} pixels ({path}) than for "
-                f"{config.data.image_size} (data.image_size): give it one size alone."
-            )
+    evaluate.variable_shapes(config, model)
+    for size in config.data.progressive_sizes:
+        evaluate.check_size(config, model, size, "data.progressive_sizes")
+    if config.data.eval_size is not None:
+        evaluate.check_size(config, model, config.data.eval_size, "data.eval_size")
 
 
 def _train(
