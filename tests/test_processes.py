@@ -25,7 +25,7 @@ ARGUMENTS = (
     "--config.log.every_steps=1",
     "--config.log.tensorboard=False",
 )
-RESNET = ("--config.model.name=resnet18", "--config.data.image_size=8", "--config.data.eval_resize=8")
+RESNET = ("--config=tests/small_resnet.py",)
 
 
 def free_port() -> int:
@@ -54,8 +54,8 @@ def metrics(workdir: pathlib.Path) -> list[dict]:
 def test_two_by_two_devices_train_as_one_by_four(command: Command, tmp_path: pathlib.Path):
     """The same batches in the same order, with batch norm and flips."""
     one, two = tmp_path / "one", tmp_path / "two"
-    command(*ARGUMENTS, *RESNET, f"--workdir={one}", devices=4)
-    run_two(command, *ARGUMENTS, *RESNET, f"--workdir={two}")
+    command(*RESNET, f"--workdir={one}", devices=4)
+    run_two(command, *RESNET, f"--workdir={two}")
     first, second = metrics(one), metrics(two)
     assert [line["step"] for line in second] == [1, 2, 3, 4, 4]
     for a, b in zip(first, second, strict=True):
