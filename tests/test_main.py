@@ -206,7 +206,7 @@ def test_too_many_skipped_steps_stop_the_run(command: Command, tmp_path: pathlib
     )
     printed = command(*TINY, *arguments, f"--workdir={tmp_path}", status=1)
     assert printed.count("is skipped: its loss is") == 2
-    assert "Now 3 steps in a row are skipped" in printed
+    assert "3 steps in a row were skipped" in printed
 
 
 def test_a_dry_run_prints_what_would_be_trained(command: Command, tmp_path: pathlib.Path):
@@ -227,9 +227,10 @@ def test_a_dry_run_prints_what_would_be_trained(command: Command, tmp_path: path
     assert "has no field 'beta'" in command(arguments[0], "--config.optimizer.beta=4", status=2)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(command: Command, tmp_path: pathlib.Path):
+@pytest.mark.parametrize("guard", [(), ("--config.guard.spike_deviations=8",)], ids=["alone", "spikes"])
+def test_a_loss_that_is_not_finite_stops_the_run(command: Command, tmp_path: pathlib.Path, guard: tuple[str, ...]):
     arguments = ("--config.optimizer.learning_rate=1e30", "--config.checkpoint.every_steps=1")
-    printed = command(*TINY, *arguments, f"--workdir={tmp_path}", status=1)
+    printed = command(*TINY, *arguments, *guard, f"--workdir={tmp_path}", status=1)
     assert "the loss is nan" in printed or "the loss is inf" in printed
     assert "The last good checkpoint is step 1" in printed
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["1"]

@@ -504,9 +504,9 @@ class Tracker:
 
     def _check(self, step: int, metrics: dict[str, float]) -> None:
         """Raises NonFiniteError if numbers went wrong and were not left out, or too often."""
-        skips = metrics.pop("skipped_in_a_row", 0.0)
+        guard, skips = self._config.guard, metrics.pop("skipped_in_a_row", 0.0)
         finite = math.isfinite(metrics["loss"]) and math.isfinite(metrics["grad_norm"])
-        if skips and skips < self._config.guard.max_skips:
+        if 0 < skips < guard.max_skips and (finite or guard.nonfinite == "skip"):
             log.warning(
                 "Step %d is skipped: its loss is %.6g and the norm of its gradients %.6g.",
                 *(step, metrics["loss"], metrics["grad_norm"]),
@@ -514,13 +514,14 @@ class Tracker:
             return
         if finite and not skips:
             return
+        too_many = skips >= guard.max_skips
         self._checkpointer.wait()
         good = self._checkpointer.steps()
         raise NonFiniteError(
             f"At step {step} the loss is {metrics['loss']} and the norm of the gradients {metrics['grad_norm']}. "
-            + (f"Now {skips:.0f} steps in a row are skipped, which guard.max_skips does not allow. " if skips else "")
+            + (f"{skips:.0f} steps in a row were skipped, and guard.max_skips allows fewer. " if too_many else "")
             + (f"The last good checkpoint is step {good[-1]}" if good else "There is no checkpoint yet")
             + f", in {self._checkpointer.directory}. Lower optimizer.learning_rate, lengthen the warm-up, set "
             "optimizer.clip_global_norm, or compute in float32"
-            + (", or let guard.nonfinite=skip leave out such steps." if not skips else ".")
+            + ("." if too_many else ", or let guard.nonfinite=skip leave out such steps.")
         )
