@@ -23,6 +23,7 @@ VARIANTS: dict[str, tuple[float, float, dict[str, Any]]] = {
     "lars": (5.0, 5e-4, {"momentum": 0.9}),
     "lion": (5e-4, 0.1, {}),
     "muon": (0.02, 0.05, {}),
+    "sophia": (0.003, 0.05, {}),
     "rmsprop_tf": (0.002, 1e-5, {"momentum": 0.9, "eps": 1e-3}),
 }
 

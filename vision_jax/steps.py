@@ -123,6 +123,7 @@ def make_train_step(
         far) and skipped_in_a_row, and replaced_records if the batch tells which they are.
     """
     forward = _make_forward(model, teacher)
+    optimizer = optax.with_extra_args_support(optimizer)
 
     def part_loss(params: Any, batch_stats: Any, part: Batch, key: jax.Array, teacher_variables: Any) -> Any:
         variables = {"params": params, "batch_stats": batch_stats}
@@ -145,6 +146,12 @@ def make_train_step(
 
     def train_step(state: TrainState, batch: Batch, teacher_variables: Any = None) -> tuple[TrainState, Metrics]:
         examples, key = _prepare(batch, state.step)
+        parts = jax.tree.map(lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), examples)
+
+        def objective(params: Any) -> jax.Array:
+            """Of the first part, for optimizers that look at more than its gradient."""
+            first = examples if accumulate == 1 else jax.tree.map(lambda x: x[0], parts)
+            return part_loss(params, state.batch_stats, first, key, teacher_variables)[0]
 
         def gradients(params: Any) -> tuple[Any, tuple[jax.Array, Any, jax.Array]]:
             grad_fn = jax.value_and_grad(part_loss, has_aux=True)
@@ -158,7 +165,6 @@ def make_train_step(
                 (value, (stats, top1)), grads = grad_fn(params, stats, part[1], key_, teacher_variables)
                 return (stats, jax.tree.map(jnp.add, sums, (grads, value, top1))), None
 
-            parts = jax.tree.map(lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), examples)
             zero = jnp.zeros((), jnp.float32)
             start = (state.batch_stats, (jax.tree.map(jnp.zeros_like, params), zero, zero))
             (stats, sums), _ = jax.lax.scan(add, start, (jnp.arange(accumulate), parts))
@@ -170,7 +176,7 @@ def make_train_step(
         else:
             due = True if sam_every == 1 else state.step % sam_every == 0
             grads, (value, batch_stats, top1) = optim.sam_gradients(gradients, state.params, sam_rho, apply=due)
-        after = _update(state, grads, value, batch_stats)
+        after = _update(state, grads, value, batch_stats, objective)
         updates_done = state.step
         metrics = {"loss": value, "top1": top1, "grad_norm": optax.global_norm(grads)}
         if isinstance(after.opt_state, optim.GuardState):
@@ -194,11 +200,12 @@ def make_train_step(
         images, targets = augmentation.mix(key, augmentation.col_out(key, images), targets)
         return {"image": images, "label": labels, "target": targets}, jax.random.fold_in(key, _DROPOUT)
 
-    def _update(state: TrainState, grads: Any, value: jax.Array, batch_stats: Any) -> TrainState:
+    def _update(
+        state: TrainState, grads: Any, value: jax.Array, batch_stats: Any, objective: Callable[[Any], jax.Array]
+    ) -> TrainState:
         """Returns the next state; of a step that is skipped, the same one but for the counters."""
         guarded = isinstance(state.opt_state, optim.GuardState)
-        extra = {"loss": value} if guarded else {}
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params, **extra)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params, loss=value, obj_fn=objective)
         params = optax.apply_updates(state.params, updates)
         decay = ema.decay_at(state.step + 1) if ema is not None else 1.0
         if guarded:

@@ -236,6 +236,11 @@ class GroupRules:
         def update(grads: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
             rows = rows_of(grads)
             less = None if params is None else trained(params, rows)
+            if (objective := extra.pop("obj_fn", None)) is not None:
+                # The optimizer knows the trained parameters alone, and the loss is one of all of them.
+                extra["obj_fn"] = lambda some: objective(
+                    jax.tree.map(lambda row, all_, x: all_ if row.frozen else x, rows, params, some)
+                )
             updates, state = inner.update(trained(grads, rows), state, less, **extra)
 
             def scaled(row: Row, grad: jax.Array, update: Any) -> jax.Array:

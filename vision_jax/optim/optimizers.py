@@ -501,6 +501,38 @@ def muon(
     return _chain(decay, direction, learning_rate)
 
 
+def sophia(
+    learning_rate: Rate,
+    decay: WeightDecay,
+    *,
+    b1: float = 0.965,
+    b2: float = 0.99,
+    eps: float = 1e-8,
+    gamma: float = 0.01,
+    clip_threshold: float = 1.0,
+    update_interval: int = 10,
+    mu_dtype: Any = None,
+) -> Transformation:
+    """Returns Sophia-H (Liu et al. 2023, arXiv:2305.14342) as optax.contrib has it.
+
+    m = b1 * m + (1 - b1) * g
+    h = b2 * h + (1 - b2) * r * (H r), in every `update_interval`-th step, with the Hessian H and random signs r
+    p -= lr * clip(m / (1 - b1^t) / max(gamma * h, eps), clip_threshold)
+
+    Its `update` takes `obj_fn`, from the parameters to the loss, of which it takes the product with the Hessian; such a
+    step costs about two more gradients. As in optax, a step uses h of before it, so that the first one is all clipped.
+    """
+    descent = optax.contrib.sophia(
+        *(1.0, b1, b2, eps),
+        weight_decay=0.0,
+        gamma=gamma,
+        clip_threshold=clip_threshold,
+        update_interval=update_interval,
+        mu_dtype=mu_dtype,
+    )
+    return _chain(decay, optax.chain(descent, optax.scale(-1.0)), learning_rate)
+
+
 _FREE_FORMS = ("coupled", "decoupled", "relative")
 # What makes it, and the forms of weight decay that it takes, beginning with its own.
 _OPTIMIZERS: dict[str, tuple[Callable[..., Transformation], tuple[str, ...]]] = {
@@ -516,6 +548,7 @@ _OPTIMIZERS: dict[str, tuple[Callable[..., Transformation], tuple[str, ...]]] = 
     "rmsprop": (rmsprop, _FREE_FORMS),
     "rmsprop_tf": (rmsprop_tf, _FREE_FORMS),
     "sgd": (sgd, _FREE_FORMS),
+    "sophia": (sophia, ("decoupled", "coupled", "relative")),
 }
 _DTYPES = {"float32": None, "bfloat16": jnp.bfloat16, None: None}
 _BELOW_ONE = ("b1", "b2", "b3", "beta", "decay", "momentum")
