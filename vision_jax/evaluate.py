@@ -142,23 +142,27 @@ def variable_shapes(config: ConfigDict, model: nn.Module, size: int | None = Non
     return {"params": shapes["params"], "batch_stats": shapes.get("batch_stats", {})}
 
 
-def check_size(config: ConfigDict, model: nn.Module, size: int, path: str) -> None:
-    """Checks that a model takes images of another size with the same parameters.
+def check_sizes(config: ConfigDict, model: nn.Module, *, train: bool) -> None:
+    """Checks that a model takes images of all sizes with the same parameters.
 
     Args:
         config: the configuration.
         model: the module.
-        size: height and width.
-        path: of the field that says so.
+        train: the sizes of progressive resizing count too, besides that of evaluation.
 
     Raises:
         ConfigError: if not.
     """
-    if variable_shapes(config, model, size) != variable_shapes(config, model):
-        raise ConfigError(
-            f"{config.model.name} has other parameters for images of {size} pixels ({path}) than for "
-            f"{config.data.image_size} (data.image_size): give it one size alone."
-        )
+    shapes = variable_shapes(config, model)
+    sizes = [("data.progressive_sizes", size) for size in config.data.progressive_sizes] if train else []
+    if config.data.eval_size is not None:
+        sizes.append(("data.eval_size", config.data.eval_size))
+    for path, size in sizes:
+        if variable_shapes(config, model, size) != shapes:
+            raise ConfigError(
+                f"{config.model.name} has other parameters for images of {size} pixels ({path}) than for "
+                f"{config.data.image_size} (data.image_size): give it one size alone."
+            )
 
 
 class Evaluator:
@@ -169,15 +173,10 @@ class Evaluator:
         mesh: of all devices.
         model: the module.
         source: the validation split.
-
-    Raises:
-        ConfigError: if the model cannot take images of `data.eval_size`.
     """
 
     def __init__(self, config: ConfigDict, mesh: Mesh, model: nn.Module, source: Source):
         data = config.data
-        if data.eval_size is not None:
-            check_size(config, model, data.eval_size, "data.eval_size")
         self._config, self._mesh, self._source = config, mesh, source
         self._batch_size = config.eval.batch_size or config.batch_size
         self._order = EvalOrder(len(source), self._batch_size)
@@ -371,6 +370,7 @@ def _evaluate_step(
     check_classes(source, about["num_classes"], about["class_names"], config.data.val_split)
     with closing(source):
         model, variables = restore_model(checkpointer, step, config, mesh)
+        check_sizes(config, model, train=False)
         return Evaluator(config, mesh, model, source)(variables, should_stop=should_stop)
 
 
@@ -421,7 +421,7 @@ def evaluate_pretrained(config: ConfigDict, *, should_stop: Callable[[], bool] =
     source = create_source(config, train=False)
     with closing(source):
         model = build_model(config, source.num_classes)
-        variable_shapes(config, model)
+        check_sizes(config, model, train=False)
         variables = load_pretrained(config, model.num_classes, classifier_seed=None)
         variables = jax.device_put(variables, sharding.replicated(mesh))
         return Evaluator(config, mesh, model, source)({"": variables}, should_stop=should_stop)

@@ -85,7 +85,7 @@ def _check_input(config: ConfigDict) -> tuple[ConfigDict, Plan, nn.Module, Sourc
     evaluate.check_classes(val_source, train_source.num_classes, train_source.class_names, config.data.val_split)
     plan = config_lib.make_plan(config, len(train_source))
     model = evaluate.build_model(config, train_source.num_classes)
-    _check_sizes(config, model)
+    evaluate.check_sizes(config, model, train=True)
     if (weights := len(config.loss.class_weights)) not in (0, model.num_classes):
         raise ConfigError(f"loss.class_weights has {weights} values, and there are {model.num_classes} classes.")
     return config, plan, model, train_source, val_source
@@ -107,15 +107,6 @@ def dry_run(config: ConfigDict) -> str:
     last = plan.total_steps - 1
     lines = [f"  {step:>10}{float(schedule(step)):14.6g}" for step in sorted({0, plan.warmup_steps, last // 2, last})]
     return "\n".join([summary, f"  {'step':>10}{'learning rate':>14}", *lines, "", optim.format_table(rows)])
-
-
-def _check_sizes(config: ConfigDict, model: nn.Module) -> None:
-    """Checks that the model takes images of all sizes, with the same parameters."""
-    evaluate.variable_shapes(config, model)
-    for size in config.data.progressive_sizes:
-        evaluate.check_size(config, model, size, "data.progressive_sizes")
-    if config.data.eval_size is not None:
-        evaluate.check_size(config, model, config.data.eval_size, "data.eval_size")
 
 
 def _train(
