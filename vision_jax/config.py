@@ -31,7 +31,9 @@ _CHOICES = {
     "optimizer.learning_rate_scaling": ("linear", "sqrt"),
     "loss.name": ("softmax", "sigmoid"),
     "distill.kind": ("soft", "hard"),
-    "guard.nonfinite": ("stop", "skip"),
+    "guard.nonfinite": ("stop", "skip", "rewind"),
+    "guard.spikes": ("stop", "skip", "rewind"),
+    "checkpoint.on_error": ("stop", "continue"),
 }
 # What tuples hold that do not hold numbers.
 _PATTERNS = ("optimizer.no_decay", "optimizer.no_clip_adaptive", "optimizer.frozen")
@@ -39,6 +41,8 @@ _PAIRS: dict[str, tuple[type | tuple[type, ...], str]] = {
     "optimizer.multipliers": (str, "(pattern, factor)"),
     "schedule.points": ((int, float), "(epoch, share of the peak)"),
 }
+# Fields that hold pairs of strings, and what these are.
+_STRING_PAIRS = {"mesh.rules": "(pattern, layout)"}
 _POSITIVE = (
     *("batch_size", "epochs", "total_steps", "model.num_classes", "data.image_size", "data.prefetch"),
     *("data.num_threads", "data.synthetic_train_examples", "data.synthetic_val_examples"),
@@ -49,6 +53,7 @@ _POSITIVE = (
     *("optimizer.clip_value", "optimizer.clip_adaptive", "schedule.every_epochs", "schedule.decay_epochs"),
     *("eval.every_epochs", "eval.every_steps", "eval.batch_size"),
     *("checkpoint.every_steps", "checkpoint.keep", "log.every_steps"),
+    *("mesh.fsdp_min_size", "guard.max_rewinds"),
 )
 _NOT_NEGATIVE = (
     *("seed", "optimizer.weight_decay", "model.bn_group_size", "data.num_workers", "data.max_bad_records"),
@@ -56,7 +61,7 @@ _NOT_NEGATIVE = (
     "schedule.cooldown_epochs",
     *("augment.mixup", "augment.cutmix", "augment.cutout", "augment.shift", "augment.col_out"),
     "augment.mix_group",
-    *("optimizer.weight_decay_end", "loss.auxiliary_weight", "ema_start_epochs"),
+    *("optimizer.weight_decay_end", "loss.auxiliary_weight", "ema_start_epochs", "watchdog_seconds"),
 )
 _PROBABILITIES = (
     *("augment.flip", "augment.color_jitter_prob", "augment.greyscale", "augment.solarize", "augment.blur"),
@@ -339,14 +344,17 @@ def default_config() -> ConfigDict:
     config.ema_warmup = False
 
     config.guard = guard = ConfigDict()
-    # A step whose loss or gradients are not finite: stop ends the training, skip leaves all but the step counter alone.
+    # A step whose loss or gradients are not finite: stop ends the training, skip leaves all but the step counter alone,
+    # rewind goes back to the last good checkpoint and on from there with the batches after this one.
     guard.nonfinite = "stop"
-    # Skip a step too whose loss or norm of gradients is so many standard deviations above the mean of the last
-    # `window` steps that were not skipped; None: none.
+    # The same for a step whose loss or norm of gradients is so many standard deviations above the mean of the last
+    # `window` steps that were not skipped; None: no step is.
+    guard.spikes = "skip"
     guard.spike_deviations = placeholder(float)
     guard.window = 128
-    # So many skipped steps in a row end the training.
+    # So many skipped steps in a row end the training, and so does the need to go back once more than this.
     guard.max_skips = 20
+    guard.max_rewinds = 3
 
     config.eval = evaluation = ConfigDict()
     # Epochs between evaluations; there is always one at the end. The state is saved before each.
@@ -365,19 +373,38 @@ def default_config() -> ConfigDict:
     checkpoint.keep = 2
     # The one that is best by this metric is kept too. Losses are best low, all else high.
     checkpoint.best_metric = "val/top1"
+    # When the storage fails (it is full, read-only or gone): stop ends the training; continue warns and tries again at
+    # the next checkpoint. A run whose last checkpoint cannot be saved fails in either case.
+    checkpoint.on_error = "stop"
 
     config.log = log = ConfigDict()
     # Steps between lines of metrics.jsonl.
     log.every_steps = 50
     # Write TensorBoard events too.
     log.tensorboard = True
+    # (first, last) of the steps that are profiled, into WORKDIR/profile; (): none. SIGUSR1 profiles the next ten.
+    log.profile_steps = ()
 
     # Where compiled programs are kept between runs; None: vision_jax's cache. An empty string: nowhere.
     config.compilation_cache = placeholder(str)
 
+    # End the process, with the stacks of all its threads, when no step ends for so long; compiling does not count.
+    # 0: never.
+    config.watchdog_seconds = 900.0
+
+    # Devices along each axis of the mesh; one of them may be -1: what is left. Batches are divided over data and fsdp.
     config.mesh = mesh = ConfigDict()
-    # Devices along each axis; -1: all that are left.
     mesh.data = -1
+    # Parameters, their averages and the optimizer's state are divided over this axis, if they have at least so many
+    # elements, along the largest dimension that it divides.
+    mesh.fsdp = 1
+    mesh.fsdp_min_size = 2**16
+    # Heads and hidden units of transformers are divided over this axis.
+    mesh.tensor = 1
+    # Pairs of a regular expression, found anywhere in paths such as blocks/0/mlp/fc1/kernel, and the layout of the
+    # last dimensions of such an array: axes, + between those of one dimension, - for one that is whole, as in
+    # "fsdp,tensor" or "-,fsdp+tensor". They go before the rules above; the first that fits counts.
+    mesh.rules = ()
 
     return config.lock()
 
@@ -570,6 +597,10 @@ def _check_items(path: str, items: list) -> Iterator[str]:
         for pair in items:
             if not (isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], first) and is_number(pair[1])):
                 yield f"{path} has {pair!r} in it; it takes pairs of {what}."
+    elif path in _STRING_PAIRS:
+        for pair in items:
+            if not (isinstance(pair, list) and len(pair) == 2 and all(isinstance(v, str) for v in pair)):
+                yield f"{path} has {pair!r} in it; it takes pairs of strings, {_STRING_PAIRS[path]}."
     elif not all(is_number(v) for v in items):
         yield f"{path} is {items!r}; it takes finite numbers."
 
