@@ -59,7 +59,7 @@ def make(config: ConfigDict) -> tuple[nn.Module, Callable, steps.TrainStep, obje
     model = models.create_model(config.model.name, dtype=evaluate.compute_dtype(config), **options)
     plan = config_lib.make_plan(config, 16)
     mesh = sharding.make_mesh(config, jax.devices()[:1])
-    initialize, train_step = train.make_functions(config, plan, model, mesh)
+    initialize, train_step, _ = train.make_functions(config, plan, model, mesh)
     teacher = None
     if config.distill.teacher is not None:
         theirs = evaluate.build_teacher(config, model.num_classes).model

@@ -15,13 +15,14 @@ import os
 import pathlib
 import platform
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.sharding import NamedSharding
 
 from vision_jax import sharding
 from vision_jax.errors import CheckpointError
@@ -49,9 +50,16 @@ def _digest(x: jax.Array) -> jax.Array:
     return jnp.sum(bits * ((position * jnp.uint32(2654435761)) | jnp.uint32(1)), dtype=jnp.uint32)
 
 
-@jax.jit
-def _digests(leaves: Sequence[jax.Array]) -> jax.Array:
-    return jnp.stack([_digest(leaf) for leaf in leaves])
+def _digests(leaves: Sequence[jax.Array]) -> np.ndarray:
+    """Returns the digest of each array, (n,) uint32, the same in all processes whatever the layouts."""
+    layout = leaves[0].sharding
+    whole = sharding.replicated(layout.mesh) if isinstance(layout, NamedSharding) else layout
+    return np.asarray(_digests_on(whole)(leaves))
+
+
+@functools.cache
+def _digests_on(layout: jax.sharding.Sharding) -> Callable[[Sequence[jax.Array]], jax.Array]:
+    return jax.jit(lambda leaves: jnp.stack([_digest(leaf) for leaf in leaves]), out_shardings=layout)
 
 
 def _named_leaves(tree: Any) -> dict[str, Any]:
@@ -63,7 +71,7 @@ def _named_leaves(tree: Any) -> dict[str, Any]:
 def _describe(tree: Any) -> dict[str, list[Any]]:
     """Returns [shape, dtype, digest] of each array, by name."""
     leaves = _named_leaves(tree)
-    digests = np.asarray(_digests(list(leaves.values())))
+    digests = _digests(list(leaves.values()))
     return {
         name: [list(leaf.shape), str(leaf.dtype), int(digest)]
         for (name, leaf), digest in zip(leaves.items(), digests, strict=True)

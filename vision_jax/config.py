@@ -762,10 +762,14 @@ def eval_resize(config: ConfigDict) -> int:
 
 def _check_batches(config: ConfigDict, num_devices: int) -> Iterator[str]:
     """Checks the batches against the devices."""
-    along_data = num_devices if config.mesh.data == -1 else config.mesh.data
-    if along_data != num_devices:
-        yield f"mesh.data is {config.mesh.data}, but there are {num_devices} devices: use that, or -1 for all."
+    from vision_jax import sharding  # here, because it imports JAX
+
+    try:
+        axes = sharding.mesh_axes(config, num_devices)
+    except ConfigError as error:
+        yield str(error)
         return
+    along_data = math.prod(axes[name] for name in sharding.BATCH_AXES)
     batches = {"batch_size": config.batch_size, "eval.batch_size": config.eval.batch_size}
     for path, batch_size in batches.items():
         if batch_size is not None and batch_size % along_data:

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vision_jax import config as config_lib
-from vision_jax import models, pretrained, sharding, steps, writers
+from vision_jax import models, partition, pretrained, sharding, steps, writers
 from vision_jax.checkpoint import Checkpointer, DamagedError, best_step
 from vision_jax.data.decode import EvalTransform
 from vision_jax.data.loader import Prefetcher
@@ -209,7 +209,7 @@ class Evaluator:
             shape = (size, size, self._config.data.channels)
             abstract = sharding.abstract_batch(self._mesh, self._batch_size, shape)
             start = time.perf_counter()
-            self._compiled = self._step.lower(variables, abstract).compile()
+            self._compiled = sharding.compile_on(self._mesh, self._step, variables, abstract)
             log.info("The evaluation step was compiled in %.1f s.", time.perf_counter() - start)
         rows = sharding.local_rows(self._mesh, self._batch_size)
         batches = self._order.num_batches
@@ -383,7 +383,7 @@ def restore_model(
         checkpointer: of the checkpoints.
         step: which of them.
         config: describes the model.
-        mesh: whose devices get the arrays, all of them everything.
+        mesh: what the arrays are laid out on, as in training.
 
     Returns:
         the module, and its variables by prefix: "" the weights, and "ema_" their moving averages, if there are any.
@@ -398,7 +398,8 @@ def restore_model(
     item = {"step": jax.ShapeDtypeStruct((), jnp.int32), **shapes}
     if any(name.startswith("model/ema/") for name in about["arrays"]):
         item["ema"] = shapes
-    restored = checkpointer.restore_item(step, "model", sharding.abstract(item, sharding.replicated(mesh)))
+    layouts = partition.layouts(partition.make_rules(config, mesh), mesh, shapes["params"], item)
+    restored = checkpointer.restore_item(step, "model", sharding.abstract(item, layouts))
     variables = {"": {name: restored[name] for name in shapes}}
     if "ema" in restored:
         variables["ema_"] = restored["ema"]
@@ -423,7 +424,8 @@ def evaluate_pretrained(config: ConfigDict, *, should_stop: Callable[[], bool] =
         model = build_model(config, source.num_classes)
         check_sizes(config, model, train=False)
         variables = load_pretrained(config, model.num_classes, classifier_seed=None)
-        variables = jax.device_put(variables, sharding.replicated(mesh))
+        layouts = partition.layouts(partition.make_rules(config, mesh), mesh, variables["params"], variables)
+        variables = jax.device_put(variables, layouts)
         return Evaluator(config, mesh, model, source)({"": variables}, should_stop=should_stop)
 
 

@@ -3,16 +3,22 @@
 Everything is one program over one mesh with named axes (axis types Auto): the compiler inserts the communication.
 """
 
+import collections
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from vision_jax.errors import ConfigError
+
+# From the one that may cross the slowest network to the one that needs the fastest.
+AXES = ("data", "fsdp", "tensor")
+BATCH_AXES = ("data", "fsdp")
 
 
 def initialize_distributed(coordinator_address: str | None, num_processes: int | None, process_id: int | None) -> bool:
@@ -49,11 +55,70 @@ def wait_for_all(what: str) -> None:
         multihost_utils.sync_global_devices(f"vision_jax: {what}")
 
 
+def mesh_axes(config: ConfigDict, num_devices: int) -> dict[str, int]:
+    """Returns the sizes of the axes of the mesh, from the slowest network to the fastest, with -1 filled in.
+
+    Raises:
+        ConfigError: if they do not make up the devices.
+    """
+    sizes = {name: config.mesh[name] for name in AXES}
+    text = ", ".join(f"mesh.{name}={size}" for name, size in sizes.items())
+    left = [name for name, size in sizes.items() if size == -1]
+    if len(left) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
+        raise ConfigError(f"{text}: sizes are positive, and one of them may be -1, for what is left.")
+    given = math.prod(size for size in sizes.values() if size != -1)
+    if left and num_devices % given == 0:
+        return sizes | {left[0]: num_devices // given}
+    if left or given != num_devices:
+        raise ConfigError(
+            f"{text} make {'a multiple of ' if left else ''}{given} devices, but there are {num_devices}: "
+            + ("make the sizes divide them." if left else "give one of the axes -1, for what is left.")
+        )
+    return sizes
+
+
 def make_mesh(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Returns the mesh that `config.mesh` describes, of all devices unless some are given."""
+    """Returns the mesh that `config.mesh` describes, of all devices unless some are given.
+
+    Where devices are in several slices of TPUs, or several hosts with GPUs, the last axes stay within one as far as they
+    fit: they communicate the most.
+    """
     devices = jax.devices() if devices is None else devices
-    size = len(devices) if config.mesh.data == -1 else config.mesh.data
-    return jax.make_mesh((size,), ("data",), axis_types=(AxisType.Auto,), devices=devices)
+    axes = mesh_axes(config, len(devices))
+    shape = tuple(axes.values())
+    granules = collections.Counter(_granule(device) for device in devices)
+    if len(granules) == 1 or len(set(granules.values())) > 1:
+        return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    within, across = split_axes(shape, len(granules))
+    array = mesh_utils.create_hybrid_device_mesh(
+        within, across, devices, process_is_granule=not hasattr(devices[0], "slice_index")
+    )
+    return Mesh(array, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _granule(device: jax.Device) -> int:
+    """Returns the number of the slice, or else of the host process, within which communication is fast."""
+    return getattr(device, "slice_index", device.process_index)
+
+
+def split_axes(shape: Sequence[int], granules: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Splits the sizes of axes into those within a granule (a slice or host) and those across: the first axes cross.
+
+    Raises:
+        ConfigError: if granules do not divide the first axes.
+    """
+    across = []
+    left = granules
+    for size in shape:
+        factor = math.gcd(size, left)
+        across.append(factor)
+        left //= factor
+    if left > 1:
+        raise ConfigError(
+            f"A mesh of {' x '.join(map(str, shape))} devices cannot be made of {granules} slices or hosts of "
+            f"{math.prod(shape) // granules}: choose axes that are multiples or divisors of these."
+        )
+    return tuple(size // factor for size, factor in zip(shape, across, strict=True)), tuple(across)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -62,13 +127,17 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def along_batch(mesh: Mesh) -> NamedSharding:
-    """Returns the layout of batches: the first dimension is divided over the `data` axis."""
-    return NamedSharding(mesh, PartitionSpec("data"))
+    """Returns the layout of batches: the first dimension is divided over the axes `data` and `fsdp`."""
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
-def abstract(tree: Any, sharding: NamedSharding) -> Any:
-    """Returns the tree with shapes, dtypes and the given layout in place of arrays."""
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
+def abstract(tree: Any, layout: Any) -> Any:
+    """Returns the tree with shapes, dtypes and layouts in place of arrays.
+
+    `layout` is one for all, or a tree of one for each.
+    """
+    layouts = jax.tree.map(lambda _: layout, tree) if isinstance(layout, NamedSharding) else layout
+    return jax.tree.map(lambda x, y: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=y), tree, layouts)
 
 
 def abstract_batch(
@@ -86,6 +155,12 @@ def abstract_batch(
     if replaces:
         batch["replaced"] = jax.ShapeDtypeStruct((batch_size,), np.float32)
     return abstract(batch, along_batch(mesh))
+
+
+def compile_on(mesh: Mesh, jitted: Any, *arguments: Any) -> jax.stages.Compiled:
+    """Compiles a jitted function for arguments, or their shapes and layouts, with `mesh` as the mesh in use."""
+    with jax.set_mesh(mesh):
+        return jitted.lower(*arguments).compile()
 
 
 def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:

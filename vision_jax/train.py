@@ -24,7 +24,7 @@ from clu import parameter_overview
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from vision_jax import augment, evaluate, losses, optim, sharding, steps, writers
+from vision_jax import augment, evaluate, losses, optim, partition, sharding, steps, writers
 from vision_jax import config as config_lib
 from vision_jax.checkpoint import Checkpointer
 from vision_jax.config import Plan
@@ -120,8 +120,7 @@ def _train(
 ) -> TrainState:
     """Does what `train_and_evaluate` says, once its input has been checked."""
     mesh = sharding.make_mesh(config)
-    initialize, train_step = make_functions(config, plan, model, mesh)
-    abstract_state = sharding.abstract(jax.eval_shape(initialize), sharding.replicated(mesh))
+    initialize, train_step, abstract_state = make_functions(config, plan, model, mesh)
     _log_run(config, plan, abstract_state, len(train_source), len(val_source))
     scores = evaluate.scores_by_step(workdir, config.checkpoint.best_metric)
     with Checkpointer(workdir / "checkpoints", keep=config.checkpoint.keep, scores=scores) as checkpointer:
@@ -223,24 +222,30 @@ def _loop(
 
 def make_functions(
     config: ConfigDict, plan: Plan, model: nn.Module, mesh: Mesh
-) -> tuple[Callable[..., TrainState], steps.TrainStep]:
-    """Returns the pure functions of a run.
+) -> tuple[Callable[..., TrainState], steps.TrainStep, TrainState]:
+    """Returns the pure functions of a run, and its state with shapes, dtypes and layouts in place of arrays.
 
     Returns:
         what gives the state before the first step, of the variables that training starts from if it does not start
-        from random ones; and the training step.
+        from random ones; the training step; and the abstract state.
+
+    Raises:
+        ConfigError: if `mesh.rules` do not fit the model.
     """
     schedule, optimizer = make_schedule(config, plan), make_optimizer(config, plan)
+    create = functools.partial(
+        create_state,
+        model,
+        optimizer,
+        evaluate.image_shape(config),
+        seed=config.seed,
+        ema=config.ema_decay is not None,
+    )
+    shapes = jax.eval_shape(create)
+    layouts = partition.layouts(partition.make_rules(config, mesh), mesh, shapes.params, shapes)
     initialize = jax.jit(
-        lambda variables=None: create_state(
-            model,
-            optimizer,
-            evaluate.image_shape(config),
-            seed=config.seed,
-            ema=config.ema_decay is not None,
-            variables=variables,
-        ),
-        out_shardings=sharding.replicated(mesh),
+        lambda variables=None: create(variables=variables),
+        out_shardings=layouts,
         # It runs once: on CPUs, optimizing it would take longer than all of a short training.
         compiler_options={"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None,
     )
@@ -269,7 +274,7 @@ def make_functions(
         sam_rho=config.optimizer.sam_rho,
         sam_every=config.optimizer.sam_every,
     )
-    return initialize, train_step
+    return initialize, train_step, sharding.abstract(shapes, layouts)
 
 
 def make_schedule(config: ConfigDict, plan: Plan) -> optax.Schedule:
@@ -373,20 +378,21 @@ def compile_steps(
     for size in sizes:
         shape = (size, size, config.data.channels)
         batch = sharding.abstract_batch(mesh, config.batch_size, shape, replaces=config.data.max_bad_records > 0)
-        compiled[size] = compile_step(train_step, abstract_state, batch, teacher)
+        compiled[size] = compile_step(mesh, train_step, abstract_state, batch, teacher)
     return lambda state, batch: compiled[batch["image"].shape[1]](state, batch, teacher)
 
 
-def compile_step(train_step: steps.TrainStep, abstract_state: TrainState, abstract_batch: Any, teacher: Any) -> Any:
+def compile_step(
+    mesh: Mesh, train_step: steps.TrainStep, abstract_state: TrainState, abstract_batch: Any, teacher: Any
+) -> Any:
     """Compiles the training step ahead of time, and logs what that took and what the step will take.
 
     The state is donated: the new one takes its memory.
     """
     start = time.perf_counter()
-    shardings = jax.tree.map(lambda x: x.sharding, abstract_state)
-    scalar = jax.tree.leaves(shardings)[0]
-    jitted = jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, scalar))
-    compiled = jitted.lower(abstract_state, abstract_batch, teacher).compile()
+    layouts = jax.tree.map(lambda x: x.sharding, abstract_state)
+    jitted = jax.jit(train_step, donate_argnums=0, out_shardings=(layouts, sharding.replicated(mesh)))
+    compiled = sharding.compile_on(mesh, jitted, abstract_state, abstract_batch, teacher)
     cost, memory = compiled.cost_analysis() or {}, compiled.memory_analysis()
     parts = [f"The training step was compiled in {time.perf_counter() - start:.1f} s"]
     if "flops" in cost:

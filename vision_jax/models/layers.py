@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 
 from vision_jax.config import closest
 from vision_jax.errors import ConfigError
@@ -238,6 +239,19 @@ def maybe_remat(block: type[nn.Module], remat: bool | str | None) -> type[nn.Mod
     if policy not in _REMAT_POLICIES:
         raise ConfigError(f"remat is {remat!r}: {closest(str(remat), list(_REMAT_POLICIES))}")
     return nn.remat(block, static_argnums=(2,), policy=_REMAT_POLICIES[policy])
+
+
+def over_tensor_axis(x: jax.Array, dimension: int) -> jax.Array:
+    """Divides a dimension over the axis `tensor` of the mesh in use (`jax.set_mesh`); x itself where that cannot be.
+
+    How the other dimensions are divided is left to the compiler.
+    """
+    size = jax.sharding.get_abstract_mesh().shape.get("tensor", 1)
+    if size == 1 or x.shape[dimension] % size:
+        return x
+    spec: list[Any] = [PartitionSpec.UNCONSTRAINED] * x.ndim
+    spec[dimension] = "tensor"
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
 
 
 class BatchNorm(nn.Module):

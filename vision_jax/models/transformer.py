@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vision_jax.models.layers import dense_init, transformer_init
+from vision_jax.models.layers import dense_init, over_tensor_axis, transformer_init
 
 
 class _Projection(nn.Module):
@@ -83,6 +83,32 @@ class Mlp(nn.Module):
         y = nn.Dropout(self.drop_rate)(y, deterministic=not train)
         y = dense(x.shape[-1], name="fc2")(y)
         return nn.Dropout(self.drop_rate)(y, deterministic=not train)
+
+
+class QueryKeyValue(nn.Module):
+    """The dense layer that makes queries, keys and values of features, (..., in_features).
+
+    Where the mesh in use (`jax.set_mesh`) has an axis `tensor`, heads are divided over it. Its kernel is one matrix, as
+    timm has it, in which the heads of a device do not lie beside each other: the kernel is laid out anew for the product,
+    which moves fewer bytes than doing so with the product.
+
+    Attributes:
+        num_heads: of each of the three; they divide `in_features` among themselves.
+        dtype: what it computes in.
+    """
+
+    num_heads: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Returns (..., 3, num_heads, in_features / num_heads)."""
+        features = x.shape[-1]
+        kernel = self.param("kernel", transformer_init, (features, 3 * features), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (3 * features,), jnp.float32)
+        shape = (3, self.num_heads, features // self.num_heads)
+        kernel = over_tensor_axis(kernel.astype(self.dtype).reshape(features, *shape), 2)
+        return jnp.tensordot(x.astype(self.dtype), kernel, axes=1) + bias.astype(self.dtype).reshape(shape)
 
 
 class LayerScale(nn.Module):

@@ -17,7 +17,7 @@ from vision_jax.errors import ConfigError
 from vision_jax.models import registry
 from vision_jax.models.layers import ImageModel, drop_path_rates, global_mean, maybe_remat, transformer_init
 from vision_jax.models.registry import HALVES, InputSpec
-from vision_jax.models.transformer import LayerScale, Mlp, PatchEmbed
+from vision_jax.models.transformer import LayerScale, Mlp, PatchEmbed, QueryKeyValue
 from vision_jax.models.vit_weights import from_big_vision, resample, to_torchvision
 
 
@@ -37,8 +37,7 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         batch, tokens, features = x.shape
-        qkv = nn.Dense(3 * features, dtype=self.dtype, kernel_init=transformer_init, name="qkv")(x)
-        qkv = qkv.reshape(batch, tokens, 3, self.num_heads, features // self.num_heads)
+        qkv = QueryKeyValue(self.num_heads, self.dtype, name="qkv")(x)
         x = jax.nn.dot_product_attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]).reshape(batch, tokens, features)
         x = nn.Dense(features, dtype=self.dtype, kernel_init=transformer_init, name="proj")(x)
         return nn.Dropout(self.drop_rate)(x, deterministic=not train)

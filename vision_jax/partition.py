@@ -1,0 +1,168 @@
+"""Which dimensions of which arrays are divided over which axes of the mesh: rules, as data.
+
+A layout is text such as "fsdp,tensor", or "-,fsdp+tensor": one word for each of an array's last dimensions, with + between
+the axes that divide one dimension, and - for a dimension that is whole. Dimensions before those are whole, which makes the
+same rule hold for blocks that a scan has stacked.
+
+For each array, the first of these that fits decides:
+
+1. `config.mesh.rules`, patterns found in the path of a parameter, with the whole layout.
+2. `TENSOR_RULES`, if the mesh has a tensor axis: heads and hidden units are divided, as in Megatron-LM (Shoeybi et al.
+   2019, arXiv:1909.08053). A dimension that the axis does not divide stays whole. Then the next rule goes on with what is whole.
+3. With an fsdp axis, arrays of at least `config.mesh.fsdp_min_size` elements are divided along the largest dimension that the
+   axis divides, as ZeRO does at its third stage (Rajbhandari et al. 2019, arXiv:1910.02054).
+
+All else is on every device. Averages and the optimizer's state are laid out as the parameters that they belong to.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
+
+from vision_jax.errors import ConfigError
+from vision_jax.optim import masks
+
+# The product with qkv's kernel moves to heads by itself, in `models.vit`; what is stored is divided along its input.
+TENSOR_RULES = (
+    (r"^blocks/(\d+/)?attn/(qkv|proj)/kernel$", "tensor,-"),
+    (r"mlp(_tokens|_channels)?/fc1/kernel$", "-,tensor"),
+    (r"mlp(_tokens|_channels)?/fc1/bias$", "tensor"),
+    (r"mlp(_tokens|_channels)?/fc2/kernel$", "tensor,-"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Rules:
+    """What decides on layouts; see the top of this file.
+
+    Attributes:
+        axes: size of each axis of the mesh.
+        given: (pattern, layout), which go before all others.
+        min_size: of arrays that are divided over fsdp, in elements.
+    """
+
+    axes: Mapping[str, int]
+    given: tuple[tuple[str, str], ...] = ()
+    min_size: int = 2**16
+
+    def spec(self, path: str, shape: tuple[int, ...]) -> PartitionSpec:
+        """Returns the layout of one parameter.
+
+        Raises:
+            ConfigError: if a layout that was given does not fit it.
+        """
+        for pattern, layout in self.given:
+            if re.search(pattern, path):
+                return self._as_given(pattern, layout, path, shape)
+        dimensions: list[str | None] = [None] * len(shape)
+        if self.axes.get("tensor", 1) > 1:
+            layout = next((layout for pattern, layout in TENSOR_RULES if re.search(pattern, path)), "")
+            words = layout.split(",") if layout else []
+            for i, word in enumerate(words, len(shape) - len(words)):
+                if word == "tensor" and shape[i] % self.axes["tensor"] == 0:
+                    dimensions[i] = "tensor"
+        self._divide_over_fsdp(dimensions, shape)
+        return PartitionSpec(*dimensions) if any(dimensions) else PartitionSpec()
+
+    def _divide_over_fsdp(self, dimensions: list[str | None], shape: tuple[int, ...]) -> None:
+        """Gives the largest whole dimension to the fsdp axis, if the array is large and the axis divides it."""
+        size = self.axes.get("fsdp", 1)
+        if size == 1 or math.prod(shape) < self.min_size:
+            return
+        free = [i for i, name in enumerate(dimensions) if name is None and shape[i] % size == 0]
+        if free:
+            dimensions[max(free, key=lambda i: shape[i])] = "fsdp"
+
+    def _as_given(self, pattern: str, layout: str, path: str, shape: tuple[int, ...]) -> PartitionSpec:
+        """Returns the layout that a rule of the configuration says."""
+        words = parse_layout(layout, tuple(self.axes))
+        if len(words) > len(shape):
+            raise ConfigError(
+                f"mesh.rules: {pattern!r} has a layout of {len(words)} dimensions, {layout!r}, and matches {path}, which "
+                f"has {len(shape)}: tie the pattern to the paths that are meant, with ^ and $."
+            )
+        for size, axes in zip(shape[len(shape) - len(words) :], words, strict=True):
+            number = math.prod(self.axes[axis] for axis in axes)
+            if size % number:
+                raise ConfigError(
+                    f"mesh.rules: {layout!r}, of the pattern {pattern!r}, divides a dimension of {size} by {number}, in "
+                    f"{path} of shape {shape}: give that dimension other axes, or - to keep it whole."
+                )
+        whole = [None] * (len(shape) - len(words))
+        return PartitionSpec(*whole, *(axes if len(axes) > 1 else axes[0] if axes else None for axes in words))
+
+
+def parse_layout(layout: str, axes: Sequence[str]) -> list[tuple[str, ...]]:
+    """Returns, for each dimension of a layout in words, the axes that divide it.
+
+    Raises:
+        ConfigError: if an axis is unknown or used twice.
+    """
+    words = [() if word.strip() == "-" else tuple(word.strip().split("+")) for word in layout.split(",")]
+    names = [name for word in words for name in word]
+    if unknown := [name for name in names if name not in axes]:
+        raise ConfigError(f"mesh.rules: {layout!r} names the axis {unknown[0]!r}; there are {', '.join(axes)}, and -.")
+    if len(set(names)) < len(names):
+        raise ConfigError(f"mesh.rules: {layout!r} uses an axis twice; it can divide one dimension alone.")
+    return words
+
+
+def make_rules(config: ConfigDict, mesh: Mesh) -> Rules:
+    """Returns the rules that the configuration gives for a mesh."""
+    given = tuple((pattern, layout) for pattern, layout in config.mesh.rules)
+    return Rules(dict(mesh.shape), given, config.mesh.fsdp_min_size)
+
+
+def layouts(rules: Rules, mesh: Mesh, params: Any, tree: Any) -> Any:
+    """Returns the layout of each array of a tree, such as a TrainState.
+
+    Args:
+        rules: decide on the layout of parameters.
+        mesh: what they are laid out on.
+        params: the parameters, or their shapes.
+        tree: any pytree of arrays or shapes. What has the shape of a parameter, and its path at the end of its own,
+            is laid out as it is; other arrays as if they were parameters of no rule.
+
+    Returns:
+        the tree with NamedShardings in place of arrays.
+
+    Raises:
+        ConfigError: if a pattern of the configuration matches no parameter, or its layout does not fit.
+    """
+    shapes = {masks.path_string(path): x.shape for path, x in jax.tree_util.tree_leaves_with_path(params)}
+    for pattern, _ in rules.given:
+        if not any(re.search(pattern, path) for path in shapes):
+            raise ConfigError(
+                f"mesh.rules: the pattern {pattern!r} matches no parameter; there are such as {next(iter(shapes))}."
+            )
+    specs = {path: rules.spec(path, shape) for path, shape in shapes.items()}
+    others = dataclasses.replace(rules, given=())
+
+    def layout(path: Any, x: Any) -> NamedSharding:
+        parts = masks.path_string(path).split("/")
+        ends = ("/".join(parts[i:]) for i in range(len(parts)))
+        owner = next((end for end in ends if shapes.get(end) == x.shape), None)
+        return NamedSharding(mesh, specs[owner] if owner is not None else others.spec("", x.shape))
+
+    return jax.tree_util.tree_map_with_path(layout, tree)
+
+
+def bytes_per_device(tree: Any) -> int:
+    """Returns how many bytes of a tree of arrays, or of shapes with layouts, one device holds."""
+    return sum(
+        math.prod(x.sharding.shard_shape(x.shape)) * np.dtype(x.dtype).itemsize for x in jax.tree.leaves(tree)
+    )
+
+
+def format_spec(spec: PartitionSpec, ndim: int) -> str:
+    """Returns a layout in words, one for each dimension."""
+    entries = [*spec, *[None] * (ndim - len(spec))]
+    words = ["-" if entry is None else entry if isinstance(entry, str) else "+".join(entry) for entry in entries]
+    return ",".join(words)
