@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-from jax.sharding import NamedSharding
+from jax.sharding import NamedSharding, PartitionSpec
 
 from vision_jax import sharding
 from vision_jax.errors import CheckpointError
@@ -53,8 +53,9 @@ def _digest(x: jax.Array) -> jax.Array:
 def _digests(leaves: Sequence[jax.Array]) -> np.ndarray:
     """Returns the digest of each array, (n,) uint32, the same in all processes whatever the layouts."""
     layout = leaves[0].sharding
-    whole = sharding.replicated(layout.mesh) if isinstance(layout, NamedSharding) else layout
-    return np.asarray(_digests_on(whole)(leaves))
+    if isinstance(layout, NamedSharding):
+        layout = NamedSharding(layout.mesh, PartitionSpec())
+    return np.asarray(_digests_on(layout)(leaves))
 
 
 @functools.cache

@@ -769,7 +769,7 @@ def _check_batches(config: ConfigDict, num_devices: int) -> Iterator[str]:
     except ConfigError as error:
         yield str(error)
         return
-    along_data = math.prod(axes[name] for name in sharding.BATCH_AXES)
+    along_data = axes["data"] * axes["fsdp"]
     batches = {"batch_size": config.batch_size, "eval.batch_size": config.eval.batch_size}
     for path, batch_size in batches.items():
         if batch_size is not None and batch_size % along_data:

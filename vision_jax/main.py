@@ -99,9 +99,10 @@ def run() -> int:
 def _dry_run(config: ConfigDict) -> int:
     import jax
 
-    from vision_jax import train
+    from vision_jax import dry_run
 
-    text = train.dry_run(config)
+    _enable_compilation_cache(config.compilation_cache)
+    text = dry_run.describe(config)
     if jax.process_index() == 0:
         print(text)
     return 0

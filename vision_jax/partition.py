@@ -1,16 +1,16 @@
 """Which dimensions of which arrays are divided over which axes of the mesh: rules, as data.
 
-A layout is text such as "fsdp,tensor", or "-,fsdp+tensor": one word for each of an array's last dimensions, with + between
-the axes that divide one dimension, and - for a dimension that is whole. Dimensions before those are whole, which makes the
-same rule hold for blocks that a scan has stacked.
+A layout is text such as "fsdp,tensor", or "-,fsdp+tensor": one word for each of an array's last dimensions, with +
+between the axes that divide one dimension, and - for a dimension that is whole. Dimensions before those are whole, so
+that the same rule holds for blocks that a scan has stacked.
 
-For each array, the first of these that fits decides:
+The layout of a parameter is that of
 
-1. `config.mesh.rules`, patterns found in the path of a parameter, with the whole layout.
-2. `TENSOR_RULES`, if the mesh has a tensor axis: heads and hidden units are divided, as in Megatron-LM (Shoeybi et al.
-   2019, arXiv:1909.08053). A dimension that the axis does not divide stays whole. Then the next rule goes on with what is whole.
-3. With an fsdp axis, arrays of at least `config.mesh.fsdp_min_size` elements are divided along the largest dimension that the
-   axis divides, as ZeRO does at its third stage (Rajbhandari et al. 2019, arXiv:1910.02054).
+1. the first of `config.mesh.rules` whose pattern is found in its path; or else
+2. the first of `TENSOR_RULES` that is, if the mesh has a tensor axis: heads and hidden units are divided, as in
+   Megatron-LM (Shoeybi et al. 2019, arXiv:1909.08053), unless the axis does not divide the dimension; and
+3. with an fsdp axis, parameters of at least `config.mesh.fsdp_min_size` elements are divided along the largest dimension
+   that is whole and that the axis divides, as in the third stage of ZeRO (Rajbhandari et al. 2019, arXiv:1910.02054).
 
 All else is on every device. Averages and the optimizer's state are laid out as the parameters that they belong to.
 """
@@ -29,7 +29,7 @@ from ml_collections import ConfigDict
 from vision_jax.errors import ConfigError
 from vision_jax.optim import masks
 
-# The product with qkv's kernel moves to heads by itself, in `models.vit`; what is stored is divided along its input.
+# For its product with the features, qkv's kernel is divided by heads; see `QueryKeyValue` in models/transformer.py.
 TENSOR_RULES = (
     (r"^blocks/(\d+/)?attn/(qkv|proj)/kernel$", "tensor,-"),
     (r"mlp(_tokens|_channels)?/fc1/kernel$", "-,tensor"),
@@ -85,15 +85,15 @@ class Rules:
         words = parse_layout(layout, tuple(self.axes))
         if len(words) > len(shape):
             raise ConfigError(
-                f"mesh.rules: {pattern!r} has a layout of {len(words)} dimensions, {layout!r}, and matches {path}, which "
-                f"has {len(shape)}: tie the pattern to the paths that are meant, with ^ and $."
+                f"mesh.rules: the layout {layout!r} of the pattern {pattern!r} has {len(words)} dimensions, and {path}, "
+                f"which it matches, has {len(shape)}: tie the pattern to the paths that are meant, with ^ and $."
             )
         for size, axes in zip(shape[len(shape) - len(words) :], words, strict=True):
             number = math.prod(self.axes[axis] for axis in axes)
             if size % number:
                 raise ConfigError(
-                    f"mesh.rules: {layout!r}, of the pattern {pattern!r}, divides a dimension of {size} by {number}, in "
-                    f"{path} of shape {shape}: give that dimension other axes, or - to keep it whole."
+                    f"mesh.rules: the layout {layout!r} of the pattern {pattern!r} divides a dimension of {size} by "
+                    f"{number}, in {path} of shape {shape}: give that dimension other axes, or - to keep it whole."
                 )
         whole = [None] * (len(shape) - len(words))
         return PartitionSpec(*whole, *(axes if len(axes) > 1 else axes[0] if axes else None for axes in words))
@@ -156,9 +156,7 @@ def layouts(rules: Rules, mesh: Mesh, params: Any, tree: Any) -> Any:
 
 def bytes_per_device(tree: Any) -> int:
     """Returns how many bytes of a tree of arrays, or of shapes with layouts, one device holds."""
-    return sum(
-        math.prod(x.sharding.shard_shape(x.shape)) * np.dtype(x.dtype).itemsize for x in jax.tree.leaves(tree)
-    )
+    return sum(math.prod(x.sharding.shard_shape(x.shape)) * np.dtype(x.dtype).itemsize for x in jax.tree.leaves(tree))
 
 
 def format_spec(spec: PartitionSpec, ndim: int) -> str:

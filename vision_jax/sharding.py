@@ -80,8 +80,8 @@ def mesh_axes(config: ConfigDict, num_devices: int) -> dict[str, int]:
 def make_mesh(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Returns the mesh that `config.mesh` describes, of all devices unless some are given.
 
-    Where devices are in several slices of TPUs, or several hosts with GPUs, the last axes stay within one as far as they
-    fit: they communicate the most.
+    Where devices are in several slices of TPUs, or several hosts with GPUs, the last axes stay within one as far as
+    they fit: they communicate the most.
     """
     devices = jax.devices() if devices is None else devices
     axes = mesh_axes(config, len(devices))
@@ -129,6 +129,11 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def along_batch(mesh: Mesh) -> NamedSharding:
     """Returns the layout of batches: the first dimension is divided over the axes `data` and `fsdp`."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def batch_shards(mesh: Mesh) -> int:
+    """Returns the number of parts that a batch is divided into."""
+    return math.prod(mesh.shape[name] for name in BATCH_AXES)
 
 
 def abstract(tree: Any, layout: Any) -> Any:

@@ -67,7 +67,7 @@ def train_and_evaluate(
         with Preemption() as preemption:
             return train_and_evaluate(config, workdir, allow_config_change=allow_config_change, preemption=preemption)
     workdir = pathlib.Path(workdir)
-    config, plan, model, train_source, val_source = _check_input(config)
+    config, plan, model, train_source, val_source = check_input(config)
     is_first = jax.process_index() == 0
     with (
         closing(train_source, val_source),
@@ -77,7 +77,7 @@ def train_and_evaluate(
         return _train(config, workdir, plan, model, train_source, val_source, preemption)
 
 
-def _check_input(config: ConfigDict) -> tuple[ConfigDict, Plan, nn.Module, Source, Source]:
+def check_input(config: ConfigDict) -> tuple[ConfigDict, Plan, nn.Module, Source, Source]:
     """Returns the resolved configuration and what follows from it and the data, after checking all of it."""
     config = config_lib.resolve(config)
     config_lib.validate(config, jax.device_count())
@@ -89,24 +89,6 @@ def _check_input(config: ConfigDict) -> tuple[ConfigDict, Plan, nn.Module, Sourc
     if (weights := len(config.loss.class_weights)) not in (0, model.num_classes):
         raise ConfigError(f"loss.class_weights has {weights} values, and there are {model.num_classes} classes.")
     return config, plan, model, train_source, val_source
-
-
-def dry_run(config: ConfigDict) -> str:
-    """Returns, as text, what a training would be: its length, its learning rates, and what holds for each parameter.
-
-    All that a training checks of its input is checked; nothing is computed or written.
-
-    Raises:
-        ConfigError, DataError: for input that cannot work.
-    """
-    config, plan, model, train_source, val_source = _check_input(config)
-    with closing(train_source, val_source):
-        summary = _summary(config, plan, len(train_source), len(val_source))
-    rows = make_rules(config).table(evaluate.variable_shapes(config, model)["params"])
-    schedule = make_schedule(config, plan)
-    last = plan.total_steps - 1
-    lines = [f"  {step:>10}{float(schedule(step)):14.6g}" for step in sorted({0, plan.warmup_steps, last // 2, last})]
-    return "\n".join([summary, f"  {'step':>10}{'learning rate':>14}", *lines, "", optim.format_table(rows)])
 
 
 def _train(
@@ -413,10 +395,10 @@ def _log_run(config: ConfigDict, plan: Plan, state: TrainState, num_train: int, 
     )
     devices = jax.devices()
     log.info("Devices: %d x %s, in %d processes.", len(devices), devices[0].device_kind, jax.process_count())
-    log.info("%s", _summary(config, plan, num_train, num_val))
+    log.info("%s", summarize(config, plan, num_train, num_val))
 
 
-def _summary(config: ConfigDict, plan: Plan, num_train: int, num_val: int) -> str:
+def summarize(config: ConfigDict, plan: Plan, num_train: int, num_val: int) -> str:
     """Returns a sentence on the length of a training and its learning rate."""
     rate = f"{plan.learning_rate:.6g}"
     if (reference := config.optimizer.learning_rate_batch_size) is not None:

@@ -88,9 +88,9 @@ class Mlp(nn.Module):
 class QueryKeyValue(nn.Module):
     """The dense layer that makes queries, keys and values of features, (..., in_features).
 
-    Where the mesh in use (`jax.set_mesh`) has an axis `tensor`, heads are divided over it. Its kernel is one matrix, as
-    timm has it, in which the heads of a device do not lie beside each other: the kernel is laid out anew for the product,
-    which moves fewer bytes than doing so with the product.
+    Where the mesh in use (`jax.set_mesh`) has an axis `tensor`, heads are divided over it. The kernel is one matrix, as
+    timm has it, in which the heads of one device do not lie beside each other: it is laid out anew for the product,
+    which moves fewer bytes than doing so with the result.
 
     Attributes:
         num_heads: of each of the three; they divide `in_features` among themselves.

@@ -7,7 +7,7 @@ and so on, so that the same rules hold for a model built either way.
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -264,10 +264,14 @@ def _block_paths(path: str, shape: Sequence[int]) -> list[str]:
     return [f"blocks/{i}/{rest}" for i in range(shape[0])]
 
 
-def format_table(rows: Sequence[Row]) -> str:
-    """Returns the rows as aligned text, one a line, and below them how many parameters train and decay."""
-    lines = [("parameter", "shape", "decay", "learning rate", "layer")]
-    for row in rows:
+def format_table(rows: Sequence[Row], more: Mapping[str, Sequence[str]] | None = None) -> str:
+    """Returns the rows as aligned text, one a line, and below them how many parameters train and decay.
+
+    `more` has the cells of further columns, by their headings.
+    """
+    more = more or {}
+    lines = [("parameter", "shape", "decay", "learning rate", "layer", *more)]
+    for row, further in zip(rows, zip(*more.values(), strict=True) if more else [()] * len(rows), strict=True):
         numbers = row.multiplier if isinstance(row.multiplier, tuple) else (row.multiplier,)
         layers = row.layer if isinstance(row.layer, tuple) else (row.layer,)
         lines.append(
@@ -277,6 +281,7 @@ def format_table(rows: Sequence[Row]) -> str:
                 "yes" if row.decays else "no",
                 "frozen" if row.frozen else " to ".join(f"x {x:.4g}" for x in dict.fromkeys((numbers[0], numbers[-1]))),
                 "" if layers[0] is None else " to ".join(str(x) for x in dict.fromkeys((layers[0], layers[-1]))),
+                *further,
             )
         )
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]

@@ -1,0 +1,79 @@
+"""What a training would be, as text, without training: `--mode=dry_run`."""
+
+import math
+
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from vision_jax import optim, partition, sharding, steps, train
+from vision_jax.config import Plan
+from vision_jax.data.sources import closing
+from vision_jax.state import TrainState
+
+
+def describe(config: ConfigDict) -> str:
+    """Returns the length of a training, its learning rates, what holds for each parameter, and what a step takes.
+
+    All that a training checks of its input is checked, and the step is compiled; nothing is trained or written.
+
+    Raises:
+        ConfigError, DataError: for input that cannot work.
+    """
+    config, plan, model, train_source, val_source = train.check_input(config)
+    with closing(train_source, val_source):
+        summary = train.summarize(config, plan, len(train_source), len(val_source))
+    schedule = train.make_schedule(config, plan)
+    last = plan.total_steps - 1
+    rates = [f"  {step:>10}{float(schedule(step)):14.6g}" for step in sorted({0, plan.warmup_steps, last // 2, last})]
+    mesh = sharding.make_mesh(config)
+    _, train_step, state = train.make_functions(config, plan, model, mesh)
+    params = jax.tree.leaves(state.params)
+    layouts = {
+        "layout": [partition.format_spec(x.sharding.spec, x.ndim) for x in params],
+        "bytes a device": [f"{partition.bytes_per_device(x):,}" for x in params],
+    }
+    return "\n".join(
+        [
+            *(summary, f"  {'step':>10}{'learning rate':>14}", *rates, ""),
+            *(optim.format_table(train.make_rules(config).table(state.params), layouts), ""),
+            f"Mesh: {', '.join(f'{name}={size}' for name, size in mesh.shape.items())}.",
+            _memory(config, plan, mesh, train_step, state),
+        ]
+    )
+
+
+def _memory(config: ConfigDict, plan: Plan, mesh: Mesh, train_step: steps.TrainStep, state: TrainState) -> str:
+    """Returns what a step takes of each device, by the layouts and as compiled, and what that means for the batch.
+
+    The teacher of a distillation is not in it.
+    """
+    size = max((size for _, size in plan.train_sizes), default=config.data.image_size)
+    batch = sharding.abstract_batch(mesh, config.batch_size, (size, size, config.data.channels))
+    parts = {
+        "parameters": state.params,
+        "optimizer": state.opt_state,
+        "average": state.ema,
+        "statistics": state.batch_stats,
+        "batch": batch,
+    }
+    rows = [(name, partition.bytes_per_device(part)) for name, part in parts.items()]
+    memory = train.compile_step(mesh, train_step, state, batch, None).memory_analysis()
+    if memory is not None:
+        rows.append(("compiled: state and batch", memory.argument_size_in_bytes))
+        rows.append(("compiled: temporaries", memory.temp_size_in_bytes))
+    lines = [f"  {'memory a device':28}{'MiB':>10}", *(f"  {name:28}{number / 2**20:10.2f}" for name, number in rows)]
+    if memory is None:
+        return "\n".join([*lines, "The compiler for this device does not tell what a step takes."])
+    examples = config.batch_size // sharding.batch_shards(mesh)
+    example = (memory.temp_size_in_bytes + partition.bytes_per_device(batch)) / examples
+    fixed = memory.argument_size_in_bytes - partition.bytes_per_device(batch)
+    lines.append(
+        f"The state takes {fixed / 2**20:.4g} MiB of a device whatever the batch, and each of a device's {examples} "
+        f"examples about {example / 2**20:.4g} MiB."
+    )
+    limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+    if limit is not None:
+        most = max(0, math.floor((limit - fixed) / example))
+        lines.append(f"Of the {limit / 2**20:,.0f} MiB that a device has, about {most} examples would fit.")
+    return "\n".join(lines)
