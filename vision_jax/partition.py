@@ -9,8 +9,9 @@ The layout of a parameter is that of
 1. the first of `config.mesh.rules` whose pattern is found in its path; or else
 2. the first of `TENSOR_RULES` that is, if the mesh has a tensor axis: heads and hidden units are divided, as in
    Megatron-LM (Shoeybi et al. 2019, arXiv:1909.08053), unless the axis does not divide the dimension; and
-3. with an fsdp axis, parameters of at least `config.mesh.fsdp_min_size` elements are divided along the largest dimension
-   that is whole and that the axis divides, as in the third stage of ZeRO (Rajbhandari et al. 2019, arXiv:1910.02054).
+3. with an fsdp axis, parameters of at least `config.mesh.fsdp_min_size` elements are divided along the largest
+   dimension that is whole and that the axis divides, as in the third stage of ZeRO (Rajbhandari et al. 2019,
+   arXiv:1910.02054).
 
 All else is on every device. Averages and the optimizer's state are laid out as the parameters that they belong to.
 """
@@ -85,8 +86,8 @@ class Rules:
         words = parse_layout(layout, tuple(self.axes))
         if len(words) > len(shape):
             raise ConfigError(
-                f"mesh.rules: the layout {layout!r} of the pattern {pattern!r} has {len(words)} dimensions, and {path}, "
-                f"which it matches, has {len(shape)}: tie the pattern to the paths that are meant, with ^ and $."
+                f"mesh.rules: the layout {layout!r} of the pattern {pattern!r} has {len(words)} dimensions, and {path} "
+                f"has {len(shape)}: tie the pattern to the paths that are meant, with ^ and $."
             )
         for size, axes in zip(shape[len(shape) - len(words) :], words, strict=True):
             number = math.prod(self.axes[axis] for axis in axes)
