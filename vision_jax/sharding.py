@@ -84,16 +84,20 @@ def make_mesh(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -
     they fit: they communicate the most.
     """
     devices = jax.devices() if devices is None else devices
-    axes = mesh_axes(config, len(devices))
-    shape = tuple(axes.values())
+    return Mesh(device_array(config, devices), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def device_array(config: ConfigDict, devices: Sequence[jax.Device]) -> np.ndarray:
+    """Returns the devices in the shape of the mesh; see `make_mesh`."""
+    shape = tuple(mesh_axes(config, len(devices)).values())
     granules = collections.Counter(_granule(device) for device in devices)
     if len(granules) == 1 or len(set(granules.values())) > 1:
-        return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+        return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     within, across = split_axes(shape, len(granules))
-    array = mesh_utils.create_hybrid_device_mesh(
-        within, across, devices, process_is_granule=not hasattr(devices[0], "slice_index")
+    by_process = not hasattr(devices[0], "slice_index")
+    return mesh_utils.create_hybrid_device_mesh(
+        within, across, devices, process_is_granule=by_process, allow_split_physical_axes=True
     )
-    return Mesh(array, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def _granule(device: jax.Device) -> int:
