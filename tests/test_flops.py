@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 import pytest
+from jax.experimental.pallas import tpu as pltpu
 
 import vision_jax
 from vision_jax import flops, steps
@@ -36,7 +37,6 @@ def traced_step(name: str, size: int, batch: int, *, accumulate: int = 1, **opti
     [
         # The first layer's images take no gradient: its output size squared, times its kernel, channels and features.
         ("resnet18", 224, 112**2 * 7 * 7 * 3 * 64),
-        ("mobilenetv2_100", 224, 112**2 * 3 * 3 * 3 * 32),
         ("vit_tiny_patch16_224", 224, 14**2 * 16 * 16 * 3 * 192),
     ],
 )
@@ -47,14 +47,12 @@ def test_a_step_is_three_times_the_published_multiply_adds(name: str, size: int,
 
 def test_loops_count_as_often_as_they_run_and_what_is_computed_anew_does_not():
     def counted(**options: Any) -> int:
-        return flops.count(traced_step("vit_tiny_patch16_224", 32, 8, img_size=32, depth=4, **options).jaxpr)
+        return flops.count(traced_step("vit_tiny_patch16_224", 32, 8, img_size=32, depth=3, **options).jaxpr)
 
     plain = counted()
-    assert counted(scan_blocks=True) == plain
-    assert counted(accumulate=4) == plain
+    assert counted(scan_blocks=True, accumulate=2) == plain
     assert counted(remat="full") == plain
-    assert counted(remat="dots") == plain
-    assert counted(scan_blocks=True, accumulate=2, remat="full") == plain
+    assert counted(scan_blocks=True, accumulate=4, remat="full") == plain
 
 
 def test_xla_counts_the_same_but_for_loops():
@@ -99,10 +97,7 @@ def test_gradients_of_convolutions(groups: int, stride: int):
     counted = flops.count(forward.jaxpr)
     assert counted == forward.lower().cost_analysis()["flops"]
     gradient = jax.grad(lambda x, kernel: convolution(x, kernel).sum(), argnums=(0, 1))
-    both = flops.count(jax.jit(gradient).trace(x, kernel).jaxpr)
-    assert both == pytest.approx(3 * counted, rel=0.3)
-    weights = jax.grad(lambda kernel, x: convolution(x, kernel).sum())
-    assert flops.count(jax.jit(weights).trace(kernel, x).jaxpr) == 2 * counted
+    assert flops.count(jax.jit(gradient).trace(x, kernel).jaxpr) == 3 * counted
 
 
 def test_conditions_count_their_costliest_branch():
@@ -123,14 +118,13 @@ def test_chips():
     assert flops.find_chip("NVIDIA A100-SXM4-40GB MIG 1g.5gb") is None
 
 
-def test_tpus_are_named_and_rated_as_in_jax():
-    """JAX's table is of one core; its figures differ from Google's by at most a seventh (TPU v3: 140 and 123)."""
-    core_of_two = {"TPU v4", "TPU v5", "TPU v5p"}  # JAX's device is both
-    for chip in flops.CHIPS:
-        for kind in chip.kinds:
-            if kind.startswith("TPU"):
-                cores = 2 if kind in core_of_two else 1
-                (info,) = {tpu_info.registry[kind]()} if kind in tpu_info.registry else {None}
-                assert info is None or cores * info.bf16_ops_per_second == pytest.approx(
-                    chip.peak("bfloat16"), rel=1 / 7
-                )
+def test_tpus_are_rated_as_in_jax():
+    """Its table, of one core each, differs from Google's pages by at most a seventh (TPU v3: 140 and 123)."""
+    devices_a_chip = {"TPU v2": ("v2", 2), "TPU v3": ("v3", 2), "TPU v4": ("v4", 1), "TPU v5": ("v5p", 1)}
+    devices_a_chip |= {"TPU v5 lite": ("v5e", 1), "TPU v6 lite": ("v6e", 1), "TPU7x": ("7x", 2)}
+    assert sum(chip.kinds[0].startswith("TPU") for chip in flops.CHIPS) == len(devices_a_chip)
+    for kind, (version, devices) in devices_a_chip.items():
+        version = pltpu.ChipVersion(version)
+        cores = version.num_physical_tensor_cores_per_chip // devices
+        info = pltpu.get_tpu_info_for_chip(version, cores)
+        assert cores * info.bf16_ops_per_second == pytest.approx(flops.find_chip(kind).peak("bfloat16"), rel=1 / 7)

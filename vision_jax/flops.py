@@ -31,7 +31,8 @@ def count(jaxpr: Any) -> int:
 def multiply_adds(jaxpr: Any) -> int:
     """Counts the multiply-adds of convolutions and products of matrices in a jaxpr and in those within it.
 
-    Those on the way back of a strided convolution with the zeros between the gradients do not count.
+    In a convolution, each element of the kernel meets each position of the output, padded or not; or, if there are
+    fewer, each position of the input: so zeros around and between the gradients do not count on the way back.
     """
     total = 0
     for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
@@ -44,9 +45,13 @@ def multiply_adds(jaxpr: Any) -> int:
         else:
             total += sum(inner) * (equation.params["length"] if name == "scan" else 1)
         if name == "conv_general_dilated":
-            kernel, dimensions = equation.invars[1].aval, equation.params["dimension_numbers"]
-            products = equation.outvars[0].aval.size * kernel.size // kernel.shape[dimensions.rhs_spec[0]]
-            total += products // math.prod(equation.params["lhs_dilation"])
+            dimensions = equation.params["dimension_numbers"]
+            (inputs, kernel), outputs = (v.aval.shape for v in equation.invars), equation.outvars[0].aval.shape
+            positions = min(
+                math.prod(inputs[axis] for axis in dimensions.lhs_spec[2:]),
+                math.prod(outputs[axis] for axis in dimensions.out_spec[2:]),
+            )
+            total += positions * math.prod(kernel) * outputs[dimensions.out_spec[0]]
         elif name == "dot_general":
             (contracted, _), _ = equation.params["dimension_numbers"]
             left = equation.invars[0].aval

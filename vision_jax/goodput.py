@@ -11,8 +11,8 @@ where the loop waits, since steps are dispatched and run while the host goes on:
 - `steps`: the rest of the loop: dispatching a step, and waiting for the one before, whose metrics are fetched a step
   late.
 - `evaluation`: from the moment at which the training steps before it are done.
-- `saves`: while a save keeps the loop from going on, and the wait for the last one; what is written in the background is
-  not in it.
+- `saves`: while a save keeps the loop from going on, and the wait for the last one; what is written in the background
+  is not in it.
 - `lost`: steps that were done but came after the checkpoint from which the run went on, after a restart or a rewind.
   Only their time in `steps` moves here: the input that they waited for was not productive anyway.
 - `other`: all else, such as writing a profile and closing files.

@@ -246,7 +246,8 @@ def _loop(
                 with goodput.phase("input"):
                     batch = next(batches)
                 state, metrics = train_step(state, batch)
-            profiler.after_step(step + 1, metrics)
+            with goodput.phase("other"):
+                profiler.after_step(step + 1, metrics)
             tracker.add(step + 1, metrics)
     with goodput.phase("saves"):
         checkpointer.wait()
