@@ -43,7 +43,7 @@ def test_quickstart_learns_the_digits(command: Command, tmp_path: pathlib.Path):
 def test_a_finished_run_is_evaluated_to_the_same_numbers(command: Command, tmp_path: pathlib.Path):
     workdir = f"--workdir={tmp_path}"
     command(*TINY, workdir)
-    assert {path.name for path in tmp_path.iterdir()} == {"config.json", "metrics.jsonl", "checkpoints"}
+    assert {path.name for path in tmp_path.iterdir()} == {"config.json", "metrics.jsonl", "goodput.json", "checkpoints"}
     lines = records(tmp_path)
     assert [line["step"] for line in lines if "train/loss" in line] == [1, 2, 3, 4, 5, 6]
     trained = {line["step"]: line for line in lines if "val/top1" in line}  # no other has been evaluated yet

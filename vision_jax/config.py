@@ -647,6 +647,11 @@ def _check_ranges(config: ConfigDict) -> Iterator[str]:
             f"distill.teacher is {config.distill.teacher!r} and distill.pretrained {config.distill.pretrained!r}: a "
             "teacher takes a name and weights, such as resnet50 and resnet50.safetensors."
         )
+    profiled = config.log.profile_steps
+    if profiled and not (
+        len(profiled) == 2 and all(isinstance(step, int) for step in profiled) and 1 <= profiled[0] <= profiled[1]
+    ):
+        yield f"log.profile_steps is {tuple(profiled)}: it takes (first, last), positive integers, or () for none."
     best_metric = config.checkpoint.best_metric
     names = [f"val/{prefix}{name}" for prefix in ("", "ema_") for name in ("top1", "top5", "loss")]
     if best_metric not in names:

@@ -3,10 +3,12 @@
 Exit status: 0 done; 75 saved after SIGTERM, run the same command again; 1 failed; 2 wrong flags; 130 Ctrl-C.
 """
 
+import contextlib
 import logging
 import os
 import pathlib
 import sys
+import time
 import traceback
 from typing import Any
 
@@ -59,6 +61,8 @@ _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Several processes:
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Several processes: which one this is, from 0.")
 
 log = logging.getLogger("vision_jax.main")
+
+_BEGUN = time.monotonic()
 
 
 def run() -> int:
@@ -113,7 +117,9 @@ def _train(config: ConfigDict, workdir: pathlib.Path, preemption: Preemption) ->
 
     _enable_compilation_cache(config.compilation_cache)
     try:
-        train.train_and_evaluate(config, workdir, allow_config_change=_ALLOW_CHANGE.value, preemption=preemption)
+        train.train_and_evaluate(
+            config, workdir, allow_config_change=_ALLOW_CHANGE.value, preemption=preemption, begun=_BEGUN
+        )
     except Preempted as stop:
         log.warning("%s.", stop)
         return 75
@@ -162,8 +168,11 @@ def _enable_compilation_cache(directory: str | None) -> None:
 
     if directory == "":
         return
+    path = pathlib.Path(directory).expanduser() if directory else cache_dir() / "compiled"
     # Before anything is compiled; a folder that cannot be written to costs warnings, not the run.
-    jax.config.update("jax_compilation_cache_dir", directory or os.fspath(cache_dir() / "compiled"))
+    with contextlib.suppress(OSError):
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)  # private to the user; JAX would not see to that
+    jax.config.update("jax_compilation_cache_dir", os.fspath(path))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 

@@ -8,6 +8,7 @@ begins with that evaluation. Metrics are fetched a step late, when the next step
 for the host.
 """
 
+import bisect
 import functools
 import json
 import logging
@@ -24,7 +25,7 @@ from clu import parameter_overview
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from vision_jax import augment, evaluate, losses, optim, partition, sharding, steps, writers
+from vision_jax import augment, evaluate, flops, losses, optim, partition, sharding, steps, writers
 from vision_jax import config as config_lib
 from vision_jax.checkpoint import Checkpointer
 from vision_jax.config import Plan
@@ -34,7 +35,9 @@ from vision_jax.data.order import BalancedOrder, TrainOrder
 from vision_jax.data.sources import Source, closing, create_source, read_labels
 from vision_jax.data.workers import ProcessLoader, create_loader
 from vision_jax.errors import CheckpointError, ConfigError, NonFiniteError, Preempted
+from vision_jax.goodput import Goodput
 from vision_jax.preemption import Preemption
+from vision_jax.profiling import Profiler
 from vision_jax.state import TrainState, create_state
 
 log = logging.getLogger(__name__)
@@ -46,6 +49,7 @@ def train_and_evaluate(
     *,
     allow_config_change: bool = False,
     preemption: Preemption | None = None,
+    begun: float | None = None,
 ) -> TrainState:
     """Trains a model, or goes on with the training that the workdir holds, and evaluates it.
 
@@ -54,6 +58,7 @@ def train_and_evaluate(
         workdir: of this run; see README.md for what it holds.
         allow_config_change: go on although the workdir was made by another configuration.
         preemption: says when to stop; None: SIGTERM is handled here.
+        begun: `time.monotonic()` when the program started, from which on its time is accounted for; None: now.
 
     Returns:
         the state after the last step.
@@ -63,9 +68,12 @@ def train_and_evaluate(
         NonFiniteError: if the loss or the gradients stop being finite.
         Preempted: after SIGTERM, with the state saved.
     """
+    begun = time.monotonic() if begun is None else begun
     if preemption is None:
         with Preemption() as preemption:
-            return train_and_evaluate(config, workdir, allow_config_change=allow_config_change, preemption=preemption)
+            return train_and_evaluate(
+                config, workdir, allow_config_change=allow_config_change, preemption=preemption, begun=begun
+            )
     workdir = pathlib.Path(workdir)
     config, plan, model, train_source, val_source = check_input(config)
     is_first = jax.process_index() == 0
@@ -74,7 +82,7 @@ def train_and_evaluate(
         writers.open_workdir(workdir, config, allow_config_change=allow_config_change, enabled=is_first),
     ):
         sharding.wait_for_all("the workdir is open")
-        return _train(config, workdir, plan, model, train_source, val_source, preemption)
+        return _train(config, workdir, plan, model, train_source, val_source, preemption, begun)
 
 
 def check_input(config: ConfigDict) -> tuple[ConfigDict, Plan, nn.Module, Source, Source]:
@@ -99,13 +107,18 @@ def _train(
     train_source: Source,
     val_source: Source,
     preemption: Preemption,
+    begun: float,
 ) -> TrainState:
     """Does what `train_and_evaluate` says, once its input has been checked."""
     mesh = sharding.make_mesh(config)
     initialize, train_step, abstract_state = make_functions(config, plan, model, mesh)
     _log_run(config, plan, abstract_state, len(train_source), len(val_source))
     scores = evaluate.scores_by_step(workdir, config.checkpoint.best_metric)
-    with Checkpointer(workdir / "checkpoints", keep=config.checkpoint.keep, scores=scores) as checkpointer:
+    with (
+        Goodput(workdir / "goodput.json", begun=begun, enabled=jax.process_index() == 0) as goodput,
+        Profiler(workdir / "profile", config.log.profile_steps) as profiler,
+        Checkpointer(workdir / "checkpoints", keep=config.checkpoint.keep, scores=scores) as checkpointer,
+    ):
         state = checkpointer.restore_latest(abstract_state)
         if state is None and config.model.pretrained:
             state = initialize(evaluate.load_pretrained(config, model.num_classes, classifier_seed=config.seed))
@@ -126,7 +139,11 @@ def _train(
         if is_first := jax.process_index() == 0:
             writers.write_config(workdir, config)
         teacher = evaluate.load_teacher(config, model.num_classes, mesh)
-        compiled = compile_steps(config, plan, train_step, abstract_state, mesh, teacher)
+        goodput.continue_from(start)
+        with goodput.phase("compilation"):
+            compiled = compile_steps(config, plan, train_step, abstract_state, mesh, teacher)
+            seconds_at_peak = make_seconds_at_peak(config, plan, train_step, abstract_state, mesh, teacher)
+        goodput.mark(start)
         with (
             _make_loader(config, plan, mesh, train_source) as loader,
             Prefetcher(
@@ -139,6 +156,7 @@ def _train(
                 workdir, last_step=start, tensorboard=config.log.tensorboard, enabled=is_first
             ) as writer,
             writers.Progress(plan.total_steps, initial=start, description="train", enabled=is_first) as progress,
+            goodput.phase("steps"),
         ):
             return _loop(
                 plan,
@@ -155,7 +173,9 @@ def _train(
                     "class_names": list(train_source.class_names),
                 },
                 writer=writer,
-                tracker=Tracker(config, plan, writer, progress, batches, checkpointer),
+                tracker=Tracker(config, plan, writer, progress, batches, checkpointer, goodput, seconds_at_peak),
+                goodput=goodput,
+                profiler=profiler,
                 preemption=preemption,
             )
 
@@ -173,6 +193,8 @@ def _loop(
     about: dict[str, Any],
     writer: writers.MetricWriter,
     tracker: "Tracker",
+    goodput: Goodput,
+    profiler: Profiler,
     preemption: Preemption,
 ) -> TrainState:
     """Does the updates that are left. The order of operations is explained at the top of this file."""
@@ -180,14 +202,18 @@ def _loop(
         stops = preemption.stops_at(step)
         if stops or plan.saves_at(step):
             tracker.settle()  # so that nothing that is not finite is saved
-            checkpointer.save(step, state, about)
+            with goodput.phase("saves"):
+                checkpointer.save(step, state, about)
+            goodput.mark(step)
         if stops:
-            checkpointer.wait()
+            with goodput.phase("saves"):
+                checkpointer.wait()
             raise Preempted(step)
         if plan.evaluates_at(step) and step not in evaluated:
             variables = {"": state.variables} | ({"ema_": state.ema} if state.ema is not None else {})
             try:
-                results = evaluator(variables, should_stop=preemption.stops_now)
+                with goodput.phase("evaluation"):
+                    results = evaluator(variables, should_stop=preemption.stops_now)
             except evaluate.Interrupted:
                 checkpointer.wait()
                 raise Preempted(step) from None
@@ -197,8 +223,15 @@ def _loop(
             log.info("Step %d of %d, evaluated:\n%s", step, plan.total_steps, evaluate.format_results(results))
             tracker.restart_clock()
         if step < plan.total_steps:
-            state, metrics = train_step(state, next(batches))
+            with profiler.step(step + 1):
+                with goodput.phase("input"):
+                    batch = next(batches)
+                state, metrics = train_step(state, batch)
+            with goodput.phase("other"):
+                profiler.after_step(step + 1, metrics)
             tracker.add(step + 1, metrics)
+    with goodput.phase("saves"):
+        checkpointer.wait()
     return state
 
 
@@ -386,6 +419,33 @@ def compile_step(
     return compiled
 
 
+def make_seconds_at_peak(
+    config: ConfigDict,
+    plan: Plan,
+    train_step: steps.TrainStep,
+    abstract_state: TrainState,
+    mesh: Mesh,
+    teacher: Any = None,
+) -> Callable[[int], float] | None:
+    """Returns how long a step, by its number from 1, would take if all devices did its products at their peak.
+
+    In seconds. Divided by how long it takes, that is the MFU: see `vision_jax.flops`. None if the peak is not known.
+    """
+    device = mesh.devices.flat[0]
+    if (chip := flops.find_chip(device.device_kind)) is None:
+        log.info("There is no train/mfu: vision_jax/flops.py does not know the peak of a %s.", device.device_kind)
+        return None
+    peak = chip.peak(evaluate.compute_dtype(config)) * mesh.size
+    starts, sizes = zip(*(plan.train_sizes or [(0, config.data.image_size)]), strict=True)
+    seconds = {}
+    for size in sorted(set(sizes)):
+        shape = (size, size, config.data.channels)
+        batch = sharding.abstract_batch(mesh, config.batch_size, shape, replaces=config.data.max_bad_records > 0)
+        traced = jax.jit(train_step).trace(abstract_state, batch, teacher)  # JAX remembers it from the compilation
+        seconds[size] = flops.count(traced.jaxpr) / peak
+    return lambda step: seconds[sizes[bisect.bisect_right(starts, step - 1) - 1]]
+
+
 def _log_run(config: ConfigDict, plan: Plan, state: TrainState, num_train: int, num_val: int) -> None:
     """Logs what is about to be trained, on what, and for how long."""
     log.info(
@@ -422,6 +482,8 @@ class Tracker:
         progress: shown at each step.
         batches: knows how long the loop has waited for input.
         checkpointer: knows which checkpoint is the last good one.
+        goodput: the account of time, of which a line tells.
+        seconds_at_peak: see `make_seconds_at_peak`; None: there is no MFU.
     """
 
     def __init__(
@@ -432,9 +494,12 @@ class Tracker:
         progress: writers.Progress,
         batches: Prefetcher,
         checkpointer: Checkpointer,
+        goodput: Goodput,
+        seconds_at_peak: Callable[[int], float] | None = None,
     ):
         self._config, self._plan, self._writer, self._progress = config, plan, writer, progress
         self._batches, self._checkpointer = batches, checkpointer
+        self._goodput, self._seconds_at_peak = goodput, seconds_at_peak
         self._pending: tuple[int, steps.Metrics] | None = None
         self._replaced: float | None = None  # records, since the last line
         self.restart_clock()
@@ -442,6 +507,7 @@ class Tracker:
     def restart_clock(self) -> None:
         """Begins to measure the rate anew, after a pause that is not training."""
         self._since, self._waited, self._steps = time.perf_counter(), self._batches.seconds_waited, 0
+        self._at_peak = 0.0  # seconds
 
     def add(self, step: int, metrics: steps.Metrics) -> None:
         """Takes the metrics of a step that has just been dispatched, and deals with those of the one before."""
@@ -460,6 +526,8 @@ class Tracker:
         self._pending = None
         self._check(step, metrics)
         self._steps += 1
+        if self._seconds_at_peak is not None:
+            self._at_peak += self._seconds_at_peak(step)
         if (replaced := metrics.pop("replaced_records", None)) is not None:
             self._replaced = (self._replaced or 0) + replaced
         elapsed = time.perf_counter() - self._since
@@ -478,7 +546,12 @@ class Tracker:
             values["train/epoch"] = step / self._plan.steps_per_epoch
             if self._replaced is not None:
                 values["train/replaced_records"], self._replaced = self._replaced, None
-            self._writer.write(step, {**values, "train/images_per_second": rate, "train/input_wait": input_wait})
+            values |= {"train/images_per_second": rate, "train/input_wait": input_wait}
+            values["train/images_per_second_per_device"] = rate / jax.device_count()
+            if self._seconds_at_peak is not None:
+                values["train/mfu"] = self._at_peak / elapsed
+            self._goodput.mark(step)
+            self._writer.write(step, {**values, **self._goodput.metrics()})
             self.restart_clock()
 
     def _check(self, step: int, metrics: dict[str, float]) -> None:

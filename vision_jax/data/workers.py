@@ -215,8 +215,10 @@ class _Worker:
     def __init__(self, memory: int):
         mine, other = socket.socketpair()
         arguments = [json.dumps(sys.path), str(other.fileno()), str(memory)]
-        # The process inherits that these are blocked: the main one gets them too, and decides when to end.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+        # The process inherits that these are blocked: the main one gets them too, and decides when to end;
+        # SIGUSR1, which asks for a profile there, would end this one.
+        blocked = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1}
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
         try:
             self._process = subprocess.Popen(
                 [sys.executable, "-c", _PROGRAM, *arguments],

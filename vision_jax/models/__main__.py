@@ -8,13 +8,13 @@ count is kept in facts.json, with the published top-1.
 import argparse
 import importlib.resources
 import json
-import math
 import sys
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from vision_jax import flops
 from vision_jax.errors import ConfigError
 from vision_jax.models import registry
 
@@ -32,28 +32,7 @@ def multiply_adds(name: str, size: int | None = None) -> int:
     image = jax.ShapeDtypeStruct((1, size, size, model.in_channels), jnp.float32)
     variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), image)
     jaxpr = jax.make_jaxpr(lambda v, x: model.apply(v, x, train=False))(variables, image)
-    return _count(jaxpr.jaxpr)
-
-
-def _count(jaxpr: Any) -> int:
-    """Counts the multiply-adds of a jaxpr and of those within it."""
-    total = 0
-    for equation in jaxpr.eqns:
-        repeats = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
-        for inner in jax.tree.leaves(
-            list(equation.params.values()), is_leaf=lambda p: hasattr(p, "eqns") or hasattr(p, "jaxpr")
-        ):
-            if hasattr(inner, "eqns") or hasattr(inner, "jaxpr"):
-                total += repeats * _count(getattr(inner, "jaxpr", inner))
-        if equation.primitive.name == "conv_general_dilated":
-            kernel, dims = equation.invars[1].aval, equation.params["dimension_numbers"]
-            outputs = equation.outvars[0].aval.size // equation.params["batch_group_count"]
-            total += outputs * kernel.size // kernel.shape[dims.rhs_spec[0]]
-        elif equation.primitive.name == "dot_general":
-            (contracted, _), _ = equation.params["dimension_numbers"]
-            left = equation.invars[0].aval
-            total += equation.outvars[0].aval.size * math.prod(left.shape[axis] for axis in contracted)
-    return total
+    return flops.multiply_adds(jaxpr)
 
 
 def facts(name: str) -> dict[str, Any]:

@@ -1,0 +1,96 @@
+"""Profiles of a few steps, on demand: a range of them from the configuration, or the next ten after SIGUSR1.
+
+A profile is a trace that TensorBoard shows, with its plugin xprof. It is written to files; no port is opened.
+"""
+
+import contextlib
+import logging
+import pathlib
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from types import FrameType
+from typing import Any, Self
+
+import jax
+
+log = logging.getLogger(__name__)
+
+_STEPS_AFTER_SIGNAL = 10
+
+
+class Profiler:
+    """Starts and stops JAX's profiler between steps. Each process handles the signal that it gets itself.
+
+    Steps are numbered as in metrics.jsonl, from 1. A signal that comes during a profile changes nothing. The signal is
+    handled from `__enter__` to `__exit__`; in other threads than the main one Python allows no handlers.
+
+    Args:
+        directory: where the traces are; it is made, private to the user, when the first is begun. Of several processes,
+            which may be on one machine, each has a folder of its own in it.
+        steps: (first, last) of the steps to profile; (): none. A run that goes on within the range profiles its rest.
+    """
+
+    def __init__(self, directory: pathlib.Path, steps: Sequence[int] = ()):
+        self._directory = directory
+        self._range = tuple(steps)
+        self._last: int | None = None  # of the steps that are being profiled
+        self._requested = threading.Event()
+        self._previous: Any = None
+
+    @contextlib.contextmanager
+    def step(self, step: int) -> Iterator[None]:
+        """Is to be around fetching the batch of a step and dispatching it; names the step in the trace."""
+        if self._last is None:
+            if self._range and self._range[0] <= step <= (last := self._range[1]):
+                self._start(step, last)
+            elif self._requested.is_set():
+                self._start(step, step + _STEPS_AFTER_SIGNAL - 1)
+        self._requested.clear()
+        with jax.profiler.StepTraceAnnotation("train", step_num=step):
+            yield
+
+    def after_step(self, step: int, result: Any) -> None:
+        """Ends the profile after its last step, once the devices are done with it, that is, `result` is there."""
+        if self._last is not None and step >= self._last:
+            jax.block_until_ready(result)
+            self._stop()
+
+    def _start(self, step: int, last: int) -> None:
+        self._range = ()  # once is enough, also when the training goes back to before it
+        directory = self._directory
+        if jax.process_count() > 1:
+            directory = directory / f"process_{jax.process_index()}"
+        try:
+            for path in (self._directory, directory):  # the mode is not that of parents that mkdir makes
+                path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            jax.profiler.start_trace(directory)
+        except (OSError, RuntimeError) as error:
+            log.warning("Steps %d to %d cannot be profiled: %s", step, last, error)
+            return
+        self._last = last
+        log.info("Profiling steps %d to %d.", step, last)
+
+    def _stop(self) -> None:
+        self._last = None
+        try:
+            jax.profiler.stop_trace()
+        except (OSError, RuntimeError) as error:  # a full disk, say, which is no reason to end the training here
+            log.warning("The profile cannot be written to %s: %s", self._directory, error)
+        else:
+            log.info("The profile is in %s.", self._directory)
+
+    def _handle(self, signum: int, frame: FrameType | None) -> None:
+        self._requested.set()
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            self._previous = signal.signal(signal.SIGUSR1, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._last is not None:  # the training ends within the range
+            self._stop()
+        if self._previous is not None:
+            signal.signal(signal.SIGUSR1, self._previous)
+            self._previous = None
