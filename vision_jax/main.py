@@ -1,6 +1,7 @@
 """Trains or evaluates: `python -m vision_jax.main --config=configs/resnet50.py --workdir=runs/resnet50`.
 
-Exit status: 0 done; 75 saved after SIGTERM, run the same command again; 1 failed; 2 wrong flags; 130 Ctrl-C.
+Exit status: 0 done; 75 saved after SIGTERM, run the same command again; 79 a hang, found by the watchdog;
+1 failed; 2 wrong flags; 130 Ctrl-C.
 """
 
 import logging
@@ -13,7 +14,7 @@ from typing import Any
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
-from vision_jax.errors import ConfigError, Preempted, VisionJaxError
+from vision_jax.errors import STATUS_PREEMPTED, ConfigError, Interrupted, Preempted, VisionJaxError
 from vision_jax.preemption import Preemption
 
 
@@ -115,7 +116,7 @@ def _train(config: ConfigDict, workdir: pathlib.Path, preemption: Preemption) ->
         train.train_and_evaluate(config, workdir, allow_config_change=_ALLOW_CHANGE.value, preemption=preemption)
     except Preempted as stop:
         log.warning("%s.", stop)
-        return 75
+        return STATUS_PREEMPTED
     log.info("The run is in %s.", workdir)
     return 0
 
@@ -129,13 +130,13 @@ def _evaluate(config: ConfigDict | None, workdir: pathlib.Path, preemption: Pree
     try:
         if config is not None and config.model.pretrained and not (workdir / "checkpoints").exists():
             what = config.model.pretrained
-            results = evaluate.evaluate_pretrained(config, should_stop=preemption.stops_now)
+            results = evaluate.evaluate_pretrained(config, preemption=preemption)
         else:
-            step, results = evaluate.evaluate_checkpoint(workdir, _STEP.value, config, should_stop=preemption.stops_now)
+            step, results = evaluate.evaluate_checkpoint(workdir, _STEP.value, config, preemption=preemption)
             what = f"step {step} of {workdir}"
-    except evaluate.Interrupted:
+    except Interrupted:
         log.warning("Stopped by SIGTERM: run the same command again.")
-        return 75
+        return STATUS_PREEMPTED
     if jax.process_index() == 0:
         print(f"{what}\n{evaluate.format_results(results)}")
     return 0
@@ -225,7 +226,14 @@ def _config_file_problem(error: Exception) -> str:
 def main(argv: list[str]) -> None:
     """The entry point for absl."""
     del argv
-    sys.exit(run())
+    status = run()
+    if (loader := sys.modules.get("vision_jax.data.loader")) and loader.hanging_threads():
+        # An orderly exit would wait for them, for ever.
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 if __name__ == "__main__":

@@ -33,9 +33,10 @@ from vision_jax.data.loader import Loader, Order, Prefetcher
 from vision_jax.data.order import BalancedOrder, TrainOrder
 from vision_jax.data.sources import Source, closing, create_source, read_labels
 from vision_jax.data.workers import ProcessLoader, create_loader
-from vision_jax.errors import CheckpointError, ConfigError, NonFiniteError, Preempted
+from vision_jax.errors import CheckpointError, ConfigError, Interrupted, NonFiniteError, Preempted
 from vision_jax.preemption import Preemption
 from vision_jax.state import TrainState, create_state
+from vision_jax.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
@@ -72,9 +73,10 @@ def train_and_evaluate(
     with (
         closing(train_source, val_source),
         writers.open_workdir(workdir, config, allow_config_change=allow_config_change, enabled=is_first),
+        Watchdog(config.watchdog_seconds, workdir / "stacks", process_index=jax.process_index()) as watchdog,
     ):
         sharding.wait_for_all("the workdir is open")
-        return _train(config, workdir, plan, model, train_source, val_source, preemption)
+        return _train(config, workdir, plan, model, train_source, val_source, preemption, watchdog)
 
 
 def _check_input(config: ConfigDict) -> tuple[ConfigDict, Plan, nn.Module, Source, Source]:
@@ -117,6 +119,7 @@ def _train(
     train_source: Source,
     val_source: Source,
     preemption: Preemption,
+    watchdog: Watchdog,
 ) -> TrainState:
     """Does what `train_and_evaluate` says, once its input has been checked."""
     mesh = sharding.make_mesh(config)
@@ -126,10 +129,11 @@ def _train(
     scores = evaluate.scores_by_step(workdir, config.checkpoint.best_metric)
     with Checkpointer(workdir / "checkpoints", keep=config.checkpoint.keep, scores=scores) as checkpointer:
         state = checkpointer.restore_latest(abstract_state)
-        if state is None and config.model.pretrained:
-            state = initialize(evaluate.load_pretrained(config, model.num_classes, classifier_seed=config.seed))
-        elif state is None:
-            state = initialize()
+        with watchdog.suspended():  # it is compiled, and weights may have to be downloaded
+            if state is None and config.model.pretrained:
+                state = initialize(evaluate.load_pretrained(config, model.num_classes, classifier_seed=config.seed))
+            elif state is None:
+                state = initialize()
         start = int(state.step)
         if start > plan.total_steps:
             raise CheckpointError(
@@ -144,8 +148,9 @@ def _train(
             return state
         if is_first := jax.process_index() == 0:
             writers.write_config(workdir, config)
-        teacher = evaluate.load_teacher(config, model.num_classes, mesh)
-        compiled = compile_steps(config, plan, train_step, abstract_state, mesh, teacher)
+        with watchdog.suspended():
+            teacher = evaluate.load_teacher(config, model.num_classes, mesh)
+            compiled = compile_steps(config, plan, train_step, abstract_state, mesh, teacher)
         with (
             _make_loader(config, plan, mesh, train_source) as loader,
             Prefetcher(
@@ -153,6 +158,7 @@ def _train(
                 range(start, plan.total_steps),
                 sharding.batch_placer(mesh, config.batch_size),
                 config.data.prefetch,
+                preemption.noticed,
             ) as batches,
             writers.MetricWriter(
                 workdir, last_step=start, tensorboard=config.log.tensorboard, enabled=is_first
@@ -164,7 +170,7 @@ def _train(
                 state,
                 compiled,
                 batches,
-                evaluator=evaluate.Evaluator(config, mesh, model, val_source),
+                evaluator=evaluate.Evaluator(config, mesh, model, val_source, preemption=preemption, watchdog=watchdog),
                 evaluated=set(evaluated),
                 best_metric=config.checkpoint.best_metric,
                 checkpointer=checkpointer,
@@ -176,6 +182,7 @@ def _train(
                 writer=writer,
                 tracker=Tracker(config, plan, writer, progress, batches, checkpointer),
                 preemption=preemption,
+                watchdog=watchdog,
             )
 
 
@@ -193,10 +200,11 @@ def _loop(
     writer: writers.MetricWriter,
     tracker: "Tracker",
     preemption: Preemption,
+    watchdog: Watchdog,
 ) -> TrainState:
     """Does the updates that are left. The order of operations is explained at the top of this file."""
     for step in range(int(state.step), plan.total_steps + 1):  # `step` updates are done
-        stops = preemption.stops_at(step)
+        stops = preemption.should_stop()
         if stops or plan.saves_at(step):
             tracker.settle()  # so that nothing that is not finite is saved
             checkpointer.save(step, state, about)
@@ -206,8 +214,8 @@ def _loop(
         if plan.evaluates_at(step) and step not in evaluated:
             variables = {"": state.variables} | ({"ema_": state.ema} if state.ema is not None else {})
             try:
-                results = evaluator(variables, should_stop=preemption.stops_now)
-            except evaluate.Interrupted:
+                results = evaluator(variables)
+            except Interrupted:
                 checkpointer.wait()
                 raise Preempted(step) from None
             if (score := evaluate.score(best_metric, results)) is not None:
@@ -216,8 +224,16 @@ def _loop(
             log.info("Step %d of %d, evaluated:\n%s", step, plan.total_steps, evaluate.format_results(results))
             tracker.restart_clock()
         if step < plan.total_steps:
-            state, metrics = train_step(state, next(batches))
+            try:
+                batch = next(batches)
+            except Interrupted:  # the input hangs, or is slow
+                tracker.settle()
+                checkpointer.save(step, state, about)
+                checkpointer.wait()
+                raise Preempted(step) from None
+            state, metrics = train_step(state, batch)
             tracker.add(step + 1, metrics)
+            watchdog.beat()
     return state
 
 
