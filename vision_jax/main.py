@@ -89,6 +89,7 @@ def run() -> int:
             if _COORDINATOR.value is None:
                 raise
             traceback.print_exc()
+            print("error: this process ends. If a connection is to blame, another ended before it.", file=sys.stderr)
             status = 1
     if _COORDINATOR.value is not None:
         # The others wait for this process in a collective, and an orderly exit would wait for them.
