@@ -157,7 +157,7 @@ def test_what_ends_or_freezes_one_of_two_processes_ends_both(command: Command, t
     dead[1].kill()
     killed = time.monotonic()
 
-    frozen = start_two(command, *arguments, "--config.watchdog_seconds=8", f"--workdir={tmp_path / 'frozen'}")
+    frozen = start_two(command, *arguments, "--config.watchdog_seconds=20", f"--workdir={tmp_path / 'frozen'}")
     wait_for_steps(frozen, tmp_path / "frozen")
     frozen[1].send_signal(signal.SIGSTOP)
     printed = frozen[0].communicate(timeout=60)[1]

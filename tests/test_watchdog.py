@@ -129,7 +129,7 @@ def test_a_file_system_that_does_not_answer(command: Command, tmp_path: pathlib.
         "--config.log.tensorboard=False",
         f"--workdir={tmp_path / 'w'}",
     )
-    hung = command.start(*arguments, "--config.watchdog_seconds=7", "--config.data.num_workers=1")
+    hung = command.start(*arguments, "--config.watchdog_seconds=10", "--config.data.num_workers=1")
     told = command.start(*arguments[:-1], f"--workdir={tmp_path / 'told'}")
     metrics = tmp_path / "told" / "metrics.jsonl"
     while not metrics.exists() or '"step": 1,' not in metrics.read_text():  # the third step has no data
