@@ -12,6 +12,7 @@ import pytest
 from conftest import Command, encode, picture, wait_for_handler
 
 from vision_jax.data import order, tfds_format
+from vision_jax.errors import STATUS_HANG
 
 ARGUMENTS = (
     "--config=configs/quickstart.py",
@@ -46,6 +47,12 @@ def run_two(command: Command, *arguments: str) -> None:
     assert [process.returncode for process in processes] == [0, 0], outputs
 
 
+def wait_for_steps(processes: list, workdir: pathlib.Path) -> None:
+    while not (workdir / "metrics.jsonl").exists() or len((workdir / "metrics.jsonl").read_text()) < 200:
+        assert all(process.poll() is None for process in processes), [process.communicate() for process in processes]
+        time.sleep(0.05)
+
+
 def metrics(workdir: pathlib.Path) -> list[dict]:
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
@@ -74,9 +81,7 @@ def test_two_processes_stop_at_the_same_step_and_go_on_elsewhere(command: Comman
         f"--workdir={tmp_path / 'w'}",
     )
     processes = start_two(command, *arguments)
-    while not (tmp_path / "w" / "metrics.jsonl").exists() or len((tmp_path / "w" / "metrics.jsonl").read_text()) < 200:
-        assert all(process.poll() is None for process in processes)
-        time.sleep(0.05)
+    wait_for_steps(processes, tmp_path / "w")
     processes[1].send_signal(signal.SIGTERM)
     outputs = [process.communicate(timeout=120) for process in processes]
     assert [process.returncode for process in processes] == [75, 75], outputs
@@ -107,20 +112,69 @@ def test_sigterm_while_two_processes_start(command: Command, tmp_path: pathlib.P
 
 
 @pytest.mark.slow
-def test_an_error_in_one_of_two_processes_ends_both(command: Command, tmp_path: pathlib.Path):
+def test_sigterm_in_an_evaluation_of_two_processes(command: Command, tmp_path: pathlib.Path):
+    """The evaluation of half a million examples would take minutes."""
+    arguments = (
+        *ARGUMENTS,
+        "--config.data.source=synthetic",
+        "--config.model.num_classes=10",
+        "--config.data.synthetic_train_examples=128",
+        "--config.data.synthetic_val_examples=500000",
+        "--config.total_steps=4",
+        "--config.eval.every_steps=2",
+        f"--workdir={tmp_path}",
+    )
+    processes = start_two(command, *arguments)
+    for line in processes[0].stderr:
+        if "The evaluation step was compiled" in line:
+            break
+    time.sleep(1)
+    processes[1].send_signal(signal.SIGTERM)
+    outputs = [process.communicate(timeout=60) for process in processes]
+    assert [process.returncode for process in processes] == [75, 75], outputs
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["2"]
+    assert not any("val/top1" in line for line in metrics(tmp_path))
+
+
+def damaged_data(directory: pathlib.Path) -> tuple[int, str]:
+    """Makes a data set with a damaged record that the second of two processes needs; returns it and a flag."""
     examples = [(encode(picture(20, 20, seed=i)), i % 3) for i in range(64)]
-    directory = tmp_path / "data"
     directory.mkdir()
-    # The first process has rows 0 to 15 of a batch, the second the others.
-    bad = int(order.permutation(0, 0, 64)[20])
+    bad = int(order.permutation(0, 0, 64)[20])  # the first process has rows 0 to 15 of a batch, the second the others
     examples[bad] = (examples[bad][0][:300], 0)
     tfds_format.write_dataset(directory, "mine", {"train": examples, "validation": examples}, ["a", "b", "c"])
-    arguments = ("--config.data.source=tfds", f"--config.data.dir={directory}", f"--workdir={tmp_path / 'w'}")
-    processes = start_two(command, *ARGUMENTS, *arguments)
-    outputs = [process.communicate(timeout=120) for process in processes]
+    return bad, f"--config.data.dir={directory}"
+
+
+@pytest.mark.slow
+def test_what_ends_or_freezes_one_of_two_processes_ends_both(command: Command, tmp_path: pathlib.Path):
+    """An error, SIGKILL, and SIGSTOP; three runs at once, as two of them wait for half a minute for a sign of life."""
+    bad, flag = damaged_data(tmp_path / "data")
+    failing = start_two(command, *ARGUMENTS, "--config.data.source=tfds", flag, f"--workdir={tmp_path / 'failing'}")
+    arguments = (*ARGUMENTS, "--config.total_steps=100000", "--config.eval.every_steps=100000")
+    dead = start_two(command, *arguments, f"--workdir={tmp_path / 'dead'}")
+    wait_for_steps(dead, tmp_path / "dead")
+    dead[1].kill()
+    killed = time.monotonic()
+
+    frozen = start_two(command, *arguments, "--config.watchdog_seconds=20", f"--workdir={tmp_path / 'frozen'}")
+    wait_for_steps(frozen, tmp_path / "frozen")
+    frozen[1].send_signal(signal.SIGSTOP)
+    printed = frozen[0].communicate(timeout=60)[1]
+    assert frozen[0].returncode == STATUS_HANG, printed
+    assert "in _loop" in (tmp_path / "frozen" / "stacks" / "process_0.txt").read_text()
+    frozen[1].send_signal(signal.SIGCONT)  # it goes on without the coordinator
+    printed = frozen[1].communicate(timeout=60)[1]
+    assert frozen[1].returncode not in (0, 75), printed
+
+    printed = dead[0].communicate(timeout=60 - (time.monotonic() - killed))[1]
+    dead[1].communicate()
+    assert dead[0].returncode not in (0, 75), printed
+    assert "another task died" in printed
+    outputs = [process.communicate(timeout=120) for process in failing]
     assert f"Cannot decode record {bad} " in outputs[1][1]
-    assert processes[1].returncode == 1
-    assert processes[0].returncode not in (0, 75)
+    assert failing[1].returncode == 1
+    assert failing[0].returncode not in (0, 75)
 
 
 def test_incomplete_flags(command: Command, tmp_path: pathlib.Path):

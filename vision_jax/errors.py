@@ -1,4 +1,7 @@
-"""Errors that end a run with one message: what was wrong, with the value, and what to do."""
+"""Errors that end a run with one message: what was wrong, with the value, and what to do; and exit statuses."""
+
+STATUS_PREEMPTED = 75  # saved after SIGTERM: sysexits calls it a temporary failure
+STATUS_HANG = 79  # ended by the watchdog; sysexits ends with 78, and shells and signals begin at 126
 
 
 class VisionJaxError(Exception):
@@ -19,6 +22,10 @@ class CheckpointError(VisionJaxError):
 
 class NonFiniteError(VisionJaxError):
     """The loss or the gradients of a step are not finite."""
+
+
+class Interrupted(Exception):
+    """SIGTERM arrived during an evaluation, or while waiting for data."""
 
 
 class Preempted(Exception):

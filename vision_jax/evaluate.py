@@ -3,7 +3,7 @@
 import logging
 import pathlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -20,13 +20,11 @@ from vision_jax.data.loader import Prefetcher
 from vision_jax.data.order import EvalOrder
 from vision_jax.data.sources import Source, closing, create_source
 from vision_jax.data.workers import create_loader
-from vision_jax.errors import CheckpointError, ConfigError, DataError
+from vision_jax.errors import CheckpointError, ConfigError, DataError, Interrupted
+from vision_jax.preemption import Preemption
+from vision_jax.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
-
-
-class Interrupted(Exception):
-    """An evaluation was told to stop."""
 
 
 def build_model(config: ConfigDict, num_classes: int) -> nn.Module:
@@ -173,10 +171,24 @@ class Evaluator:
         mesh: of all devices.
         model: the module.
         source: the validation split.
+        preemption: asked before each batch whether to stop, and while waiting for one; None: nobody is asked.
+        watchdog: told of each batch; None: nobody is.
     """
 
-    def __init__(self, config: ConfigDict, mesh: Mesh, model: nn.Module, source: Source):
+    def __init__(
+        self,
+        config: ConfigDict,
+        mesh: Mesh,
+        model: nn.Module,
+        source: Source,
+        *,
+        preemption: Preemption | None = None,
+        watchdog: Watchdog | None = None,
+    ):
         data = config.data
+        self._should_stop = _never if preemption is None else preemption.should_stop
+        self._give_up = _never if preemption is None else preemption.noticed
+        self._watchdog = watchdog or Watchdog(0)
         self._config, self._mesh, self._source = config, mesh, source
         self._batch_size = config.eval.batch_size or config.batch_size
         self._order = EvalOrder(len(source), self._batch_size)
@@ -187,20 +199,17 @@ class Evaluator:
         self._step = jax.jit(step, out_shardings=sharding.replicated(mesh))
         self._compiled: Any = None
 
-    def __call__(
-        self, variables: Mapping[str, Any], *, should_stop: Callable[[], bool] = lambda: False
-    ) -> dict[str, float]:
+    def __call__(self, variables: Mapping[str, Any]) -> dict[str, float]:
         """Evaluates one or several sets of variables in one pass over the data.
 
         Args:
             variables: by prefix, such as {"": raw, "ema_": averaged}.
-            should_stop: asked before each batch.
 
         Returns:
             means over all examples, under `val/` + prefix + `top1`, `top5` and `loss`, and `val/count`.
 
         Raises:
-            Interrupted: once `should_stop` said so.
+            Interrupted: once `preemption` said so.
             DataError: for a record that cannot be read.
         """
         variables = dict(variables)
@@ -209,7 +218,8 @@ class Evaluator:
             shape = (size, size, self._config.data.channels)
             abstract = sharding.abstract_batch(self._mesh, self._batch_size, shape)
             start = time.perf_counter()
-            self._compiled = sharding.compile_on(self._mesh, self._step, variables, abstract)
+            with self._watchdog.suspended():
+                self._compiled = sharding.compile_on(self._mesh, self._step, variables, abstract)
             log.info("The evaluation step was compiled in %.1f s.", time.perf_counter() - start)
         rows = sharding.local_rows(self._mesh, self._batch_size)
         batches = self._order.num_batches
@@ -230,19 +240,25 @@ class Evaluator:
                 range(batches),
                 sharding.batch_placer(self._mesh, self._batch_size),
                 data.prefetch,
+                self._give_up,
             ) as prefetcher,
             writers.Progress(batches, description="evaluate", leave=False, enabled=shown) as progress,
         ):
             for batch in prefetcher:
-                if should_stop():
+                if self._should_stop():
                     raise Interrupted
                 before = totals
                 sums = self._compiled(variables, batch)
                 totals = sums if totals is None else _add(totals, sums)
                 if before is not None:  # stay one batch ahead of the devices, not all of them
                     jax.block_until_ready(before)
+                    self._watchdog.beat()
                 progress.update({})
         return _means(jax.device_get(totals), tuple(variables), len(self._source))
+
+
+def _never() -> bool:
+    return False
 
 
 @jax.jit
@@ -292,7 +308,7 @@ def evaluate_checkpoint(
     step: int | str | None = None,
     config: ConfigDict | None = None,
     *,
-    should_stop: Callable[[], bool] = lambda: False,
+    preemption: Preemption | None = None,
 ) -> tuple[int, dict[str, float]]:
     """Evaluates a checkpoint on whatever devices there are, and adds the results to metrics.jsonl.
 
@@ -300,21 +316,21 @@ def evaluate_checkpoint(
         workdir: of the run.
         step: a number; "best" by the configuration's `checkpoint.best_metric`; None for the latest that is whole.
         config: None: the one in the checkpoint.
-        should_stop: asked before each batch.
+        preemption: asked before each batch whether to stop; None: nobody is asked.
 
     Returns:
         the step, and the results as `Evaluator` gives them.
 
     Raises:
         CheckpointError: if there is no such checkpoint, or it does not fit the configuration.
-        Interrupted: once `should_stop` said so.
+        Interrupted: once `preemption` said so.
     """
     workdir = pathlib.Path(workdir)
     checkpointer = Checkpointer(workdir / "checkpoints")
     candidates = choose_checkpoints(checkpointer, workdir, step)
     for candidate in candidates:
         try:
-            results = _evaluate_step(checkpointer, candidate, config, should_stop)
+            results = _evaluate_step(checkpointer, candidate, config, preemption)
             break
         except DamagedError as error:
             if candidate == candidates[-1]:
@@ -357,7 +373,7 @@ def choose_checkpoints(checkpointer: Checkpointer, workdir: pathlib.Path, wanted
 
 
 def _evaluate_step(
-    checkpointer: Checkpointer, step: int, config: ConfigDict | None, should_stop: Callable[[], bool]
+    checkpointer: Checkpointer, step: int, config: ConfigDict | None, preemption: Preemption | None
 ) -> dict[str, float]:
     """Restores what a checkpoint holds of the model, and evaluates it."""
     about = checkpointer.about(step)
@@ -368,10 +384,15 @@ def _evaluate_step(
     mesh = sharding.make_mesh(config)
     source = create_source(config, train=False)
     check_classes(source, about["num_classes"], about["class_names"], config.data.val_split)
-    with closing(source):
+    stacks = checkpointer.directory.with_name("stacks")
+    with (
+        Watchdog(config.watchdog_seconds, stacks, process_index=jax.process_index()) as watchdog,
+        closing(source),
+    ):
         model, variables = restore_model(checkpointer, step, config, mesh)
         check_sizes(config, model, train=False)
-        return Evaluator(config, mesh, model, source)(variables, should_stop=should_stop)
+        watchdog.beat()
+        return Evaluator(config, mesh, model, source, preemption=preemption, watchdog=watchdog)(variables)
 
 
 def restore_model(
@@ -406,7 +427,7 @@ def restore_model(
     return model, variables
 
 
-def evaluate_pretrained(config: ConfigDict, *, should_stop: Callable[[], bool] = lambda: False) -> dict[str, float]:
+def evaluate_pretrained(config: ConfigDict, *, preemption: Preemption | None = None) -> dict[str, float]:
     """Evaluates the weights that `config.model.pretrained` names on the validation split.
 
     Returns:
@@ -414,19 +435,20 @@ def evaluate_pretrained(config: ConfigDict, *, should_stop: Callable[[], bool] =
 
     Raises:
         ConfigError, DataError: for input that cannot work.
-        Interrupted: once `should_stop` said so.
+        Interrupted: once `preemption` said so.
     """
     config = config_lib.resolve(config)
     config_lib.validate(config, jax.device_count())
     mesh = sharding.make_mesh(config)
     source = create_source(config, train=False)
-    with closing(source):
+    with Watchdog(config.watchdog_seconds, process_index=jax.process_index()) as watchdog, closing(source):
         model = build_model(config, source.num_classes)
         check_sizes(config, model, train=False)
-        variables = load_pretrained(config, model.num_classes, classifier_seed=None)
+        with watchdog.suspended():  # they may have to be downloaded
+            variables = load_pretrained(config, model.num_classes, classifier_seed=None)
         layouts = partition.layouts(partition.make_rules(config, mesh), mesh, variables["params"], variables)
         variables = jax.device_put(variables, layouts)
-        return Evaluator(config, mesh, model, source)({"": variables}, should_stop=should_stop)
+        return Evaluator(config, mesh, model, source, preemption=preemption, watchdog=watchdog)({"": variables})
 
 
 def check_classes(source: Source, num_classes: int, class_names: Sequence[str], split: str) -> None:

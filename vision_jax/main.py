@@ -1,6 +1,7 @@
 """Trains or evaluates: `python -m vision_jax.main --config=configs/resnet50.py --workdir=runs/resnet50`.
 
-Exit status: 0 done; 75 saved after SIGTERM, run the same command again; 1 failed; 2 wrong flags; 130 Ctrl-C.
+Exit status: 0 done; 75 saved after SIGTERM, run the same command again; 79 a hang, found by the watchdog;
+1 failed; 2 wrong flags; 130 Ctrl-C.
 """
 
 import contextlib
@@ -15,7 +16,7 @@ from typing import Any
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
-from vision_jax.errors import ConfigError, Preempted, VisionJaxError
+from vision_jax.errors import STATUS_PREEMPTED, ConfigError, Interrupted, Preempted, VisionJaxError
 from vision_jax.preemption import Preemption
 
 
@@ -92,6 +93,7 @@ def run() -> int:
             if _COORDINATOR.value is None:
                 raise
             traceback.print_exc()
+            print("error: this process ends. If a connection is to blame, another ended before it.", file=sys.stderr)
             status = 1
     if _COORDINATOR.value is not None:
         # The others wait for this process in a collective, and an orderly exit would wait for them.
@@ -122,7 +124,7 @@ def _train(config: ConfigDict, workdir: pathlib.Path, preemption: Preemption) ->
         )
     except Preempted as stop:
         log.warning("%s.", stop)
-        return 75
+        return STATUS_PREEMPTED
     log.info("The run is in %s.", workdir)
     return 0
 
@@ -136,13 +138,13 @@ def _evaluate(config: ConfigDict | None, workdir: pathlib.Path, preemption: Pree
     try:
         if config is not None and config.model.pretrained and not (workdir / "checkpoints").exists():
             what = config.model.pretrained
-            results = evaluate.evaluate_pretrained(config, should_stop=preemption.stops_now)
+            results = evaluate.evaluate_pretrained(config, preemption=preemption)
         else:
-            step, results = evaluate.evaluate_checkpoint(workdir, _STEP.value, config, should_stop=preemption.stops_now)
+            step, results = evaluate.evaluate_checkpoint(workdir, _STEP.value, config, preemption=preemption)
             what = f"step {step} of {workdir}"
-    except evaluate.Interrupted:
+    except Interrupted:
         log.warning("Stopped by SIGTERM: run the same command again.")
-        return 75
+        return STATUS_PREEMPTED
     if jax.process_index() == 0:
         print(f"{what}\n{evaluate.format_results(results)}")
     return 0
@@ -235,7 +237,14 @@ def _config_file_problem(error: Exception) -> str:
 def main(argv: list[str]) -> None:
     """The entry point for absl."""
     del argv
-    sys.exit(run())
+    status = run()
+    if (loader := sys.modules.get("vision_jax.data.loader")) and loader.hanging_threads():
+        # An orderly exit would wait for them, for ever.
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 if __name__ == "__main__":

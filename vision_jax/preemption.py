@@ -9,15 +9,16 @@ from typing import Any, Self
 
 
 class Preemption:
-    """Turns SIGTERM into a question that the training loop asks between steps.
+    """Turns SIGTERM into a question that the training loop and evaluations ask.
 
     In a single process this object handles the signal, from `__enter__` to `__exit__`. With several, the notifier that
-    `jax.distributed` starts does, and makes all processes agree on one step.
+    `jax.distributed` starts does, and makes all processes agree on one place to stop at.
     """
 
     def __init__(self) -> None:
         self._noticed = threading.Event()
         self._previous: Any = None
+        self._questions = 0
 
     def __enter__(self) -> Self:
         # Python allows handlers in the main thread alone.
@@ -42,17 +43,23 @@ class Preemption:
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         self._noticed.set()
 
-    def stops_now(self) -> bool:
-        """Returns whether to stop at once. Several processes cannot: they agree on a step, and it is False."""
+    def noticed(self) -> bool:
+        """Returns whether this process may stop at once. Several may not: they agree on a place, and it is False."""
         return self._noticed.is_set() and not _is_distributed()
 
-    def stops_at(self, step: int) -> bool:
-        """Returns whether all processes are to save `step` and stop. To be asked at every step, by every process."""
+    def should_stop(self) -> bool:
+        """Returns whether to stop here, the same in all processes.
+
+        All of them must ask at the same places, which are counted: before every step and every batch of an evaluation.
+        JAX takes the counts that the processes have come to when the signal arrives, and stops all of them at the next
+        after the highest, so every question counts by one. To ask costs about a microsecond.
+        """
         if not _is_distributed():
             return self._noticed.is_set()
         from jax.experimental import multihost_utils
 
-        return multihost_utils.reached_preemption_sync_point(step)
+        self._questions += 1
+        return multihost_utils.reached_preemption_sync_point(self._questions)
 
 
 def _is_distributed() -> bool:

@@ -19,6 +19,9 @@ from vision_jax.errors import ConfigError
 # From the one that may cross the slowest network to the one that needs the fastest.
 AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
+# After so many seconds without a sign of life a process counts as dead, and the others end: waiting in a collective,
+# they may not learn of it otherwise. The signs come from a thread of C++, which neither compiling nor loading delays.
+_HEARTBEAT_SECONDS = 30
 
 
 def initialize_distributed(coordinator_address: str | None, num_processes: int | None, process_id: int | None) -> bool:
@@ -45,7 +48,9 @@ def initialize_distributed(coordinator_address: str | None, num_processes: int |
         )
     if not 0 <= process_id < num_processes:
         raise ConfigError(f"--process_id is {process_id} of --num_processes={num_processes}: it runs from 0.")
-    jax.distributed.initialize(coordinator_address, num_processes, process_id)
+    jax.distributed.initialize(
+        coordinator_address, num_processes, process_id, heartbeat_timeout_seconds=_HEARTBEAT_SECONDS
+    )
     return True
 
 

@@ -34,11 +34,12 @@ from vision_jax.data.loader import Loader, Order, Prefetcher
 from vision_jax.data.order import BalancedOrder, TrainOrder
 from vision_jax.data.sources import Source, closing, create_source, read_labels
 from vision_jax.data.workers import ProcessLoader, create_loader
-from vision_jax.errors import CheckpointError, ConfigError, NonFiniteError, Preempted
+from vision_jax.errors import CheckpointError, ConfigError, Interrupted, NonFiniteError, Preempted
 from vision_jax.goodput import Goodput
 from vision_jax.preemption import Preemption
 from vision_jax.profiling import Profiler
 from vision_jax.state import TrainState, create_state
+from vision_jax.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
@@ -80,9 +81,10 @@ def train_and_evaluate(
     with (
         closing(train_source, val_source),
         writers.open_workdir(workdir, config, allow_config_change=allow_config_change, enabled=is_first),
+        Watchdog(config.watchdog_seconds, workdir / "stacks", process_index=jax.process_index()) as watchdog,
     ):
         sharding.wait_for_all("the workdir is open")
-        return _train(config, workdir, plan, model, train_source, val_source, preemption, begun)
+        return _train(config, workdir, plan, model, train_source, val_source, preemption, watchdog, begun)
 
 
 def check_input(config: ConfigDict) -> tuple[ConfigDict, Plan, nn.Module, Source, Source]:
@@ -107,6 +109,7 @@ def _train(
     train_source: Source,
     val_source: Source,
     preemption: Preemption,
+    watchdog: Watchdog,
     begun: float,
 ) -> TrainState:
     """Does what `train_and_evaluate` says, once its input has been checked."""
@@ -120,10 +123,11 @@ def _train(
         Checkpointer(workdir / "checkpoints", keep=config.checkpoint.keep, scores=scores) as checkpointer,
     ):
         state = checkpointer.restore_latest(abstract_state)
-        if state is None and config.model.pretrained:
-            state = initialize(evaluate.load_pretrained(config, model.num_classes, classifier_seed=config.seed))
-        elif state is None:
-            state = initialize()
+        with watchdog.suspended():  # it is compiled, and weights may have to be downloaded
+            if state is None and config.model.pretrained:
+                state = initialize(evaluate.load_pretrained(config, model.num_classes, classifier_seed=config.seed))
+            elif state is None:
+                state = initialize()
         start = int(state.step)
         if start > plan.total_steps:
             raise CheckpointError(
@@ -138,9 +142,9 @@ def _train(
             return state
         if is_first := jax.process_index() == 0:
             writers.write_config(workdir, config)
-        teacher = evaluate.load_teacher(config, model.num_classes, mesh)
         goodput.continue_from(start)
-        with goodput.phase("compilation"):
+        with watchdog.suspended(), goodput.phase("compilation"):
+            teacher = evaluate.load_teacher(config, model.num_classes, mesh)
             compiled = compile_steps(config, plan, train_step, abstract_state, mesh, teacher)
             seconds_at_peak = make_seconds_at_peak(config, plan, train_step, abstract_state, mesh, teacher)
         goodput.mark(start)
@@ -151,6 +155,7 @@ def _train(
                 range(start, plan.total_steps),
                 sharding.batch_placer(mesh, config.batch_size),
                 config.data.prefetch,
+                preemption.noticed,
             ) as batches,
             writers.MetricWriter(
                 workdir, last_step=start, tensorboard=config.log.tensorboard, enabled=is_first
@@ -163,7 +168,7 @@ def _train(
                 state,
                 compiled,
                 batches,
-                evaluator=evaluate.Evaluator(config, mesh, model, val_source),
+                evaluator=evaluate.Evaluator(config, mesh, model, val_source, preemption=preemption, watchdog=watchdog),
                 evaluated=set(evaluated),
                 best_metric=config.checkpoint.best_metric,
                 checkpointer=checkpointer,
@@ -177,6 +182,7 @@ def _train(
                 goodput=goodput,
                 profiler=profiler,
                 preemption=preemption,
+                watchdog=watchdog,
             )
 
 
@@ -196,10 +202,11 @@ def _loop(
     goodput: Goodput,
     profiler: Profiler,
     preemption: Preemption,
+    watchdog: Watchdog,
 ) -> TrainState:
     """Does the updates that are left. The order of operations is explained at the top of this file."""
     for step in range(int(state.step), plan.total_steps + 1):  # `step` updates are done
-        stops = preemption.stops_at(step)
+        stops = preemption.should_stop()
         if stops or plan.saves_at(step):
             tracker.settle()  # so that nothing that is not finite is saved
             with goodput.phase("saves"):
@@ -213,8 +220,8 @@ def _loop(
             variables = {"": state.variables} | ({"ema_": state.ema} if state.ema is not None else {})
             try:
                 with goodput.phase("evaluation"):
-                    results = evaluator(variables, should_stop=preemption.stops_now)
-            except evaluate.Interrupted:
+                    results = evaluator(variables)
+            except Interrupted:
                 checkpointer.wait()
                 raise Preempted(step) from None
             if (score := evaluate.score(best_metric, results)) is not None:
@@ -224,12 +231,19 @@ def _loop(
             tracker.restart_clock()
         if step < plan.total_steps:
             with profiler.step(step + 1):
-                with goodput.phase("input"):
-                    batch = next(batches)
+                try:
+                    with goodput.phase("input"):
+                        batch = next(batches)
+                except Interrupted:  # the input hangs, or is slow
+                    tracker.settle()
+                    checkpointer.save(step, state, about)
+                    checkpointer.wait()
+                    raise Preempted(step) from None
                 state, metrics = train_step(state, batch)
             with goodput.phase("other"):
                 profiler.after_step(step + 1, metrics)
             tracker.add(step + 1, metrics)
+            watchdog.beat()
     with goodput.phase("saves"):
         checkpointer.wait()
     return state

@@ -19,7 +19,7 @@ import numpy as np
 from vision_jax.data.decode import DecodeError
 from vision_jax.data.order import random_bits
 from vision_jax.data.sources import Source
-from vision_jax.errors import DataError
+from vision_jax.errors import DataError, Interrupted
 
 if TYPE_CHECKING:
     import jax  # for types alone: processes that only load do without it
@@ -32,7 +32,9 @@ log = logging.getLogger(__name__)
 
 # Rows that a thread takes at once: enough to share NumPy's cost for each call, few enough to keep all threads busy.
 CHUNK = 32
-_SECONDS_TO_END = 5  # of a batch that is waited for when nobody wants it any more
+_SECONDS_TO_END = 3.0  # of a batch that is waited for when nobody wants it any more
+_SECONDS_TO_ASK = 0.2  # between questions whether to go on waiting
+_DECODE, _PREFETCH = "decode", "prefetch"  # names of threads
 _MAX_ATTEMPTS = 100  # to find a record that can stand for a damaged one
 _REPLACEMENT_STREAM = 4  # tells the random numbers here from those of orders and crops
 
@@ -136,7 +138,8 @@ class Loader:
         self._bad: set[int] = set()
         self._spare: list[HostBatch] = []
         num_threads = num_threads or usable_cores()
-        self._pool = concurrent.futures.ThreadPoolExecutor(num_threads, thread_name_prefix="decode")
+        self._pool = concurrent.futures.ThreadPoolExecutor(num_threads, thread_name_prefix=_DECODE)
+        self._unfinished: set[concurrent.futures.Future[None]] = set()
         self.lookahead = 1 + -(-num_threads * CHUNK // max(1, len(rows)))
 
     def start(self, step: int, batch: HostBatch | None = None) -> Callable[[], HostBatch]:
@@ -162,6 +165,9 @@ class Loader:
         futures = [
             self._pool.submit(self._fill, batch, chunk, records[chunk], visits[chunk], transform) for chunk in chunks
         ]
+        self._unfinished.update(futures)
+        for future in futures:
+            future.add_done_callback(self._unfinished.discard)
 
         def wait() -> HostBatch:
             try:
@@ -274,14 +280,23 @@ class Loader:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def close(self) -> None:
-        """Ends the threads; batches that are waiting are given up."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        """Ends the threads; batches that are waiting are given up. A thread that hangs in its file is left behind."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        hanging = concurrent.futures.wait(list(self._unfinished), _SECONDS_TO_END).not_done
+        self._pool.shutdown(wait=not hanging)
+        if hanging:
+            log.warning("A read has not ended in %.0f s: its thread cannot be ended either.", _SECONDS_TO_END)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def hanging_threads() -> list[str]:
+    """Returns the names of threads that outlived their loader, as they hang in a file; all loaders must be closed."""
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith((_DECODE, _PREFETCH))]
 
 
 class _UnreadableError(Exception):
@@ -307,17 +322,27 @@ class Prefetcher:
         place: makes a global array on the devices of (key, rows of this process). When it returns, the rows must have
             been copied: the loader will write to them again.
         depth: batches kept ready on the devices.
+        give_up: asked now and then while the consumer waits: whether it is to stop waiting.
 
     Attributes:
         seconds_waited: how long the consumer has waited in total.
     """
 
-    def __init__(self, loader: "Loader | ProcessLoader", steps: range, place: "Placer", depth: int):
+    def __init__(
+        self,
+        loader: "Loader | ProcessLoader",
+        steps: range,
+        place: "Placer",
+        depth: int,
+        give_up: Callable[[], bool] = lambda: False,
+    ):
         self.seconds_waited = 0.0
+        self._give_up = give_up
+        self._given_up = False
         self._loader = loader
         self._ready: queue.Queue[dict[str, jax.Array] | BaseException | None] = queue.Queue(maxsize=depth)
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, args=(loader, steps, place), name="prefetch", daemon=True)
+        self._thread = threading.Thread(target=self._run, args=(loader, steps, place), name=_PREFETCH, daemon=True)
         self._thread.start()
 
     def _run(self, loader: "Loader | ProcessLoader", steps: range, place: "Placer") -> None:
@@ -349,9 +374,7 @@ class Prefetcher:
         return self
 
     def __next__(self) -> "dict[str, jax.Array]":
-        start = time.perf_counter()
-        item = self._ready.get()
-        self.seconds_waited += time.perf_counter() - start
+        item = self._wait()
         if isinstance(item, dict):
             return item
         self._ready.put(item)  # so that asking again says the same
@@ -359,13 +382,26 @@ class Prefetcher:
             raise StopIteration
         raise item
 
+    def _wait(self) -> "dict[str, jax.Array] | BaseException | None":
+        start = time.perf_counter()
+        try:
+            while True:
+                try:
+                    return self._ready.get(timeout=_SECONDS_TO_ASK)
+                except queue.Empty:
+                    if self._give_up():
+                        self._given_up = True
+                        raise Interrupted from None
+        finally:
+            self.seconds_waited += time.perf_counter() - start
+
     def close(self) -> None:
         """Ends the thread and lets go of the batches that were ready."""
         self._stop.set()
-        self._thread.join(_SECONDS_TO_END)
+        self._thread.join(0 if self._given_up else _SECONDS_TO_END)
         if self._thread.is_alive():  # it waits for a batch that does not come
             self._loader.cancel()
-            self._thread.join()
+            self._thread.join(_SECONDS_TO_END)
         with self._ready.mutex:
             self._ready.queue.clear()
 

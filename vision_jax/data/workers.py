@@ -10,6 +10,7 @@ is left behind however the main process ends.
 import collections
 import contextlib
 import dataclasses
+import faulthandler
 import functools
 import json
 import mmap
@@ -205,6 +206,15 @@ class _Job:
     layout: _Layout
 
 
+_running: "set[subprocess.Popen[bytes]]" = set()
+
+
+def dump_stacks() -> None:
+    """Lets all processes that load for this one write the stacks of their threads to stderr."""
+    for process in list(_running):
+        process.send_signal(signal.SIGUSR2)
+
+
 class _Worker:
     """A process that loads, as the main process sees it.
 
@@ -228,6 +238,7 @@ class _Worker:
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
             other.close()
+        _running.add(self._process)
         self._connection, self._socket = Connection(mine.dup().detach()), mine
         self._finished: dict[int, Exception | None] = {}
 
@@ -282,7 +293,9 @@ class _Worker:
             self._process.wait(_SECONDS_TO_END)
         except subprocess.TimeoutExpired:
             self._process.kill()
-            self._process.wait()
+            with contextlib.suppress(subprocess.TimeoutExpired):  # it hangs in a file, where nothing can end it
+                self._process.wait(_SECONDS_TO_END)
+        _running.discard(self._process)
 
 
 def serve(connection_descriptor: int, memory_descriptor: int) -> None:
@@ -293,6 +306,7 @@ def serve(connection_descriptor: int, memory_descriptor: int) -> None:
             or an exception), or (None, an exception) if it cannot even begin.
         memory_descriptor: of the shared memory.
     """
+    faulthandler.register(signal.SIGUSR2, all_threads=True)
     connection = Connection(connection_descriptor)
     try:
         job: _Job = connection.recv()
@@ -303,7 +317,7 @@ def serve(connection_descriptor: int, memory_descriptor: int) -> None:
         connection.send((None, DataError(message)))
         return
     memory = mmap.mmap(memory_descriptor, 0)
-    begun: queue.Queue[tuple[int, Callable[[], HostBatch]] | None] = queue.Queue()
+    begun: queue.Queue[tuple[int, Callable[[], HostBatch]]] = queue.Queue()
     with Loader(
         job.source, job.order, job.transform, job.rows, job.num_threads, max_bad_records=job.max_bad_records
     ) as loader:
@@ -323,11 +337,11 @@ def serve(connection_descriptor: int, memory_descriptor: int) -> None:
                     except Exception as error:
                         begun.put((step, functools.partial(_raise, error)))
             except (EOFError, OSError):  # the main process has closed the connection, or is no more
-                begun.put(None)
+                os._exit(0)  # an orderly end would wait for ever for a thread that hangs in a file
 
         threading.Thread(target=receive, name="receive", daemon=True).start()
-        while (item := begun.get()) is not None:
-            step, wait = item
+        while True:
+            step, wait = begun.get()
             try:
                 connection.send((step, _outcome(wait)))
             except OSError:
