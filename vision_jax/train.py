@@ -6,6 +6,10 @@
 before it is evaluated, so neither a signal nor a crash in the evaluation loses it, and a run that was stopped there
 begins with that evaluation. Metrics are fetched a step late, when the next step is under way: the devices never wait
 for the host.
+
+A step whose numbers are bad may send the run back (`guard`): `_loop` ends with `_Rewind`, and `_train` enters it again
+with the last checkpoint and an order of the data that leaves out the batches up to the bad one. The list of these
+rewinds, (step, step gone back to), is stored in each checkpoint that follows; nothing else is needed to go on from it.
 """
 
 import functools
@@ -14,7 +18,7 @@ import logging
 import math
 import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -29,8 +33,8 @@ from vision_jax import config as config_lib
 from vision_jax.checkpoint import Checkpointer
 from vision_jax.config import Plan
 from vision_jax.data.decode import TrainTransform
-from vision_jax.data.loader import Loader, Order, Prefetcher
-from vision_jax.data.order import BalancedOrder, TrainOrder
+from vision_jax.data.loader import Loader, Prefetcher
+from vision_jax.data.order import BalancedOrder, LaterOrder, TrainOrder
 from vision_jax.data.sources import Source, closing, create_source, read_labels
 from vision_jax.data.workers import ProcessLoader, create_loader
 from vision_jax.errors import CheckpointError, ConfigError, NonFiniteError, Preempted
@@ -38,6 +42,20 @@ from vision_jax.preemption import Preemption
 from vision_jax.state import TrainState, create_state
 
 log = logging.getLogger(__name__)
+
+Rewind = tuple[int, int]  # the step whose numbers were bad, and the one that the run went back to
+
+
+class _Rewind(Exception):
+    """The numbers of a step are bad, and the run is to go on from the last checkpoint.
+
+    Attributes:
+        step: the number of updates, with the bad one.
+    """
+
+    def __init__(self, step: int):
+        super().__init__(f"the numbers of step {step} are bad")
+        self.step = step
 
 
 def train_and_evaluate(
@@ -124,12 +142,20 @@ def _train(
     abstract_state = sharding.abstract(jax.eval_shape(initialize), sharding.replicated(mesh))
     _log_run(config, plan, abstract_state, len(train_source), len(val_source))
     scores = evaluate.scores_by_step(workdir, config.checkpoint.best_metric)
-    with Checkpointer(workdir / "checkpoints", keep=config.checkpoint.keep, scores=scores) as checkpointer:
-        state = checkpointer.restore_latest(abstract_state)
-        if state is None and config.model.pretrained:
-            state = initialize(evaluate.load_pretrained(config, model.num_classes, classifier_seed=config.seed))
-        elif state is None:
-            state = initialize()
+    on_error = config.checkpoint.on_error
+    with Checkpointer(
+        workdir / "checkpoints", keep=config.checkpoint.keep, scores=scores, on_error=on_error
+    ) as checkpointer:
+
+        def begin() -> TrainState:
+            """Returns the state of the last checkpoint, or if there is none, that before the first step."""
+            if (state := checkpointer.restore_latest(abstract_state)) is not None:
+                return state
+            if config.model.pretrained:
+                return initialize(evaluate.load_pretrained(config, model.num_classes, classifier_seed=config.seed))
+            return initialize()
+
+        state = begin()
         start = int(state.step)
         if start > plan.total_steps:
             raise CheckpointError(
@@ -146,37 +172,62 @@ def _train(
             writers.write_config(workdir, config)
         teacher = evaluate.load_teacher(config, model.num_classes, mesh)
         compiled = compile_steps(config, plan, train_step, abstract_state, mesh, teacher)
-        with (
-            _make_loader(config, plan, mesh, train_source) as loader,
-            Prefetcher(
-                loader,
-                range(start, plan.total_steps),
-                sharding.batch_placer(mesh, config.batch_size),
-                config.data.prefetch,
-            ) as batches,
-            writers.MetricWriter(
-                workdir, last_step=start, tensorboard=config.log.tensorboard, enabled=is_first
-            ) as writer,
-            writers.Progress(plan.total_steps, initial=start, description="train", enabled=is_first) as progress,
-        ):
-            return _loop(
-                plan,
-                state,
-                compiled,
-                batches,
-                evaluator=evaluate.Evaluator(config, mesh, model, val_source),
-                evaluated=set(evaluated),
-                best_metric=config.checkpoint.best_metric,
-                checkpointer=checkpointer,
-                about={
-                    "config": json.loads(config_lib.to_json(config)),
-                    "num_classes": train_source.num_classes,
-                    "class_names": list(train_source.class_names),
-                },
-                writer=writer,
-                tracker=Tracker(config, plan, writer, progress, batches, checkpointer),
-                preemption=preemption,
-            )
+        rewinds = stored_rewinds(checkpointer, start)
+        about = {
+            "config": json.loads(config_lib.to_json(config)),
+            "num_classes": train_source.num_classes,
+            "class_names": list(train_source.class_names),
+        }
+        with writers.MetricWriter(
+            workdir, last_step=start, tensorboard=config.log.tensorboard, on_error=on_error, enabled=is_first
+        ) as writer:
+            while True:
+                try:
+                    with (
+                        _make_loader(config, plan, mesh, train_source, rewinds) as loader,
+                        Prefetcher(
+                            loader,
+                            range(start, plan.total_steps),
+                            sharding.batch_placer(mesh, config.batch_size),
+                            config.data.prefetch,
+                        ) as batches,
+                        writers.Progress(
+                            plan.total_steps, initial=start, description="train", enabled=is_first
+                        ) as progress,
+                    ):
+                        return _loop(
+                            plan,
+                            state,
+                            compiled,
+                            batches,
+                            evaluator=evaluate.Evaluator(config, mesh, model, val_source),
+                            evaluated=set(evaluated),
+                            best_metric=config.checkpoint.best_metric,
+                            checkpointer=checkpointer,
+                            about={**about, "rewinds": rewinds},
+                            writer=writer,
+                            tracker=Tracker(config, plan, writer, progress, batches, checkpointer, len(rewinds)),
+                            preemption=preemption,
+                        )
+                except _Rewind as bad:
+                    bad_step = bad.step
+                # Here, and not above, where the exception still holds the arrays of the loop.
+                state = begin()
+                start = int(state.step)
+                rewinds = [*rewinds, (bad_step, start)]
+                evaluated = {step: r for step, r in evaluated.items() if step <= start}
+                writer.go_back(start)
+                log.warning(
+                    "GOING BACK from step %d to step %d, and on with the batches after it (%d of at most %d times).",
+                    *(bad_step, start, len(rewinds), config.guard.max_rewinds),
+                )
+
+
+def stored_rewinds(checkpointer: Checkpointer, step: int) -> list[Rewind]:
+    """Returns the rewinds that came before the checkpoint of a step; none if there is no such checkpoint."""
+    if step not in checkpointer.steps():
+        return []
+    return [(bad, good) for bad, good in checkpointer.about(step).get("rewinds", [])]
 
 
 def _loop(
@@ -208,8 +259,10 @@ def _loop(
             try:
                 results = evaluator(variables, should_stop=preemption.stops_now)
             except evaluate.Interrupted:
+                checkpointer.save(step, state, about)  # again, if it could not be saved
                 checkpointer.wait()
                 raise Preempted(step) from None
+            evaluated.add(step)
             if (score := evaluate.score(best_metric, results)) is not None:
                 checkpointer.record(step, score)
             writer.write(step, results)
@@ -218,6 +271,8 @@ def _loop(
         if step < plan.total_steps:
             state, metrics = train_step(state, next(batches))
             tracker.add(step + 1, metrics)
+    checkpointer.save(plan.total_steps, state, about)  # again, if it could not be saved before the evaluation
+    checkpointer.wait()
     return state
 
 
@@ -327,10 +382,12 @@ def make_optimizer(config: ConfigDict, plan: Plan) -> optax.GradientTransformati
     return optimizer
 
 
-def _make_loader(config: ConfigDict, plan: Plan, mesh: Mesh, source: Source) -> Loader | ProcessLoader:
-    """Returns the loader of the training's batches."""
+def _make_loader(
+    config: ConfigDict, plan: Plan, mesh: Mesh, source: Source, rewinds: Sequence[Rewind] = ()
+) -> Loader | ProcessLoader:
+    """Returns the loader of the training's batches; each rewind left some of them out."""
     data = config.data
-    order: Order = TrainOrder(len(source), config.batch_size, config.seed, data.repeats)
+    order: TrainOrder | BalancedOrder = TrainOrder(len(source), config.batch_size, config.seed, data.repeats)
     if data.balanced:
         order = BalancedOrder(read_labels(source, data.num_threads), source.num_classes, config.batch_size, config.seed)
     transform = TrainTransform(
@@ -345,9 +402,11 @@ def _make_loader(config: ConfigDict, plan: Plan, mesh: Mesh, source: Source) -> 
         fast_upsampling=data.fast_upsampling,
         sizes=plan.train_sizes,
     )
+    # The size of the images is that of the step, whatever batch it sees.
+    batches = LaterOrder(order, sum(bad - good for bad, good in rewinds)) if rewinds else order
     return create_loader(
         source,
-        order,
+        batches,
         transform,
         sharding.local_rows(mesh, config.batch_size),
         num_workers=data.num_workers,
@@ -433,7 +492,8 @@ class Tracker:
         writer: gets a line every `log.every_steps` steps.
         progress: shown at each step.
         batches: knows how long the loop has waited for input.
-        checkpointer: knows which checkpoint is the last good one.
+        checkpointer: knows which checkpoint is the last good one, and how many saves have failed.
+        rewinds: how often the training has gone back.
     """
 
     def __init__(
@@ -444,9 +504,10 @@ class Tracker:
         progress: writers.Progress,
         batches: Prefetcher,
         checkpointer: Checkpointer,
+        rewinds: int = 0,
     ):
         self._config, self._plan, self._writer, self._progress = config, plan, writer, progress
-        self._batches, self._checkpointer = batches, checkpointer
+        self._batches, self._checkpointer, self._rewinds = batches, checkpointer, rewinds
         self._pending: tuple[int, steps.Metrics] | None = None
         self._replaced: float | None = None  # records, since the last line
         self.restart_clock()
@@ -464,7 +525,8 @@ class Tracker:
         """Waits for the last step that was added, and deals with its metrics.
 
         Raises:
-            NonFiniteError: if its loss or gradients are not finite.
+            NonFiniteError: if its loss or gradients are not finite, or far above those before, and that is to stop.
+            _Rewind: if it is to go back.
         """
         if self._pending is None:
             return
@@ -490,29 +552,43 @@ class Tracker:
             values["train/epoch"] = step / self._plan.steps_per_epoch
             if self._replaced is not None:
                 values["train/replaced_records"], self._replaced = self._replaced, None
+            if self._rewinds:
+                values["train/rewinds"] = float(self._rewinds)
+            if self._checkpointer.failed_saves:
+                values["train/failed_saves"] = float(self._checkpointer.failed_saves)
             self._writer.write(step, {**values, "train/images_per_second": rate, "train/input_wait": input_wait})
             self.restart_clock()
 
     def _check(self, step: int, metrics: dict[str, float]) -> None:
-        """Raises NonFiniteError if numbers went wrong and were not left out, or too often."""
+        """Raises NonFiniteError or _Rewind if numbers went wrong and were not left out, or too often."""
         guard, skips = self._config.guard, metrics.pop("skipped_in_a_row", 0.0)
         finite = math.isfinite(metrics["loss"]) and math.isfinite(metrics["grad_norm"])
-        if 0 < skips < guard.max_skips and (finite or guard.nonfinite == "skip"):
+        if finite and not skips:
+            return
+        policy = guard.spikes if finite else guard.nonfinite
+        if policy == "skip" and skips < guard.max_skips:
             log.warning(
                 "Step %d is skipped: its loss is %.6g and the norm of its gradients %.6g.",
                 *(step, metrics["loss"], metrics["grad_norm"]),
             )
             return
-        if finite and not skips:
-            return
-        too_many = skips >= guard.max_skips
-        self._checkpointer.wait()
+        self._checkpointer.settle()
+        what = f"At step {step} the loss is {metrics['loss']} and the norm of the gradients {metrics['grad_norm']}"
+        if policy == "rewind" and self._rewinds < guard.max_rewinds:
+            log.warning("%s.", what)
+            raise _Rewind(step)
         good = self._checkpointer.steps()
+        reason = {
+            "skip": f"{skips:.0f} steps in a row were skipped, and guard.max_skips allows fewer. ",
+            "rewind": f"The training went back {self._rewinds} times, and guard.max_rewinds allows no more. ",
+            "stop": "",
+        }[policy]
         raise NonFiniteError(
-            f"At step {step} the loss is {metrics['loss']} and the norm of the gradients {metrics['grad_norm']}. "
-            + (f"{skips:.0f} steps in a row were skipped, and guard.max_skips allows fewer. " if too_many else "")
+            what
+            + (", far above those before (guard.spike_deviations). " if finite else ". ")
+            + reason
             + (f"The last good checkpoint is step {good[-1]}" if good else "There is no checkpoint yet")
             + f", in {self._checkpointer.directory}. Lower optimizer.learning_rate, lengthen the warm-up, set "
             "optimizer.clip_global_norm, or compute in float32"
-            + ("." if too_many else ", or let guard.nonfinite=skip leave out such steps.")
+            + ("." if reason else f", or let guard.{'spikes' if finite else 'nonfinite'}=skip leave out such steps.")
         )
