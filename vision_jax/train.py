@@ -172,7 +172,7 @@ def _train(
             writers.write_config(workdir, config)
         teacher = evaluate.load_teacher(config, model.num_classes, mesh)
         compiled = compile_steps(config, plan, train_step, abstract_state, mesh, teacher)
-        rewinds = stored_rewinds(checkpointer, start)
+        rewinds, seen = stored_rewinds(checkpointer, start), set(evaluated)
         about = {
             "config": json.loads(config_lib.to_json(config)),
             "num_classes": train_source.num_classes,
@@ -201,7 +201,7 @@ def _train(
                             compiled,
                             batches,
                             evaluator=evaluate.Evaluator(config, mesh, model, val_source),
-                            evaluated=set(evaluated),
+                            evaluated=seen,
                             best_metric=config.checkpoint.best_metric,
                             checkpointer=checkpointer,
                             about={**about, "rewinds": rewinds},
@@ -215,7 +215,7 @@ def _train(
                 state = begin()
                 start = int(state.step)
                 rewinds = [*rewinds, (bad_step, start)]
-                evaluated = {step: r for step, r in evaluated.items() if step <= start}
+                seen = {step for step in seen if step <= start}
                 writer.go_back(start)
                 log.warning(
                     "GOING BACK from step %d to step %d, and on with the batches after it (%d of at most %d times).",
@@ -566,7 +566,7 @@ class Tracker:
         if finite and not skips:
             return
         policy = guard.spikes if finite else guard.nonfinite
-        if policy == "skip" and skips < guard.max_skips:
+        if policy == "skip" and 0 < skips < guard.max_skips:
             log.warning(
                 "Step %d is skipped: its loss is %.6g and the norm of its gradients %.6g.",
                 *(step, metrics["loss"], metrics["grad_norm"]),

@@ -24,13 +24,22 @@ log = logging.getLogger(__name__)
 
 
 def write_atomically(path: pathlib.Path, text: str) -> None:
-    """Writes a file that is, at any moment, either the old or the new one."""
+    """Writes a file that is, at any moment, either the old or the new one.
+
+    Raises:
+        CheckpointError: if the storage fails.
+    """
     temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise CheckpointError(
+            f"Cannot write {path}: {error}. See to the storage and run the same command again."
+        ) from error
 
 
 @contextlib.contextmanager
@@ -181,12 +190,7 @@ class MetricWriter:
         if self._lines is not None:
             self._lines.forget(lambda line: json.loads(line)["step"] <= last_step)
             kept = [record for record in read_metrics(self._workdir) if record["step"] <= last_step]
-            try:
-                write_atomically(self._workdir / "metrics.jsonl", "".join(json.dumps(record) + "\n" for record in kept))
-            except OSError as error:
-                raise CheckpointError(
-                    f"Cannot write to {self._workdir}: {error}. See to the storage and run the same command again."
-                ) from error
+            write_atomically(self._workdir / "metrics.jsonl", "".join(json.dumps(record) + "\n" for record in kept))
         if self._events is not None:
             self._events.write(event(last_step + 1, session_log=True))
 
