@@ -217,7 +217,7 @@ class Checkpointer:
                 *(waited, step, self.directory),
             )
         self._failure = None
-        if step in self.steps():
+        if any_process(step in self.steps()):  # a network file system may not show it to all of them yet
             return
         items = {"model": model_item(state), "optimizer": state.opt_state}
         about = {**about, "versions": _versions(), "arrays": _describe(items)}
