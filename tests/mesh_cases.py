@@ -17,7 +17,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from vision_jax import config as config_lib
-from vision_jax import evaluate, sharding, train
+from vision_jax import evaluate, program, sharding
 from vision_jax.checkpoint import Checkpointer
 from vision_jax.models import registry
 from vision_jax.models.resnet import BasicBlock, ResNet
@@ -63,9 +63,9 @@ class Case:
         self.mesh = mesh = sharding.make_mesh(config, self.devices)
         plan = config_lib.make_plan(config, num_examples=160)
         model = evaluate.build_model(config, num_classes=8)
-        self.initialize, train_step, self.abstract_state = train.make_functions(config, plan, model, mesh)
+        self.initialize, train_step, self.abstract_state = program.make_functions(config, plan, model, mesh)
         batch = sharding.abstract_batch(mesh, BATCH_SIZE, (8, 8, 3))
-        self.step = train.compile_step(mesh, train_step, self.abstract_state, batch, None)
+        self.step = program.compile_step(mesh, train_step, self.abstract_state, batch, None)
 
     def train(self, state, first: int, last: int):
         """Returns the state after steps `first` to `last` - 1, and their losses and norms of gradients."""

@@ -1,12 +1,17 @@
+import contextlib
 import functools
 import json
 import logging
 import pathlib
+import resource
 import shutil
+import time
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 import vision_jax
@@ -180,9 +185,89 @@ def test_unfinished_saves_are_cleaned_up(tmp_path: pathlib.Path):
     assert sorted(path.name for path in (tmp_path / "c").iterdir()) == ["1", "3"] or checkpointer.steps() == [3]
 
 
-def test_errors_of_the_background_save_surface(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch):
-    import orbax.checkpoint as ocp
+@contextlib.contextmanager
+def full_disk(limit: int = 100) -> Iterator[None]:
+    """No file can become larger than this, in this process."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
+
+@contextlib.contextmanager
+def file_in_the_way(directory: pathlib.Path) -> Iterator[None]:
+    """A file is where the checkpoints were."""
+    directory.rename(directory.with_name("away"))
+    directory.write_text("")
+    try:
+        yield
+    finally:
+        directory.unlink()
+        directory.with_name("away").rename(directory)
+
+
+@pytest.mark.parametrize("problem", [lambda directory: full_disk(), file_in_the_way], ids=["full", "no directory"])
+def test_failing_storage(tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture, problem):
+    """It stops the run, or costs just the checkpoints that are due while it lasts."""
+    directory = tmp_path / "c"
+    with Checkpointer(directory, keep=9, on_error="continue") as checkpointer:
+        checkpointer.save(1, make_state(1), ABOUT)
+        checkpointer.wait()
+        with problem(directory):
+            for step in (2, 3):
+                checkpointer.save(step, make_state(step), ABOUT)
+                checkpointer.settle()
+            with pytest.raises(CheckpointError, match="checkpoint of step 3 could not be saved"):
+                checkpointer.wait()  # the last checkpoint is not to be done without
+            assert checkpointer.failed_saves == 2
+            assert caplog.text.count("GOING ON WITHOUT IT") == 2
+        checkpointer.save(4, make_state(4), ABOUT)
+    assert sorted(path.name for path in directory.iterdir()) == ["1", "4"]  # nothing unfinished is left
+    with Checkpointer(directory, on_error="stop") as checkpointer:
+        assert_equal(checkpointer.restore_latest(abstract()), make_state(4))
+
+    def save_and_go_on() -> None:
+        with Checkpointer(directory, on_error="stop") as checkpointer, problem(directory):
+            checkpointer.save(5, make_state(5), ABOUT)
+            checkpointer.settle()
+            pytest.fail("the run goes on")
+
+    with pytest.raises(CheckpointError, match=r"step 5 could not be saved in .*/c: "):
+        save_and_go_on()
+    assert checkpointer.steps() == [1, 4]
+
+
+def test_checkpoints_that_vanish(tmp_path: pathlib.Path):
+    """The directory is deleted while the run goes on: before a save, and during one."""
+    with Checkpointer(tmp_path / "w" / "c", keep=2, on_error="continue") as checkpointer:
+        for step in (1, 2, 3):
+            checkpointer.save(step, make_state(step), ABOUT)
+        checkpointer.wait()
+        shutil.rmtree(tmp_path / "w")
+        for step in (4, 5):
+            checkpointer.save(step, make_state(step), ABOUT)
+            checkpointer.settle()
+        checkpointer.save(6, make_state(6), ABOUT)
+        shutil.rmtree(tmp_path / "w", ignore_errors=True)
+        checkpointer.settle()
+        checkpointer.save(7, make_state(7), ABOUT)
+    assert_equal(checkpointer.restore(7, abstract()), make_state(7))
+
+
+def test_a_slow_save_is_told(tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture, monkeypatch):
+    monkeypatch.setattr("vision_jax.checkpoint._PATIENCE", 0.2)
+    finalize = ocp.JsonCheckpointHandler.finalize
+    monkeypatch.setattr(
+        ocp.JsonCheckpointHandler, "finalize", lambda *arguments: (time.sleep(0.4), finalize(*arguments))[1]
+    )
+    save(tmp_path / "c", 1, 2)
+    assert "waited 0 s for the checkpoint before that of step 2" in caplog.text
+    assert "before that of step 1" not in caplog.text
+
+
+def test_errors_of_the_background_save_surface(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch):
     def fail(self: object, directory: object) -> None:
         raise OSError("no space left on device")
 

@@ -53,7 +53,7 @@ def test_json_keeps_patterns_and_pairs():
     config_lib.validate(config, num_devices=8)
     stored = config_lib.from_dict(json.loads(config_lib.to_json(config)))
     assert stored.to_dict() == config.to_dict()
-    assert config_lib.differences(stored, config) == []
+    assert config_lib.differences(stored, config) == ([], [])
     config_lib.validate(stored, num_devices=8)
 
 

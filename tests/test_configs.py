@@ -12,7 +12,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from vision_jax import config as config_lib
-from vision_jax import evaluate, models, sharding, steps, train
+from vision_jax import evaluate, models, program, sharding, steps
 
 DIRECTORY = pathlib.Path(__file__).parent.parent / "configs"
 # Besides the first one of each file, those with another kind of step. The rest is left to the exhaustive run.
@@ -59,7 +59,7 @@ def make(config: ConfigDict) -> tuple[nn.Module, Callable, steps.TrainStep, obje
     model = models.create_model(config.model.name, dtype=evaluate.compute_dtype(config), **options)
     plan = config_lib.make_plan(config, 16)
     mesh = sharding.make_mesh(config, jax.devices()[:1])
-    initialize, train_step, _ = train.make_functions(config, plan, model, mesh)
+    initialize, train_step, _ = program.make_functions(config, plan, model, mesh)
     teacher = None
     if config.distill.teacher is not None:
         theirs = evaluate.build_teacher(config, model.num_classes).model

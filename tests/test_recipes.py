@@ -17,7 +17,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from vision_jax import config as config_lib
-from vision_jax import evaluate, losses, optim, train
+from vision_jax import evaluate, losses, optim, program
 from vision_jax.models import registry
 
 TESTS = pathlib.Path(__file__).parent
@@ -124,7 +124,7 @@ def decays_of(config: ConfigDict) -> tuple[int, int]:
         options["model.scan_blocks"] = True
     if "img_size" in takes or config.model.aux_logits or config.data.image_size < 64:
         options["data.image_size"] = config.data.image_size
-    return decays(config.model.name, json.dumps(options), train.make_rules(config))
+    return decays(config.model.name, json.dumps(options), program.make_rules(config))
 
 
 def policy(text: str) -> tuple[str, dict[str, float]]:
@@ -204,7 +204,7 @@ def actual(config: ConfigDict, expected: dict[str, Any]) -> dict[str, Any]:
         "mu_dtype": takes.get("mu_dtype"),
     }
     if "learning_rates" in expected:
-        schedule = train.make_schedule(config, plan)
+        schedule = program.make_schedule(config, plan)
         steps = [int(step) for step in expected["learning_rates"]]
         rates = np.asarray(schedule(np.array(steps)), float).tolist()
         values["learning_rates"] = dict(zip(expected["learning_rates"], rates, strict=True))
@@ -250,7 +250,7 @@ def test_what_a_recipe_for_few_images_or_weights_comes_to(name: str):
         **{"weight_decay": config.optimizer.weight_decay, "momentum": takes["momentum"], "nesterov": takes["nesterov"]},
     }
     assert {key: ours[key] for key in expected} == expected
-    schedule = train.make_schedule(config, plan)
+    schedule = program.make_schedule(config, plan)
     for epoch, rate in rates.items():
         # A fraction of an epoch may be no whole step.
         step = int(epoch * plan.steps_per_epoch)

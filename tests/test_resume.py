@@ -7,11 +7,12 @@ import pathlib
 import random
 import signal
 import subprocess
+import sys
 import time
 
 import numpy as np
 import pytest
-from conftest import Command, wait_for_handler
+from conftest import REPOSITORY, Command, wait_for_handler
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("resume")]  # they share one run
 
@@ -163,6 +164,51 @@ def test_sigterm_before_the_first_step(command: Command, tmp_path: pathlib.Path)
     steps = sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir())
     assert steps
     assert steps[-1] < 60
+
+
+# In a file system of 8 MiB: fills it up after the first steps, and makes room when the run has noticed.
+FULL_DISK = """
+mount -t tmpfs -o size=8m none "$DISK" || exit 99
+(
+  until grep -qs step "$DISK/w/metrics.jsonl"; do sleep 0.02; done
+  cat /dev/zero > "$DISK/filler"
+  until grep -q "GOING ON WITHOUT IT" "$DISK.log"; do sleep 0.02; done
+  rm "$DISK/filler"
+) 2> /dev/null &
+filling=$!
+"$@" 2> "$DISK.log"
+status=$?
+kill $filling
+cp -r "$DISK/w" "$DISK.copy"
+exit $status
+"""
+
+
+def test_a_disk_that_is_full_for_a_while(command: Command, tmp_path: pathlib.Path):
+    """The run goes on, and nothing is missing in the end."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    arguments = (
+        *TINY,
+        *("--config.total_steps=200", "--config.eval.every_steps=200", "--config.checkpoint.every_steps=20"),
+        *("--config.checkpoint.on_error=continue", "--config.log.tensorboard=True", f"--workdir={disk / 'w'}"),
+    )
+    process = subprocess.run(
+        ["unshare", "-rm", "sh", "-c", FULL_DISK, "sh", sys.executable, "-m", "vision_jax.main", *arguments],
+        env={**command.environment, "DISK": str(disk)},
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    if process.returncode == 99 or "unshare" in process.stderr:
+        pytest.skip(f"no file system may be mounted here: {process.stderr}")
+    assert process.returncode == 0, disk.with_suffix(".log").read_text()
+    lines = [json.loads(line) for line in (tmp_path / "disk.copy" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [*range(5, 201, 5), 200]
+    assert lines[-2]["train/failed_saves"] >= 1
+    assert "200" in [path.name for path in (tmp_path / "disk.copy" / "checkpoints").iterdir()]
+    assert not list((tmp_path / "disk.copy" / "checkpoints").glob("*tmp*"))
 
 
 def test_digests_tell_states_apart(uninterrupted):

@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec as P
 from mesh_cases import BATCH_SIZE, MESHES, STEPS, Case
 
 from vision_jax import config as config_lib
-from vision_jax import evaluate, partition, sharding, train
+from vision_jax import evaluate, partition, program, sharding
 from vision_jax.errors import ConfigError
 
 
@@ -105,7 +105,7 @@ def test_averages_and_optimizer_are_laid_out_as_their_parameters():
     config = mesh_cases.make_config("vit", "tensor")
     config.mesh.update({"data": 2, "fsdp": 2, "tensor": 2, "rules": (("^head/kernel$", "fsdp+tensor,-"),)})
     mesh = sharding.make_mesh(config)
-    state = train.make_functions(config, config_lib.make_plan(config, 160), evaluate.build_model(config, 8), mesh)[2]
+    state = program.make_functions(config, config_lib.make_plan(config, 160), evaluate.build_model(config, 8), mesh)[2]
     moments = [optax.tree.get(state.opt_state, name) for name in ("mu", "nu")]
     for tree in (state.params, state.ema["params"], *moments):
         assert tree["head"]["kernel"].sharding.spec == P(("fsdp", "tensor"), None)
@@ -127,9 +127,9 @@ def test_data_parallel_steps_are_the_same_program_as_on_a_mesh_without_further_a
     case = Case("resnet", "data")
     plain = Mesh(np.array(jax.devices()), ("data",), axis_types=(AxisType.Auto,))
     config = mesh_cases.make_config("resnet", "data")
-    step = train.make_functions(config, config_lib.make_plan(config, 160), evaluate.build_model(config, 8), case.mesh)[
-        1
-    ]
+    step = program.make_functions(
+        config, config_lib.make_plan(config, 160), evaluate.build_model(config, 8), case.mesh
+    )[1]
     whole, rows = NamedSharding(plain, P()), NamedSharding(plain, P("data"))
     batch = sharding.abstract(sharding.abstract_batch(case.mesh, BATCH_SIZE, (8, 8, 3)), rows)
     jitted = jax.jit(step, donate_argnums=0, out_shardings=whole)
@@ -148,8 +148,8 @@ def test_fsdp_divides_the_state_of_a_large_vit():
     config.mesh.update({"data": 1, "fsdp": -1})
     mesh = sharding.make_mesh(config)
     plan, model = config_lib.make_plan(config, 160), evaluate.build_model(config, 1000)
-    _, step, state = train.make_functions(config, plan, model, mesh)
-    compiled = train.compile_step(mesh, step, state, sharding.abstract_batch(mesh, 8, (32, 32, 3)), None)
+    _, step, state = program.make_functions(config, plan, model, mesh)
+    compiled = program.compile_step(mesh, step, state, sharding.abstract_batch(mesh, 8, (32, 32, 3)), None)
     total = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
     assert total > 4 * 300e6 * 4  # parameters, their average and two moments
     assert partition.bytes_per_device(state) < compiled.memory_analysis().argument_size_in_bytes < total / 5

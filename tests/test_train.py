@@ -7,7 +7,7 @@ import jax
 import pytest
 
 from vision_jax import config as config_lib
-from vision_jax import models, sharding, train
+from vision_jax import models, program, sharding, train
 from vision_jax.errors import ConfigError
 from vision_jax.models.resnet import BasicBlock, ResNet
 
@@ -22,9 +22,9 @@ def test_progressive_resizing_compiles_every_size_beforehand():
     mesh = sharding.make_mesh(config, jax.devices()[:2])
     model = ResNet(block=BasicBlock, depths=(1, 0, 0, 0), num_classes=5, small_stem=True, zero_init_last=False)
     config.data.image_size = 16
-    initialize, train_step, abstract = train.make_functions(config, plan, model, mesh)
+    initialize, train_step, abstract = program.make_functions(config, plan, model, mesh)
     state = initialize()
-    compiled = train.compile_steps(config, plan, train_step, abstract, mesh)
+    compiled = program.compile_steps(config, plan, train_step, abstract, mesh)
     place = sharding.batch_placer(mesh, 8)
     for size in (8, 16):
         shapes = sharding.abstract_batch(mesh, 8, (size, size, 3), replaces=True)
@@ -44,7 +44,7 @@ def test_the_configuration_reaches_optimizer_schedule_and_groups():
     config.schedule.update({"name": "step", "warmup_factor": 0.1, "milestone_epochs": (2,), "factor": 0.5})
     plan = config_lib.make_plan(config, num_examples=80)
     mesh = sharding.make_mesh(config, jax.devices()[:1])
-    initialize, train_step, _ = train.make_functions(config, plan, models.create_model("lenet5", num_classes=5), mesh)
+    initialize, train_step, _ = program.make_functions(config, plan, models.create_model("lenet5", num_classes=5), mesh)
     state = initialize()
     assert "conv1" not in str(jax.tree_util.tree_leaves_with_path(state.opt_state))  # no moments are kept
     batch = {"image": jax.numpy.ones((8, 16, 16, 1), "uint8"), "label": jax.numpy.arange(8) % 5}

@@ -4,8 +4,13 @@ A checkpoint of Orbax holds three items: `model` (step, parameters, batch statis
 `about`, a JSON with the configuration, the classes, the versions, and shape, dtype and digest of every array. There is
 no code and no pickle in it. The digest is computed on the devices when the state is saved, and again when it is
 restored: what is restored is what was saved, bit for bit, or it is refused.
+
+Storage can be full, read-only, gone or slow. A save that fails, at once or in the background, in one process or in all,
+has failed for all: they agree on it when the save is waited for. Orbax's manager is then made anew for the next save,
+which removes the temporary directories that are left; complete checkpoints, damaged ones too, it leaves alone.
 """
 
+import contextlib
 import dataclasses
 import functools
 import importlib.metadata
@@ -14,6 +19,7 @@ import logging
 import os
 import pathlib
 import platform
+import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
@@ -25,11 +31,13 @@ import orbax.checkpoint as ocp
 from jax.sharding import NamedSharding, PartitionSpec
 
 from vision_jax import sharding
+from vision_jax.barriers import Barriers, OtherProcessError, any_process
 from vision_jax.errors import CheckpointError
 from vision_jax.state import TrainState
 
 log = logging.getLogger(__name__)
 
+_PATIENCE = 5.0  # seconds that the training may wait for the save before, until a warning says so
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -87,9 +95,14 @@ def model_item(state: TrainState) -> dict[str, Any]:
 
 def _first_line(error: BaseException) -> str:
     """Returns the first line of what an exception says that began all: Orbax and tensorstore write pages."""
-    while error.__cause__ is not None:
-        error = error.__cause__
+    while (cause := error.__cause__ or error.__context__ if _is_echo(error) else error.__cause__) is not None:
+        error = cause
     return (str(error).splitlines() or [type(error).__name__])[0][:500]
+
+
+def _is_echo(error: BaseException) -> bool:
+    """Returns whether an error only says that a process failed: where it follows another one, that is the reason."""
+    return isinstance(error, OtherProcessError)
 
 
 def _checksum(about: Mapping[str, Any]) -> int:
@@ -138,16 +151,35 @@ class Checkpointer:
         directory: where they are, one folder a step; it is made when the first is saved.
         keep: how many of the latest are kept, besides the best.
         scores: higher is better, by step, of those that were evaluated; `record` adds to them.
+        on_error: what a save that fails does: `stop` raises, `continue` warns, and the next one is another attempt.
+
+    Attributes:
+        failed_saves: how many have failed.
     """
 
-    def __init__(self, directory: pathlib.Path, *, keep: int = 1, scores: Mapping[int, float] | None = None):
+    def __init__(
+        self,
+        directory: pathlib.Path,
+        *,
+        keep: int = 1,
+        scores: Mapping[int, float] | None = None,
+        on_error: str = "stop",
+    ):
         self.directory = directory
         self.scores = dict(scores or {})
-        self._keep = keep
+        self.failed_saves = 0
+        self._keep, self._on_error = keep, on_error
+        self._saving: int | None = None  # the step that is saved in the background
+        self._failure: CheckpointError | None = None  # of the last save
+
+    @functools.cached_property
+    def _barriers(self) -> Barriers:
+        return Barriers()
 
     @functools.cached_property
     def _manager(self) -> ocp.CheckpointManager:
         options = ocp.CheckpointManagerOptions(
+            async_options=ocp.AsyncOptions(barrier_sync_fn=self._barriers),
             preservation_policy=_KeepLatestAndBest(self._keep, self.scores),
             cleanup_tmp_directories=True,  # what a killed run left unfinished
             enable_async_checkpointing=True,
@@ -161,7 +193,6 @@ class Checkpointer:
             "model": ocp.PyTreeCheckpointHandler(type_handler_registry=registry),
             "optimizer": ocp.PyTreeCheckpointHandler(type_handler_registry=registry),
         }
-        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         return _CheckpointManager(os.fspath(self.directory.absolute()), item_handlers=handlers, options=options)
 
     def steps(self) -> list[int]:
@@ -180,41 +211,113 @@ class Checkpointer:
         Args:
             step: its number of updates.
             state: what is saved.
-            about: what is said of it besides versions and arrays, as JSON: `config`, `num_classes`, `class_names`.
+            about: what is said of it besides versions and arrays, as JSON: `config`, `num_classes`, `class_names`,
+                `rewinds`.
 
         Raises:
-            CheckpointError: if the save before this one failed in the background.
+            CheckpointError: with on_error=stop, if this save, or the one before it in the background, failed.
         """
-        self.wait()
-        if step in self.steps():
+        start = time.monotonic()
+        self.settle()
+        if (waited := time.monotonic() - start) > _PATIENCE:
+            log.warning(
+                "The training waited %.0f s for the checkpoint before that of step %d: %s is slow. Save less often "
+                "(checkpoint.every_steps, eval.every_epochs), or to faster storage.",
+                *(waited, step, self.directory),
+            )
+        self._failure = None
+        if any_process(step in self.steps()):  # a network file system may not show it to all of them yet
             return
         items = {"model": model_item(state), "optimizer": state.opt_state}
         about = {**about, "versions": _versions(), "arrays": _describe(items)}
         about["checksum"] = _checksum(about)
         saved = {name: ocp.args.PyTreeSave(item) for name, item in items.items()}
-        try:
-            self._manager.save(step, args=ocp.args.Composite(about=ocp.args.JsonSave(about), **saved), force=True)
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"Cannot save step {step} in {self.directory}: {_first_line(error)}") from error
+        # Storage that fails at once is to be found out here, while the others do not yet wait for the first process.
+        if self._conclude(step, self._attempt(self._try_storage)):
+            args = ocp.args.Composite(about=ocp.args.JsonSave(about), **saved)
+            if (error := self._attempt(lambda: self._manager.save(step, args=args, force=True))) is not None:
+                self._barriers.fail()
+            if self._conclude(step, error):
+                self._saving = step
+        self.settle(wait=False)
 
-    def wait(self) -> None:
-        """Waits until what was saved is complete on disk.
+    def _attempt(self, action: Callable[[], object]) -> Exception | None:
+        """Does something with the storage, and returns how it failed."""
+        try:
+            action()
+        except (OSError, ValueError) as error:
+            return error
+        return None
+
+    def _try_storage(self) -> None:
+        """Makes the directory and writes to it, in the first process."""
+        if jax.process_index() == 0:
+            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            probe = self.directory / ".writable"
+            probe.write_bytes(b"x")
+            probe.unlink()
+
+    def _conclude(self, step: int, error: Exception | None) -> bool:
+        """Notes whether a save, or the beginning of one, failed in any process, and returns whether it went well."""
+        if not any_process(error is not None):
+            return True
+        self._discard_manager()
+        self.failed_saves += 1
+        good = self.steps()
+        self._failure = CheckpointError(
+            f"The checkpoint of step {step} could not be saved in {self.directory}: "
+            f"{'another process failed' if error is None else _first_line(error)}. "
+            + (f"The last good one is step {good[-1]}." if good else "There is none yet.")
+        )
+        self._failure.__cause__ = error
+        if self._on_error == "continue":
+            log.warning("%s\n*** GOING ON WITHOUT IT: THE NEXT ONE IS TRIED WHEN IT IS DUE. ***", self._failure)
+        return False
+
+    def _discard_manager(self) -> None:
+        """Ends the threads of Orbax's manager, which may not be usable any more; the next save makes another."""
+        if "_manager" in self.__dict__:
+            with contextlib.suppress(Exception):  # what went wrong in it is known
+                self._manager.close()
+            del self._manager
+        self.__dict__.pop("_barriers", None)
+
+    def settle(self, *, wait: bool = True) -> None:
+        """Waits until what was saved is complete on disk or has failed.
+
+        Args:
+            wait: False does not wait, and only says what is known.
 
         Raises:
-            CheckpointError: if that failed.
+            CheckpointError: if the last save failed, with on_error=stop.
         """
-        if "_manager" not in self.__dict__:
-            return
+        if wait and self._saving is not None:
+            step, self._saving = self._saving, None
+            self._conclude(step, self._end_of_save())
+        if self._failure is not None and self._on_error == "stop":
+            raise self._failure
+
+    def _end_of_save(self) -> Exception | None:
+        """Waits for the save in the background, and returns how it failed."""
         try:
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
         except Exception as error:  # the background may raise anything, and the run must not end as if it had saved
-            raise CheckpointError(
-                f"A checkpoint in {self.directory} could not be saved: {_first_line(error)}"
-            ) from error
+            return error
+        return None
+
+    def wait(self) -> None:
+        """Waits until what was saved last is complete on disk.
+
+        Raises:
+            CheckpointError: if it failed, whatever `on_error` says.
+        """
+        self.settle()
+        if self._failure is not None:
+            raise self._failure
 
     def about(self, step: int) -> dict[str, Any]:
-        """Returns the JSON of a checkpoint: `config`, `num_classes`, `class_names`, `versions`, `arrays`.
+        """Returns the JSON of a checkpoint: what `save` was given, `versions` and `arrays`.
 
         Raises:
             DamagedError: if it is incomplete or altered.
@@ -310,13 +413,14 @@ class Checkpointer:
                 target = aside / (f"{step}-{number}" if number else str(step))
                 (self.directory / str(step)).rename(target)
                 log.warning("The damaged checkpoint of step %d is now %s.", step, target)
+        self._discard_manager()  # it would believe that they are there
         sharding.wait_for_all("damaged checkpoints are aside")
 
     def close(self) -> None:
         """Waits for the last save and ends the threads.
 
         Raises:
-            CheckpointError: if the save failed.
+            CheckpointError: if the save failed, whatever `on_error` says.
         """
         self.wait()
         if "_manager" in self.__dict__:
@@ -328,7 +432,7 @@ class Checkpointer:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None:
             return self.close()
-        try:
-            self.close()
-        except CheckpointError as error:  # the error under way is the one to show; this one comes beside it
-            log.error("%s", error)
+        # Without the other processes: they may not have this error. It is the one to show; this one comes beside it.
+        if self._saving is not None and (error := self._end_of_save()) is not None:
+            log.error("The checkpoint of step %d could not be saved: %s", self._saving, _first_line(error))
+        self._discard_manager()

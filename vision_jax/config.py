@@ -7,6 +7,7 @@ the comment beside the field says.
 
 import dataclasses
 import difflib
+import fnmatch
 import itertools
 import json
 import math
@@ -35,6 +36,13 @@ _CHOICES = {
     "guard.spikes": ("stop", "skip", "rewind"),
     "checkpoint.on_error": ("stop", "continue"),
 }
+# Patterns (fnmatch) of the fields that do not change what is computed, but to rounding: where and on what, what is
+# written when, and what happens when that fails. A run may go on with other values of them. `checkpoint.every_steps` is
+# one although `guard.*=rewind` goes back to what it has saved.
+_FREE = (
+    *("mesh.*", "data.dir", "data.num_threads", "data.num_workers", "data.prefetch", "log.*"),
+    *("checkpoint.every_steps", "checkpoint.keep", "checkpoint.on_error", "compilation_cache", "watchdog_seconds"),
+)
 # What tuples hold that do not hold numbers.
 _PATTERNS = ("optimizer.no_decay", "optimizer.no_clip_adaptive", "optimizer.frozen")
 _PAIRS: dict[str, tuple[type | tuple[type, ...], str]] = {
@@ -534,11 +542,21 @@ def flatten(config: ConfigDict | dict, prefix: str = "") -> Iterator[tuple[str, 
             yield f"{prefix}{key}", _as(list, value)
 
 
-def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
-    """Returns a line `field: old -> new` for each field that differs."""
-    before, after = dict(flatten(old)), dict(flatten(new))
-    paths = sorted(before.keys() | after.keys())
-    return [f"{p}: {before.get(p)!r} -> {after.get(p)!r}" for p in paths if before.get(p) != after.get(p)]
+def differences(old: ConfigDict | dict, new: ConfigDict | dict) -> tuple[list[str], list[str]]:
+    """Returns a line `field: old -> new` for each field that differs.
+
+    A field that `old` lacks has its default there: an older version did not know it.
+
+    Returns:
+        the lines of the fields that change what is computed, and those of the fields that do not.
+    """
+    before, after = dict(flatten(default_config())) | dict(flatten(old)), dict(flatten(new))
+    lines: tuple[list[str], list[str]] = ([], [])
+    for path in sorted(before.keys() | after.keys()):
+        if before.get(path) != after.get(path):
+            free = any(fnmatch.fnmatchcase(path, pattern) for pattern in _FREE)
+            lines[free].append(f"{path}: {before.get(path)!r} -> {after.get(path)!r}")
+    return lines
 
 
 def validate(config: ConfigDict, num_devices: int) -> None:

@@ -6,7 +6,7 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from vision_jax import optim, partition, sharding, steps, train
+from vision_jax import optim, partition, program, sharding, steps, train
 from vision_jax.config import Plan
 from vision_jax.data.sources import closing
 from vision_jax.state import TrainState
@@ -23,11 +23,11 @@ def describe(config: ConfigDict) -> str:
     config, plan, model, train_source, val_source = train.check_input(config)
     with closing(train_source, val_source):
         summary = train.summarize(config, plan, len(train_source), len(val_source))
-    schedule = train.make_schedule(config, plan)
+    schedule = program.make_schedule(config, plan)
     last = plan.total_steps - 1
     rates = [f"  {step:>10}{float(schedule(step)):14.6g}" for step in sorted({0, plan.warmup_steps, last // 2, last})]
     mesh = sharding.make_mesh(config)
-    _, train_step, state = train.make_functions(config, plan, model, mesh)
+    _, train_step, state = program.make_functions(config, plan, model, mesh)
     params = jax.tree.leaves(state.params)
     layouts = {
         "layout": [partition.format_spec(x.sharding.spec, x.ndim) for x in params],
@@ -36,7 +36,7 @@ def describe(config: ConfigDict) -> str:
     return "\n".join(
         [
             *(summary, f"  {'step':>10}{'learning rate':>14}", *rates, ""),
-            *(optim.format_table(train.make_rules(config).table(state.params), layouts), ""),
+            *(optim.format_table(program.make_rules(config).table(state.params), layouts), ""),
             f"Mesh: {', '.join(f'{name}={size}' for name, size in mesh.shape.items())}.",
             _memory(config, plan, mesh, train_step, state),
         ]
@@ -58,7 +58,7 @@ def _memory(config: ConfigDict, plan: Plan, mesh: Mesh, train_step: steps.TrainS
         "batch": batch,
     }
     rows = [(name, partition.bytes_per_device(part)) for name, part in parts.items()]
-    memory = train.compile_step(mesh, train_step, state, batch, None).memory_analysis()
+    memory = program.compile_step(mesh, train_step, state, batch, None).memory_analysis()
     if memory is not None:
         rows.append(("compiled: state and batch", memory.argument_size_in_bytes))
         rows.append(("compiled: temporaries", memory.temp_size_in_bytes))

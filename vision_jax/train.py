@@ -1,44 +1,47 @@
 """The training program, to be read from top to bottom.
 
 `train_and_evaluate` checks the input: configuration, data, then workdir; nothing is allocated before all are in order.
-`_train` makes the pure functions of the run, restores or initializes the state, and compiles the step ahead of time.
-`_loop` does the updates. After each, in this order: save if due, stop if told to, evaluate if due. A state is saved
-before it is evaluated, so neither a signal nor a crash in the evaluation loses it, and a run that was stopped there
-begins with that evaluation. Metrics are fetched a step late, when the next step is under way: the devices never wait
-for the host.
+`_train` makes the pure functions of the run (`program.py`), restores or initializes the state, and compiles the step
+ahead of time. `_loop` does the updates. After each, in this order: save if due, stop if told to, evaluate if due. A
+state is saved before it is evaluated, so neither a signal nor a crash in the evaluation loses it, and a run that was
+stopped there begins with that evaluation. Metrics are fetched a step late, when the next step is under way
+(`tracker.py`): the devices never wait for the host.
+
+A step whose numbers are bad may send the run back (`guard`): `_loop` ends with `Rewind`, and `_train` enters it again
+with the last checkpoint and an order of the data that leaves out the batches up to the bad one. The list of these
+rewinds, (bad step, step gone back to), is stored in each checkpoint that follows; nothing else is needed to go on from
+it.
 """
 
-import bisect
-import functools
+import dataclasses
 import json
 import logging
-import math
 import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
-import optax
 from clu import parameter_overview
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from vision_jax import augment, evaluate, flops, losses, optim, partition, sharding, steps, writers
 from vision_jax import config as config_lib
+from vision_jax import evaluate, program, sharding, steps, writers
 from vision_jax.checkpoint import Checkpointer
 from vision_jax.config import Plan
 from vision_jax.data.decode import TrainTransform
-from vision_jax.data.loader import Loader, Order, Prefetcher
-from vision_jax.data.order import BalancedOrder, TrainOrder
+from vision_jax.data.loader import Loader, Prefetcher
+from vision_jax.data.order import BalancedOrder, LaterOrder, TrainOrder
 from vision_jax.data.sources import Source, closing, create_source, read_labels
 from vision_jax.data.workers import ProcessLoader, create_loader
-from vision_jax.errors import CheckpointError, ConfigError, Interrupted, NonFiniteError, Preempted
+from vision_jax.errors import CheckpointError, ConfigError, Interrupted, Preempted
 from vision_jax.goodput import Goodput
 from vision_jax.preemption import Preemption
 from vision_jax.profiling import Profiler
-from vision_jax.state import TrainState, create_state
+from vision_jax.state import TrainState
+from vision_jax.tracker import Rewind, Tracker
 from vision_jax.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
@@ -101,6 +104,34 @@ def check_input(config: ConfigDict) -> tuple[ConfigDict, Plan, nn.Module, Source
     return config, plan, model, train_source, val_source
 
 
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """What `_loop` works with besides the state and the batches.
+
+    Attributes:
+        train_step: the compiled step.
+        seconds_at_peak: see `program.make_seconds_at_peak`.
+        evaluated: steps that have been evaluated.
+        about: what each checkpoint says of the run.
+    """
+
+    config: ConfigDict
+    plan: Plan
+    mesh: Mesh
+    train_source: Source
+    train_step: Callable[[TrainState, steps.Batch], tuple[TrainState, steps.Metrics]]
+    seconds_at_peak: Callable[[int], float] | None
+    evaluator: evaluate.Evaluator
+    evaluated: set[int]
+    checkpointer: Checkpointer
+    about: dict[str, Any]
+    writer: writers.MetricWriter
+    goodput: Goodput
+    profiler: Profiler
+    preemption: Preemption
+    watchdog: Watchdog
+
+
 def _train(
     config: ConfigDict,
     workdir: pathlib.Path,
@@ -113,21 +144,28 @@ def _train(
     begun: float,
 ) -> TrainState:
     """Does what `train_and_evaluate` says, once its input has been checked."""
+    is_first = jax.process_index() == 0
     mesh = sharding.make_mesh(config)
-    initialize, train_step, abstract_state = make_functions(config, plan, model, mesh)
+    initialize, train_step, abstract_state = program.make_functions(config, plan, model, mesh)
     _log_run(config, plan, abstract_state, len(train_source), len(val_source))
     scores = evaluate.scores_by_step(workdir, config.checkpoint.best_metric)
+    keep, on_error = config.checkpoint.keep, config.checkpoint.on_error
     with (
-        Goodput(workdir / "goodput.json", begun=begun, enabled=jax.process_index() == 0) as goodput,
+        Goodput(workdir / "goodput.json", begun=begun, enabled=is_first) as goodput,
         Profiler(workdir / "profile", config.log.profile_steps) as profiler,
-        Checkpointer(workdir / "checkpoints", keep=config.checkpoint.keep, scores=scores) as checkpointer,
+        Checkpointer(workdir / "checkpoints", keep=keep, scores=scores, on_error=on_error) as checkpointer,
     ):
-        state = checkpointer.restore_latest(abstract_state)
-        with watchdog.suspended():  # it is compiled, and weights may have to be downloaded
-            if state is None and config.model.pretrained:
-                state = initialize(evaluate.load_pretrained(config, model.num_classes, classifier_seed=config.seed))
-            elif state is None:
-                state = initialize()
+
+        def begin() -> TrainState:
+            """Returns the state of the last checkpoint, or if there is none, that before the first step."""
+            if (state := checkpointer.restore_latest(abstract_state)) is not None:
+                return state
+            with watchdog.suspended():  # it is compiled, and weights may have to be downloaded
+                if config.model.pretrained:
+                    return initialize(evaluate.load_pretrained(config, model.num_classes, classifier_seed=config.seed))
+                return initialize()
+
+        state = begin()
         start = int(state.step)
         if start > plan.total_steps:
             raise CheckpointError(
@@ -140,37 +178,27 @@ def _train(
         if start == plan.total_steps and start in evaluated:
             log.info("The training is complete.\n%s", evaluate.format_results(evaluated[start]))
             return state
-        if is_first := jax.process_index() == 0:
+        if is_first:
             writers.write_config(workdir, config)
         goodput.continue_from(start)
         with watchdog.suspended(), goodput.phase("compilation"):
             teacher = evaluate.load_teacher(config, model.num_classes, mesh)
-            compiled = compile_steps(config, plan, train_step, abstract_state, mesh, teacher)
-            seconds_at_peak = make_seconds_at_peak(config, plan, train_step, abstract_state, mesh, teacher)
+            compiled = program.compile_steps(config, plan, train_step, abstract_state, mesh, teacher)
+            seconds_at_peak = program.make_seconds_at_peak(config, plan, train_step, abstract_state, mesh, teacher)
         goodput.mark(start)
-        with (
-            _make_loader(config, plan, mesh, train_source) as loader,
-            Prefetcher(
-                loader,
-                range(start, plan.total_steps),
-                sharding.batch_placer(mesh, config.batch_size),
-                config.data.prefetch,
-                preemption.noticed,
-            ) as batches,
-            writers.MetricWriter(
-                workdir, last_step=start, tensorboard=config.log.tensorboard, enabled=is_first
-            ) as writer,
-            writers.Progress(plan.total_steps, initial=start, description="train", enabled=is_first) as progress,
-            goodput.phase("steps"),
-        ):
-            return _loop(
-                plan,
-                state,
-                compiled,
-                batches,
+        rewinds = stored_rewinds(checkpointer, start)
+        with writers.MetricWriter(
+            workdir, last_step=start, tensorboard=config.log.tensorboard, on_error=on_error, enabled=is_first
+        ) as writer:
+            run = _Run(
+                config=config,
+                plan=plan,
+                mesh=mesh,
+                train_source=train_source,
+                train_step=compiled,
+                seconds_at_peak=seconds_at_peak,
                 evaluator=evaluate.Evaluator(config, mesh, model, val_source, preemption=preemption, watchdog=watchdog),
                 evaluated=set(evaluated),
-                best_metric=config.checkpoint.best_metric,
                 checkpointer=checkpointer,
                 about={
                     "config": json.loads(config_lib.to_json(config)),
@@ -178,193 +206,141 @@ def _train(
                     "class_names": list(train_source.class_names),
                 },
                 writer=writer,
-                tracker=Tracker(config, plan, writer, progress, batches, checkpointer, goodput, seconds_at_peak),
                 goodput=goodput,
                 profiler=profiler,
                 preemption=preemption,
                 watchdog=watchdog,
             )
+            while True:
+                try:
+                    return _attempt(run, state, rewinds)
+                except Rewind as rewind:
+                    bad = rewind.step
+                # Here, and not above, where the exception still holds the arrays of the loop.
+                state = begin()
+                start = int(state.step)
+                rewinds = [*rewinds, (bad, start)]
+                run.evaluated.intersection_update(range(start + 1))
+                writer.go_back(start)
+                goodput.lose_steps_after(start)
+                log.warning(
+                    "GOING BACK from step %d to step %d, and on with the batches after it (%d of at most %d times).",
+                    *(bad, start, len(rewinds), config.guard.max_rewinds),
+                )
 
 
-def _loop(
-    plan: Plan,
-    state: TrainState,
-    train_step: Callable[[TrainState, steps.Batch], tuple[TrainState, steps.Metrics]],
-    batches: Prefetcher,
-    *,
-    evaluator: evaluate.Evaluator,
-    evaluated: set[int],
-    best_metric: str,
-    checkpointer: Checkpointer,
-    about: dict[str, Any],
-    writer: writers.MetricWriter,
-    tracker: "Tracker",
-    goodput: Goodput,
-    profiler: Profiler,
-    preemption: Preemption,
-    watchdog: Watchdog,
-) -> TrainState:
+def stored_rewinds(checkpointer: Checkpointer, step: int) -> list[tuple[int, int]]:
+    """Returns the rewinds that came before the checkpoint of a step; none if there is no such checkpoint."""
+    if step not in checkpointer.steps():
+        return []
+    return [(bad, good) for bad, good in checkpointer.about(step).get("rewinds", [])]
+
+
+def _attempt(run: _Run, state: TrainState, rewinds: Sequence[tuple[int, int]]) -> TrainState:
+    """Trains from a state to the end, or to a step whose numbers are bad.
+
+    Raises:
+        Rewind: there.
+    """
+    config, plan, start = run.config, run.plan, int(state.step)
+    run.about["rewinds"] = rewinds
+    with (
+        _make_loader(config, plan, run.mesh, run.train_source, rewinds) as loader,
+        Prefetcher(
+            loader,
+            range(start, plan.total_steps),
+            sharding.batch_placer(run.mesh, config.batch_size),
+            config.data.prefetch,
+            run.preemption.noticed,
+        ) as batches,
+        writers.Progress(
+            plan.total_steps, initial=start, description="train", enabled=jax.process_index() == 0
+        ) as progress,
+        run.goodput.phase("steps"),
+    ):
+        tracker = Tracker(
+            config,
+            plan,
+            run.writer,
+            progress,
+            batches,
+            run.checkpointer,
+            run.goodput,
+            rewinds=len(rewinds),
+            seconds_at_peak=run.seconds_at_peak,
+        )
+        return _loop(run, state, batches, tracker)
+
+
+def _loop(run: _Run, state: TrainState, batches: Prefetcher, tracker: Tracker) -> TrainState:
     """Does the updates that are left. The order of operations is explained at the top of this file."""
+    plan, goodput = run.plan, run.goodput
+
+    def save(step: int) -> None:
+        tracker.settle()  # so that nothing that is not finite is saved
+        with goodput.phase("saves"):
+            run.checkpointer.save(step, state, run.about)
+        goodput.mark(step)
+
+    def stop(step: int) -> Preempted:
+        """Returns what to raise, once the state is saved; again, if it could not be saved before."""
+        save(step)
+        with goodput.phase("saves"):
+            run.checkpointer.wait()
+        return Preempted(step)
+
     for step in range(int(state.step), plan.total_steps + 1):  # `step` updates are done
-        stops = preemption.should_stop()
-        if stops or plan.saves_at(step):
-            tracker.settle()  # so that nothing that is not finite is saved
-            with goodput.phase("saves"):
-                checkpointer.save(step, state, about)
-            goodput.mark(step)
+        stops = run.preemption.should_stop()
+        if plan.saves_at(step):
+            save(step)
         if stops:
-            with goodput.phase("saves"):
-                checkpointer.wait()
-            raise Preempted(step)
-        if plan.evaluates_at(step) and step not in evaluated:
-            variables = {"": state.variables} | ({"ema_": state.ema} if state.ema is not None else {})
+            raise stop(step)
+        if plan.evaluates_at(step) and step not in run.evaluated:
             try:
-                with goodput.phase("evaluation"):
-                    results = evaluator(variables)
+                _evaluate(run, step, state)
             except Interrupted:
-                checkpointer.wait()
-                raise Preempted(step) from None
-            if (score := evaluate.score(best_metric, results)) is not None:
-                checkpointer.record(step, score)
-            writer.write(step, results)
-            log.info("Step %d of %d, evaluated:\n%s", step, plan.total_steps, evaluate.format_results(results))
+                raise stop(step) from None
             tracker.restart_clock()
         if step < plan.total_steps:
-            with profiler.step(step + 1):
+            with run.profiler.step(step + 1):
                 try:
                     with goodput.phase("input"):
                         batch = next(batches)
                 except Interrupted:  # the input hangs, or is slow
-                    tracker.settle()
-                    checkpointer.save(step, state, about)
-                    checkpointer.wait()
-                    raise Preempted(step) from None
-                state, metrics = train_step(state, batch)
+                    raise stop(step) from None
+                state, metrics = run.train_step(state, batch)
             with goodput.phase("other"):
-                profiler.after_step(step + 1, metrics)
+                run.profiler.after_step(step + 1, metrics)
             tracker.add(step + 1, metrics)
-            watchdog.beat()
+            run.watchdog.beat()
+    save(plan.total_steps)  # again, if it could not be saved before the evaluation
     with goodput.phase("saves"):
-        checkpointer.wait()
+        run.checkpointer.wait()
     return state
 
 
-def make_functions(
-    config: ConfigDict, plan: Plan, model: nn.Module, mesh: Mesh
-) -> tuple[Callable[..., TrainState], steps.TrainStep, TrainState]:
-    """Returns the pure functions of a run, and its state with shapes, dtypes and layouts in place of arrays.
-
-    Returns:
-        what gives the state before the first step, of the variables that training starts from if it does not start
-        from random ones; the training step; and the abstract state.
+def _evaluate(run: _Run, step: int, state: TrainState) -> None:
+    """Evaluates a state, and writes and logs the results.
 
     Raises:
-        ConfigError: if `mesh.rules` do not fit the model.
+        Interrupted: if the run is to stop.
     """
-    schedule, optimizer = make_schedule(config, plan), make_optimizer(config, plan)
-    create = functools.partial(
-        create_state,
-        model,
-        optimizer,
-        evaluate.image_shape(config),
-        seed=config.seed,
-        ema=config.ema_decay is not None,
-    )
-    shapes = jax.eval_shape(create)
-    layouts = partition.layouts(partition.make_rules(config, mesh), mesh, shapes.params, shapes)
-    initialize = jax.jit(
-        lambda variables=None: create(variables=variables),
-        out_shardings=layouts,
-        # It runs once: on CPUs, optimizing it would take longer than all of a short training.
-        compiler_options={"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None,
-    )
-    ema = None
-    if config.ema_decay is not None:
-        ema = steps.Ema(config.ema_decay, config.ema_every_steps, plan.ema_start, config.ema_warmup)
-    train_step = steps.make_train_step(
-        model,
-        optimizer,
-        schedule,
-        seed=config.seed,
-        mean=config.data.mean,
-        std=config.data.std,
-        augmentation=augment.create_augmentation(config_lib.augmentation_fields(config)),
-        label_smoothing=config.label_smoothing,
-        loss=losses.create_loss(
-            config.loss.name,
-            threshold=config.loss.threshold,
-            sum_classes=config.loss.sum_classes,
-            class_weights=config.loss.class_weights,
-        ),
-        auxiliary_weight=config.loss.auxiliary_weight,
-        teacher=evaluate.build_teacher(config, model.num_classes),
-        ema=ema,
-        accumulate=config.optimizer.accumulate,
-        sam_rho=config.optimizer.sam_rho,
-        sam_every=config.optimizer.sam_every,
-    )
-    return initialize, train_step, sharding.abstract(shapes, layouts)
+    variables = {"": state.variables} | ({"ema_": state.ema} if state.ema is not None else {})
+    with run.goodput.phase("evaluation"):
+        results = run.evaluator(variables)
+    run.evaluated.add(step)
+    if (score := evaluate.score(run.config.checkpoint.best_metric, results)) is not None:
+        run.checkpointer.record(step, score)
+    run.writer.write(step, results)
+    log.info("Step %d of %d, evaluated:\n%s", step, run.plan.total_steps, evaluate.format_results(results))
 
 
-def make_schedule(config: ConfigDict, plan: Plan) -> optax.Schedule:
-    """Returns the learning rate as a function of the step."""
-    return optim.create_schedule(
-        config.schedule.name,
-        plan.learning_rate,
-        total_steps=plan.total_steps,
-        warmup_steps=plan.warmup_steps,
-        warmup_factor=config.schedule.warmup_factor,
-        end_factor=config.schedule.end_factor,
-        cooldown_steps=round(config.schedule.cooldown_epochs * plan.steps_per_epoch),
-        per_epoch=plan.steps_per_epoch if config.schedule.by_epoch else None,
-        overlap_warmup=config.schedule.overlap_warmup,
-        **config_lib.schedule_options(config, plan.steps_per_epoch),
-    )
-
-
-def make_rules(config: ConfigDict) -> optim.GroupRules:
-    """Returns what holds for which parameters."""
-    return optim.GroupRules(
-        decay=config.optimizer.decay_rule,
-        no_decay=tuple(config.optimizer.no_decay),
-        multipliers=tuple(config.optimizer.multipliers),
-        layer_decay=config.optimizer.layer_decay,
-        frozen=tuple(config.optimizer.frozen),
-    )
-
-
-def make_optimizer(config: ConfigDict, plan: Plan) -> optax.GradientTransformation:
-    """Returns the optimizer, with what holds for which parameters and the guard, if there is one."""
-    rules = make_rules(config)
-    weight_decay: optax.ScalarOrSchedule = config.optimizer.weight_decay
-    if (end := config.optimizer.weight_decay_end) is not None:
-        weight_decay = optim.interpolate_cosine(config.optimizer.weight_decay, end, plan.total_steps)
-    optimizer = rules.wrap(
-        optim.create_optimizer(
-            config.optimizer.name,
-            make_schedule(config, plan),
-            weight_decay=weight_decay,
-            decay_mask=rules.decay_mask,
-            decay_form=config.optimizer.decay_form,
-            peak_learning_rate=plan.learning_rate,
-            clip_value=config.optimizer.clip_value,
-            clip_adaptive=config.optimizer.clip_adaptive,
-            clip_adaptive_mask=functools.partial(
-                optim.decay_mask, rule="all", exclude=tuple(config.optimizer.no_clip_adaptive)
-            ),
-            clip_global_norm=config.optimizer.clip_global_norm,
-            **config_lib.optimizer_options(config),
-        )
-    )
-    if config.guard.nonfinite == "skip" or config.guard.spike_deviations is not None:
-        return optim.guard(optimizer, spike_deviations=config.guard.spike_deviations, window=config.guard.window)
-    return optimizer
-
-
-def _make_loader(config: ConfigDict, plan: Plan, mesh: Mesh, source: Source) -> Loader | ProcessLoader:
-    """Returns the loader of the training's batches."""
+def _make_loader(
+    config: ConfigDict, plan: Plan, mesh: Mesh, source: Source, rewinds: Sequence[tuple[int, int]] = ()
+) -> Loader | ProcessLoader:
+    """Returns the loader of the training's batches; each rewind left some of them out."""
     data = config.data
-    order: Order = TrainOrder(len(source), config.batch_size, config.seed, data.repeats)
+    order: TrainOrder | BalancedOrder = TrainOrder(len(source), config.batch_size, config.seed, data.repeats)
     if data.balanced:
         order = BalancedOrder(read_labels(source, data.num_threads), source.num_classes, config.batch_size, config.seed)
     transform = TrainTransform(
@@ -379,85 +355,17 @@ def _make_loader(config: ConfigDict, plan: Plan, mesh: Mesh, source: Source) -> 
         fast_upsampling=data.fast_upsampling,
         sizes=plan.train_sizes,
     )
+    # The size of the images is that of the step, whatever batch it sees.
+    batches = LaterOrder(order, sum(bad - good for bad, good in rewinds)) if rewinds else order
     return create_loader(
         source,
-        order,
+        batches,
         transform,
         sharding.local_rows(mesh, config.batch_size),
         num_workers=data.num_workers,
         num_threads=data.num_threads,
         max_bad_records=data.max_bad_records,
     )
-
-
-def compile_steps(
-    config: ConfigDict,
-    plan: Plan,
-    train_step: steps.TrainStep,
-    abstract_state: TrainState,
-    mesh: Mesh,
-    teacher: Any = None,
-) -> Callable[[TrainState, steps.Batch], tuple[TrainState, steps.Metrics]]:
-    """Compiles the training step for every size of images that there will be, and returns them as one function.
-
-    `teacher` are the variables of the teacher, if there is one.
-    """
-    sizes = sorted({size for _, size in plan.train_sizes}) or [config.data.image_size]
-    compiled = {}
-    for size in sizes:
-        shape = (size, size, config.data.channels)
-        batch = sharding.abstract_batch(mesh, config.batch_size, shape, replaces=config.data.max_bad_records > 0)
-        compiled[size] = compile_step(mesh, train_step, abstract_state, batch, teacher)
-    return lambda state, batch: compiled[batch["image"].shape[1]](state, batch, teacher)
-
-
-def compile_step(
-    mesh: Mesh, train_step: steps.TrainStep, abstract_state: TrainState, abstract_batch: Any, teacher: Any
-) -> Any:
-    """Compiles the training step ahead of time, and logs what that took and what the step will take.
-
-    The state is donated: the new one takes its memory.
-    """
-    start = time.perf_counter()
-    layouts = jax.tree.map(lambda x: x.sharding, abstract_state)
-    jitted = jax.jit(train_step, donate_argnums=0, out_shardings=(layouts, sharding.replicated(mesh)))
-    compiled = sharding.compile_on(mesh, jitted, abstract_state, abstract_batch, teacher)
-    cost, memory = compiled.cost_analysis() or {}, compiled.memory_analysis()
-    parts = [f"The training step was compiled in {time.perf_counter() - start:.1f} s"]
-    if "flops" in cost:
-        parts.append(f"{cost['flops'] / 1e9:.4g} GFLOP a step and device")
-    if memory is not None:
-        arguments, temporaries = memory.argument_size_in_bytes / 2**20, memory.temp_size_in_bytes / 2**20
-        parts.append(f"{arguments:.4g} MiB of state and batch and {temporaries:.4g} MiB of temporaries a device")
-    log.info("%s.", ", ".join(parts))
-    return compiled
-
-
-def make_seconds_at_peak(
-    config: ConfigDict,
-    plan: Plan,
-    train_step: steps.TrainStep,
-    abstract_state: TrainState,
-    mesh: Mesh,
-    teacher: Any = None,
-) -> Callable[[int], float] | None:
-    """Returns how long a step, by its number from 1, would take if all devices did its products at their peak.
-
-    In seconds. Divided by how long it takes, that is the MFU: see `vision_jax.flops`. None if the peak is not known.
-    """
-    device = mesh.devices.flat[0]
-    if (chip := flops.find_chip(device.device_kind)) is None:
-        log.info("There is no train/mfu: vision_jax/flops.py does not know the peak of a %s.", device.device_kind)
-        return None
-    peak = chip.peak(evaluate.compute_dtype(config)) * mesh.size
-    starts, sizes = zip(*(plan.train_sizes or [(0, config.data.image_size)]), strict=True)
-    seconds = {}
-    for size in sorted(set(sizes)):
-        shape = (size, size, config.data.channels)
-        batch = sharding.abstract_batch(mesh, config.batch_size, shape, replaces=config.data.max_bad_records > 0)
-        traced = jax.jit(train_step).trace(abstract_state, batch, teacher)  # JAX remembers it from the compilation
-        seconds[size] = flops.count(traced.jaxpr) / peak
-    return lambda step: seconds[sizes[bisect.bisect_right(starts, step - 1) - 1]]
 
 
 def _log_run(config: ConfigDict, plan: Plan, state: TrainState, num_train: int, num_val: int) -> None:
@@ -485,109 +393,3 @@ def summarize(config: ConfigDict, plan: Plan, num_train: int, num_val: int) -> s
         f"examples ({plan.total_steps / plan.steps_per_epoch:.4g} epochs), of which {plan.warmup_steps} warm up to a "
         f"learning rate of {rate}; computing in {evaluate.compute_dtype(config)}."
     )
-
-
-class Tracker:
-    """Fetches the metrics of each step while the next one runs; checks, shows and writes them.
-
-    Args:
-        config, plan: of the run.
-        writer: gets a line every `log.every_steps` steps.
-        progress: shown at each step.
-        batches: knows how long the loop has waited for input.
-        checkpointer: knows which checkpoint is the last good one.
-        goodput: the account of time, of which a line tells.
-        seconds_at_peak: see `make_seconds_at_peak`; None: there is no MFU.
-    """
-
-    def __init__(
-        self,
-        config: ConfigDict,
-        plan: Plan,
-        writer: writers.MetricWriter,
-        progress: writers.Progress,
-        batches: Prefetcher,
-        checkpointer: Checkpointer,
-        goodput: Goodput,
-        seconds_at_peak: Callable[[int], float] | None = None,
-    ):
-        self._config, self._plan, self._writer, self._progress = config, plan, writer, progress
-        self._batches, self._checkpointer = batches, checkpointer
-        self._goodput, self._seconds_at_peak = goodput, seconds_at_peak
-        self._pending: tuple[int, steps.Metrics] | None = None
-        self._replaced: float | None = None  # records, since the last line
-        self.restart_clock()
-
-    def restart_clock(self) -> None:
-        """Begins to measure the rate anew, after a pause that is not training."""
-        self._since, self._waited, self._steps = time.perf_counter(), self._batches.seconds_waited, 0
-        self._at_peak = 0.0  # seconds
-
-    def add(self, step: int, metrics: steps.Metrics) -> None:
-        """Takes the metrics of a step that has just been dispatched, and deals with those of the one before."""
-        self.settle()
-        self._pending = (step, metrics)
-
-    def settle(self) -> None:
-        """Waits for the last step that was added, and deals with its metrics.
-
-        Raises:
-            NonFiniteError: if its loss or gradients are not finite.
-        """
-        if self._pending is None:
-            return
-        step, metrics = self._pending[0], {name: float(v) for name, v in jax.device_get(self._pending[1]).items()}
-        self._pending = None
-        self._check(step, metrics)
-        self._steps += 1
-        if self._seconds_at_peak is not None:
-            self._at_peak += self._seconds_at_peak(step)
-        if (replaced := metrics.pop("replaced_records", None)) is not None:
-            self._replaced = (self._replaced or 0) + replaced
-        elapsed = time.perf_counter() - self._since
-        rate = self._steps * self._config.batch_size / elapsed
-        input_wait = min(1.0, (self._batches.seconds_waited - self._waited) / elapsed)
-        self._progress.update(
-            {
-                "loss": f"{metrics['loss']:.3f}",
-                "top1": f"{metrics['top1']:.1%}",
-                "images/s": f"{rate:.4g}",
-                "input_wait": f"{input_wait:.0%}",
-            }
-        )
-        if step % self._config.log.every_steps == 0 or step == self._plan.total_steps:
-            values = {f"train/{name}": value for name, value in metrics.items()}
-            values["train/epoch"] = step / self._plan.steps_per_epoch
-            if self._replaced is not None:
-                values["train/replaced_records"], self._replaced = self._replaced, None
-            values |= {"train/images_per_second": rate, "train/input_wait": input_wait}
-            values["train/images_per_second_per_device"] = rate / jax.device_count()
-            if self._seconds_at_peak is not None:
-                values["train/mfu"] = self._at_peak / elapsed
-            self._goodput.mark(step)
-            self._writer.write(step, {**values, **self._goodput.metrics()})
-            self.restart_clock()
-
-    def _check(self, step: int, metrics: dict[str, float]) -> None:
-        """Raises NonFiniteError if numbers went wrong and were not left out, or too often."""
-        guard, skips = self._config.guard, metrics.pop("skipped_in_a_row", 0.0)
-        finite = math.isfinite(metrics["loss"]) and math.isfinite(metrics["grad_norm"])
-        if 0 < skips < guard.max_skips and (finite or guard.nonfinite == "skip"):
-            log.warning(
-                "Step %d is skipped: its loss is %.6g and the norm of its gradients %.6g.",
-                *(step, metrics["loss"], metrics["grad_norm"]),
-            )
-            return
-        if finite and not skips:
-            return
-        too_many = skips >= guard.max_skips
-        self._checkpointer.wait()
-        good = self._checkpointer.steps()
-        raise NonFiniteError(
-            f"At step {step} the loss is {metrics['loss']} and the norm of the gradients {metrics['grad_norm']}. "
-            + (f"{skips:.0f} steps in a row were skipped, and guard.max_skips allows fewer. " if too_many else "")
-            + (f"The last good checkpoint is step {good[-1]}" if good else "There is no checkpoint yet")
-            + f", in {self._checkpointer.directory}. Lower optimizer.learning_rate, lengthen the warm-up, set "
-            "optimizer.clip_global_norm, or compute in float32"
-            + ("." if too_many else ", or let guard.nonfinite=skip leave out such steps.")
-        )

@@ -7,28 +7,39 @@ import logging
 import math
 import os
 import pathlib
+import socket
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Self
 
 import tqdm
 from ml_collections import ConfigDict
 
 from vision_jax import config as config_lib
+from vision_jax.appender import Appender, event
 from vision_jax.errors import CheckpointError
 
 log = logging.getLogger(__name__)
 
 
 def write_atomically(path: pathlib.Path, text: str) -> None:
-    """Writes a file that is, at any moment, either the old or the new one."""
+    """Writes a file that is, at any moment, either the old or the new one.
+
+    Raises:
+        CheckpointError: if the storage fails.
+    """
     temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise CheckpointError(
+            f"Cannot write {path}: {error}. See to the storage and run the same command again."
+        ) from error
 
 
 @contextlib.contextmanager
@@ -79,21 +90,27 @@ def _lock(descriptor: int, workdir: pathlib.Path) -> None:
 
 
 def _check_same_config(workdir: pathlib.Path, config: ConfigDict, *, allow_config_change: bool) -> None:
-    """Checks that config.json is `config`, or that it may be another."""
+    """Checks that config.json is `config` in all that changes what is computed, or that it may be another."""
     path = workdir / "config.json"
     try:
-        changed = config_lib.differences(json.loads(path.read_text()), json.loads(config_lib.to_json(config)))
+        changed, free = config_lib.differences(json.loads(path.read_text()), json.loads(config_lib.to_json(config)))
     except (OSError, ValueError) as error:
         problem = f"{workdir} has checkpoints, but its config.json cannot be read: {error}."
     else:
+        if free:
+            log.info("Going on with other values of fields that do not change the results:\n%s", _bullets(free))
         if not changed:
             return
-        problem = f"{workdir} was made by another configuration:\n" + "\n".join(f"  - {line}" for line in changed)
+        problem = f"{workdir} was made by another configuration:\n{_bullets(changed)}"
     if not allow_config_change:
         raise CheckpointError(
             f"{problem}\nGive another --workdir, or pass --allow_config_change to continue with the new values."
         )
     log.warning("%s", problem)
+
+
+def _bullets(lines: Sequence[str]) -> str:
+    return "\n".join(f"  - {line}" for line in lines)
 
 
 def write_config(workdir: pathlib.Path, config: ConfigDict) -> None:
@@ -141,44 +158,69 @@ class MetricWriter:
         workdir: where the files are.
         last_step: the step from which the run goes on.
         tensorboard: write events too.
+        on_error: what storage that fails does; see `Appender`.
         enabled: False writes nothing: one process does it for all.
+
+    Raises:
+        CheckpointError: if the files cannot be written to.
     """
 
-    def __init__(self, workdir: pathlib.Path, *, last_step: int, tensorboard: bool, enabled: bool = True):
-        self._file: Any = None
-        self._events: Any = None
+    def __init__(
+        self,
+        workdir: pathlib.Path,
+        *,
+        last_step: int,
+        tensorboard: bool,
+        on_error: str = "stop",
+        enabled: bool = True,
+    ):
+        self._workdir = workdir
+        self._lines = self._events = None
         if not enabled:
             return
-        path = workdir / "metrics.jsonl"
-        kept = [record for record in read_metrics(workdir) if record["step"] <= last_step]
-        write_atomically(path, "".join(json.dumps(record) + "\n" for record in kept))
-        self._file = path.open("a")
+        self._lines = Appender(workdir / "metrics.jsonl", on_error=on_error)
         if tensorboard:
-            import tensorboardX
+            name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}"
+            self._events = Appender(workdir / name, on_error=on_error)
+            self._events.write(event(0, file_version="brain.Event:2"))
+        self.go_back(last_step)
 
-            self._events = tensorboardX.SummaryWriter(
-                os.fspath(workdir), purge_step=last_step + 1 if last_step else None
-            )
+    def go_back(self, last_step: int) -> None:
+        """Drops what is after a step, from which the run is to go on."""
+        if self._lines is not None:
+            self._lines.forget(lambda line: json.loads(line)["step"] <= last_step)
+            kept = [record for record in read_metrics(self._workdir) if record["step"] <= last_step]
+            write_atomically(self._workdir / "metrics.jsonl", "".join(json.dumps(record) + "\n" for record in kept))
+        if self._events is not None:
+            self._events.write(event(last_step + 1, session_log=True))
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Writes one line. A value that is not finite becomes null, since JSON has no other word for it."""
-        if self._file is not None:
-            self._file.write(_line(step, metrics))
-            self._file.flush()
+        if self._lines is not None:
+            self._lines.write(_line(step, metrics).encode())
         if self._events is not None:
-            for name, value in metrics.items():
-                self._events.add_scalar(name, value, step)
+            self._events.write(event(step, metrics))
 
     def close(self) -> None:
-        for output in (self._file, self._events):
+        """Writes what storage that failed has kept back.
+
+        Raises:
+            CheckpointError: if that does not work.
+        """
+        for output in (self._lines, self._events):
             if output is not None:
                 output.close()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            self.close()
+        except CheckpointError as error:
+            if kind is None:
+                raise
+            log.error("%s", error)  # the error under way is the one to show
 
 
 def _line(step: int, metrics: Mapping[str, Any]) -> str:

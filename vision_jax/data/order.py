@@ -155,6 +155,27 @@ class BalancedOrder:
 
 
 @dataclasses.dataclass(frozen=True)
+class LaterOrder:
+    """The same order, but a step sees the batch of a later one: those between are left out.
+
+    Attributes:
+        order: which order.
+        batches: how many batches later.
+    """
+
+    order: TrainOrder | BalancedOrder
+    batches: int
+
+    def records(self, step: int) -> np.ndarray:
+        """Returns the records of a step: (batch_size,) int64."""
+        return self.order.records(step + self.batches)
+
+    def visits(self, step: int) -> np.ndarray:
+        """Returns the how manieth time the training may see each of them: (batch_size,) int64."""
+        return self.order.visits(step + self.batches)
+
+
+@dataclasses.dataclass(frozen=True)
 class EvalOrder:
     """The order of evaluation: each record once, as stored; the last batch is filled up with -1.
 

@@ -1,0 +1,119 @@
+"""Appending to files on storage that may fail, and the records of TensorBoard's event files."""
+
+import collections
+import logging
+import os
+import pathlib
+import struct
+import time
+from collections.abc import Callable, Mapping
+
+from vision_jax.errors import CheckpointError
+
+log = logging.getLogger(__name__)
+
+_MAX_KEPT = 10_000  # entries, while they cannot be written
+
+
+class Appender:
+    """Appends entries to a file, each of them whole: what a full disk cuts is taken back.
+
+    The file is opened for each, so that one which has vanished is made again.
+
+    Args:
+        path: of the file.
+        on_error: what storage that fails does: `stop` raises; `continue` warns once and keeps the entries, the latest
+            10,000, until they can be written.
+    """
+
+    def __init__(self, path: pathlib.Path, *, on_error: str = "stop"):
+        self._path, self._on_error = path, on_error
+        self._kept: collections.deque[bytes] = collections.deque()
+        self._size: int | None = None  # that of the file without what was cut, if that could not be taken back
+
+    def write(self, entry: bytes) -> None:
+        """Adds an entry to those that are kept, and writes them all if that works.
+
+        Raises:
+            CheckpointError: with on_error=stop, if it does not.
+        """
+        first = not self._kept
+        self._kept.append(entry)
+        try:
+            self._flush()
+        except OSError as error:
+            if self._on_error == "stop":
+                raise self._error(error) from error
+            if first:
+                log.warning("Cannot write to %s: %s. Its entries are kept in memory until it works.", self._path, error)
+            if len(self._kept) > _MAX_KEPT:
+                self._kept.popleft()
+                log.warning("%s cannot be written to for so long that its oldest entry is lost.", self._path)
+
+    def _flush(self) -> None:
+        """Writes what is kept, or leaves the file as it was and raises OSError."""
+        if self._size is not None and self._path.exists():
+            os.truncate(self._path, self._size)
+        self._size = None
+        with self._path.open("ab", buffering=0) as file:
+            size, data = file.tell(), b"".join(self._kept)
+            try:
+                if (written := file.write(data)) != len(data):  # a disk that fills up takes a part without an error
+                    file.write(data[written:])  # which says what is wrong, or goes through
+            except OSError:
+                self._size = size
+                os.truncate(self._path, size)
+                self._size = None
+                raise
+        self._kept.clear()
+
+    def _error(self, error: OSError) -> CheckpointError:
+        return CheckpointError(
+            f"Cannot write to {self._path}: {error}. See to the storage and run the same command again, or let "
+            "checkpoint.on_error=continue go on without it for a while."
+        )
+
+    def forget(self, keep: Callable[[bytes], bool]) -> None:
+        """Drops the entries that are kept and of which `keep` is False."""
+        self._kept = collections.deque(entry for entry in self._kept if keep(entry))
+
+    def close(self) -> None:
+        """Writes what is kept.
+
+        Raises:
+            CheckpointError: if that does not work, whatever `on_error` says.
+        """
+        try:
+            if self._kept:
+                self._flush()
+        except OSError as error:
+            raise self._error(error) from error
+
+
+def event(
+    step: int, values: Mapping[str, float] | None = None, *, file_version: str = "", session_log: bool = False
+) -> bytes:
+    """Returns a record of TensorBoard's events.
+
+    Its own writers have a thread that ends at the first OSError, after which the training would wait for it for ever.
+
+    Args:
+        step: of the values.
+        values: scalars by name.
+        file_version: what a file begins with.
+        session_log: TensorBoard is to forget what it knows of this step and those after it.
+    """
+    from tensorboardX.proto import event_pb2, summary_pb2
+    from tensorboardX.record_writer import masked_crc32c
+
+    record = event_pb2.Event(wall_time=time.time(), step=step)
+    if file_version:
+        record.file_version = file_version
+    elif session_log:
+        record.session_log.status = event_pb2.SessionLog.START
+    else:
+        scalars = [summary_pb2.Summary.Value(tag=name, simple_value=value) for name, value in (values or {}).items()]
+        record.summary.CopyFrom(summary_pb2.Summary(value=scalars))
+    data = record.SerializeToString()
+    length = struct.pack("<Q", len(data))
+    return length + struct.pack("<I", masked_crc32c(length)) + data + struct.pack("<I", masked_crc32c(data))
