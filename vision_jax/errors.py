@@ -21,6 +21,10 @@ class NonFiniteError(VisionJaxError):
     """The loss or the gradients of a step are not finite."""
 
 
+class DistributedError(VisionJaxError):
+    """The processes of a run cannot find or reach each other, or do not agree on what they run."""
+
+
 class Preempted(Exception):
     """A SIGTERM arrived; the state of `step` is saved. Run the same command again to continue.
 

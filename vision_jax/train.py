@@ -24,7 +24,7 @@ from clu import parameter_overview
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from vision_jax import augment, evaluate, losses, optim, sharding, steps, writers
+from vision_jax import augment, distributed, evaluate, losses, optim, sharding, steps, writers
 from vision_jax import config as config_lib
 from vision_jax.checkpoint import Checkpointer
 from vision_jax.config import Plan
@@ -68,6 +68,7 @@ def train_and_evaluate(
             return train_and_evaluate(config, workdir, allow_config_change=allow_config_change, preemption=preemption)
     workdir = pathlib.Path(workdir)
     config, plan, model, train_source, val_source = _check_input(config)
+    distributed.check_agreement({**config.to_dict(), "the workdir": str(workdir.absolute())})
     is_first = jax.process_index() == 0
     with (
         closing(train_source, val_source),
