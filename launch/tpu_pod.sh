@@ -4,7 +4,7 @@
 # NOT RUN on Google Cloud: checked by shellcheck, and its loop with a stand-in for gcloud. Commands follow
 # https://cloud.google.com/tpu/docs/queued-resources and https://cloud.google.com/tpu/docs/managing-tpus-tpu-vm.
 #
-#   export TPU_NAME=run1 ZONE=us-central2-b ACCELERATOR=v4-32 RUNTIME=tpu-ubuntu2204-base REPOSITORY=https://…/vision_jax.git
+#   export TPU_NAME=run1 ZONE=us-central2-b ACCELERATOR=v4-32 RUNTIME=tpu-ubuntu2204-base REPOSITORY=https://…
 #   launch/tpu_pod.sh create              # a queued resource; SPOT=0 for one that is not preempted
 #   launch/tpu_pod.sh setup               # installs vision_jax[tpu] on every worker
 #   launch/tpu_pod.sh run --config=configs/resnet50.py --config.data.dir=/mnt/data --workdir=/mnt/runs/resnet50
@@ -12,9 +12,9 @@
 #   launch/tpu_pod.sh stop                # TERM to all workers: they save the same step and end with 75
 #   launch/tpu_pod.sh delete
 #
-# The workdir must be a directory that all workers share (a mounted Filestore or gcsfuse). `run` starts again after 75. When
-# a spot slice was preempted, it is gone and ssh fails: `run` then ends with that status, and REQUEUE=N in the environment
-# makes it delete what is left, create and set up the slice anew and go on, up to N times in all.
+# The workdir must be a directory that all workers share (a mounted Filestore or gcsfuse). `run` starts again after 75.
+# When a spot slice was preempted, it is gone and ssh fails: `run` then ends with that status, and REQUEUE=N in the
+# environment makes it delete what is left, create and set up the slice anew and go on, up to N times in all.
 # The processes find each other by the metadata of the TPU VMs. PRESETS: as in launch/presets; default: tpu.env.
 set -euo pipefail
 
