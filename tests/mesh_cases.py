@@ -9,6 +9,7 @@ import argparse
 import dataclasses
 import functools
 import json
+import os
 import pathlib
 import sys
 
@@ -16,8 +17,8 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from vision_jax import cluster, distributed, evaluate, program, sharding
 from vision_jax import config as config_lib
-from vision_jax import evaluate, program, sharding
 from vision_jax.checkpoint import Checkpointer
 from vision_jax.models import registry
 from vision_jax.models.resnet import BasicBlock, ResNet
@@ -98,7 +99,8 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=kind)
     parser.add_argument("cases", nargs="+")
     arguments = parser.parse_args()
-    sharding.initialize_distributed(arguments.coordinator_address, arguments.num_processes, arguments.process_id)
+    address, number, index = arguments.coordinator_address, arguments.num_processes, arguments.process_id
+    distributed.start(cluster.discover(os.environ, address, number, index))
     losses = {}
     for name in arguments.cases:
         model, mesh = name.split("-")

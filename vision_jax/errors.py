@@ -28,6 +28,10 @@ class Interrupted(Exception):
     """SIGTERM arrived during an evaluation, or while waiting for data."""
 
 
+class DistributedError(VisionJaxError):
+    """The processes of a run cannot find or reach each other, or do not agree on what they run."""
+
+
 class Preempted(Exception):
     """A SIGTERM arrived; the state of `step` is saved. Run the same command again to continue.
 

@@ -16,6 +16,7 @@ from typing import Any
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
+from vision_jax import cluster
 from vision_jax.errors import STATUS_PREEMPTED, ConfigError, Interrupted, Preempted, VisionJaxError
 from vision_jax.preemption import Preemption
 
@@ -68,14 +69,23 @@ _BEGUN = time.monotonic()
 
 def run() -> int:
     """Does what the flags say and returns the exit status."""
+    join = None
     with Preemption() as preemption:
         try:
             workdir = _workdir()
-            from vision_jax import sharding  # imports JAX, which takes seconds that --help should not
+            join = cluster.discover(
+                os.environ,
+                *(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value),
+                tpu_metadata=cluster.read_tpu_metadata,
+            )
+            if join is not None:
+                from vision_jax import distributed  # imports JAX, which takes seconds that --help should not
 
-            if sharding.initialize_distributed(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value):
+                topology = distributed.start(join)
                 preemption.hand_over()
             _configure_logging()
+            if join is not None:
+                log.info("%s", topology)
             if _MODE.value == "eval":
                 return _evaluate(_CONFIG.value, workdir, preemption)
             if _CONFIG.value is None:
@@ -90,12 +100,12 @@ def run() -> int:
             print("interrupted: the same command goes on from the last checkpoint", file=sys.stderr)
             status = 130
         except Exception:
-            if _COORDINATOR.value is None:
+            if join is None:
                 raise
             traceback.print_exc()
             print("error: this process ends. If a connection is to blame, another ended before it.", file=sys.stderr)
             status = 1
-    if _COORDINATOR.value is not None:
+    if join is not None:
         # The others wait for this process in a collective, and an orderly exit would wait for them.
         sys.stderr.flush()
         os._exit(status)

@@ -1,4 +1,4 @@
-"""Devices: starting several processes, the mesh, and how arrays are laid out on it.
+"""Devices: the mesh, and how arrays are laid out on it.
 
 Everything is one program over one mesh with named axes (axis types Auto): the compiler inserts the communication.
 """
@@ -19,39 +19,6 @@ from vision_jax.errors import ConfigError
 # From the one that may cross the slowest network to the one that needs the fastest.
 AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
-# After so many seconds without a sign of life a process counts as dead, and the others end: waiting in a collective,
-# they may not learn of it otherwise. The signs come from a thread of C++, which neither compiling nor loading delays.
-_HEARTBEAT_SECONDS = 30
-
-
-def initialize_distributed(coordinator_address: str | None, num_processes: int | None, process_id: int | None) -> bool:
-    """Joins this process to the others, if there are any. To be called before JAX is used.
-
-    Args:
-        coordinator_address: host:port of process 0, the same in all.
-        num_processes: how many there are.
-        process_id: which this one is, from 0.
-
-    Returns:
-        whether there are others: False, and nothing is done, if no argument is given.
-
-    Raises:
-        ConfigError: if only some of the three are given, or they do not go together.
-    """
-    given = (coordinator_address, num_processes, process_id)
-    if all(value is None for value in given):
-        return False
-    if coordinator_address is None or num_processes is None or process_id is None:
-        raise ConfigError(
-            "Several processes need all of --coordinator_address, --num_processes and --process_id; "
-            f"they are {coordinator_address}, {num_processes} and {process_id}."
-        )
-    if not 0 <= process_id < num_processes:
-        raise ConfigError(f"--process_id is {process_id} of --num_processes={num_processes}: it runs from 0.")
-    jax.distributed.initialize(
-        coordinator_address, num_processes, process_id, heartbeat_timeout_seconds=_HEARTBEAT_SECONDS
-    )
-    return True
 
 
 def wait_for_all(what: str) -> None:

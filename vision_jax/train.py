@@ -28,7 +28,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vision_jax import config as config_lib
-from vision_jax import evaluate, program, sharding, steps, writers
+from vision_jax import distributed, evaluate, program, sharding, steps, writers
 from vision_jax.checkpoint import Checkpointer
 from vision_jax.config import Plan
 from vision_jax.data.decode import TrainTransform
@@ -80,6 +80,7 @@ def train_and_evaluate(
             )
     workdir = pathlib.Path(workdir)
     config, plan, model, train_source, val_source = check_input(config)
+    distributed.check_agreement({**config.to_dict(), "the workdir": str(workdir.absolute())})
     is_first = jax.process_index() == 0
     with (
         closing(train_source, val_source),
