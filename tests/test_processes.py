@@ -2,14 +2,12 @@
 
 import json
 import pathlib
-import shutil
 import signal
 import socket
 import time
 
-import numpy as np
 import pytest
-from conftest import Command, encode, picture, wait_for_handler
+from conftest import Command, encode, picture
 
 from vision_jax.data import order, tfds_format
 from vision_jax.errors import STATUS_HANG
@@ -26,7 +24,6 @@ ARGUMENTS = (
     "--config.log.every_steps=1",
     "--config.log.tensorboard=False",
 )
-RESNET = ("--config=tests/small_resnet.py",)
 
 
 def free_port() -> int:
@@ -58,21 +55,6 @@ def metrics(workdir: pathlib.Path) -> list[dict]:
 
 
 @pytest.mark.slow
-def test_two_by_two_devices_train_as_one_by_four(command: Command, tmp_path: pathlib.Path):
-    """The same batches in the same order, with batch norm and flips."""
-    one, two = tmp_path / "one", tmp_path / "two"
-    command(*RESNET, f"--workdir={one}", devices=4)
-    run_two(command, *RESNET, f"--workdir={two}")
-    first, second = metrics(one), metrics(two)
-    assert [line["step"] for line in second] == [1, 2, 3, 4, 4]
-    for a, b in zip(first, second, strict=True):
-        for key in ("train/loss", "train/grad_norm", "val/loss"):
-            if key in a:
-                np.testing.assert_allclose(b[key], a[key], rtol=1e-4)
-    assert first[-1]["val/count"] == second[-1]["val/count"] == 360
-
-
-@pytest.mark.slow
 def test_two_processes_stop_at_the_same_step_and_go_on_elsewhere(command: Command, tmp_path: pathlib.Path):
     arguments = (
         *ARGUMENTS,
@@ -87,26 +69,23 @@ def test_two_processes_stop_at_the_same_step_and_go_on_elsewhere(command: Comman
     assert [process.returncode for process in processes] == [75, 75], outputs
     (saved,) = (tmp_path / "w" / "checkpoints").iterdir()
 
-    # What two processes saved, one restores, and the other way round.
+    # What two processes saved, one restores and trains on, and two evaluate.
     start = f"Going on from step {saved.name} of {int(saved.name) + 3}"
     arguments = (*ARGUMENTS, f"--config.total_steps={int(saved.name) + 3}", "--allow_config_change")
-    shutil.copytree(tmp_path / "w", tmp_path / "copy")
     assert start in command(*arguments, f"--workdir={tmp_path / 'w'}", devices=4)
     expected = metrics(tmp_path / "w")[-1]
-    run_two(command, *arguments, f"--workdir={tmp_path / 'copy'}")
-    assert metrics(tmp_path / "copy")[-1]["val/loss"] == pytest.approx(expected["val/loss"], rel=1e-4)
     run_two(command, "--mode=eval", f"--workdir={tmp_path / 'w'}")
     assert metrics(tmp_path / "w")[-1]["val/loss"] == pytest.approx(expected["val/loss"], rel=1e-5)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("delay", [0.0, 3.0])
-def test_sigterm_while_two_processes_start(command: Command, tmp_path: pathlib.Path, delay: float):
+def test_sigterm_while_two_processes_compile(command: Command, tmp_path: pathlib.Path):
     arguments = (*ARGUMENTS, "--config.total_steps=100000", "--config.eval.every_steps=100000", f"--workdir={tmp_path}")
     processes = start_two(command, *arguments)
-    wait_for_handler(processes[0])
-    time.sleep(delay)
-    processes[0].send_signal(signal.SIGTERM)
+    for line in processes[0].stderr:
+        if "learning rate of" in line:  # the last line before the step is compiled
+            break
+    processes[1].send_signal(signal.SIGTERM)
     outputs = [process.communicate(timeout=120) for process in processes]
     assert [process.returncode for process in processes] == [75, 75], outputs
 
@@ -148,16 +127,11 @@ def damaged_data(directory: pathlib.Path) -> tuple[int, str]:
 
 @pytest.mark.slow
 def test_what_ends_or_freezes_one_of_two_processes_ends_both(command: Command, tmp_path: pathlib.Path):
-    """An error, SIGKILL, and SIGSTOP; three runs at once, as two of them wait for half a minute for a sign of life."""
+    """An error, which ends a process as a signal does, and SIGSTOP; at once, as the first waits for half a minute."""
     bad, flag = damaged_data(tmp_path / "data")
     failing = start_two(command, *ARGUMENTS, "--config.data.source=tfds", flag, f"--workdir={tmp_path / 'failing'}")
     arguments = (*ARGUMENTS, "--config.total_steps=100000", "--config.eval.every_steps=100000")
-    dead = start_two(command, *arguments, f"--workdir={tmp_path / 'dead'}")
-    wait_for_steps(dead, tmp_path / "dead")
-    dead[1].kill()
-    killed = time.monotonic()
-
-    frozen = start_two(command, *arguments, "--config.watchdog_seconds=20", f"--workdir={tmp_path / 'frozen'}")
+    frozen = start_two(command, *arguments, "--config.watchdog_seconds=12", f"--workdir={tmp_path / 'frozen'}")
     wait_for_steps(frozen, tmp_path / "frozen")
     frozen[1].send_signal(signal.SIGSTOP)
     printed = frozen[0].communicate(timeout=60)[1]
@@ -167,14 +141,11 @@ def test_what_ends_or_freezes_one_of_two_processes_ends_both(command: Command, t
     printed = frozen[1].communicate(timeout=60)[1]
     assert frozen[1].returncode not in (0, 75), printed
 
-    printed = dead[0].communicate(timeout=60 - (time.monotonic() - killed))[1]
-    dead[1].communicate()
-    assert dead[0].returncode not in (0, 75), printed
-    assert "another task died" in printed
-    outputs = [process.communicate(timeout=120) for process in failing]
-    assert f"Cannot decode record {bad} " in outputs[1][1]
+    printed = failing[1].communicate(timeout=60)[1]
+    assert f"Cannot decode record {bad} " in printed
     assert failing[1].returncode == 1
-    assert failing[0].returncode not in (0, 75)
+    printed = failing[0].communicate(timeout=60)[1]
+    assert failing[0].returncode not in (0, 75), printed
 
 
 def test_incomplete_flags(command: Command, tmp_path: pathlib.Path):
