@@ -66,7 +66,7 @@ class Case:
         model = evaluate.build_model(config, num_classes=8)
         self.initialize, train_step, self.abstract_state = program.make_functions(config, plan, model, mesh)
         batch = sharding.abstract_batch(mesh, BATCH_SIZE, (8, 8, 3))
-        self.step = program.compile_step(mesh, train_step, self.abstract_state, batch, None)
+        self.step = program.compile_step(program.trace_step(mesh, train_step, self.abstract_state, batch))
 
     def train(self, state, first: int, last: int):
         """Returns the state after steps `first` to `last` - 1, and their losses and norms of gradients."""

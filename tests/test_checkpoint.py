@@ -3,6 +3,7 @@ import functools
 import json
 import logging
 import pathlib
+import re
 import resource
 import shutil
 import time
@@ -117,15 +118,15 @@ def flip(path: pathlib.Path) -> None:
 
 # Orbax closes its event loop after the first array that cannot be read; the others complain.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.parametrize("damage", [truncate, flip, pathlib.Path.unlink], ids=["truncated", "flipped", "deleted"])
-def test_a_damaged_checkpoint_is_passed_over_and_kept(tmp_path: pathlib.Path, caplog, damage):
-    """Each file in turn: what comes back is an undamaged state, and always one that was saved."""
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_damaged_checkpoint_is_passed_over_and_kept(tmp_path: pathlib.Path, caplog, first: int):
+    """Each file in turn, damaged in one way or another: what comes back is always a state that was saved."""
     save(tmp_path / "whole", 1, 2)
     passed_over = 0
-    for file in files(tmp_path / "whole" / "2"):
+    for i, file in enumerate(files(tmp_path / "whole" / "2"), first):
         name = file.relative_to(tmp_path / "whole")
         shutil.copytree(tmp_path / "whole", tmp_path / "c")
-        damage(tmp_path / "c" / name)
+        (truncate, flip, pathlib.Path.unlink)[i % 3](tmp_path / "c" / name)
         caplog.clear()
         with Checkpointer(tmp_path / "c", keep=9) as checkpointer, caplog.at_level(logging.WARNING):
             state = checkpointer.restore_latest(abstract())
@@ -263,7 +264,7 @@ def test_a_slow_save_is_told(tmp_path: pathlib.Path, caplog: pytest.LogCaptureFi
         ocp.JsonCheckpointHandler, "finalize", lambda *arguments: (time.sleep(0.4), finalize(*arguments))[1]
     )
     save(tmp_path / "c", 1, 2)
-    assert "waited 0 s for the checkpoint before that of step 2" in caplog.text
+    assert re.search(r"waited \d+ s for the checkpoint before that of step 2: .* is slow", caplog.text)
     assert "before that of step 1" not in caplog.text
 
 

@@ -70,7 +70,7 @@ def test_stored_field_that_is_unknown():
         ({"model.name": "resnet5"}, "There is no model 'resnet5': did you mean resnet50"),
         ({"model.name": "lenet5", "model.small_stem": True}, "lenet5 has no such option"),
         ({"model.bn_group_size": 96}, "does not divide batch_size=256"),
-        ({"mesh.data": 4}, "mesh.data is 4, but there are 8 devices"),
+        ({"mesh.data": 4}, "mesh.data=4, mesh.fsdp=1, mesh.tensor=1 make 4 devices, but there are 8"),
         ({"data.source": "digit"}, "did you mean digits"),
         ({"data.source": "tfds"}, "data.dir is not set"),
         ({"data.source": "folder", "data.dir": "/nowhere"}, "'/nowhere', and there is no such directory"),

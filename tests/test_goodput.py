@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from vision_jax import writers
+from vision_jax.errors import CheckpointError
 from vision_jax.goodput import CATEGORIES, Goodput
 
 
@@ -144,7 +145,7 @@ def test_a_full_disk_costs_one_warning(
     tmp_path: pathlib.Path, clock: Clock, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ):
     def full(path: pathlib.Path, text: str) -> None:
-        raise OSError(28, "No space left on device")
+        raise CheckpointError("No space left on device")
 
     monkeypatch.setattr(writers, "write_atomically", full)
     assert run(tmp_path / "goodput.json", clock, 0, 9).seconds["steps"] == 18

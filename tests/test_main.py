@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -214,14 +215,19 @@ def test_a_dry_run_prints_what_would_be_trained(command: Command, tmp_path: path
         *("--config=configs/quickstart.py", "--config.optimizer.name=lamb", "--config.optimizer.learning_rate=0.01"),
         *("--config.optimizer.momentum=None", "--config.optimizer.nesterov=None"),  # which LAMB has not
         *("--config.optimizer.frozen=('^conv1/',)", "--config.optimizer.multipliers=(('^fc3/', 10.0),)"),
+        *("--config.mesh.fsdp=2", "--config.mesh.fsdp_min_size=4000"),
     )
-    printed = command("--mode=dry_run", *arguments, f"--workdir={tmp_path / 'w'}")
+    printed = command("--mode=dry_run", *arguments, f"--workdir={tmp_path / 'w'}", devices=2)
     lines = [line.split() for line in printed.splitlines()]
     assert ["66", "0.01"] in lines  # the warm-up ends
-    assert ["conv1/kernel", "5x5x1x6", "no", "frozen"] in lines
-    assert ["fc3/kernel", "84x10", "yes", "x", "10"] in lines
-    assert ["fc3/bias", "10", "no", "x", "10"] in lines
+    assert ["conv1/kernel", "5x5x1x6", "no", "frozen", "-,-,-,-", "600"] in lines
+    assert ["fc1/kernel", "256x120", "yes", "x", "1", "fsdp,-", "61,440"] in lines
+    assert ["fc3/kernel", "84x10", "yes", "x", "10", "-,-", "3,360"] in lines
+    assert ["fc3/bias", "10", "no", "x", "10", "-", "40"] in lines
     assert "44,270 of 44,426 parameters are trained, and 44,040 decay." in printed
+    whole, divided = 4 * (44_426 - 256 * 120 - 120 * 84), 2 * (256 * 120 + 120 * 84)
+    assert ["parameters", f"{(whole + divided) / 2**20:.2f}"] in lines
+    assert re.search(r"each of a device's 32 examples about [\d.]+ MiB", printed)
     assert not (tmp_path / "w").exists()
     assert "has no variant 'lam'" in command("--mode=dry_run", "--config=configs/quickstart.py:lam", status=2)
     assert "has no field 'beta'" in command(arguments[0], "--config.optimizer.beta=4", status=2)

@@ -149,7 +149,9 @@ def test_fsdp_divides_the_state_of_a_large_vit():
     mesh = sharding.make_mesh(config)
     plan, model = config_lib.make_plan(config, 160), evaluate.build_model(config, 1000)
     _, step, state = program.make_functions(config, plan, model, mesh)
-    compiled = program.compile_step(mesh, step, state, sharding.abstract_batch(mesh, 8, (32, 32, 3)), None)
+    compiled = program.compile_step(
+        program.trace_step(mesh, step, state, sharding.abstract_batch(mesh, 8, (32, 32, 3)))
+    )
     total = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
     assert total > 4 * 300e6 * 4  # parameters, their average and two moments
     assert partition.bytes_per_device(state) < compiled.memory_analysis().argument_size_in_bytes < total / 5

@@ -10,8 +10,6 @@ Kubernetes, for which a pod needs rights.
 import glob
 import importlib.util
 import re
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -162,6 +160,9 @@ def read_tpu_metadata(name: str) -> str | None:
     # The chips of the first generations are /dev/accel0, …, those of later ones /dev/vfio/0, …
     if not (glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*")) or importlib.util.find_spec("libtpu") is None:
         return None
+    import urllib.error
+    import urllib.request  # which take longer to import than all else that `--help` needs
+
     request = urllib.request.Request(_METADATA_URL + name, headers={"Metadata-Flavor": "Google"})
     try:
         with urllib.request.urlopen(request, timeout=30) as response:

@@ -6,7 +6,7 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from vision_jax import optim, partition, program, sharding, steps, train
+from vision_jax import flops, optim, partition, program, sharding, steps, train
 from vision_jax.config import Plan
 from vision_jax.data.sources import closing
 from vision_jax.state import TrainState
@@ -58,11 +58,14 @@ def _memory(config: ConfigDict, plan: Plan, mesh: Mesh, train_step: steps.TrainS
         "batch": batch,
     }
     rows = [(name, partition.bytes_per_device(part)) for name, part in parts.items()]
-    memory = program.compile_step(mesh, train_step, state, batch, None).memory_analysis()
+    traced = program.trace_step(mesh, train_step, state, batch)
+    memory = program.compile_step(traced).memory_analysis()
     if memory is not None:
         rows.append(("compiled: state and batch", memory.argument_size_in_bytes))
         rows.append(("compiled: temporaries", memory.temp_size_in_bytes))
     lines = [f"  {'memory a device':28}{'MiB':>10}", *(f"  {name:28}{number / 2**20:10.2f}" for name, number in rows)]
+    total = flops.count(traced.jaxpr) / 1e9
+    lines.append(f"A step has {total:.4g} GFLOP, {total / mesh.size:.4g} a device (convention: vision_jax/flops.py).")
     if memory is None:
         return "\n".join([*lines, "The compiler for this device does not tell what a step takes."])
     examples = config.batch_size // sharding.batch_shards(mesh)

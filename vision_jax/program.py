@@ -150,26 +150,30 @@ def compile_steps(
     for size in sizes:
         shape = (size, size, config.data.channels)
         batch = sharding.abstract_batch(mesh, config.batch_size, shape, replaces=config.data.max_bad_records > 0)
-        compiled[size] = compile_step(mesh, train_step, abstract_state, batch, teacher)
+        compiled[size] = compile_step(trace_step(mesh, train_step, abstract_state, batch, teacher))
     return lambda state, batch: compiled[batch["image"].shape[1]](state, batch, teacher)
 
 
-def compile_step(
-    mesh: Mesh, train_step: steps.TrainStep, abstract_state: TrainState, abstract_batch: Any, teacher: Any
-) -> Any:
-    """Compiles the training step ahead of time, and logs what that took and what the step will take.
+def trace_step(
+    mesh: Mesh, train_step: steps.TrainStep, abstract_state: TrainState, abstract_batch: Any, teacher: Any = None
+) -> jax.stages.Traced:
+    """Traces the training step for a state and a batch with layouts, with `mesh` as the mesh in use.
 
     The state is donated: the new one takes its memory.
     """
-    start = time.perf_counter()
     layouts = jax.tree.map(lambda x: x.sharding, abstract_state)
     jitted = jax.jit(train_step, donate_argnums=0, out_shardings=(layouts, sharding.replicated(mesh)))
-    compiled = sharding.compile_on(mesh, jitted, abstract_state, abstract_batch, teacher)
-    cost, memory = compiled.cost_analysis() or {}, compiled.memory_analysis()
+    with jax.set_mesh(mesh):
+        return jitted.trace(abstract_state, abstract_batch, teacher)
+
+
+def compile_step(traced: jax.stages.Traced) -> jax.stages.Compiled:
+    """Compiles the training step ahead of time, and logs what that took and what the step will take."""
+    start = time.perf_counter()
+    compiled = traced.lower().compile()
     parts = [f"The training step was compiled in {time.perf_counter() - start:.1f} s"]
-    if "flops" in cost:
-        parts.append(f"{cost['flops'] / 1e9:.4g} GFLOP a step and device")
-    if memory is not None:
+    parts.append(f"{flops.count(traced.jaxpr) / 1e9:.4g} GFLOP a step")
+    if (memory := compiled.memory_analysis()) is not None:
         arguments, temporaries = memory.argument_size_in_bytes / 2**20, memory.temp_size_in_bytes / 2**20
         parts.append(f"{arguments:.4g} MiB of state and batch and {temporaries:.4g} MiB of temporaries a device")
     log.info("%s.", ", ".join(parts))
@@ -198,7 +202,6 @@ def make_seconds_at_peak(
     for size in sorted(set(sizes)):
         shape = (size, size, config.data.channels)
         batch = sharding.abstract_batch(mesh, config.batch_size, shape, replaces=config.data.max_bad_records > 0)
-        with jax.set_mesh(mesh):  # as for the compilation, of which JAX remembers the trace
-            traced = jax.jit(train_step).trace(abstract_state, batch, teacher)
-        seconds[size] = flops.count(traced.jaxpr) / peak
+        # JAX remembers the trace from the compilation.
+        seconds[size] = flops.count(trace_step(mesh, train_step, abstract_state, batch, teacher).jaxpr) / peak
     return lambda step: seconds[sizes[bisect.bisect_right(starts, step - 1) - 1]]
