@@ -19,6 +19,16 @@ import PIL.Image
 import pytest
 
 REPOSITORY = pathlib.Path(__file__).parent.parent
+# Of the quickstart: two steps, then an evaluation of half a million examples, which would take minutes.
+LONG_EVALUATION = (
+    "--config.data.source=synthetic",
+    "--config.model.num_classes=10",
+    "--config.data.synthetic_train_examples=128",
+    "--config.data.synthetic_val_examples=500000",
+    "--config.total_steps=4",
+    "--config.eval.every_steps=2",
+    "--config.schedule.warmup_epochs=0",
+)
 
 
 def encode(pixels: np.ndarray, image_format: str = "JPEG", **options: object) -> bytes:

@@ -46,7 +46,7 @@ def make_config(model: str, mesh: str) -> ConfigDict:
         config.model.drop_path_rate = 0.1
     config.data.update({"source": "synthetic", "image_size": 8, "eval_resize": 8})
     config.optimizer.update({"name": "adamw" if model == "vit" else "sgd", "learning_rate": 1e-3})
-    config.schedule.warmup_epochs = 0.0
+    config.schedule.warmup_epochs, config.augment.flip = 0.0, 0.0
     config.mesh.update(dict(zip(sharding.AXES, MESHES[mesh], strict=True)) | {"fsdp_min_size": 1})
     return config
 

@@ -7,7 +7,7 @@ import socket
 import time
 
 import pytest
-from conftest import Command, encode, picture
+from conftest import LONG_EVALUATION, Command, encode, picture
 
 from vision_jax.data import order, tfds_format
 from vision_jax.errors import STATUS_HANG
@@ -92,18 +92,7 @@ def test_sigterm_while_two_processes_compile(command: Command, tmp_path: pathlib
 
 @pytest.mark.slow
 def test_sigterm_in_an_evaluation_of_two_processes(command: Command, tmp_path: pathlib.Path):
-    """The evaluation of half a million examples would take minutes."""
-    arguments = (
-        *ARGUMENTS,
-        "--config.data.source=synthetic",
-        "--config.model.num_classes=10",
-        "--config.data.synthetic_train_examples=128",
-        "--config.data.synthetic_val_examples=500000",
-        "--config.total_steps=4",
-        "--config.eval.every_steps=2",
-        f"--workdir={tmp_path}",
-    )
-    processes = start_two(command, *arguments)
+    processes = start_two(command, *ARGUMENTS, *LONG_EVALUATION, f"--workdir={tmp_path}")
     for line in processes[0].stderr:
         if "The evaluation step was compiled" in line:
             break

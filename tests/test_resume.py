@@ -12,7 +12,7 @@ import time
 
 import numpy as np
 import pytest
-from conftest import REPOSITORY, Command, wait_for_handler
+from conftest import LONG_EVALUATION, REPOSITORY, Command, wait_for_handler
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("resume")]  # they share one run
 
@@ -115,17 +115,7 @@ def test_killed_at_random_moments(command: Command, tmp_path: pathlib.Path, unin
 
 def test_sigterm_in_an_evaluation(command: Command, tmp_path: pathlib.Path):
     """The state is saved, the exit status 75, and the run begins again with the evaluation."""
-    arguments = (
-        "--config=configs/quickstart.py",
-        "--config.data.source=synthetic",
-        "--config.model.num_classes=10",
-        "--config.data.synthetic_train_examples=128",
-        "--config.data.synthetic_val_examples=500000",
-        "--config.total_steps=4",
-        "--config.eval.every_steps=2",
-        "--config.schedule.warmup_epochs=0",
-        f"--workdir={tmp_path}",
-    )
+    arguments = ("--config=configs/quickstart.py", *LONG_EVALUATION, f"--workdir={tmp_path}")
     process = command.start(*arguments)
     while not (tmp_path / "checkpoints" / "2").exists() and process.poll() is None:
         time.sleep(0.01)

@@ -116,7 +116,7 @@ def by_hand(config: Any, source: Any, batches: list[int]):
     model = train.evaluate.build_model(config, RECORDS)
     initialize, train_step, abstract = program.make_functions(config, plan, model, mesh)
     state = initialize()
-    compiled = program.compile_steps(config, plan, train_step, abstract, mesh)
+    compiled = program.compile_steps(program.trace_steps(config, plan, train_step, abstract, mesh))
     place = sharding.batch_placer(mesh, BATCH)
     with train._make_loader(config, plan, mesh, source) as loader:
         for number in batches:

@@ -24,7 +24,7 @@ def test_progressive_resizing_compiles_every_size_beforehand():
     config.data.image_size = 16
     initialize, train_step, abstract = program.make_functions(config, plan, model, mesh)
     state = initialize()
-    compiled = program.compile_steps(config, plan, train_step, abstract, mesh)
+    compiled = program.compile_steps(program.trace_steps(config, plan, train_step, abstract, mesh))
     place = sharding.batch_placer(mesh, 8)
     for size in (8, 16):
         shapes = sharding.abstract_batch(mesh, 8, (size, size, 3), replaces=True)

@@ -4,7 +4,7 @@ import bisect
 import functools
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -133,24 +133,31 @@ def make_optimizer(config: ConfigDict, plan: Plan) -> optax.GradientTransformati
     return optimizer
 
 
-def compile_steps(
+def trace_steps(
     config: ConfigDict,
     plan: Plan,
     train_step: steps.TrainStep,
     abstract_state: TrainState,
     mesh: Mesh,
     teacher: Any = None,
-) -> Callable[[TrainState, steps.Batch], tuple[TrainState, steps.Metrics]]:
-    """Compiles the training step for every size of images that there will be, and returns them as one function.
+) -> dict[int, jax.stages.Traced]:
+    """Traces the training step for every size of images that there will be, by size.
 
     `teacher` are the variables of the teacher, if there is one.
     """
-    sizes = sorted({size for _, size in plan.train_sizes}) or [config.data.image_size]
-    compiled = {}
-    for size in sizes:
+    traced = {}
+    for size in sorted({size for _, size in plan.train_sizes}) or [config.data.image_size]:
         shape = (size, size, config.data.channels)
         batch = sharding.abstract_batch(mesh, config.batch_size, shape, replaces=config.data.max_bad_records > 0)
-        compiled[size] = compile_step(trace_step(mesh, train_step, abstract_state, batch, teacher))
+        traced[size] = trace_step(mesh, train_step, abstract_state, batch, teacher)
+    return traced
+
+
+def compile_steps(
+    traced: Mapping[int, jax.stages.Traced], teacher: Any = None
+) -> Callable[[TrainState, steps.Batch], tuple[TrainState, steps.Metrics]]:
+    """Compiles what `trace_steps` has traced, and returns it as one function of state and batch."""
+    compiled = {size: compile_step(step) for size, step in traced.items()}
     return lambda state, batch: compiled[batch["image"].shape[1]](state, batch, teacher)
 
 
@@ -181,12 +188,7 @@ def compile_step(traced: jax.stages.Traced) -> jax.stages.Compiled:
 
 
 def make_seconds_at_peak(
-    config: ConfigDict,
-    plan: Plan,
-    train_step: steps.TrainStep,
-    abstract_state: TrainState,
-    mesh: Mesh,
-    teacher: Any = None,
+    config: ConfigDict, plan: Plan, mesh: Mesh, traced: Mapping[int, jax.stages.Traced]
 ) -> Callable[[int], float] | None:
     """Returns how long a step, by its number from 1, would take if all devices did its products at their peak.
 
@@ -198,10 +200,5 @@ def make_seconds_at_peak(
         return None
     peak = chip.peak(evaluate.compute_dtype(config)) * mesh.size
     starts, sizes = zip(*(plan.train_sizes or [(0, config.data.image_size)]), strict=True)
-    seconds = {}
-    for size in sorted(set(sizes)):
-        shape = (size, size, config.data.channels)
-        batch = sharding.abstract_batch(mesh, config.batch_size, shape, replaces=config.data.max_bad_records > 0)
-        # JAX remembers the trace from the compilation.
-        seconds[size] = flops.count(trace_step(mesh, train_step, abstract_state, batch, teacher).jaxpr) / peak
+    seconds = {size: flops.count(step.jaxpr) / peak for size, step in traced.items()}
     return lambda step: seconds[sizes[bisect.bisect_right(starts, step - 1) - 1]]

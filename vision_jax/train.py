@@ -184,8 +184,9 @@ def _train(
         goodput.continue_from(start)
         with watchdog.suspended(), goodput.phase("compilation"):
             teacher = evaluate.load_teacher(config, model.num_classes, mesh)
-            compiled = program.compile_steps(config, plan, train_step, abstract_state, mesh, teacher)
-            seconds_at_peak = program.make_seconds_at_peak(config, plan, train_step, abstract_state, mesh, teacher)
+            traced = program.trace_steps(config, plan, train_step, abstract_state, mesh, teacher)
+            compiled = program.compile_steps(traced, teacher)
+            seconds_at_peak = program.make_seconds_at_peak(config, plan, mesh, traced)
         goodput.mark(start)
         rewinds = stored_rewinds(checkpointer, start)
         with writers.MetricWriter(
