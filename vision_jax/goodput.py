@@ -36,6 +36,7 @@ import jax
 import numpy as np
 
 from vision_jax import writers
+from vision_jax.errors import CheckpointError
 
 log = logging.getLogger(__name__)
 
@@ -210,9 +211,9 @@ class Goodput:
         }
         try:
             writers.write_atomically(self._path, json.dumps(values) + "\n")
-        except OSError as error:
+        except CheckpointError as error:
             if not self._has_failed:
-                log.warning("The account of time cannot be written to %s: %s. The run goes on.", self._path, error)
+                log.warning("The account of time is not kept: %s The run goes on.", error)
             self._has_failed = True
 
     def __enter__(self) -> Self:
