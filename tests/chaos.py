@@ -231,10 +231,11 @@ class Chaos:
     Args:
         config: of the training.
         topologies: each attempt uses one of them.
-        directory: for logs and caches.
+        directory: for logs.
         disk: for workdirs; a small file system, if it is to be filled.
         random: decides what is done and when.
         kinds: which faults, and how often relative to each other.
+        cache: for data and compiled programs; None: in `directory`.
     """
 
     config: str
@@ -243,6 +244,7 @@ class Chaos:
     disk: pathlib.Path
     random: random.Random
     kinds: dict[str, int] = dataclasses.field(default_factory=lambda: KINDS)
+    cache: pathlib.Path | None = None
 
     def __post_init__(self) -> None:
         self.faults: list[Fault] = []
@@ -429,7 +431,7 @@ class Chaos:
     def _attempt(self, workdir: Workdir, topology: Topology) -> Iterator[Attempt]:
         self._attempts += 1
         log = self.directory / f"{pathlib.Path(self.config).stem}.{self._attempts}.log"
-        with Attempt(self.config, topology, workdir, log, self.directory / "cache") as attempt:
+        with Attempt(self.config, topology, workdir, log, self.cache or self.directory / "cache") as attempt:
             try:
                 yield attempt
             except ChaosError as error:
