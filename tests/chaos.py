@@ -466,7 +466,7 @@ class Chaos:
     def _count(self, fault: Fault) -> None:
         counts = fault.kind in self._deck
         if counts:  # else it was done for another one
-            self._deck.remove(fault.kind)
+            del self._deck[max(i for i, kind in enumerate(self._deck) if kind == fault.kind)]  # the next one
             self.faults.append(fault)
         self._say(
             f"{len(self.faults) if counts else 'also'}: {fault.kind} {fault.what} on {fault.topology} "
