@@ -571,6 +571,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         os.execvp("unshare", ["unshare", "-rm", "sh", "-c", mount, os.fspath(directory / "disk"), *command, *flags])
     os.environ["JAX_PLATFORMS"] = "cpu"
+    signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))  # ends what was started, too
     choices = random.Random(options.seed)
     print(f"Logs are in {directory}.", flush=True)
     same = Chaos(

@@ -21,6 +21,6 @@ def test_faults_leave_no_trace(tmp_path: pathlib.Path, cache: pathlib.Path, caps
         kinds={"SIGKILL": 1, "SIGTERM": 1, "damage": 1},
         cache=cache,
     )
-    run.run(faults=3)
+    run.run(faults=3)  # an error if anything does not hold
     assert sorted(fault.kind for fault in run.faults) == ["SIGKILL", "SIGTERM", "damage"]
-    assert "is complete after 3 faults; like the uninterrupted: all" in capsys.readouterr().out
+    assert "after 3 faults, and as the uninterrupted: all 42 lines of metrics.jsonl" in capsys.readouterr().out
