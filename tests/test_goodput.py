@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from vision_jax import writers
-from vision_jax.errors import CheckpointError
 from vision_jax.goodput import CATEGORIES, Goodput
 
 
@@ -144,10 +143,10 @@ def test_a_file_that_cannot_be_used_is_begun_anew(
 def test_a_full_disk_costs_one_warning(
     tmp_path: pathlib.Path, clock: Clock, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ):
-    def full(path: pathlib.Path, text: str) -> None:
-        raise CheckpointError("No space left on device")
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(writers, "write_atomically", full)
+    monkeypatch.setattr(writers.os, "fsync", full)
     assert run(tmp_path / "goodput.json", clock, 0, 9).seconds["steps"] == 18
     assert [record.getMessage().count("No space left") for record in caplog.records] == [1]
 

@@ -100,19 +100,6 @@ def test_other_processes_load_the_same_batches(command: Command, tmp_path: pathl
     assert outcome(tmp_path) == uninterrupted(TINY)
 
 
-def test_killed_at_random_moments(command: Command, tmp_path: pathlib.Path, uninterrupted):
-    """Also while starting, compiling, saving and evaluating."""
-    for earliest in (1.5, 2.5, 3.5):
-        process = command.start(*TINY, f"--workdir={tmp_path}")
-        try:
-            process.communicate(timeout=random.uniform(earliest, earliest + 1.5))
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.communicate()
-    command(*TINY, f"--workdir={tmp_path}")
-    assert outcome(tmp_path) == uninterrupted(TINY)
-
-
 def test_sigterm_in_an_evaluation(command: Command, tmp_path: pathlib.Path):
     """The state is saved, the exit status 75, and the run begins again with the evaluation."""
     arguments = ("--config=configs/quickstart.py", *LONG_EVALUATION, f"--workdir={tmp_path}")

@@ -213,7 +213,7 @@ class Goodput:
             writers.write_atomically(self._path, json.dumps(values) + "\n")
         except CheckpointError as error:
             if not self._has_failed:
-                log.warning("The account of time is not written, and the run goes on. %s", error)
+                log.warning("The account of time is not kept: %s The run goes on.", error)
             self._has_failed = True
 
     def __enter__(self) -> Self:

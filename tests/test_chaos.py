@@ -1,0 +1,26 @@
+"""The short form of `chaos.py`: two processes on the same topology, whose end is that of an undisturbed run to the bit.
+
+A file system that fills up is in test_resume.py, a frozen process in test_processes.py.
+"""
+
+import pathlib
+import random
+
+import chaos
+import pytest
+
+
+@pytest.mark.slow
+def test_faults_leave_no_trace(tmp_path: pathlib.Path, cache: pathlib.Path, capsys: pytest.CaptureFixture[str]):
+    run = chaos.Chaos(
+        "tests/small_vit.py",
+        (chaos.Topology(2, 1),),
+        directory=tmp_path,
+        disk=tmp_path,
+        random=random.Random(0),
+        kinds={"SIGKILL": 1, "SIGTERM": 1, "damage": 1},
+        cache=cache,
+    )
+    run.run(faults=3)  # an error if anything does not hold
+    assert sorted(fault.kind for fault in run.faults) == ["SIGKILL", "SIGTERM", "damage"]
+    assert "after 3 faults, and as the uninterrupted: all 42 lines of metrics.jsonl" in capsys.readouterr().out
