@@ -120,7 +120,7 @@ def test_what_ends_or_freezes_one_of_two_processes_ends_both(command: Command, t
     bad, flag = damaged_data(tmp_path / "data")
     failing = start_two(command, *ARGUMENTS, "--config.data.source=tfds", flag, f"--workdir={tmp_path / 'failing'}")
     arguments = (*ARGUMENTS, "--config.total_steps=100000", "--config.eval.every_steps=100000")
-    frozen = start_two(command, *arguments, "--config.watchdog_seconds=12", f"--workdir={tmp_path / 'frozen'}")
+    frozen = start_two(command, *arguments, "--config.watchdog_seconds=15", f"--workdir={tmp_path / 'frozen'}")
     wait_for_steps(frozen, tmp_path / "frozen")
     frozen[1].send_signal(signal.SIGSTOP)
     printed = frozen[0].communicate(timeout=60)[1]

@@ -85,12 +85,12 @@ from vision_jax.watchdog import Watchdog
 def step_that_hangs():
     ctypes.PyDLL(None).sleep(60)
 
-with Watchdog(0.5, pathlib.Path(sys.argv[1])) as watchdog:
+with Watchdog(1.5, pathlib.Path(sys.argv[1])) as watchdog:
     for _ in range(10):
-        time.sleep(0.1)
+        time.sleep(0.3)
         watchdog.beat()
     with watchdog.suspended():
-        ctypes.PyDLL(None).usleep(900_000)
+        ctypes.PyDLL(None).usleep(2_200_000)
     step_that_hangs()
 """
 
@@ -106,7 +106,7 @@ def test_a_hang_in_c_that_keeps_the_interpreters_lock(tmp_path: pathlib.Path):
         timeout=30,
     )
     assert done.returncode == STATUS_HANG, done.stderr
-    assert time.monotonic() - start > 1.9 + 0.5
+    assert time.monotonic() - start > 5.2 + 1.5
     assert "in step_that_hangs" in (tmp_path / "process_0.txt").read_text()
     assert "in step_that_hangs" in done.stderr
 
@@ -129,7 +129,7 @@ def test_a_file_system_that_does_not_answer(command: Command, tmp_path: pathlib.
         "--config.log.tensorboard=False",
         f"--workdir={tmp_path / 'w'}",
     )
-    hung = command.start(*arguments, "--config.watchdog_seconds=10", "--config.data.num_workers=1")
+    hung = command.start(*arguments, "--config.watchdog_seconds=15", "--config.data.num_workers=1")
     told = command.start(*arguments[:-1], f"--workdir={tmp_path / 'told'}")
     metrics = tmp_path / "told" / "metrics.jsonl"
     while not metrics.exists() or '"step": 1,' not in metrics.read_text():  # the third step has no data
