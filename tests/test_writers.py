@@ -74,7 +74,11 @@ def test_a_full_disk_cuts_no_line(tmp_path: pathlib.Path, small_files, caplog: p
             assert [record["step"] for record in writers.read_metrics(tmp_path)] == [1]
         assert not caplog.text.count("unfinished or damaged")
         assert caplog.text.count("metrics.jsonl: [Errno 27] File too large. Its entries are kept") == 1
+        writer.retry()
+        assert [record["step"] for record in writers.read_metrics(tmp_path)] == [1]
         small_files(10**6)
+        writer.retry()
+        assert [record["step"] for record in writers.read_metrics(tmp_path)] == [1, 2, 3]
         writer.write(4, {"train/loss": 0.5})
         assert [record["step"] for record in writers.read_metrics(tmp_path)] == [1, 2, 3, 4]
         (tmp_path / "metrics.jsonl").unlink()

@@ -1,6 +1,7 @@
 """Appending to files on storage that may fail, and the records of TensorBoard's event files."""
 
 import collections
+import contextlib
 import logging
 import os
 import pathlib
@@ -49,6 +50,12 @@ class Appender:
             if len(self._kept) > _MAX_KEPT:
                 self._kept.popleft()
                 log.warning("%s cannot be written to for so long that its oldest entry is lost.", self._path)
+
+    def retry(self) -> None:
+        """Writes what is kept, if that works now."""
+        if self._kept:
+            with contextlib.suppress(OSError):  # it was warned of
+                self._flush()
 
     def _flush(self) -> None:
         """Writes what is kept, or leaves the file as it was and raises OSError."""

@@ -280,6 +280,7 @@ def _loop(run: _Run, state: TrainState, batches: Prefetcher, tracker: Tracker) -
 
     def save(step: int) -> None:
         tracker.settle()  # so that nothing that is not finite is saved
+        run.writer.retry()
         with goodput.phase("saves"):
             run.checkpointer.save(step, state, run.about)
         goodput.mark(step)

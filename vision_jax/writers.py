@@ -201,6 +201,12 @@ class MetricWriter:
         if self._events is not None:
             self._events.write(event(step, metrics))
 
+    def retry(self) -> None:
+        """Writes what storage that failed has kept back, if that works now: before a save, so that it is not behind."""
+        for output in (self._lines, self._events):
+            if output is not None:
+                output.retry()
+
     def close(self) -> None:
         """Writes what storage that failed has kept back.
 
