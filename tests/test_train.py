@@ -5,9 +5,12 @@ import pathlib
 
 import jax
 import pytest
+from conftest import Command
+from jax.sharding import PartitionSpec
 
 from vision_jax import config as config_lib
-from vision_jax import models, program, sharding, train
+from vision_jax import evaluate, models, program, sharding, train
+from vision_jax.checkpoint import Checkpointer
 from vision_jax.errors import ConfigError
 from vision_jax.models.resnet import BasicBlock, ResNet
 
@@ -75,8 +78,10 @@ def test_sizes_with_other_parameters_are_refused(image_folder: pathlib.Path, tmp
 
 
 @pytest.mark.parametrize("balanced", [False, True])
-def test_a_run_with_damaged_records_and_the_rest(image_folder: pathlib.Path, tmp_path: pathlib.Path, balanced: bool):
-    """Damaged records and a subset, with repeated augmentation or balanced sampling."""
+def test_a_run_with_damaged_records_and_the_rest(
+    command: Command, image_folder: pathlib.Path, tmp_path: pathlib.Path, balanced: bool
+):
+    """Damaged records and a subset, with repeated augmentation or balanced sampling; evaluated on fewer devices."""
     for name in ("ant1", "bee3", "cat5"):
         (image_folder / "train" / name[:3] / f"{name}.jpg").write_bytes(b"")
     config = config_lib.default_config()
@@ -88,6 +93,7 @@ def test_a_run_with_damaged_records_and_the_rest(image_folder: pathlib.Path, tmp
     data.image_size, data.eval_crop, data.train_filter = 28, 0.875, "pillow-bicubic"
     data.max_bad_records, data.balanced = 3, balanced
     data.repeats = 1 if balanced else 2
+    config.mesh.update({"fsdp": 2, "fsdp_min_size": 1})
     train.train_and_evaluate(config, tmp_path / "w")
     lines = [json.loads(line) for line in (tmp_path / "w" / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [3, 6, 6]
@@ -95,3 +101,12 @@ def test_a_run_with_damaged_records_and_the_rest(image_folder: pathlib.Path, tmp
     assert replaced > 0
     assert replaced % data.repeats == 0  # copies of a damaged record are replaced alike
     assert lines[-1]["val/count"] == 9
+    if balanced:
+        printed = command("--mode=eval", f"--workdir={tmp_path / 'w'}")
+        assert "The mesh of the training is not for these devices" in printed
+        again = json.loads((tmp_path / "w" / "metrics.jsonl").read_text().splitlines()[-1])
+        assert again["val/loss"] == pytest.approx(lines[-1]["val/loss"], rel=1e-5)
+        _, variables = evaluate.restore_model(
+            Checkpointer(tmp_path / "w" / "checkpoints"), 6, config, sharding.make_mesh(config)
+        )
+        assert variables[""]["params"]["fc1"]["kernel"].sharding.spec == PartitionSpec("fsdp", None)

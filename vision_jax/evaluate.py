@@ -379,6 +379,11 @@ def _evaluate_step(
     about = checkpointer.about(step)
     if config is None:
         config = config_lib.from_dict(about["config"])
+        try:
+            sharding.mesh_axes(config, jax.device_count())
+        except ConfigError as error:
+            log.warning("The mesh of the training is not for these devices, so batches alone are divided. %s", error)
+            sharding.reset_mesh(config)
     config = config_lib.resolve(config)
     config_lib.validate(config, jax.device_count())
     mesh = sharding.make_mesh(config)

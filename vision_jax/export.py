@@ -55,7 +55,7 @@ def export(
     chosen = evaluate.choose_checkpoints(checkpointer, workdir, step)[0]
     about = checkpointer.about(chosen)
     config = config_lib.from_dict(about["config"])
-    config.mesh.data = 1  # this needs no more, wherever it was trained
+    sharding.reset_mesh(config)  # one device is enough, wherever it was trained
     mesh = sharding.make_mesh(config, jax.devices()[:1])
     _, variables = evaluate.restore_model(checkpointer, chosen, config, mesh)
     prefix = {"raw": "", "ema": "ema_", None: "ema_" if "ema_" in variables else ""}[weights]

@@ -49,6 +49,11 @@ def mesh_axes(config: ConfigDict, num_devices: int) -> dict[str, int]:
     return sizes
 
 
+def reset_mesh(config: ConfigDict) -> None:
+    """Makes the mesh of a stored configuration fit any devices: data parallelism alone."""
+    config.mesh.update({"data": -1, "fsdp": 1, "tensor": 1, "rules": ()})
+
+
 def make_mesh(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Returns the mesh that `config.mesh` describes, of all devices unless some are given.
 
