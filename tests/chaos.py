@@ -37,8 +37,9 @@ ARGUMENTS = (
     "--config.watchdog_seconds=20",
 )
 ENVIRONMENT = {"XLA_FLAGS": "--xla_backend_optimization_level=0"}  # compiles in less time
-# Prefixes of metrics that are timings, or tell of faults.
-NOT_REPEATABLE = ("train/images_per_second", "train/input_wait", "train/mfu", "train/failed_saves", "goodput/")
+# Prefixes of metrics that are timings; and of those that tell of faults, too.
+TIMINGS = ("train/images_per_second", "train/input_wait", "train/mfu", "goodput/")
+NOT_REPEATABLE = (*TIMINGS, "train/failed_saves")
 # How often each is done, relative to the others: SIGSTOP costs the limit of the watchdog.
 KINDS = {"SIGKILL": 5, "SIGTERM": 3, "damage": 3, "full": 2, "SIGSTOP": 1}
 LIMIT = 300  # seconds for an attempt, in which it must end

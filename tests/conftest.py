@@ -7,11 +7,13 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
 
 import io
+import json
 import pathlib
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -82,6 +84,11 @@ def image_folder(tmp_path: pathlib.Path) -> pathlib.Path:
     return root
 
 
+def records(workdir: pathlib.Path) -> list[dict]:
+    """Returns the lines of a run's metrics.jsonl."""
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
 class Command:
     """Runs `python -m vision_jax.main`, or another module, as a user would."""
 
@@ -92,6 +99,7 @@ class Command:
             "XDG_CACHE_HOME": str(cache),
             "PYTHONPATH": str(REPOSITORY),
         }
+        self._started: list[subprocess.Popen] = []
 
     def start(
         self,
@@ -101,7 +109,7 @@ class Command:
         start_new_session: bool = False,
         **environment: str,
     ) -> subprocess.Popen:
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, "-m", module, *arguments],
             env={**self.environment, "JAX_NUM_CPU_DEVICES": str(devices), **environment},
             cwd=REPOSITORY,
@@ -110,6 +118,16 @@ class Command:
             stderr=subprocess.PIPE,
             text=True,
         )
+        self._started.append(process)
+        return process
+
+    def close(self) -> None:
+        """Ends what a test that failed has left, so that others do not fail by it."""
+        for process in self._started:
+            process.kill()  # which leaves alone what has ended
+            process.wait()
+            for pipe in (process.stdout, process.stderr):
+                pipe.close()
 
     def __call__(self, *arguments: str, status: int = 0, **options: Any) -> str:
         """Returns what was printed, after checking the exit status; options as for `start`."""
@@ -130,8 +148,10 @@ def wait_for_handler(process: subprocess.Popen) -> None:
 
 
 @pytest.fixture
-def command(cache: pathlib.Path) -> Command:
-    return Command(cache)
+def command(cache: pathlib.Path) -> Iterator[Command]:
+    command = Command(cache)
+    yield command
+    command.close()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,6 +1,5 @@
 """The command as a user runs it: what it prints, its exit status, and what bad input leads to."""
 
-import json
 import pathlib
 import re
 import shutil
@@ -9,7 +8,7 @@ import sys
 import time
 
 import pytest
-from conftest import Command, encode, picture
+from conftest import Command, encode, picture, records
 
 from vision_jax import evaluate
 from vision_jax.data import tfds_format
@@ -23,10 +22,6 @@ TINY = (
     "--config.log.every_steps=1",
     "--config.log.tensorboard=False",
 )
-
-
-def records(workdir: pathlib.Path) -> list[dict]:
-    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import reference
 import safetensors.numpy
-from conftest import Command
+from conftest import Command, records
 
 from vision_jax import config as config_lib
 from vision_jax import evaluate, export, pretrained
@@ -166,11 +166,11 @@ def test_from_a_run_to_a_file_and_back(command: Command, tmp_path: pathlib.Path)
         export.export(workdir, tmp_path / "b.safetensors", "torchvision")
     assert not list(tmp_path.glob("b.safetensors*"))
 
-    trained = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()][-1]
+    trained = records(workdir)[-1]
     weights = f"--config.model.pretrained={file}"
     again = command(*FINE_TUNE, weights, f"--workdir={tmp_path / 'again'}", "--config.optimizer.learning_rate=1e-9")
     assert "Weights: " in again
-    tuned = [json.loads(line) for line in (tmp_path / "again" / "metrics.jsonl").read_text().splitlines()][-1]
+    tuned = records(tmp_path / "again")[-1]
     assert tuned["val/loss"] == pytest.approx(trained["val/ema_loss"], rel=1e-4)
 
     config = config_lib.from_dict(json.loads((workdir / "config.json").read_text()))

@@ -1,13 +1,12 @@
 """Several processes train as one does."""
 
-import json
 import pathlib
 import signal
 import socket
 import time
 
 import pytest
-from conftest import LONG_EVALUATION, Command, encode, picture
+from conftest import LONG_EVALUATION, Command, encode, picture, records
 
 from vision_jax.data import order, tfds_format
 from vision_jax.errors import STATUS_HANG
@@ -50,10 +49,6 @@ def wait_for_steps(processes: list, workdir: pathlib.Path) -> None:
         time.sleep(0.05)
 
 
-def metrics(workdir: pathlib.Path) -> list[dict]:
-    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-
-
 @pytest.mark.slow
 def test_two_processes_stop_at_the_same_step_and_go_on_elsewhere(command: Command, tmp_path: pathlib.Path):
     arguments = (
@@ -73,9 +68,9 @@ def test_two_processes_stop_at_the_same_step_and_go_on_elsewhere(command: Comman
     start = f"Going on from step {saved.name} of {int(saved.name) + 3}"
     arguments = (*ARGUMENTS, f"--config.total_steps={int(saved.name) + 3}", "--allow_config_change")
     assert start in command(*arguments, f"--workdir={tmp_path / 'w'}", devices=4)
-    expected = metrics(tmp_path / "w")[-1]
+    expected = records(tmp_path / "w")[-1]
     run_two(command, "--mode=eval", f"--workdir={tmp_path / 'w'}")
-    assert metrics(tmp_path / "w")[-1]["val/loss"] == pytest.approx(expected["val/loss"], rel=1e-5)
+    assert records(tmp_path / "w")[-1]["val/loss"] == pytest.approx(expected["val/loss"], rel=1e-5)
 
 
 @pytest.mark.slow
@@ -101,7 +96,7 @@ def test_sigterm_in_an_evaluation_of_two_processes(command: Command, tmp_path: p
     outputs = [process.communicate(timeout=60) for process in processes]
     assert [process.returncode for process in processes] == [75, 75], outputs
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["2"]
-    assert not any("val/top1" in line for line in metrics(tmp_path))
+    assert not any("val/top1" in line for line in records(tmp_path))
 
 
 def damaged_data(directory: pathlib.Path) -> tuple[int, str]:
@@ -120,7 +115,8 @@ def test_what_ends_or_freezes_one_of_two_processes_ends_both(command: Command, t
     bad, flag = damaged_data(tmp_path / "data")
     failing = start_two(command, *ARGUMENTS, "--config.data.source=tfds", flag, f"--workdir={tmp_path / 'failing'}")
     arguments = (*ARGUMENTS, "--config.total_steps=100000", "--config.eval.every_steps=100000")
-    frozen = start_two(command, *arguments, "--config.watchdog_seconds=15", f"--workdir={tmp_path / 'frozen'}")
+    # The heartbeat of jax.distributed, which would end the process, too, is missed after 15 s at the earliest.
+    frozen = start_two(command, *arguments, "--config.watchdog_seconds=8", f"--workdir={tmp_path / 'frozen'}")
     wait_for_steps(frozen, tmp_path / "frozen")
     frozen[1].send_signal(signal.SIGSTOP)
     printed = frozen[0].communicate(timeout=60)[1]

@@ -7,6 +7,7 @@ import signal
 
 import jax
 import pytest
+from conftest import records
 
 from vision_jax import config as config_lib
 from vision_jax import flops, main, sharding, train
@@ -85,7 +86,7 @@ def test_a_run_that_profiles_itself(
     assert len(traces) >= 1  # the second is in the same folder if it began in the same second
     assert any(b"train" in trace for trace in traces)
 
-    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    lines = records(workdir)
     trained = [line for line in lines if "train/loss" in line]
     assert [line["step"] for line in trained] == [2, 4, 6, 8]
     for line in trained:

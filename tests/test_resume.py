@@ -12,7 +12,8 @@ import time
 
 import numpy as np
 import pytest
-from conftest import LONG_EVALUATION, REPOSITORY, Command, wait_for_handler
+from chaos import TIMINGS
+from conftest import LONG_EVALUATION, REPOSITORY, Command, records, wait_for_handler
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("resume")]  # they share one run
 
@@ -27,14 +28,13 @@ TINY = (
     "--config.log.tensorboard=False",
 )
 EVERYTHING = ("--config=tests/everything.py",)
-NOT_REPEATABLE = ("train/images_per_second", "train/input_wait", "train/mfu", "goodput/")  # prefixes
 
 
 def outcome(workdir: pathlib.Path) -> tuple[dict[str, list], list[dict]]:
     """Returns digests of every array of the last state, and all metrics but the timings."""
     about = json.loads((workdir / "checkpoints" / "60" / "about" / "metadata").read_text())
-    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return about["arrays"], [{k: v for k, v in line.items() if not k.startswith(NOT_REPEATABLE)} for line in lines]
+    lines = records(workdir)
+    return about["arrays"], [{k: v for k, v in line.items() if not k.startswith(TIMINGS)} for line in lines]
 
 
 @pytest.fixture(scope="session")
@@ -181,7 +181,7 @@ def test_a_disk_that_is_full_for_a_while(command: Command, tmp_path: pathlib.Pat
     if process.returncode == 99 or "unshare" in process.stderr:
         pytest.skip(f"no file system may be mounted here: {process.stderr}")
     assert process.returncode == 0, disk.with_suffix(".log").read_text()
-    lines = [json.loads(line) for line in (tmp_path / "disk.copy" / "metrics.jsonl").read_text().splitlines()]
+    lines = records(tmp_path / "disk.copy")
     assert [line["step"] for line in lines] == [*range(5, 201, 5), 200]
     assert lines[-2]["train/failed_saves"] >= 1
     assert "200" in [path.name for path in (tmp_path / "disk.copy" / "checkpoints").iterdir()]

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import Pictures
+from conftest import Pictures, records
 
 from vision_jax import config as config_lib
 from vision_jax import program, sharding, train
@@ -129,10 +129,6 @@ def assert_same(a: Any, b: Any) -> None:
     jax.tree.map(lambda x, y: np.testing.assert_array_equal(np.asarray(x), np.asarray(y)), a, b)
 
 
-def lines(workdir: pathlib.Path) -> list[dict]:
-    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-
-
 def test_goes_back_and_past_the_bad_batches(poison, tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture):
     """Three times: before there is any checkpoint, then twice from the same one."""
     config = configuration()
@@ -146,7 +142,7 @@ def test_goes_back_and_past_the_bad_batches(poison, tmp_path: pathlib.Path, capl
         "GOING BACK from step 6 to step 4, and on",
         "GOING BACK from step 6 to step 4, and on",
     ]
-    written = lines(tmp_path / "w")
+    written = records(tmp_path / "w")
     assert [line["step"] for line in written if "train/loss" in line] == [*range(1, STEPS + 1)]
     assert [line["step"] for line in written if "val/loss" in line] == [12, 14]
     assert [line.get("train/rewinds") for line in written if "train/loss" in line] == [1] * 4 + [3] * 10
@@ -159,7 +155,7 @@ def test_goes_back_and_past_the_bad_batches(poison, tmp_path: pathlib.Path, capl
             run(config, tmp_path / "killed", crash)
     assert_same(run(config, tmp_path / "killed"), state)
     keys = ("step", "train/loss", "train/rewinds", "val/loss")
-    assert [[line.get(key) for key in keys] for line in lines(tmp_path / "killed")] == [
+    assert [[line.get(key) for key in keys] for line in records(tmp_path / "killed")] == [
         [line.get(key) for key in keys] for line in written
     ]
 
@@ -179,9 +175,9 @@ def test_spikes(poison, tmp_path: pathlib.Path, policy: str):
         return
     config.total_steps = 10
     state = run(config, tmp_path)
-    assert lines(tmp_path)[-1]["step"] == 10
-    assert lines(tmp_path)[-2]["train/rewinds"] == 1
-    assert lines(tmp_path)[-2]["train/skipped_steps"] == 0  # it was not skipped but never made
+    assert records(tmp_path)[-1]["step"] == 10
+    assert records(tmp_path)[-2]["train/rewinds"] == 1
+    assert records(tmp_path)[-2]["train/skipped_steps"] == 0  # it was not skipped but never made
     # Back from 7 to 4, and on with batch 7.
     assert_same(state, by_hand(config, poison.source, [*range(4), *range(7, 13)]))
 

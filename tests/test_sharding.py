@@ -113,7 +113,7 @@ def test_averages_and_optimizer_are_laid_out_as_their_parameters():
     assert state.step.sharding.spec == P()
     config.mesh.rules = (("^heads/", "fsdp"),)
     with pytest.raises(ConfigError, match=r"the pattern '\^heads/' matches no parameter; there are such as blocks/"):
-        partition.layouts(partition.make_rules(config, mesh), mesh, state.params, state)
+        partition.layouts(config, mesh, state.params, state)
 
 
 def instructions(compiled: jax.stages.Compiled) -> str:

@@ -5,7 +5,7 @@ import pathlib
 
 import jax
 import pytest
-from conftest import Command
+from conftest import Command, records
 from jax.sharding import PartitionSpec
 
 from vision_jax import config as config_lib
@@ -95,7 +95,7 @@ def test_a_run_with_damaged_records_and_the_rest(
     data.repeats = 1 if balanced else 2
     config.mesh.update({"fsdp": 2, "fsdp_min_size": 1})
     train.train_and_evaluate(config, tmp_path / "w")
-    lines = [json.loads(line) for line in (tmp_path / "w" / "metrics.jsonl").read_text().splitlines()]
+    lines = records(tmp_path / "w")
     assert [line["step"] for line in lines] == [3, 6, 6]
     replaced = sum(line.get("train/replaced_records", 0) for line in lines)
     assert replaced > 0

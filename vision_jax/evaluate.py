@@ -424,7 +424,7 @@ def restore_model(
     item = {"step": jax.ShapeDtypeStruct((), jnp.int32), **shapes}
     if any(name.startswith("model/ema/") for name in about["arrays"]):
         item["ema"] = shapes
-    layouts = partition.layouts(partition.make_rules(config, mesh), mesh, shapes["params"], item)
+    layouts = partition.layouts(config, mesh, shapes["params"], item)
     restored = checkpointer.restore_item(step, "model", sharding.abstract(item, layouts))
     variables = {"": {name: restored[name] for name in shapes}}
     if "ema" in restored:
@@ -451,7 +451,7 @@ def evaluate_pretrained(config: ConfigDict, *, preemption: Preemption | None = N
         check_sizes(config, model, train=False)
         with watchdog.suspended():  # they may have to be downloaded
             variables = load_pretrained(config, model.num_classes, classifier_seed=None)
-        layouts = partition.layouts(partition.make_rules(config, mesh), mesh, variables["params"], variables)
+        layouts = partition.layouts(config, mesh, variables["params"], variables)
         variables = jax.device_put(variables, layouts)
         return Evaluator(config, mesh, model, source, preemption=preemption, watchdog=watchdog)({"": variables})
 

@@ -115,17 +115,17 @@ def parse_layout(layout: str, axes: Sequence[str]) -> list[tuple[str, ...]]:
     return words
 
 
-def make_rules(config: ConfigDict, mesh: Mesh) -> Rules:
+def _make_rules(config: ConfigDict, mesh: Mesh) -> Rules:
     """Returns the rules that the configuration gives for a mesh."""
     given = tuple((pattern, layout) for pattern, layout in config.mesh.rules)
     return Rules(dict(mesh.shape), given, config.mesh.fsdp_min_size)
 
 
-def layouts(rules: Rules, mesh: Mesh, params: Any, tree: Any) -> Any:
+def layouts(config: ConfigDict, mesh: Mesh, params: Any, tree: Any) -> Any:
     """Returns the layout of each array of a tree, such as a TrainState.
 
     Args:
-        rules: decide on the layout of parameters.
+        config: whose `mesh` has the rules.
         mesh: what they are laid out on.
         params: the parameters, or their shapes.
         tree: any pytree of arrays or shapes. What has the shape of a parameter, and its path at the end of its own,
@@ -137,6 +137,7 @@ def layouts(rules: Rules, mesh: Mesh, params: Any, tree: Any) -> Any:
     Raises:
         ConfigError: if a pattern of the configuration matches no parameter, or its layout does not fit.
     """
+    rules = _make_rules(config, mesh)
     shapes = {masks.path_string(path): x.shape for path, x in jax.tree_util.tree_leaves_with_path(params)}
     for pattern, _ in rules.given:
         if not any(re.search(pattern, path) for path in shapes):

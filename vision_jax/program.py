@@ -43,7 +43,7 @@ def make_functions(
         ema=config.ema_decay is not None,
     )
     shapes = jax.eval_shape(create)
-    layouts = partition.layouts(partition.make_rules(config, mesh), mesh, shapes.params, shapes)
+    layouts = partition.layouts(config, mesh, shapes.params, shapes)
     initialize = jax.jit(
         lambda variables=None: create(variables=variables),
         out_shardings=layouts,
