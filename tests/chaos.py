@@ -388,10 +388,11 @@ class Chaos:
         return None
 
     def _damage(self, workdir: Workdir, topology: Topology) -> Fault:
-        """Truncates or deletes a random file of the newest checkpoint."""
+        """Truncates or deletes a file of the newest checkpoint: the one with a random byte of it."""
         step = workdir.saved()[-1]
         root = workdir.checkpoints / str(step)
-        path = self.random.choice(sorted(path for path in root.rglob("*") if path.is_file() and path.stat().st_size))
+        paths = sorted(path for path in root.rglob("*") if path.is_file())
+        (path,) = self.random.choices(paths, [path.stat().st_size for path in paths])
         fault = Fault("damage", topology, step=step, phase="between attempts")
         if self.random.random() < 0.5:
             fault.what = f"{path.relative_to(root)} deleted"

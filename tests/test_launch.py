@@ -134,34 +134,40 @@ def test_local_gives_each_process_a_gpu(tmp_path: pathlib.Path):
     assert "--processes=2 with CUDA_VISIBLE_DEVICES=4: too few GPUs" in err
 
 
+# The command, with another learning rate in each process.
 DISAGREE = """
-    import os, sys
-    from vision_jax import cluster, distributed
-    from vision_jax.errors import DistributedError
+    import sys
+    from absl import app
+    from vision_jax import main
 
-    flags = dict(a.removeprefix("--").split("=", 1) for a in sys.argv[1:])
-    index = int(flags["process_id"])
-    print(distributed.start(cluster.discover({}, flags["coordinator_address"], int(flags["num_processes"]), index)))
-    distributed.check_agreement({"model": {"name": "same"}})
-    try:
-        distributed.check_agreement({"optimizer": {"learning_rate": 0.1 * (1 + index)}})
-    except DistributedError as error:
-        print(error, flush=True)
-        os._exit(3)
+    index = next(a for a in sys.argv if a.startswith("--process_id=")).split("=")[1]
+    sys.argv.append(f"--config.optimizer.learning_rate=0.{1 + int(index)}")
+    app.run(main.main, flags_parser=main._parse_flags)
 """
 
 
 @pytest.mark.slow
-def test_processes_that_disagree_all_stop_and_say_so(tmp_path: pathlib.Path):
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_processes_that_disagree_all_stop_and_say_so(tmp_path: pathlib.Path, cache: pathlib.Path, mode: str):
     (tmp_path / "disagree.py").write_text(textwrap.dedent(DISAGREE))
-    command = [sys.executable, LAUNCH / "local.py", "--processes=2", "--devices=2", "--module=disagree"]
-    environment = {**os.environ, "XLA_FLAGS": "", "PYTHONPATH": f"{REPOSITORY}:{tmp_path}"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 3, done
+    program = ["--processes=2", "--devices=2", "--module=disagree", "--", f"--mode={mode}"]
+    command = [sys.executable, LAUNCH / "local.py", *program, "--config=configs/quickstart.py"]
+    environment = {
+        **os.environ,
+        "XLA_FLAGS": "",
+        "PYTHONPATH": f"{REPOSITORY}:{tmp_path}",
+        "XDG_CACHE_HOME": str(cache),
+    }
+    done = subprocess.run(
+        [*command, f"--workdir={tmp_path / 'w'}"],
+        **{"env": environment, "cwd": REPOSITORY, "capture_output": True, "text": True, "timeout": 120},
+    )
+    assert done.returncode == 1, done
+    assert re.search(r"^\[0\] .* 2 processes on 1 host, 2 of 4 devices each \(cpu\)", done.stderr, re.MULTILINE)
     for index in range(2):
-        assert f"[{index}] 2 processes on 1 host, 2 of 4 devices each (cpu)" in done.stdout
-        assert f"[{index}]   optimizer.learning_rate is 0.1 in process 0 and 0.2 in process 1" in done.stdout
+        assert f"[{index}]   optimizer.learning_rate is 0.1 in process 0 and 0.2 in process 1" in done.stderr
         assert f"process {index} of 2 at 127.0.0.1:" in done.stderr
+    assert not (tmp_path / "w").exists()
 
 
 def stand_in(folder: pathlib.Path, name: str, script: str) -> dict[str, str]:

@@ -111,12 +111,12 @@ def damaged_data(directory: pathlib.Path) -> tuple[int, str]:
 
 @pytest.mark.slow
 def test_what_ends_or_freezes_one_of_two_processes_ends_both(command: Command, tmp_path: pathlib.Path):
-    """An error, which ends a process as a signal does, and SIGSTOP; at once, as the first waits for half a minute."""
+    """An error, which ends a process as a signal does, and SIGSTOP; at once, as either waits for half a minute."""
     bad, flag = damaged_data(tmp_path / "data")
     failing = start_two(command, *ARGUMENTS, "--config.data.source=tfds", flag, f"--workdir={tmp_path / 'failing'}")
     arguments = (*ARGUMENTS, "--config.total_steps=100000", "--config.eval.every_steps=100000")
-    # The heartbeat of jax.distributed, which would end the process, too, is missed after 15 s at the earliest.
-    frozen = start_two(command, *arguments, "--config.watchdog_seconds=8", f"--workdir={tmp_path / 'frozen'}")
+    # The heartbeat of jax.distributed, which would end the process, too, is missed after 25 s at the earliest.
+    frozen = start_two(command, *arguments, "--config.watchdog_seconds=15", f"--workdir={tmp_path / 'frozen'}")
     wait_for_steps(frozen, tmp_path / "frozen")
     frozen[1].send_signal(signal.SIGSTOP)
     printed = frozen[0].communicate(timeout=60)[1]

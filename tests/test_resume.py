@@ -130,10 +130,14 @@ def test_sigterm_in_an_evaluation(command: Command, tmp_path: pathlib.Path):
 
 
 def test_sigterm_before_the_first_step(command: Command, tmp_path: pathlib.Path):
-    """Also while JAX is imported and the step compiled: the status is 75 and the run can go on."""
+    """Also while JAX is imported and the step compiled: the status is 75 and the run can go on.
+
+    SIGUSR1, which asks for a profile, is ignored so early.
+    """
     for delay in (0.0, 1.5):
         process = command.start(*TINY, f"--workdir={tmp_path}")
         wait_for_handler(process)
+        process.send_signal(signal.SIGUSR1)
         time.sleep(delay)
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=60)

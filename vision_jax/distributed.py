@@ -27,8 +27,9 @@ from vision_jax.errors import DistributedError
 
 # How long processes wait for each other at the start: machines of one job may be given out minutes apart.
 START_SECONDS = 300
-# A process that has not been heard of for this long is dead, and the others are ended: jax.distributed sees to both.
-HEARTBEAT_SECONDS = 30
+# A process that has not been heard of for this long is dead, and the others are ended: jax.distributed sees to both. As
+# processes are heard of twice in this time, it is found 25 to 50 s after its end: within a minute.
+HEARTBEAT_SECONDS = 50
 # Their results depend on these, beyond JAX's own.
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "libtpu", "jax-cuda12-plugin")
 

@@ -8,6 +8,7 @@ import contextlib
 import logging
 import os
 import pathlib
+import signal
 import sys
 import time
 import traceback
@@ -70,6 +71,8 @@ _BEGUN = time.monotonic()
 def run() -> int:
     """Does what the flags say and returns the exit status."""
     join = None
+    # What asks for a profile would end the process until the training loop handles it.
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     with Preemption() as preemption:
         try:
             workdir = _workdir()
@@ -142,8 +145,12 @@ def _train(config: ConfigDict, workdir: pathlib.Path, preemption: Preemption) ->
 def _evaluate(config: ConfigDict | None, workdir: pathlib.Path, preemption: Preemption) -> int:
     import jax
 
-    from vision_jax import evaluate
+    from vision_jax import distributed, evaluate
 
+    fields = config.to_dict() if config is not None else {}
+    distributed.check_agreement(
+        {**fields, "--mode": "eval", "--step": _STEP.value, "the workdir": str(workdir.absolute())}
+    )
     _enable_compilation_cache(config.compilation_cache if config is not None else None)
     try:
         if config is not None and config.model.pretrained and not (workdir / "checkpoints").exists():

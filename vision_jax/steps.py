@@ -178,7 +178,7 @@ def make_train_step(
             grads, (value, batch_stats, top1) = optim.sam_gradients(gradients, state.params, sam_rho, apply=due)
         after = _update(state, grads, value, batch_stats, objective)
         updates_done = state.step
-        metrics = {"loss": value, "top1": top1, "grad_norm": optax.global_norm(grads)}
+        metrics = {"loss": value, "top1": top1, "grad_norm": optax.tree.norm(grads)}
         if isinstance(after.opt_state, optim.GuardState):
             updates_done -= state.opt_state.skipped  # which a schedule does not count
             metrics["skipped_steps"] = after.opt_state.skipped.astype(jnp.float32)

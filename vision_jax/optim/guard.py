@@ -63,7 +63,7 @@ def guard(
     def update(
         grads: Any, state: GuardState, params: Any = None, *, loss: jax.Array, **extra: Any
     ) -> tuple[Any, GuardState]:
-        norm = optax.global_norm(grads)
+        norm = optax.tree.norm(grads)
         accepted = jnp.isfinite(loss) & jnp.isfinite(norm)
         losses, norms = state.losses, state.norms
         if spike_deviations is not None and losses is not None and norms is not None:
