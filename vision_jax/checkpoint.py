@@ -19,6 +19,7 @@ import logging
 import os
 import pathlib
 import platform
+import threading
 import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -37,7 +38,7 @@ from vision_jax.state import TrainState
 
 log = logging.getLogger(__name__)
 
-_PATIENCE = 5.0  # seconds that the training may wait for the save before, until a warning says so
+_PATIENCE = 5.0  # seconds that the training may wait for the save before, until a warning says so; or for a failed one
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -113,6 +114,18 @@ def _checksum(about: Mapping[str, Any]) -> int:
 def _versions() -> dict[str, str]:
     versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
     return {"python": platform.python_version(), **versions}
+
+
+def _wait_for_writers() -> None:
+    """Waits, not for ever, until Orbax's threads have ended.
+
+    When one of them fails, the error is known before the others end: what they still write would be in the way of the
+    next save, which first removes what is unfinished.
+    """
+    end = time.monotonic() + _PATIENCE
+    for thread in threading.enumerate():
+        if type(thread).__module__.startswith("orbax.") or thread.name == "async_save":
+            threading.Thread.join(thread, max(0.0, end - time.monotonic()))  # Orbax's own would raise its error
 
 
 class _CheckpointManager(ocp.CheckpointManager):
@@ -262,6 +275,7 @@ class Checkpointer:
         if not any_process(error is not None):
             return True
         self._discard_manager()
+        _wait_for_writers()
         self.failed_saves += 1
         good = self.steps()
         self._failure = CheckpointError(
@@ -277,8 +291,11 @@ class Checkpointer:
     def _discard_manager(self) -> None:
         """Ends the threads of Orbax's manager, which may not be usable any more; the next save makes another."""
         if "_manager" in self.__dict__:
-            with contextlib.suppress(Exception):  # what went wrong in it is known
+            try:
                 self._manager.close()
+            except Exception:  # what went wrong is known, and raised once more; it has closed nothing yet
+                with contextlib.suppress(Exception):
+                    self._manager.close()
             del self._manager
         self.__dict__.pop("_barriers", None)
 
