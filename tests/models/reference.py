@@ -23,7 +23,7 @@ def fill(name: str, shape: tuple[int, ...], variance: float = 1.0) -> np.ndarray
     if len(shape) <= 1:
         return 1.0 + 0.1 * noise
     if leaf == "weight" or leaf.endswith("_weight"):
-        return noise * np.float32(math.sqrt(1.5 / math.prod(shape[1:])))
+        return np.multiply(noise, np.float32(math.sqrt(1.5 / math.prod(shape[1:]))), out=noise)
     return 0.1 * noise  # tokens, positions
 
 

@@ -61,7 +61,7 @@ def test_logits_are_torchs(file: str):
     back = pretrained.to_torch(name, variables, library=library)
     assert back.keys() == state.keys()
     for key, value in state.items():
-        np.testing.assert_array_equal(back[key].view(np.uint32), value.view(np.uint32), err_msg=key)
+        assert np.array_equal(back[key].view(np.uint32), value.view(np.uint32)), key
 
 
 def published(name: str) -> dict:
