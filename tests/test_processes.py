@@ -99,6 +99,20 @@ def test_sigterm_in_an_evaluation_of_two_processes(command: Command, tmp_path: p
     assert not any("val/top1" in line for line in records(tmp_path))
 
 
+@pytest.mark.slow
+def test_two_processes_go_back_together(command: Command, tmp_path: pathlib.Path):
+    """To the checkpoint of the first step, twice, and then they stop; what is gone back over is in test_rewind.py."""
+    bad = ("--config.optimizer.learning_rate=1e30", "--config.checkpoint.every_steps=1")
+    guard = ("--config.guard.nonfinite=rewind", "--config.guard.max_rewinds=2")
+    processes = start_two(command, *ARGUMENTS, *bad, *guard, f"--workdir={tmp_path}")
+    for process in processes:
+        printed = process.communicate(timeout=120)[1]
+        assert printed.count("GOING BACK from step 2 to step 1") == 2, printed
+        assert process.returncode not in (0, 75), printed
+    assert 1 in [process.returncode for process in processes]  # the end of one may end the other
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["1"]
+
+
 def damaged_data(directory: pathlib.Path) -> tuple[int, str]:
     """Makes a data set with a damaged record that the second of two processes needs; returns it and a flag."""
     examples = [(encode(picture(20, 20, seed=i)), i % 3) for i in range(64)]
