@@ -68,6 +68,7 @@ def test_stored_field_that_is_unknown():
         ({"batch_size": 12}, "batch_size is 12, which 8 devices do not divide: 16 would do"),
         ({"eval.batch_size": 4}, "eval.batch_size is 4, which 8 devices"),
         ({"model.name": "resnet5"}, "There is no model 'resnet5': did you mean resnet50"),
+        ({"model.name": "?"}, "There is no model '?': python -m vision_jax.models lists them all."),
         ({"model.name": "lenet5", "model.small_stem": True}, "lenet5 has no such option"),
         ({"model.bn_group_size": 96}, "does not divide batch_size=256"),
         ({"mesh.data": 4}, "mesh.data=4, mesh.fsdp=1, mesh.tensor=1 make 4 devices, but there are 8"),

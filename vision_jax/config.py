@@ -490,11 +490,15 @@ def augmentation_fields(config: ConfigDict) -> "AugmentConfig":
     )
 
 
-def closest(value: str, choices: Iterator[str] | list[str] | tuple[str, ...]) -> str:
-    """Returns a phrase that helps whoever wrote `value` for one of `choices`."""
+def closest(value: str, choices: Iterator[str] | list[str] | tuple[str, ...], listed_by: str | None = None) -> str:
+    """Returns a phrase that helps whoever wrote `value` for one of `choices`.
+
+    `listed_by` is where all of them are to be found, if they are too many for a message.
+    """
     choices = list(choices)
-    near = difflib.get_close_matches(value, choices, n=3, cutoff=0.5)
-    return f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(choices)}."
+    if near := difflib.get_close_matches(value, choices, n=3, cutoff=0.5):
+        return f"did you mean {' or '.join(near)}?"
+    return f"there are: {', '.join(choices)}." if listed_by is None else f"{listed_by} lists them all."
 
 
 def to_json(config: ConfigDict) -> str:
@@ -582,7 +586,7 @@ def _check_types(config: ConfigDict) -> Iterator[str]:
     reference = default_config()
     values, defaults = dict(flatten(config)), dict(flatten(reference))
     for path in sorted(values.keys() - defaults.keys()):
-        yield f"{path} is no field of the configuration: {closest(path, list(defaults))}"
+        yield f"{path} is no field of the configuration: {closest(path, list(defaults), 'vision_jax/config.py')}"
     for path in sorted(defaults.keys() - values.keys()):
         yield f"{path} is missing: start from vision_jax.config.default_config()."
     for path in sorted(defaults.keys() & values.keys()):

@@ -125,7 +125,8 @@ def entry(name: str) -> Entry:
         model, input = _ALIASES[name]
         return dataclasses.replace(_MODELS[model], input=input)
     if name not in _MODELS:
-        raise ConfigError(f"There is no model {name!r}: {closest(name, [*_MODELS, *_ALIASES])}")
+        hint = closest(name, [*_MODELS, *_ALIASES], "python -m vision_jax.models")
+        raise ConfigError(f"There is no model {name!r}: {hint}")
     return _MODELS[name]
 
 
