@@ -73,11 +73,13 @@ def test_a_finished_run_is_evaluated_to_the_same_numbers(command: Command, tmp_p
     shutil.rmtree(tmp_path / "checkpoints" / "6" / "model" / "d")
     printed = command("--mode=eval", workdir)
     assert "GOING BACK" in printed
+    assert "Traceback" not in printed
     assert "step 3 of" in printed
     with pytest.raises(CheckpointError, match="is damaged"):
         evaluate.evaluate_checkpoint(tmp_path, 6)
     printed = command(*TINY, workdir)
     assert "GOING BACK" in printed
+    assert "Traceback" not in printed
     assert "Going on from step 3 of 6" in printed
     assert records(tmp_path)[-1] == trained[6]
 
