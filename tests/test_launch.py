@@ -14,7 +14,7 @@ import time
 import jsonschema
 import pytest
 import yaml
-from conftest import REPOSITORY
+from conftest import REPOSITORY, Command
 
 LAUNCH = REPOSITORY / "launch"
 SCRIPTS = sorted([*LAUNCH.glob("*.sh"), *LAUNCH.glob("*.sbatch"), *LAUNCH.glob("presets/*.env")])
@@ -148,19 +148,16 @@ DISAGREE = """
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["train", "eval"])
-def test_processes_that_disagree_all_stop_and_say_so(tmp_path: pathlib.Path, cache: pathlib.Path, mode: str):
+def test_processes_that_disagree_all_stop_and_say_so(command: Command, tmp_path: pathlib.Path, mode: str):
     (tmp_path / "disagree.py").write_text(textwrap.dedent(DISAGREE))
-    program = ["--processes=2", "--devices=2", "--module=disagree", "--", f"--mode={mode}"]
-    command = [sys.executable, LAUNCH / "local.py", *program, "--config=configs/quickstart.py"]
-    environment = {
-        **os.environ,
-        "XLA_FLAGS": "",
-        "PYTHONPATH": f"{REPOSITORY}:{tmp_path}",
-        "XDG_CACHE_HOME": str(cache),
-    }
+    launcher = (LAUNCH / "local.py", "--processes=2", "--devices=2", "--module=disagree", "--")
     done = subprocess.run(
-        [*command, f"--workdir={tmp_path / 'w'}"],
-        **{"env": environment, "cwd": REPOSITORY, "capture_output": True, "text": True, "timeout": 120},
+        [sys.executable, *launcher, "--config=configs/quickstart.py", f"--mode={mode}", f"--workdir={tmp_path / 'w'}"],
+        cwd=REPOSITORY,
+        env={**command.environment, "PYTHONPATH": f"{REPOSITORY}:{tmp_path}"},
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert done.returncode == 1, done
     assert re.search(r"^\[0\] .* 2 processes on 1 host, 2 of 4 devices each \(cpu\)", done.stderr, re.MULTILINE)
