@@ -10,7 +10,7 @@ Source:   Touvron et al. 2019, arXiv:1906.06423; facebookresearch/FixRes: README
           describes it; its code adapts the statistics alone.
 Command:  python -m vision_jax.main --config=configs/fixres.py --config.data.dir=IMAGENET --workdir=runs/fixres \\
               --config.model.pretrained=WEIGHTS
-          where IMAGENET has images of their original size: what tfds or `python -m vision_jax.prepare --short_side=0`
+          where IMAGENET has images of their original size: what tfds or `python -m vision_jax prepare --short_side=0`
           wrote, or a folder of classes; WEIGHTS are those of a training at 224 pixels, as a safetensors file.
 """
 

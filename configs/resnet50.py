@@ -9,7 +9,7 @@ Source:   NVIDIA DeepLearningExamples, PyTorch/Classification/ConvNets: resnet50
           are initialized by their fan-out, and there by their fan-in; training images are resized by OpenCV without
           antialiasing, and there by Pillow or DALI.
 Command:  python -m vision_jax.main --config=configs/resnet50.py --config.data.dir=IMAGENET --workdir=runs/resnet50
-          where IMAGENET is what `python -m vision_jax.prepare` or tfds wrote, or, with --config.data.source=folder and
+          where IMAGENET is what `python -m vision_jax prepare` or tfds wrote, or, with --config.data.source=folder and
           --config.data.val_split=val, a folder of train/CLASS/IMAGE and val/CLASS/IMAGE. For 250 epochs,
           --config=configs/resnet50.py:250.
 """

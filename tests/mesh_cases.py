@@ -17,12 +17,13 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from vision_jax import cluster, distributed, evaluate, program, sharding
+from vision_jax import build
 from vision_jax import config as config_lib
-from vision_jax.checkpoint import Checkpointer
+from vision_jax.devices import cluster, compilation, distributed, sharding
 from vision_jax.models import registry
 from vision_jax.models.resnet import BasicBlock, ResNet
 from vision_jax.models.vit import VisionTransformer
+from vision_jax.runtime.checkpoint import Checkpointer
 
 BATCH_SIZE = 16
 STEPS = 3
@@ -61,12 +62,12 @@ class Case:
 
     def __post_init__(self) -> None:
         config = make_config(self.model, self.mesh_name)
-        self.mesh = mesh = sharding.make_mesh(config, self.devices)
+        self.mesh = mesh = sharding.make_mesh(config.mesh, self.devices)
         plan = config_lib.make_plan(config, num_examples=160)
-        model = evaluate.build_model(config, num_classes=8)
-        self.initialize, train_step, self.abstract_state = program.make_functions(config, plan, model, mesh)
+        model = build.build_model(config, num_classes=8)
+        self.initialize, train_step, self.abstract_state = build.make_functions(config, plan, model, mesh)
         batch = sharding.abstract_batch(mesh, BATCH_SIZE, (8, 8, 3))
-        self.step = program.compile_step(program.trace_step(mesh, train_step, self.abstract_state, batch))
+        self.step = compilation.compile_step(compilation.trace_step(mesh, train_step, self.abstract_state, batch))
 
     def train(self, state, first: int, last: int):
         """Returns the state after steps `first` to `last` - 1, and their losses and norms of gradients."""

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from vision_jax import build, evaluate, models, steps
 from vision_jax import config as config_lib
-from vision_jax import evaluate, models, program, sharding, steps
+from vision_jax.devices import sharding
 
 DIRECTORY = pathlib.Path(__file__).parent.parent / "configs"
 # Besides the first one of each file, those with another kind of step. The rest is left to the exhaustive run.
@@ -50,19 +51,19 @@ def reduced(recipe: str) -> ConfigDict:
 
 def make(config: ConfigDict) -> tuple[nn.Module, Callable, steps.TrainStep, object]:
     """Returns the model with one block a stage, what makes the state, the step, and the teacher's shapes if any."""
-    options = evaluate.all_model_options(config, config.model.num_classes or 10)
+    options = build.all_model_options(config, config.model.num_classes or 10)
     fields = models.registry.option_names(config.model.name)
     if "depths" in fields:
         options["depths"] = tuple(min(1, depth) for depth in models.create_model(config.model.name).depths)
     elif "depth" in fields:
         options["depth"] = 10 if config.model.name.startswith("wrn") else 1
-    model = models.create_model(config.model.name, dtype=evaluate.compute_dtype(config), **options)
+    model = models.create_model(config.model.name, dtype=build.compute_dtype(config), **options)
     plan = config_lib.make_plan(config, 16)
-    mesh = sharding.make_mesh(config, jax.devices()[:1])
-    initialize, train_step, _ = program.make_functions(config, plan, model, mesh)
+    mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
+    initialize, train_step, _ = build.make_functions(config, plan, model, mesh)
     teacher = None
     if config.distill.teacher is not None:
-        theirs = evaluate.build_teacher(config, model.num_classes).model
+        theirs = build.build_teacher(config, model.num_classes).model
         images = jax.ShapeDtypeStruct((1, *evaluate.image_shape(config)), np.float32)
         teacher = jax.eval_shape(lambda x: theirs.init(jax.random.key(0), x, train=False), images)
     return model, initialize, train_step, teacher

@@ -6,8 +6,9 @@ from conftest import Pictures
 
 import vision_jax
 from vision_jax import config as config_lib
-from vision_jax import evaluate, sharding
+from vision_jax import evaluate
 from vision_jax.data.decode import EvalTransform
+from vision_jax.devices import sharding
 from vision_jax.errors import DataError
 
 
@@ -32,7 +33,7 @@ def test_counts_each_example_once(length: int, num_devices: int):
     config, source = config_of(8), Source(length)
     model = vision_jax.create_model("lenet5", num_classes=5, in_channels=3)
     variables = model.init(jax.random.key(0), jnp.zeros((1, 16, 16, 3)), train=False)
-    mesh = sharding.make_mesh(config, jax.devices()[:num_devices])
+    mesh = sharding.make_mesh(config.mesh, jax.devices()[:num_devices])
     placed = jax.device_put(dict(variables), sharding.replicated(mesh))
     results = evaluate.Evaluator(config, mesh, model, source)({"": placed})
 

@@ -12,7 +12,8 @@ import safetensors.numpy
 from conftest import Command, records
 
 from vision_jax import config as config_lib
-from vision_jax import evaluate, export, pretrained
+from vision_jax import evaluate, pretrained
+from vision_jax.commands import export
 from vision_jax.errors import CheckpointError, ConfigError, DataError
 
 
@@ -158,7 +159,7 @@ def test_from_a_run_to_a_file_and_back(command: Command, tmp_path: pathlib.Path)
     workdir, file = tmp_path / "run", tmp_path / "a.safetensors"
     command(*FINE_TUNE, f"--workdir={workdir}")
     exporting = ("--workdir", str(workdir), str(file))
-    assert "vit_tiny_patch16_224, step 2, ema weights, 10 classes" in command(*exporting, module="vision_jax.export")
+    assert "vit_tiny_patch16_224, step 2, ema weights, 10 classes" in command("export", *exporting, module="vision_jax")
     assert "blocks.11.attn.qkv.weight" in safetensors.numpy.load_file(file)
     with pytest.raises(CheckpointError, match="is there already"):
         export.export(workdir, file)

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from vision_jax import build, losses, optim
 from vision_jax import config as config_lib
-from vision_jax import evaluate, losses, optim, program
 from vision_jax.models import registry
 
 TESTS = pathlib.Path(__file__).parent
@@ -100,7 +100,7 @@ def decays(name: str, options: str, rules: optim.GroupRules) -> tuple[int, int]:
 def parameter_shapes(name: str, options: str) -> Any:
     config = config_lib.default_config()
     config.update_from_flattened_dict({"model.name": name, **json.loads(options)})
-    return evaluate.variable_shapes(config, evaluate.build_model(config, 1000))["params"]
+    return build.variable_shapes(config, build.build_model(config, 1000))["params"]
 
 
 def decays_of(config: ConfigDict) -> tuple[int, int]:
@@ -124,7 +124,7 @@ def decays_of(config: ConfigDict) -> tuple[int, int]:
         options["model.scan_blocks"] = True
     if "img_size" in takes or config.model.aux_logits or config.data.image_size < 64:
         options["data.image_size"] = config.data.image_size
-    return decays(config.model.name, json.dumps(options), program.make_rules(config))
+    return decays(config.model.name, json.dumps(options), build.make_rules(config))
 
 
 def policy(text: str) -> tuple[str, dict[str, float]]:
@@ -154,7 +154,7 @@ def loss_of(config: ConfigDict, share: float) -> float:
 def drop_path(config: ConfigDict) -> float:
     if config.model.drop_path_rate is not None:
         return config.model.drop_path_rate
-    return getattr(evaluate.build_model(config, 1000), "drop_path_rate", 0.0)
+    return getattr(build.build_model(config, 1000), "drop_path_rate", 0.0)
 
 
 def actual(config: ConfigDict, expected: dict[str, Any]) -> dict[str, Any]:
@@ -204,7 +204,7 @@ def actual(config: ConfigDict, expected: dict[str, Any]) -> dict[str, Any]:
         "mu_dtype": takes.get("mu_dtype"),
     }
     if "learning_rates" in expected:
-        schedule = program.make_schedule(config, plan)
+        schedule = build.make_schedule(config, plan)
         steps = [int(step) for step in expected["learning_rates"]]
         rates = np.asarray(schedule(np.array(steps)), float).tolist()
         values["learning_rates"] = dict(zip(expected["learning_rates"], rates, strict=True))
@@ -250,7 +250,7 @@ def test_what_a_recipe_for_few_images_or_weights_comes_to(name: str):
         **{"weight_decay": config.optimizer.weight_decay, "momentum": takes["momentum"], "nesterov": takes["nesterov"]},
     }
     assert {key: ours[key] for key in expected} == expected
-    schedule = program.make_schedule(config, plan)
+    schedule = build.make_schedule(config, plan)
     for epoch, rate in rates.items():
         # A fraction of an epoch may be no whole step.
         step = int(epoch * plan.steps_per_epoch)

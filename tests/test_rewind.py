@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from conftest import Pictures, records
 
+from vision_jax import build, train
 from vision_jax import config as config_lib
-from vision_jax import program, sharding, train
 from vision_jax.data.order import BalancedOrder, LaterOrder, TrainOrder
+from vision_jax.devices import sharding
 from vision_jax.errors import NonFiniteError
-from vision_jax.tracker import Tracker
+from vision_jax.runtime.tracker import Tracker
 
 RECORDS, BATCH, STEPS = 120, 4, 14  # all within one epoch, so that a bad batch comes once
 
@@ -63,13 +64,13 @@ def poison(monkeypatch: pytest.MonkeyPatch):
     records: list[int] = []
     source = Pictures(list(range(RECORDS)), 16, RECORDS)
     source.close = lambda: None
-    monkeypatch.setattr(train, "create_source", lambda config, train: source)
+    monkeypatch.setattr(build, "create_source", lambda config, train: source)
     monkeypatch.setattr(jax, "device_count", lambda: 1)
-    make_mesh, make_functions = sharding.make_mesh, program.make_functions
-    monkeypatch.setattr(sharding, "make_mesh", lambda config: make_mesh(config, jax.devices()[:1]))
+    make_mesh, make_functions = sharding.make_mesh, build.make_functions
+    monkeypatch.setattr(sharding, "make_mesh", lambda mesh: make_mesh(mesh, jax.devices()[:1]))
 
     made: list[Any] = []  # a test trains several times with the same functions: they are made and compiled once
-    compile_steps = program.compile_steps
+    compile_steps = build.compile_steps
 
     def poisoned(*arguments: Any):
         return made[0] if made else made.append(poison_step(*make_functions(*arguments))) or made[0]
@@ -88,8 +89,8 @@ def poison(monkeypatch: pytest.MonkeyPatch):
 
         return initialize, train_step, abstract
 
-    monkeypatch.setattr(program, "make_functions", poisoned)
-    monkeypatch.setattr(program, "compile_steps", compiled)
+    monkeypatch.setattr(build, "make_functions", poisoned)
+    monkeypatch.setattr(build, "compile_steps", compiled)
     return types.SimpleNamespace(records=records, source=source)
 
 
@@ -112,11 +113,11 @@ def run(config: Any, workdir: pathlib.Path, crash: tuple[int, int] = (-1, 1)):
 def by_hand(config: Any, source: Any, batches: list[int]):
     """Trains on the given batches, one after another."""
     plan = config_lib.make_plan(config, RECORDS)
-    mesh = sharding.make_mesh(config)
-    model = train.evaluate.build_model(config, RECORDS)
-    initialize, train_step, abstract = program.make_functions(config, plan, model, mesh)
+    mesh = sharding.make_mesh(config.mesh)
+    model = train.build.build_model(config, RECORDS)
+    initialize, train_step, abstract = build.make_functions(config, plan, model, mesh)
     state = initialize()
-    compiled = program.compile_steps(program.trace_steps(config, plan, train_step, abstract, mesh))
+    compiled = build.compile_steps(build.trace_steps(config, plan, train_step, abstract, mesh))
     place = sharding.batch_placer(mesh, BATCH)
     with train._make_loader(config, plan, mesh, source) as loader:
         for number in batches:

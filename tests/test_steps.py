@@ -9,9 +9,10 @@ import pytest
 from jax.sharding import Mesh
 
 import vision_jax
-from vision_jax import augment, optim, sharding
+from vision_jax import augment, optim
 from vision_jax import config as config_lib
 from vision_jax import losses as losses_lib
+from vision_jax.devices import sharding
 from vision_jax.models.layers import BatchNorm
 from vision_jax.models.resnet import BasicBlock, ResNet
 from vision_jax.state import TrainState, create_state
@@ -22,7 +23,7 @@ SHAPE = (16, 16, 3)
 
 
 def mesh_of(num_devices: int) -> Mesh:
-    return sharding.make_mesh(config_lib.default_config(), jax.devices()[:num_devices])
+    return sharding.make_mesh(config_lib.default_config().mesh, jax.devices()[:num_devices])
 
 
 def batch_of(step: int, size: int = 16) -> dict[str, np.ndarray]:

@@ -8,11 +8,12 @@ import pytest
 from conftest import Command, records
 from jax.sharding import PartitionSpec
 
+from vision_jax import build, models, train
 from vision_jax import config as config_lib
-from vision_jax import evaluate, models, program, sharding, train
-from vision_jax.checkpoint import Checkpointer
+from vision_jax.devices import sharding
 from vision_jax.errors import ConfigError
 from vision_jax.models.resnet import BasicBlock, ResNet
+from vision_jax.runtime.checkpoint import Checkpointer
 
 
 def test_progressive_resizing_compiles_every_size_beforehand():
@@ -22,12 +23,12 @@ def test_progressive_resizing_compiles_every_size_beforehand():
     config.data.max_bad_records = 1
     plan = config_lib.make_plan(config, num_examples=80)
     assert plan.train_sizes == ((0, 8), (15, 16), (30, 8))
-    mesh = sharding.make_mesh(config, jax.devices()[:2])
+    mesh = sharding.make_mesh(config.mesh, jax.devices()[:2])
     model = ResNet(block=BasicBlock, depths=(1, 0, 0, 0), num_classes=5, small_stem=True, zero_init_last=False)
     config.data.image_size = 16
-    initialize, train_step, abstract = program.make_functions(config, plan, model, mesh)
+    initialize, train_step, abstract = build.make_functions(config, plan, model, mesh)
     state = initialize()
-    compiled = program.compile_steps(program.trace_steps(config, plan, train_step, abstract, mesh))
+    compiled = build.compile_steps(build.trace_steps(config, plan, train_step, abstract, mesh))
     place = sharding.batch_placer(mesh, 8)
     for size in (8, 16):
         shapes = sharding.abstract_batch(mesh, 8, (size, size, 3), replaces=True)
@@ -46,8 +47,8 @@ def test_the_configuration_reaches_optimizer_schedule_and_groups():
     config.optimizer.update({"name": "adamw", "learning_rate": 1e-3, "b2": 0.95, "frozen": ("^conv1/",)})
     config.schedule.update({"name": "step", "warmup_factor": 0.1, "milestone_epochs": (2,), "factor": 0.5})
     plan = config_lib.make_plan(config, num_examples=80)
-    mesh = sharding.make_mesh(config, jax.devices()[:1])
-    initialize, train_step, _ = program.make_functions(config, plan, models.create_model("lenet5", num_classes=5), mesh)
+    mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
+    initialize, train_step, _ = build.make_functions(config, plan, models.create_model("lenet5", num_classes=5), mesh)
     state = initialize()
     assert "conv1" not in str(jax.tree_util.tree_leaves_with_path(state.opt_state))  # no moments are kept
     batch = {"image": jax.numpy.ones((8, 16, 16, 1), "uint8"), "label": jax.numpy.arange(8) % 5}
@@ -106,7 +107,7 @@ def test_a_run_with_damaged_records_and_the_rest(
         assert "The mesh of the training is not for these devices" in printed
         again = json.loads((tmp_path / "w" / "metrics.jsonl").read_text().splitlines()[-1])
         assert again["val/loss"] == pytest.approx(lines[-1]["val/loss"], rel=1e-5)
-        _, variables = evaluate.restore_model(
-            Checkpointer(tmp_path / "w" / "checkpoints"), 6, config, sharding.make_mesh(config)
+        _, variables = build.restore_model(
+            Checkpointer(tmp_path / "w" / "checkpoints"), 6, config, sharding.make_mesh(config.mesh)
         )
         assert variables[""]["params"]["fc1"]["kernel"].sharding.spec == PartitionSpec("fsdp", None)

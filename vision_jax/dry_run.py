@@ -6,9 +6,10 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from vision_jax import flops, optim, partition, program, sharding, steps, train
+from vision_jax import build, optim, steps, train
 from vision_jax.config import Plan
 from vision_jax.data.sources import closing
+from vision_jax.devices import compilation, flops, partition, sharding
 from vision_jax.state import TrainState
 
 
@@ -23,11 +24,11 @@ def describe(config: ConfigDict) -> str:
     config, plan, model, train_source, val_source = train.check_input(config)
     with closing(train_source, val_source):
         summary = train.summarize(config, plan, len(train_source), len(val_source))
-    schedule = program.make_schedule(config, plan)
+    schedule = build.make_schedule(config, plan)
     last = plan.total_steps - 1
     rates = [f"  {step:>10}{float(schedule(step)):14.6g}" for step in sorted({0, plan.warmup_steps, last // 2, last})]
-    mesh = sharding.make_mesh(config)
-    _, train_step, state = program.make_functions(config, plan, model, mesh)
+    mesh = sharding.make_mesh(config.mesh)
+    _, train_step, state = build.make_functions(config, plan, model, mesh)
     params = jax.tree.leaves(state.params)
     layouts = {
         "layout": [partition.format_spec(x.sharding.spec, x.ndim) for x in params],
@@ -36,7 +37,7 @@ def describe(config: ConfigDict) -> str:
     return "\n".join(
         [
             *(summary, f"  {'step':>10}{'learning rate':>14}", *rates, ""),
-            *(optim.format_table(program.make_rules(config).table(state.params), layouts), ""),
+            *(optim.format_table(build.make_rules(config).table(state.params), layouts), ""),
             f"Mesh: {', '.join(f'{name}={size}' for name, size in mesh.shape.items())}.",
             _memory(config, plan, mesh, train_step, state),
         ]
@@ -58,14 +59,16 @@ def _memory(config: ConfigDict, plan: Plan, mesh: Mesh, train_step: steps.TrainS
         "batch": batch,
     }
     rows = [(name, partition.bytes_per_device(part)) for name, part in parts.items()]
-    traced = program.trace_step(mesh, train_step, state, batch)
-    memory = program.compile_step(traced).memory_analysis()
+    traced = compilation.trace_step(mesh, train_step, state, batch, None)
+    memory = compilation.compile_step(traced).memory_analysis()
     if memory is not None:
         rows.append(("compiled: state and batch", memory.argument_size_in_bytes))
         rows.append(("compiled: temporaries", memory.temp_size_in_bytes))
     lines = [f"  {'memory a device':28}{'MiB':>10}", *(f"  {name:28}{number / 2**20:10.2f}" for name, number in rows)]
     total = flops.count(traced.jaxpr) / 1e9
-    lines.append(f"A step has {total:.4g} GFLOP, {total / mesh.size:.4g} a device (convention: vision_jax/flops.py).")
+    lines.append(
+        f"A step has {total:.4g} GFLOP, {total / mesh.size:.4g} a device (convention: vision_jax/devices/flops.py)."
+    )
     if memory is None:
         return "\n".join([*lines, "The compiler for this device does not tell what a step takes."])
     examples = config.batch_size // sharding.batch_shards(mesh)

@@ -1,5 +1,8 @@
 """Errors that end a run with one message: what was wrong, with the value, and what to do; and exit statuses."""
 
+import difflib
+from collections.abc import Iterable
+
 STATUS_PREEMPTED = 75  # saved after SIGTERM: sysexits calls it a temporary failure
 STATUS_HANG = 79  # ended by the watchdog; sysexits ends with 78, and shells and signals begin at 126
 
@@ -42,3 +45,14 @@ class Preempted(Exception):
     def __init__(self, step: int):
         super().__init__(f"stopped by SIGTERM; step {step} is saved, run the same command again to continue")
         self.step = step
+
+
+def suggest(value: str, choices: Iterable[str], listed_by: str | None = None) -> str:
+    """Returns a phrase that helps whoever wrote `value` for one of `choices`.
+
+    `listed_by` is where all of them are to be found, if they are too many for a message.
+    """
+    choices = list(choices)
+    if near := difflib.get_close_matches(value, choices, n=3, cutoff=0.5):
+        return f"did you mean {' or '.join(near)}?"
+    return f"there are: {', '.join(choices)}." if listed_by is None else f"{listed_by} lists them all."

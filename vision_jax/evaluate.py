@@ -3,164 +3,29 @@
 import logging
 import pathlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from vision_jax import build, steps
 from vision_jax import config as config_lib
-from vision_jax import models, partition, pretrained, sharding, steps, writers
-from vision_jax.checkpoint import Checkpointer, DamagedError, best_step
 from vision_jax.data.decode import EvalTransform
 from vision_jax.data.loader import Prefetcher
 from vision_jax.data.order import EvalOrder
-from vision_jax.data.sources import Source, closing, create_source
+from vision_jax.data.sources import Source, check_classes, closing
 from vision_jax.data.workers import create_loader
-from vision_jax.errors import CheckpointError, ConfigError, DataError, Interrupted
-from vision_jax.preemption import Preemption
-from vision_jax.watchdog import Watchdog
+from vision_jax.devices import partition, sharding
+from vision_jax.errors import ConfigError, Interrupted
+from vision_jax.runtime import writers
+from vision_jax.runtime.checkpoint import Checkpointer, DamagedError, choose_checkpoints
+from vision_jax.runtime.preemption import Preemption
+from vision_jax.runtime.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
-
-
-def build_model(config: ConfigDict, num_classes: int) -> nn.Module:
-    """Returns the model that `config` describes, for data of so many classes.
-
-    Raises:
-        ConfigError: if `config.model.num_classes` is a smaller number.
-    """
-    wanted = config.model.num_classes
-    if wanted is not None and wanted < num_classes:
-        raise ConfigError(f"model.num_classes is {wanted}, but the data has {num_classes} classes: leave it unset.")
-    options = all_model_options(config, wanted or num_classes)
-    return models.create_model(config.model.name, dtype=compute_dtype(config), **options)
-
-
-def all_model_options(config: ConfigDict, num_classes: int) -> dict[str, Any]:
-    """Returns the arguments of the model that `config` describes, besides its name and dtype."""
-    options = {"num_classes": num_classes, "in_channels": config.data.channels, **config_lib.model_options(config)}
-    if "img_size" in models.registry.option_names(config.model.name):
-        options["img_size"] = config.data.image_size
-    return options
-
-
-def load_pretrained(config: ConfigDict, num_classes: int, *, classifier_seed: int | None) -> dict[str, Any]:
-    """Reads the weights that `config.model.pretrained` names.
-
-    Args:
-        config: the configuration.
-        num_classes: of the model.
-        classifier_seed: see `pretrained.from_torch`.
-
-    Returns:
-        the model's variables, in the memory of the host.
-
-    Raises:
-        DataError: if they cannot be read or do not fit.
-    """
-    options = all_model_options(config, num_classes)
-    log.info("Weights: %s.", config.model.pretrained)
-    return pretrained.load(config.model.name, config.model.pretrained, classifier_seed=classifier_seed, **options)
-
-
-def build_teacher(config: ConfigDict, num_classes: int) -> steps.Teacher | None:
-    """Returns the model that `config.distill` learns from, if there is one."""
-    distill = config.distill
-    if distill.teacher is None:
-        return None
-    seen = models.registry.entry(distill.teacher).input if distill.model_input else config.data
-    return steps.Teacher(
-        models.create_model(distill.teacher, dtype=compute_dtype(config), **_teacher_options(config, num_classes)),
-        kind=distill.kind,
-        temperature=distill.temperature,
-        weight=distill.weight,
-        mean=tuple(seen.mean),
-        std=tuple(seen.std),
-    )
-
-
-def load_teacher(config: ConfigDict, num_classes: int, mesh: Mesh) -> dict[str, Any] | None:
-    """Reads the weights of the model that `config.distill` learns from, if there is one, onto all devices.
-
-    Raises:
-        DataError: if they cannot be read or do not fit.
-    """
-    if config.distill.teacher is None:
-        return None
-    log.info("Weights of the teacher: %s.", config.distill.pretrained)
-    options = _teacher_options(config, num_classes)
-    variables = pretrained.load(config.distill.teacher, config.distill.pretrained, **options)
-    return jax.device_put(variables, sharding.replicated(mesh))
-
-
-def _teacher_options(config: ConfigDict, num_classes: int) -> dict[str, Any]:
-    options: dict[str, Any] = {"num_classes": num_classes, "in_channels": config.data.channels}
-    if "img_size" in models.registry.option_names(config.distill.teacher):
-        options["img_size"] = config.data.image_size
-    return options
-
-
-def compute_dtype(config: ConfigDict) -> jnp.dtype:
-    """Returns the dtype that the model computes in."""
-    if config.dtype != "auto":
-        return jnp.dtype(config.dtype)
-    return jnp.dtype(jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16)
-
-
-def image_shape(config: ConfigDict) -> tuple[int, int, int]:
-    """Returns (height, width, channels) of the model's input in training."""
-    return (config.data.image_size, config.data.image_size, config.data.channels)
-
-
-def variable_shapes(config: ConfigDict, model: nn.Module, size: int | None = None) -> dict[str, Any]:
-    """Returns `params` and `batch_stats` of a model, with shapes and dtypes in place of arrays.
-
-    Args:
-        config: the configuration.
-        model: the module.
-        size: height and width of the images; None: `config.data.image_size`.
-
-    Raises:
-        ConfigError: if it cannot take images of that size.
-    """
-    shape = (size, size, config.data.channels) if size else image_shape(config)
-    images = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
-    try:
-        shapes = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), images)
-        if empty := [path for path, x in jax.tree_util.tree_leaves_with_path(shapes) if not x.size]:
-            raise ValueError(f"nothing is left of them at {jax.tree_util.keystr(empty[0])}")
-    except (ValueError, TypeError, ZeroDivisionError) as error:  # a dimension became zero, or does not divide
-        raise ConfigError(
-            f"{config.model.name} cannot take images of (height, width, channels) = {shape}: {error}"
-        ) from error
-    return {"params": shapes["params"], "batch_stats": shapes.get("batch_stats", {})}
-
-
-def check_sizes(config: ConfigDict, model: nn.Module, *, train: bool) -> None:
-    """Checks that a model takes images of all sizes with the same parameters.
-
-    Args:
-        config: the configuration.
-        model: the module.
-        train: the sizes of progressive resizing count too, besides that of evaluation.
-
-    Raises:
-        ConfigError: if not.
-    """
-    shapes = variable_shapes(config, model)
-    sizes = [("data.progressive_sizes", size) for size in config.data.progressive_sizes] if train else []
-    if config.data.eval_size is not None:
-        sizes.append(("data.eval_size", config.data.eval_size))
-    for path, size in sizes:
-        if variable_shapes(config, model, size) != shapes:
-            raise ConfigError(
-                f"{config.model.name} has other parameters for images of {size} pixels ({path}) than for "
-                f"{config.data.image_size} (data.image_size): give it one size alone."
-            )
 
 
 class Evaluator:
@@ -279,20 +144,6 @@ def _means(totals: Any, prefixes: tuple[str, ...], num_examples: int) -> dict[st
     return results
 
 
-def score(metric: str, results: Mapping[str, Any]) -> float | None:
-    """Returns how good results are by a metric, higher being better; None if they lack it."""
-    value = results.get(metric)
-    if value is None:
-        return None
-    return -value if metric.endswith("loss") else value
-
-
-def scores_by_step(workdir: pathlib.Path, metric: str) -> dict[int, float]:
-    """Returns the scores that training wrote into metrics.jsonl."""
-    records = writers.training_records(workdir)
-    return {record["step"]: value for record in records if (value := score(metric, record)) is not None}
-
-
 def format_results(results: Mapping[str, float]) -> str:
     """Returns a small table: a row for the raw weights, and one for the averaged ones if there are any."""
     rows = [f"{'':10}{'top-1':>9}{'top-5':>9}{'loss':>9}{'examples':>10}"]
@@ -344,34 +195,6 @@ def evaluate_checkpoint(
     return candidate, results
 
 
-def choose_checkpoints(checkpointer: Checkpointer, workdir: pathlib.Path, wanted: int | str | None) -> list[int]:
-    """Returns the steps that may be used, the one that is meant first.
-
-    Args:
-        checkpointer: of the workdir.
-        workdir: of the run.
-        wanted: a step or "best"; None: the latest, or one before it.
-
-    Raises:
-        CheckpointError: if there is none.
-    """
-    there = checkpointer.steps()
-    if not there:
-        raise CheckpointError(f"There is no checkpoint in {checkpointer.directory}: check --workdir.")
-    if wanted is None:
-        return there[::-1]
-    if wanted == "best":
-        metric = checkpointer.about(there[-1])["config"]["checkpoint"]["best_metric"]
-        wanted = best_step(there, scores_by_step(workdir, metric))
-        if wanted is None:
-            raise CheckpointError(f"None of the checkpoints in {checkpointer.directory} has been evaluated: {there}.")
-    if int(wanted) not in there:
-        raise CheckpointError(
-            f"There is no checkpoint of step {wanted} in {checkpointer.directory}: there are {there}."
-        )
-    return [int(wanted)]
-
-
 def _evaluate_step(
     checkpointer: Checkpointer, step: int, config: ConfigDict | None, preemption: Preemption | None
 ) -> dict[str, float]:
@@ -380,56 +203,24 @@ def _evaluate_step(
     if config is None:
         config = config_lib.from_dict(about["config"])
         try:
-            sharding.mesh_axes(config, jax.device_count())
+            sharding.mesh_axes(config.mesh, jax.device_count())
         except ConfigError as error:
             log.warning("The mesh of the training is not for these devices, so batches alone are divided. %s", error)
-            sharding.reset_mesh(config)
+            config_lib.reset_mesh(config)
     config = config_lib.resolve(config)
     config_lib.validate(config, jax.device_count())
-    mesh = sharding.make_mesh(config)
-    source = create_source(config, train=False)
+    mesh = sharding.make_mesh(config.mesh)
+    source = build.create_source(config, train=False)
     check_classes(source, about["num_classes"], about["class_names"], config.data.val_split)
     stacks = checkpointer.directory.with_name("stacks")
     with (
         Watchdog(config.watchdog_seconds, stacks, process_index=jax.process_index()) as watchdog,
         closing(source),
     ):
-        model, variables = restore_model(checkpointer, step, config, mesh)
-        check_sizes(config, model, train=False)
+        model, variables = build.restore_model(checkpointer, step, config, mesh)
+        build.check_sizes(config, model, train=False)
         watchdog.beat()
         return Evaluator(config, mesh, model, source, preemption=preemption, watchdog=watchdog)(variables)
-
-
-def restore_model(
-    checkpointer: Checkpointer, step: int, config: ConfigDict, mesh: Mesh
-) -> tuple[nn.Module, dict[str, dict[str, Any]]]:
-    """Restores what a checkpoint holds of the model.
-
-    Args:
-        checkpointer: of the checkpoints.
-        step: which of them.
-        config: describes the model.
-        mesh: what the arrays are laid out on, as in training.
-
-    Returns:
-        the module, and its variables by prefix: "" the weights, and "ema_" their moving averages, if there are any.
-
-    Raises:
-        DamagedError: if files are incomplete or altered.
-        CheckpointError: if the checkpoint is of another model.
-    """
-    about = checkpointer.about(step)
-    model = build_model(config, about["num_classes"])
-    shapes = variable_shapes(config, model)
-    item = {"step": jax.ShapeDtypeStruct((), jnp.int32), **shapes}
-    if any(name.startswith("model/ema/") for name in about["arrays"]):
-        item["ema"] = shapes
-    layouts = partition.layouts(config, mesh, shapes["params"], item)
-    restored = checkpointer.restore_item(step, "model", sharding.abstract(item, layouts))
-    variables = {"": {name: restored[name] for name in shapes}}
-    if "ema" in restored:
-        variables["ema_"] = restored["ema"]
-    return model, variables
 
 
 def evaluate_pretrained(config: ConfigDict, *, preemption: Preemption | None = None) -> dict[str, float]:
@@ -444,29 +235,13 @@ def evaluate_pretrained(config: ConfigDict, *, preemption: Preemption | None = N
     """
     config = config_lib.resolve(config)
     config_lib.validate(config, jax.device_count())
-    mesh = sharding.make_mesh(config)
-    source = create_source(config, train=False)
+    mesh = sharding.make_mesh(config.mesh)
+    source = build.create_source(config, train=False)
     with Watchdog(config.watchdog_seconds, process_index=jax.process_index()) as watchdog, closing(source):
-        model = build_model(config, source.num_classes)
-        check_sizes(config, model, train=False)
+        model = build.build_model(config, source.num_classes)
+        build.check_sizes(config, model, train=False)
         with watchdog.suspended():  # they may have to be downloaded
-            variables = load_pretrained(config, model.num_classes, classifier_seed=None)
-        layouts = partition.layouts(config, mesh, variables["params"], variables)
+            variables = build.load_pretrained(config, model.num_classes, classifier_seed=None)
+        layouts = partition.layouts(build.partition_rules(config, mesh), mesh, variables["params"], variables)
         variables = jax.device_put(variables, layouts)
         return Evaluator(config, mesh, model, source, preemption=preemption, watchdog=watchdog)({"": variables})
-
-
-def check_classes(source: Source, num_classes: int, class_names: Sequence[str], split: str) -> None:
-    """Checks that the labels of a source mean what they meant in training.
-
-    Raises:
-        DataError: if not.
-    """
-    if class_names and source.class_names and list(source.class_names) != list(class_names):
-        missing, extra = set(class_names) - set(source.class_names), set(source.class_names) - set(class_names)
-        raise DataError(
-            f"The split {split!r} has other classes than the training data: missing are {sorted(missing)[:10]}, only "
-            f"there are {sorted(extra)[:10]}. Give both the same class folders."
-        )
-    if source.num_classes != num_classes:
-        raise DataError(f"The split {split!r} has {source.num_classes} classes and the training data {num_classes}.")

@@ -7,8 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from vision_jax.config import closest
-from vision_jax.errors import ConfigError
+from vision_jax.errors import ConfigError, suggest
 
 Loss = Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -106,7 +105,7 @@ def create_loss(
         ),
     }
     if name not in losses:
-        raise ConfigError(f"There is no loss {name!r}: {closest(name, list(losses))}")
+        raise ConfigError(f"There is no loss {name!r}: {suggest(name, list(losses))}")
     return losses[name]
 
 

@@ -17,9 +17,9 @@ from typing import Any
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
-from vision_jax import cluster
+from vision_jax.devices import cluster
 from vision_jax.errors import STATUS_PREEMPTED, ConfigError, Interrupted, Preempted, VisionJaxError
-from vision_jax.preemption import Preemption
+from vision_jax.runtime.preemption import Preemption
 
 
 class _OrNone(flags.ArgumentParser):
@@ -82,7 +82,7 @@ def run() -> int:
                 tpu_metadata=cluster.read_tpu_metadata,
             )
             if join is not None:
-                from vision_jax import distributed  # imports JAX, which takes seconds that --help should not
+                from vision_jax.devices import distributed  # imports JAX, which takes seconds that --help should not
 
                 topology = distributed.start(join)
                 preemption.hand_over()
@@ -145,7 +145,8 @@ def _train(config: ConfigDict, workdir: pathlib.Path, preemption: Preemption) ->
 def _evaluate(config: ConfigDict | None, workdir: pathlib.Path, preemption: Preemption) -> int:
     import jax
 
-    from vision_jax import distributed, evaluate
+    from vision_jax import evaluate
+    from vision_jax.devices import distributed
 
     fields = config.to_dict() if config is not None else {}
     distributed.check_agreement(
@@ -199,7 +200,7 @@ def _configure_logging() -> None:
     """Shows this package's messages of the first process, and every warning; other libraries' only from warnings on."""
     import jax
 
-    from vision_jax.writers import ProgressHandler
+    from vision_jax.runtime.writers import ProgressHandler
 
     handler = ProgressHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))

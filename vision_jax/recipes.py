@@ -5,8 +5,8 @@ from typing import TypeVar
 
 from ml_collections import ConfigDict
 
-from vision_jax.config import closest, default_config
-from vision_jax.errors import ConfigError
+from vision_jax.config import default_config
+from vision_jax.errors import ConfigError, suggest
 
 T = TypeVar("T")
 
@@ -18,7 +18,7 @@ def choose(variants: Mapping[str, T], name: str) -> T:
         ConfigError: if there is none of that name.
     """
     if name not in variants:
-        raise ConfigError(f"This recipe has no variant {name!r}: {closest(name, list(variants))}")
+        raise ConfigError(f"This recipe has no variant {name!r}: {suggest(name, list(variants))}")
     return variants[name]
 
 

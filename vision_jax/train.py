@@ -1,7 +1,7 @@
 """The training program, to be read from top to bottom.
 
 `train_and_evaluate` checks the input: configuration, data, then workdir; nothing is allocated before all are in order.
-`_train` makes the pure functions of the run (`program.py`), restores or initializes the state, and compiles the step
+`_train` makes the pure functions of the run (`build.py`), restores or initializes the state, and compiles the step
 ahead of time. `_loop` does the updates. After each, in this order: save if due, stop if told to, evaluate if due. A
 state is saved before it is evaluated, so neither a signal nor a crash in the evaluation loses it, and a run that was
 stopped there begins with that evaluation. Metrics are fetched a step late, when the next step is under way
@@ -27,22 +27,21 @@ from clu import parameter_overview
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from vision_jax import build, evaluate, steps
 from vision_jax import config as config_lib
-from vision_jax import distributed, evaluate, program, sharding, steps, writers
-from vision_jax.checkpoint import Checkpointer
 from vision_jax.config import Plan
-from vision_jax.data.decode import TrainTransform
-from vision_jax.data.loader import Loader, Prefetcher
-from vision_jax.data.order import BalancedOrder, LaterOrder, TrainOrder
-from vision_jax.data.sources import Source, closing, create_source, read_labels
-from vision_jax.data.workers import ProcessLoader, create_loader
+from vision_jax.data.loader import Prefetcher
+from vision_jax.data.sources import Source, check_classes, closing
+from vision_jax.devices import compilation, distributed, sharding
 from vision_jax.errors import CheckpointError, ConfigError, Interrupted, Preempted
-from vision_jax.goodput import Goodput
-from vision_jax.preemption import Preemption
-from vision_jax.profiling import Profiler
+from vision_jax.runtime import writers
+from vision_jax.runtime.checkpoint import Checkpointer, score, scores_by_step
+from vision_jax.runtime.goodput import Goodput
+from vision_jax.runtime.preemption import Preemption
+from vision_jax.runtime.profiling import Profiler
+from vision_jax.runtime.tracker import Rewind, Tracker
+from vision_jax.runtime.watchdog import Watchdog
 from vision_jax.state import TrainState
-from vision_jax.tracker import Rewind, Tracker
-from vision_jax.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
@@ -84,9 +83,11 @@ def train_and_evaluate(
     is_first = jax.process_index() == 0
     with (
         closing(train_source, val_source),
-        writers.open_workdir(workdir, config, allow_config_change=allow_config_change, enabled=is_first),
+        writers.open_workdir(workdir, enabled=is_first),
         Watchdog(config.watchdog_seconds, workdir / "stacks", process_index=jax.process_index()) as watchdog,
     ):
+        if is_first:
+            config_lib.check_same_config(workdir, config, allow_config_change=allow_config_change)
         sharding.wait_for_all("the workdir is open")
         return _train(config, workdir, plan, model, train_source, val_source, preemption, watchdog, begun)
 
@@ -95,11 +96,11 @@ def check_input(config: ConfigDict) -> tuple[ConfigDict, Plan, nn.Module, Source
     """Returns the resolved configuration and what follows from it and the data, after checking all of it."""
     config = config_lib.resolve(config)
     config_lib.validate(config, jax.device_count())
-    train_source, val_source = create_source(config, train=True), create_source(config, train=False)
-    evaluate.check_classes(val_source, train_source.num_classes, train_source.class_names, config.data.val_split)
+    train_source, val_source = build.create_source(config, train=True), build.create_source(config, train=False)
+    check_classes(val_source, train_source.num_classes, train_source.class_names, config.data.val_split)
     plan = config_lib.make_plan(config, len(train_source))
-    model = evaluate.build_model(config, train_source.num_classes)
-    evaluate.check_sizes(config, model, train=True)
+    model = build.build_model(config, train_source.num_classes)
+    build.check_sizes(config, model, train=True)
     if (weights := len(config.loss.class_weights)) not in (0, model.num_classes):
         raise ConfigError(f"loss.class_weights has {weights} values, and there are {model.num_classes} classes.")
     return config, plan, model, train_source, val_source
@@ -111,7 +112,7 @@ class _Run:
 
     Attributes:
         train_step: the compiled step.
-        seconds_at_peak: see `program.make_seconds_at_peak`.
+        ideal_step_seconds: see `compilation.make_ideal_step_seconds`.
         evaluated: steps that have been evaluated.
         about: what each checkpoint says of the run.
     """
@@ -121,7 +122,7 @@ class _Run:
     mesh: Mesh
     train_source: Source
     train_step: Callable[[TrainState, steps.Batch], tuple[TrainState, steps.Metrics]]
-    seconds_at_peak: Callable[[int], float] | None
+    ideal_step_seconds: Callable[[int], float] | None
     evaluator: evaluate.Evaluator
     evaluated: set[int]
     checkpointer: Checkpointer
@@ -146,10 +147,10 @@ def _train(
 ) -> TrainState:
     """Does what `train_and_evaluate` says, once its input has been checked."""
     is_first = jax.process_index() == 0
-    mesh = sharding.make_mesh(config)
-    initialize, train_step, abstract_state = program.make_functions(config, plan, model, mesh)
+    mesh = sharding.make_mesh(config.mesh)
+    initialize, train_step, abstract_state = build.make_functions(config, plan, model, mesh)
     _log_run(config, plan, abstract_state, len(train_source), len(val_source))
-    scores = evaluate.scores_by_step(workdir, config.checkpoint.best_metric)
+    scores = scores_by_step(workdir, config.checkpoint.best_metric)
     keep, on_error = config.checkpoint.keep, config.checkpoint.on_error
     with (
         Goodput(workdir / "goodput.json", begun=begun, enabled=is_first) as goodput,
@@ -163,7 +164,7 @@ def _train(
                 return state
             with watchdog.suspended():  # it is compiled, and weights may have to be downloaded
                 if config.model.pretrained:
-                    return initialize(evaluate.load_pretrained(config, model.num_classes, classifier_seed=config.seed))
+                    return initialize(build.load_pretrained(config, model.num_classes, classifier_seed=config.seed))
                 return initialize()
 
         state = begin()
@@ -180,13 +181,15 @@ def _train(
             log.info("The training is complete.\n%s", evaluate.format_results(evaluated[start]))
             return state
         if is_first:
-            writers.write_config(workdir, config)
+            config_lib.write_config(workdir, config)
         goodput.continue_from(start)
         with watchdog.suspended(), goodput.phase("compilation"):
-            teacher = evaluate.load_teacher(config, model.num_classes, mesh)
-            traced = program.trace_steps(config, plan, train_step, abstract_state, mesh, teacher)
-            compiled = program.compile_steps(traced, teacher)
-            seconds_at_peak = program.make_seconds_at_peak(config, plan, mesh, traced)
+            teacher = build.load_teacher(config, model.num_classes, mesh)
+            traced = build.trace_steps(config, plan, train_step, abstract_state, mesh, teacher)
+            compiled = build.compile_steps(traced, teacher)
+            ideal_step_seconds = compilation.make_ideal_step_seconds(
+                traced, plan.train_sizes or [(0, config.data.image_size)], mesh, build.compute_dtype(config)
+            )
         goodput.mark(start)
         rewinds = stored_rewinds(checkpointer, start)
         with writers.MetricWriter(
@@ -198,7 +201,7 @@ def _train(
                 mesh=mesh,
                 train_source=train_source,
                 train_step=compiled,
-                seconds_at_peak=seconds_at_peak,
+                ideal_step_seconds=ideal_step_seconds,
                 evaluator=evaluate.Evaluator(config, mesh, model, val_source, preemption=preemption, watchdog=watchdog),
                 evaluated=set(evaluated),
                 checkpointer=checkpointer,
@@ -247,7 +250,7 @@ def _attempt(run: _Run, state: TrainState, rewinds: Sequence[tuple[int, int]]) -
     config, plan, start = run.config, run.plan, int(state.step)
     run.about["rewinds"] = rewinds
     with (
-        _make_loader(config, plan, run.mesh, run.train_source, rewinds) as loader,
+        build.make_train_loader(config, plan, run.mesh, run.train_source, rewinds) as loader,
         Prefetcher(
             loader,
             range(start, plan.total_steps),
@@ -269,7 +272,7 @@ def _attempt(run: _Run, state: TrainState, rewinds: Sequence[tuple[int, int]]) -
             run.checkpointer,
             run.goodput,
             rewinds=len(rewinds),
-            seconds_at_peak=run.seconds_at_peak,
+            ideal_step_seconds=run.ideal_step_seconds,
         )
         return _loop(run, state, batches, tracker)
 
@@ -332,43 +335,10 @@ def _evaluate(run: _Run, step: int, state: TrainState) -> None:
     with run.goodput.phase("evaluation"):
         results = run.evaluator(variables)
     run.evaluated.add(step)
-    if (score := evaluate.score(run.config.checkpoint.best_metric, results)) is not None:
-        run.checkpointer.record(step, score)
+    if (value := score(run.config.checkpoint.best_metric, results)) is not None:
+        run.checkpointer.record(step, value)
     run.writer.write(step, results)
     log.info("Step %d of %d, evaluated:\n%s", step, run.plan.total_steps, evaluate.format_results(results))
-
-
-def _make_loader(
-    config: ConfigDict, plan: Plan, mesh: Mesh, source: Source, rewinds: Sequence[tuple[int, int]] = ()
-) -> Loader | ProcessLoader:
-    """Returns the loader of the training's batches; each rewind left some of them out."""
-    data = config.data
-    order: TrainOrder | BalancedOrder = TrainOrder(len(source), config.batch_size, config.seed, data.repeats)
-    if data.balanced:
-        order = BalancedOrder(read_labels(source, data.num_threads), source.num_classes, config.batch_size, config.seed)
-    transform = TrainTransform(
-        size=data.image_size,
-        channels=data.channels,
-        scale=data.crop_scale,
-        ratio=data.crop_ratio,
-        seed=config.seed,
-        filter=data.train_filter,
-        scaled_decoding=data.scaled_decoding,
-        fast_dct=data.fast_dct,
-        fast_upsampling=data.fast_upsampling,
-        sizes=plan.train_sizes,
-    )
-    # The size of the images is that of the step, whatever batch it sees.
-    batches = LaterOrder(order, sum(bad - good for bad, good in rewinds)) if rewinds else order
-    return create_loader(
-        source,
-        batches,
-        transform,
-        sharding.local_rows(mesh, config.batch_size),
-        num_workers=data.num_workers,
-        num_threads=data.num_threads,
-        max_bad_records=data.max_bad_records,
-    )
 
 
 def _log_run(config: ConfigDict, plan: Plan, state: TrainState, num_train: int, num_val: int) -> None:
@@ -394,5 +364,5 @@ def summarize(config: ConfigDict, plan: Plan, num_train: int, num_val: int) -> s
     return (
         f"{num_train} training and {num_val} validation examples; {plan.total_steps} steps of {config.batch_size} "
         f"examples ({plan.total_steps / plan.steps_per_epoch:.4g} epochs), of which {plan.warmup_steps} warm up to a "
-        f"learning rate of {rate}; computing in {evaluate.compute_dtype(config)}."
+        f"learning rate of {rate}; computing in {build.compute_dtype(config)}."
     )

@@ -7,6 +7,7 @@ import pytest
 from conftest import encode, picture
 from miniature import write_tfrecord
 
+from vision_jax import build
 from vision_jax import config as config_lib
 from vision_jax.data import decode, digits, sources, tfds_format
 from vision_jax.data.arrayrecord import ArrayRecordFiles
@@ -82,19 +83,19 @@ def test_subset_is_the_same_for_every_seed_and_grows(image_folder: pathlib.Path)
     config = config_lib.default_config()
     config.data.source, config.data.dir, config.data.train_examples = "folder", str(image_folder), 7
     whole = sources.FolderSource(image_folder, "train")
-    few = sources.create_source(config, train=True)
+    few = build.create_source(config, train=True)
     config.seed, config.data.train_examples = 1, 12
-    more = sources.create_source(config, train=True)
+    more = build.create_source(config, train=True)
     assert (len(few), len(more), few.num_classes) == (7, 12, 3)
     assert {few.describe(i) for i in range(7)} < {more.describe(i) for i in range(12)}
     paths = [whole.describe(i) for i in range(24)]
     assert [few[i] for i in range(7)] == [whole[paths.index(few.describe(i))] for i in range(7)]
     for source in (whole, few):
         assert sources.read_labels(source).tolist() == [source[i][1] for i in range(len(source))]
-    assert len(sources.create_source(config, train=False)) == 9
+    assert len(build.create_source(config, train=False)) == 9
     config.data.train_examples = 25
     with pytest.raises(DataError, match="more than the 24"):
-        sources.create_source(config, train=True)
+        build.create_source(config, train=True)
 
 
 def test_tfds_source_says_what_is_wrong(tmp_path: pathlib.Path):
@@ -201,7 +202,7 @@ def test_digits_prepared_by_many_at_once(tmp_path: pathlib.Path):
 def test_create_source(image_folder: pathlib.Path):
     config = config_lib.default_config()
     config.data.source, config.data.dir = "folder", str(image_folder)
-    assert len(sources.create_source(config, train=True)) == 24
-    assert len(sources.create_source(config, train=False)) == 9
+    assert len(build.create_source(config, train=True)) == 24
+    assert len(build.create_source(config, train=False)) == 9
     config.data.source = "synthetic"
-    assert len(sources.create_source(config, train=True)) == 1_281_167
+    assert len(build.create_source(config, train=True)) == 1_281_167

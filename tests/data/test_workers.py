@@ -81,9 +81,10 @@ def test_batches_stay_as_they_are_on_the_devices():
     """The memory of a batch is written again once it was placed; on CPUs JAX could have taken it as it is."""
     import jax
 
-    from vision_jax import config, sharding
+    from vision_jax import config
+    from vision_jax.devices import sharding
 
-    mesh = sharding.make_mesh(config.default_config(), jax.devices()[:2])
+    mesh = sharding.make_mesh(config.default_config().mesh, jax.devices()[:2])
     train, transform = order.TrainOrder(40, 20, seed=0), decode.TrainTransform(16, 3, (0.3, 1.0), (0.75, 1.33), 0)
     with (
         Loader(source(), train, transform, np.arange(20), 1) as threads,

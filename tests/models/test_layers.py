@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from vision_jax import config as config_lib
-from vision_jax import sharding
+from vision_jax.devices import sharding
 from vision_jax.models.layers import BatchNorm
 
 
@@ -48,7 +48,7 @@ def test_training_equals_torch_on_each_group(case, group_size: int):
 def test_eight_devices_normalize_as_one(case, group_size: int):
     """Values, statistics and gradients."""
     x, variables = case
-    mesh = sharding.make_mesh(config_lib.default_config(), jax.devices())
+    mesh = sharding.make_mesh(config_lib.default_config().mesh, jax.devices())
 
     @jax.jit
     def run(variables, x):

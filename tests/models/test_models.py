@@ -14,8 +14,8 @@ from jax.interpreters import partial_eval
 
 import vision_jax
 from vision_jax import pretrained
+from vision_jax.commands import models as models_main
 from vision_jax.errors import ConfigError
-from vision_jax.models import __main__ as models_main
 from vision_jax.models import registry
 from vision_jax.models.layers import DropPath, avg_pool, drop_path_rates, max_pool
 from vision_jax.models.resnet import BasicBlock, ResNet

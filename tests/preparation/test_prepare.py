@@ -1,4 +1,4 @@
-"""`python -m vision_jax.prepare` on a miniature of ImageNet's archives with all its oddities, and on other inputs."""
+"""`python -m vision_jax prepare` on a miniature of ImageNet's archives with all its oddities, and on other inputs."""
 
 import hashlib
 import importlib.util
@@ -21,7 +21,7 @@ import pytest
 from conftest import REPOSITORY, Command, encode, picture
 from miniature import CMYK, IDS, VALIDATION_IDS, WNIDS, train_images, validation_images, write_archives, write_tfrecord
 
-from vision_jax import prepare
+from vision_jax.commands import prepare
 from vision_jax.data import decode, tfds_format
 from vision_jax.preparation import archives, manifest, shards
 
@@ -68,7 +68,7 @@ def as_pillow_has_it(data: bytes, short_side: int) -> np.ndarray:
 @pytest.mark.usefixtures("in_process")
 def test_imagenet_with_its_oddities(downloads: pathlib.Path, tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture):
     out = tmp_path / "out"
-    assert prepare.run([str(downloads), str(out), "--short_side=32", "--shards=3"]) == 0
+    assert prepare.main([str(downloads), str(out), "--short_side=32", "--shards=3"]) == 0
     originals = {"train": train_images(), "validation": validation_images()}
     for split, images in originals.items():
         examples, encoded = read(out, split), read(out, split, decoded=False)
@@ -97,9 +97,9 @@ def test_imagenet_with_its_oddities(downloads: pathlib.Path, tmp_path: pathlib.P
 @pytest.mark.usefixtures("in_process")
 def test_raw_and_original(downloads: pathlib.Path, tmp_path: pathlib.Path):
     images = train_images()
-    assert prepare.run([str(downloads), str(tmp_path / "raw"), "--short_side=32", "--encoding=raw"]) == 0
-    assert prepare.run([str(downloads), str(tmp_path / "original"), "--encoding=original"]) == 0
-    assert prepare.run([str(downloads), str(tmp_path / "all"), "--encoding=raw", "--short_side=0"]) == 0
+    assert prepare.main([str(downloads), str(tmp_path / "raw"), "--short_side=32", "--encoding=raw"]) == 0
+    assert prepare.main([str(downloads), str(tmp_path / "original"), "--encoding=original"]) == 0
+    assert prepare.main([str(downloads), str(tmp_path / "all"), "--encoding=raw", "--short_side=0"]) == 0
     for raw, whole in zip(read(tmp_path / "raw", "train"), read(tmp_path / "all", "train"), strict=True):
         name = raw["file_name"].decode()
         expected = as_pillow_has_it(images[name], 32)
@@ -119,7 +119,7 @@ class Session:
 
     def __init__(self, *arguments: object, path: object = ""):
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "vision_jax.prepare", *map(str, arguments)],
+            [sys.executable, "-m", "vision_jax", "prepare", *map(str, arguments)],
             env={**os.environ, "PYTHONPATH": f"{REPOSITORY}:{path}"},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -237,7 +237,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 def run(capsys: pytest.CaptureFixture, *arguments: object, status: int = 0) -> str:
     """Runs the command in this process and returns what it printed."""
     try:
-        got = prepare.run([str(a) for a in arguments])
+        got = prepare.main([str(a) for a in arguments])
     except SystemExit as end:
         got = end.code
     out, err = capsys.readouterr()
@@ -493,7 +493,7 @@ def test_prepared_archives_train(
     downloads: pathlib.Path, tmp_path: pathlib.Path, command: Command, in_process: None, monkeypatch: pytest.MonkeyPatch
 ):
     """CMYK, a PNG, broken EXIF and all: what was prepared is what a training and its evaluation read."""
-    assert prepare.run([str(downloads), str(tmp_path / "data"), "--short_side=48", "--workers=1"]) == 0
+    assert prepare.main([str(downloads), str(tmp_path / "data"), "--short_side=48", "--workers=1"]) == 0
     command(
         "--config=configs/quickstart.py",
         "--config.data.source=tfds",
@@ -518,7 +518,7 @@ def test_names_of_classes_that_tfds_cannot_store(
     os.makedirs(folder)
     with open(os.path.join(folder, b"1.png"), "wb") as file:
         file.write(encode(picture(8, 8), "PNG"))
-    assert prepare.run([str(tmp_path / "images"), str(tmp_path / "data"), "--workers=1"]) == 1
+    assert prepare.main([str(tmp_path / "images"), str(tmp_path / "data"), "--workers=1"]) == 1
     assert "rename it" in capsys.readouterr().err
 
 
@@ -533,10 +533,10 @@ def test_damaged_records_of_a_data_set_are_skipped_or_named(
     data = bytearray(shard.read_bytes())
     data[data.index(images[3][0]) + 100] ^= 1
     shard.write_bytes(data)
-    assert prepare.run([str(directory), str(tmp_path / "data"), "--workers=1"]) == 1
+    assert prepare.main([str(directory), str(tmp_path / "data"), "--workers=1"]) == 1
     assert "train/00000003: it cannot be read" in capsys.readouterr().err
-    assert prepare.run([str(directory), str(tmp_path / "data"), "--workers=1", "--skip_corrupt=1"]) == 0
+    assert prepare.main([str(directory), str(tmp_path / "data"), "--workers=1", "--skip_corrupt=1"]) == 0
     assert manifest.read(tmp_path / "data")["splits"]["train"]["examples"] == 5
     (tmp_path / "data" / "manifest.json").write_text('{"splits": {"train": 3}, "options": {"name": "a"}}')
-    assert prepare.run(["--verify", str(tmp_path / "data")]) == 1
+    assert prepare.main(["--verify", str(tmp_path / "data")]) == 1
     assert "is damaged" in capsys.readouterr().err

@@ -25,8 +25,7 @@ import jax.numpy as jnp
 
 from vision_jax.augment import tables
 from vision_jax.augment.policies import Policy, apply_policy, augmix, three_augment
-from vision_jax.config import closest
-from vision_jax.errors import ConfigError
+from vision_jax.errors import ConfigError, suggest
 
 Transform = Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -52,7 +51,7 @@ def create_policy(text: str, mean_color: Sequence[float] = (124, 116, 104)) -> T
     name, *options = text.split("-")
     if name not in _CREATORS:
         raise ConfigError(
-            f"augment.policy is {text!r}: no policy begins with {name!r}; {closest(name, list_policies())}"
+            f"augment.policy is {text!r}: no policy begins with {name!r}; {suggest(name, list_policies())}"
         )
     create, known = _CREATORS[name]
     return create(name, _parse_options(text, options, known), tuple(mean_color))

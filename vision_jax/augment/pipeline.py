@@ -17,8 +17,7 @@ from vision_jax.augment.color import color_jitter, greyscale
 from vision_jax.augment.erasing import cutout, random_erasing
 from vision_jax.augment.notation import Transform, create_policy
 from vision_jax.augment.transforms import col_out, gaussian_blur, random_flip, random_shift, solarize
-from vision_jax.config import closest
-from vision_jax.errors import ConfigError
+from vision_jax.errors import ConfigError, suggest
 
 ERASE_MODES = ("const", "pixel")
 # Each stage has a key of its own, derived from its number here, so that switching one on or off changes no other.
@@ -193,7 +192,7 @@ def create_augmentation(config: AugmentConfig) -> Augmentation:
     choices_of = {"erase_mode": ERASE_MODES, "mix_mode": mixing.MODES, "shift_mode": ("constant", "reflect")}
     for name, choices in choices_of.items():
         if getattr(config, name) not in choices:
-            raise ConfigError(f"augment.{name} is {getattr(config, name)!r}: {closest(getattr(config, name), choices)}")
+            raise ConfigError(f"augment.{name} is {getattr(config, name)!r}: {suggest(getattr(config, name), choices)}")
     if len(config.color_jitter) not in (0, 3, 4):
         raise ConfigError(
             f"augment.color_jitter is {config.color_jitter!r}; give the strengths of brightness, contrast, saturation "

@@ -21,9 +21,8 @@ import numpy as np
 from vision_jax.benchmark import budget, photos
 from vision_jax.benchmark.loaders import LOADERS, Job
 from vision_jax.benchmark.rounds import LoaderFailed, Measurement, Worker
-from vision_jax.config import closest
-from vision_jax.errors import ConfigError, DataError, VisionJaxError
-from vision_jax.writers import write_atomically
+from vision_jax.errors import ConfigError, DataError, VisionJaxError, suggest
+from vision_jax.runtime.writers import write_atomically
 
 OURS = "vision_jax"
 
@@ -115,7 +114,7 @@ def run(arguments: argparse.Namespace) -> None:
     names = arguments.loaders.split(",")
     for name in names:
         if name not in LOADERS:
-            raise ConfigError(f"--loaders has {name!r}: {closest(name, list(LOADERS))}")
+            raise ConfigError(f"--loaders has {name!r}: {suggest(name, list(LOADERS))}")
     if OURS not in names:
         raise ConfigError(f"--loaders is {arguments.loaders}: the others are compared to {OURS}, which must be there.")
     usable = sorted(os.sched_getaffinity(0))

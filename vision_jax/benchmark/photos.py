@@ -101,7 +101,7 @@ def sample(directory: pathlib.Path, split: str, count: int) -> list[Example]:
 
 
 def encode(example: Example, encoding: str) -> Example:
-    """Encodes an example as `python -m vision_jax.prepare` does.
+    """Encodes an example as `python -m vision_jax prepare` does.
 
     Args:
         example: encoded image and label.

@@ -64,7 +64,7 @@ class ArrayRecordFiles:
                 if group and int(group[1]) > 1:
                     log.warning(
                         "%s was written in groups of %s records, all of which are read for each one: this is slow. "
-                        "Write it with group_size:1, as `python -m vision_jax.prepare` does.",
+                        "Write it with group_size:1, as `python -m vision_jax prepare` does.",
                         path,
                         group[1],
                     )

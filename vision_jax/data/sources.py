@@ -20,13 +20,11 @@ from typing import Any, Protocol
 import numpy as np
 import PIL.Image
 import simplejpeg
-from ml_collections import ConfigDict
 
-from vision_jax.config import closest
-from vision_jax.data import digits, order, tfds_format
+from vision_jax.data import order, tfds_format
 from vision_jax.data.arrayrecord import ArrayRecordFiles
 from vision_jax.data.tfrecord import TfRecordFiles
-from vision_jax.errors import DataError
+from vision_jax.errors import DataError, suggest
 
 log = logging.getLogger(__name__)
 
@@ -79,49 +77,6 @@ def cache_dir() -> pathlib.Path:
     return path
 
 
-def create_source(config: ConfigDict, *, train: bool) -> Source:
-    """Returns the training or validation source that `config.data` names.
-
-    Raises:
-        DataError: if it is missing, empty or malformed.
-    """
-    data = config.data
-    source = _create_source(config, train=train)
-    if train and data.train_examples is not None:
-        if data.train_examples > len(source):
-            raise DataError(
-                f"data.train_examples is {data.train_examples}, more than the {len(source)} of the split "
-                f"{data.train_split!r}."
-            )
-        source = SubsetSource(source, order.subset(len(source), data.train_examples))
-    return source
-
-
-def _create_source(config: ConfigDict, *, train: bool) -> Source:
-    """Returns the whole of a split."""
-    data = config.data
-    split = data.train_split if train else data.val_split
-    match data.source:
-        case "synthetic":
-            examples = data.synthetic_train_examples if train else data.synthetic_val_examples
-            size = data.image_size if train else data.eval_resize
-            return SyntheticSource(examples, config.model.num_classes or 1000, size, seed=config.seed)
-        case "folder":
-            return FolderSource(pathlib.Path(data.dir).expanduser(), split)
-        case "tfds":
-            return TfdsSource(pathlib.Path(data.dir).expanduser(), split)
-        case "digits":
-            root = pathlib.Path(data.dir).expanduser() if data.dir else cache_dir()
-            try:
-                directory = digits.prepare(root)
-            except OSError as error:
-                raise DataError(
-                    f"Cannot write the digits to {root}: {error}. Set data.dir to another folder."
-                ) from error
-            return TfdsSource(directory, split)
-    raise DataError(f"data.source is {data.source!r}, which is unknown.")
-
-
 class TfdsSource:
     """A split of a data set in tfds' layout, of ArrayRecord or TFRecord files, with one image and one label an example.
 
@@ -143,7 +98,7 @@ class TfdsSource:
         self.class_names: list[str] = list(info.features[self._label_key].names or ())
         for part in split.split("+"):
             if (name := part.partition("[")[0].strip()) not in info.splits:
-                raise DataError(f"{self.directory} has no split {name!r}: {closest(name, list(info.splits))}")
+                raise DataError(f"{self.directory} has no split {name!r}: {suggest(name, list(info.splits))}")
         try:
             instructions = info.splits[split].file_instructions
         except Exception as error:  # whatever its parser raises: a slice that is empty or misspelt
@@ -162,7 +117,7 @@ class TfdsSource:
         if file_format != "tfrecord":
             raise DataError(
                 f"{self.directory} holds {file_format} files, and only array_record and tfrecord can be read at "
-                "random: convert it with `python -m vision_jax.prepare`."
+                "random: convert it with `python -m vision_jax prepare`."
             )
         files = TfRecordFiles(list(lengths), cache_dir())
         for path, expected, there in zip(lengths, lengths.values(), files.lengths, strict=True):
@@ -356,3 +311,19 @@ class SyntheticSource:
 
     def describe(self, index: int) -> str:
         return f"synthetic record {index}"
+
+
+def check_classes(source: Source, num_classes: int, class_names: Sequence[str], split: str) -> None:
+    """Checks that the labels of a source mean what they meant in training.
+
+    Raises:
+        DataError: if not.
+    """
+    if class_names and source.class_names and list(source.class_names) != list(class_names):
+        missing, extra = set(class_names) - set(source.class_names), set(source.class_names) - set(class_names)
+        raise DataError(
+            f"The split {split!r} has other classes than the training data: missing are {sorted(missing)[:10]}, only "
+            f"there are {sorted(extra)[:10]}. Give both the same class folders."
+        )
+    if source.num_classes != num_classes:
+        raise DataError(f"The split {split!r} has {source.num_classes} classes and the training data {num_classes}.")

@@ -10,8 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from vision_jax.config import closest
-from vision_jax.errors import ConfigError
+from vision_jax.errors import ConfigError, suggest
 
 # He et al. 2015, with the fan of the output as torch's reference ResNets have it.
 conv_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -237,7 +236,7 @@ def maybe_remat(block: type[nn.Module], remat: bool | str | None) -> type[nn.Mod
         return block
     policy = "full" if remat is True else remat
     if policy not in _REMAT_POLICIES:
-        raise ConfigError(f"remat is {remat!r}: {closest(str(remat), list(_REMAT_POLICIES))}")
+        raise ConfigError(f"remat is {remat!r}: {suggest(str(remat), list(_REMAT_POLICIES))}")
     return nn.remat(block, static_argnums=(2,), policy=_REMAT_POLICIES[policy])
 
 

@@ -9,8 +9,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
-from vision_jax.config import closest
-from vision_jax.errors import ConfigError
+from vision_jax.errors import ConfigError, suggest
 
 Shape = tuple[int, ...]
 # From a tensor's name and shape in the tree of variables, in torch's layout, to those in another library's state dict.
@@ -125,7 +124,7 @@ def entry(name: str) -> Entry:
         model, input = _ALIASES[name]
         return dataclasses.replace(_MODELS[model], input=input)
     if name not in _MODELS:
-        hint = closest(name, [*_MODELS, *_ALIASES], "python -m vision_jax.models")
+        hint = suggest(name, [*_MODELS, *_ALIASES], "python -m vision_jax models")
         raise ConfigError(f"There is no model {name!r}: {hint}")
     return _MODELS[name]
 
@@ -158,7 +157,7 @@ def create_model(name: str, *, dtype: Any = jnp.float32, **options: Any) -> nn.M
     known = entry(name)
     fields = option_names(name)
     if unknown := sorted(options.keys() - set(fields)):
-        raise ConfigError(f"{name} has no option {unknown[0]!r}: {closest(unknown[0], fields)}")
+        raise ConfigError(f"{name} has no option {unknown[0]!r}: {suggest(unknown[0], fields)}")
     model = known.create(dtype=jnp.dtype(dtype), **options)
     if options.get("drop_path_rate") and not getattr(model, "residual", True):
         raise ConfigError(f"{name} has no residual branches to drop: leave drop_path_rate at 0.")

@@ -15,8 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vision_jax.config import closest
-from vision_jax.errors import ConfigError
+from vision_jax.errors import ConfigError, suggest
 from vision_jax.models import registry
 from vision_jax.models.layers import (
     BatchNorm,
@@ -265,7 +264,7 @@ class ResNet(ImageModel, kw_only=True):
 
     def __post_init__(self) -> None:
         if self.blur_pool and self.blur_pool not in BLUR_POOL:
-            raise ConfigError(f"blur_pool is {self.blur_pool!r}: {closest(self.blur_pool, BLUR_POOL)}")
+            raise ConfigError(f"blur_pool is {self.blur_pool!r}: {suggest(self.blur_pool, BLUR_POOL)}")
         super().__post_init__()
 
     def setup(self) -> None:

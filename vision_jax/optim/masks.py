@@ -10,8 +10,7 @@ from typing import Any
 
 import jax
 
-from vision_jax.config import closest
-from vision_jax.errors import ConfigError
+from vision_jax.errors import ConfigError, suggest
 
 Mask = Callable[[Any], Any] | Any
 
@@ -52,7 +51,7 @@ def decay_mask(params: Any, rule: str = "kernels", exclude: Sequence[str] = ()) 
         ConfigError: for an unknown rule.
     """
     if rule not in DECAY_RULES:
-        raise ConfigError(f"There is no rule {rule!r} for what decays: {closest(rule, DECAY_RULES)}")
+        raise ConfigError(f"There is no rule {rule!r} for what decays: {suggest(rule, DECAY_RULES)}")
     scales: set[str] = set()
     if rule == "not_norms":
         paths = [path_string(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]

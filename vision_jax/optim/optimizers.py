@@ -16,8 +16,7 @@ import jax.numpy as jnp
 import optax
 import optax.contrib
 
-from vision_jax.config import closest
-from vision_jax.errors import ConfigError
+from vision_jax.errors import ConfigError, suggest
 from vision_jax.optim.clipping import clip_adaptive as clip_adaptively
 from vision_jax.optim.masks import Mask, is_stacked, matches, path_string
 
@@ -566,7 +565,7 @@ def optimizer_arguments(name: str) -> dict[str, Any]:
         ConfigError: for an unknown name.
     """
     if name not in _OPTIMIZERS:
-        raise ConfigError(f"There is no optimizer {name!r}: {closest(name, list(_OPTIMIZERS))}")
+        raise ConfigError(f"There is no optimizer {name!r}: {suggest(name, list(_OPTIMIZERS))}")
     parameters = inspect.signature(_OPTIMIZERS[name][0]).parameters.values()
     defaults = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
     return defaults | {"mu_dtype": "bfloat16" if defaults["mu_dtype"] is jnp.bfloat16 else None}

@@ -14,8 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from vision_jax.config import closest
-from vision_jax.errors import ConfigError
+from vision_jax.errors import ConfigError, suggest
 
 Share = Callable[[jax.Array], Any]
 
@@ -34,7 +33,7 @@ def scale_learning_rate(base: float, batch_size: int, base_batch_size: int, rule
         return base * ratio
     if rule == "sqrt":
         return base * math.sqrt(ratio)
-    raise ConfigError(f"There is no rule {rule!r} for the learning rate: {closest(rule, ['linear', 'sqrt'])}")
+    raise ConfigError(f"There is no rule {rule!r} for the learning rate: {suggest(rule, ['linear', 'sqrt'])}")
 
 
 def _left(t: jax.Array, start: float, end: float) -> jax.Array:
@@ -119,7 +118,7 @@ def _wsd(*, start: int, total: int, end: float, decay_steps: int, decay: str = "
         "cosine": lambda left: jnp.sin(jnp.pi / 2 * left) ** 2,
     }
     if decay not in curves:
-        raise ConfigError(f"There is no decay {decay!r}: {closest(decay, list(curves))}")
+        raise ConfigError(f"There is no decay {decay!r}: {suggest(decay, list(curves))}")
     if not 0 < decay_steps <= total - start:
         raise ConfigError(f"decay_steps is {decay_steps}: it must be between 1 and the {total - start} after warm-up.")
     return lambda t: end + (1 - end) * curves[decay](_left(t, total - decay_steps, total))
@@ -150,7 +149,7 @@ def schedule_arguments(name: str) -> list[str]:
         ConfigError: for an unknown name.
     """
     if name not in _SHARES:
-        raise ConfigError(f"There is no schedule {name!r}: {closest(name, list(_SHARES))}")
+        raise ConfigError(f"There is no schedule {name!r}: {suggest(name, list(_SHARES))}")
     return [key for key in inspect.signature(_SHARES[name]).parameters if key not in ("start", "total", "end")]
 
 

@@ -1,1 +1,1 @@
-"""The work of `python -m vision_jax.prepare`: inputs, conversion, shards, manifest."""
+"""The work of `python -m vision_jax prepare`: inputs, conversion, shards, manifest."""

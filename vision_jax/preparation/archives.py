@@ -22,7 +22,7 @@ import numpy as np
 
 from vision_jax.errors import DataError
 from vision_jax.preparation.inputs import Index, Original, make_records
-from vision_jax.writers import Progress
+from vision_jax.runtime.writers import Progress
 
 log = logging.getLogger(__name__)
 

@@ -55,7 +55,7 @@ def read(directory: pathlib.Path) -> dict[str, Any]:
         reason = (
             "it is not finished: run the command that made it again"
             if (directory / "incomplete").exists()
-            else ("it was not made by `python -m vision_jax.prepare`, or is not finished")
+            else ("it was not made by `python -m vision_jax prepare`, or is not finished")
         )
         raise DataError(f"{directory} has no {FILE_NAME}: {reason}.")
     try:

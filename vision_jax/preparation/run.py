@@ -1,4 +1,4 @@
-"""The work of `python -m vision_jax.prepare`, which has the words for users: input, plan, shards, metadata.
+"""The work of `python -m vision_jax prepare`, which has the words for users: input, plan, shards, metadata.
 
 What is needed to go on after a kill is in OUTPUT/incomplete: the plan, the index of the input, and the receipts of the
 shards, which `vision_jax.preparation.shards` writes. The manifest comes last: with it the data set is complete.
@@ -24,7 +24,7 @@ from vision_jax.preparation import shards as shards_lib
 from vision_jax.preparation.convert import Conversion
 from vision_jax.preparation.inputs import Index, Input
 from vision_jax.preparation.shards import Receipt, Shard
-from vision_jax.writers import Progress
+from vision_jax.runtime.writers import Progress
 
 log = logging.getLogger(__name__)
 

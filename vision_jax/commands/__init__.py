@@ -1,0 +1,13 @@
+"""The commands of `python -m vision_jax VERB`, one file a verb: `main(argv)` does what the flags say.
+
+They return their exit status: 0 done, 1 failed with one line, 2 wrong flags.
+"""
+
+# Verb -> what `python -m vision_jax` says of it. The file is called as the verb is, with _ for -.
+VERBS = {
+    "prepare": "write a data set for training, from archives, folders or tfds",
+    "models": "list the models, with their parameters, multiply-adds and published accuracy",
+    "preview": "show every augmentation in one picture",
+    "benchmark": "measure the input pipeline, beside other loaders",
+    "export": "write a checkpoint as weights for timm or torchvision",
+}

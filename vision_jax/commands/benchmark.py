@@ -1,0 +1,43 @@
+"""The command: `python -m vision_jax benchmark input`, with --help.
+
+Exit status: 0 done, 1 failed, 2 wrong flags, 130 Ctrl-C, 143 SIGTERM.
+"""
+
+import argparse
+import signal
+import sys
+from collections.abc import Sequence
+
+from vision_jax.benchmark import input as input_benchmark
+from vision_jax.errors import VisionJaxError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a benchmark and returns the exit status.
+
+    Args:
+        argv: the arguments; None: those of the command line.
+    """
+    parser = argparse.ArgumentParser(prog="python -m vision_jax benchmark", description="Measures, and prints a table.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    command = commands.add_parser(
+        "input",
+        help="our loader beside tf.data, DALI, Grain, torch and Pillow",
+        description="Images/s of our loader beside those of tf.data, DALI, Grain, torch and Pillow, as far as they are "
+        "installed: the same crops of the same bytes on the same cores, in one run. Then the time of each step of "
+        "ours. All records are in memory (the page cache): the speed of a disk is not part of it.",
+    )
+    input_benchmark.add_arguments(command)
+    command.set_defaults(run=input_benchmark.run)
+    arguments = parser.parse_args(argv)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started and written goes away
+    run = vars(arguments).pop("run")
+    try:
+        run(arguments)
+    except VisionJaxError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    return 0

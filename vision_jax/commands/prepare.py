@@ -1,0 +1,170 @@
+"""Writes a data set for training: `python -m vision_jax prepare /downloads/imagenet /data/imagenet2012`.
+
+INPUT is one of
+
+- a folder with ImageNet's archives as downloaded: ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and
+  ILSVRC2012_devkit_t12.tar.gz. They are read in place, never extracted;
+- a folder of classes: INPUT/train/CLASS/IMAGE and so on, or INPUT/CLASS/IMAGE with --holdout=FRACTION for validation;
+- the folder of a data set that tfds has prepared, in TFRecord or ArrayRecord files;
+- tfds:NAME, which tfds downloads and prepares (this needs TensorFlow).
+
+OUTPUT becomes a data set in tfds' layout, of ArrayRecord files: data.dir of the configuration, and what
+`tfds.builder_from_directory` reads. A run that was killed goes on when it is started again, and the result is the same
+to the byte. `--verify DIR` compares such a folder with its manifest.
+
+Examples are in a random order that depends on their names alone, so that train[:1%] is a random sample; the order of a
+data set of tfds is kept. Exit status: 0 done, 1 failed, 2 wrong flags, 130 Ctrl-C.
+"""
+
+import argparse
+import dataclasses
+import logging
+import os
+import pathlib
+import re
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from vision_jax.errors import VisionJaxError
+
+_DEFAULT_MAX_PIXELS = 100_000_000
+
+
+def _parser() -> argparse.ArgumentParser:
+    assert __doc__ is not None
+    parser = argparse.ArgumentParser(
+        prog="python -m vision_jax prepare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("input", metavar="INPUT", nargs="?", help="a folder, or tfds:NAME[/CONFIG][:VERSION]")
+    parser.add_argument("output", metavar="OUTPUT", nargs="?", help="the folder of the result, new or unfinished")
+    parser.add_argument(
+        "--verify", metavar="DIR", type=pathlib.Path, help="check a prepared data set, and nothing else"
+    )
+    parser.add_argument("--name", type=_name, help="of the data set; default: imagenet2012, or the folder's")
+    parser.add_argument(
+        "--encoding",
+        choices=("jpeg", "raw", "original"),
+        default="jpeg",
+        help="jpeg: resized JPEGs (default). raw: decoded pixels, for hosts with few cores. original: bytes untouched",
+    )
+    parser.add_argument(
+        "--short_side",
+        metavar="PIXELS",
+        type=_integer(0),
+        default=256,
+        help="of the images, which are never enlarged; 0 keeps every size (default: %(default)s)",
+    )
+    parser.add_argument("--quality", type=_integer(1, 100), default=90, help="of JPEGs (default: %(default)s)")
+    parser.add_argument(
+        "--apply_exif_orientation", action="store_true", help="turn images upright; ImageNet is used without"
+    )
+    parser.add_argument(
+        "--max_pixels",
+        type=_integer(1),
+        default=_DEFAULT_MAX_PIXELS,
+        help="an image with more is refused (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--skip_corrupt",
+        metavar="N",
+        type=_integer(0),
+        default=0,
+        help="leave out up to N images that cannot be decoded or are too large; default: the first one ends the run",
+    )
+    parser.add_argument(
+        "--holdout",
+        metavar="FRACTION",
+        type=_fraction,
+        default=0.0,
+        help="of each class, for validation, from a folder of classes that has no splits",
+    )
+    parser.add_argument("--shards", type=_integer(1), help="in each split; default: of about 256 MiB")
+    parser.add_argument("--workers", type=_integer(1), default=None, help="processes; default: one a usable core")
+    return parser
+
+
+def _integer(least: int, most: int | None = None) -> Any:
+    def parse(text: str) -> int:
+        value = int(text)
+        if value < least or (most is not None and value > most):
+            raise argparse.ArgumentTypeError(
+                f"{value} is not {f'at least {least}' if most is None else f'between {least} and {most}'}"
+            )
+        return value
+
+    parse.__name__ = "integer"  # what argparse calls it
+    return parse
+
+
+def _fraction(text: str) -> float:
+    value = float(text)
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not between 0 and 1")
+    return value
+
+
+def _name(text: str) -> str:
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not made of a-z, 0-9 and _, beginning with a letter")
+    return text
+
+
+def _configure_logging() -> None:
+    """Shows this package's messages; other libraries' only from warnings on."""
+    from vision_jax.runtime.writers import ProgressHandler
+
+    handler = ProgressHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    logging.getLogger().handlers = [handler]
+    logging.getLogger("vision_jax").setLevel(logging.INFO)
+
+
+def verify(directory: pathlib.Path) -> list[str]:
+    """Compares a prepared data set with its manifest, prints how many examples there are, and returns the problems."""
+    from vision_jax.preparation import manifest
+    from vision_jax.preparation import run as preparation
+    from vision_jax.runtime.writers import Progress
+
+    content = manifest.read(directory)
+    num_files = len(content["metadata"]) + sum(len(values["shards"]) for values in content["splits"].values())
+    with Progress(num_files, description="files") as bar:
+        problems = manifest.problems(directory, content, lambda: bar.update({}))
+    for split, values in content["splits"].items():
+        print(f"{split}: {values['examples']:,} examples in {len(values['shards'])} shards")
+    for line in preparation.remarks(content):
+        print(line)
+    return problems
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Does what the flags say and returns the exit status."""
+    parser = _parser()
+    flags = parser.parse_args(argv)
+    if (flags.verify is None) != (flags.output is not None):
+        parser.error("give INPUT and OUTPUT, or --verify DIR alone")
+    if flags.encoding == "original" and flags.apply_exif_orientation:
+        parser.error("--apply_exif_orientation changes images, which --encoding=original does not")
+    _configure_logging()
+    try:
+        if flags.verify is not None:
+            problems = verify(flags.verify)
+            for problem in problems:
+                print(f"error: {problem}", file=sys.stderr)
+            print("damaged" if problems else "as it was prepared")
+            return 1 if problems else 0
+        from vision_jax.preparation import run as preparation  # here, because --help should be quick
+
+        names = [field.name for field in dataclasses.fields(preparation.Options)]
+        options = preparation.Options(**{name: getattr(flags, name) for name in names})
+        workers = flags.workers or len(os.sched_getaffinity(0))
+        preparation.prepare(
+            flags.input, pathlib.Path(flags.output), options, skip_corrupt=flags.skip_corrupt, workers=workers
+        )
+        return 0
+    except (VisionJaxError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on from here", file=sys.stderr)
+        return 130

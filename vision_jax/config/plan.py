@@ -1,0 +1,131 @@
+"""What follows from a configuration: sizes, steps and rates."""
+
+import dataclasses
+import math
+
+from ml_collections import ConfigDict
+
+from vision_jax import augment, optim
+from vision_jax.errors import ConfigError
+from vision_jax.models import registry
+
+
+def resolve(config: ConfigDict) -> ConfigDict:
+    """Returns the configuration with what `data.model_input` asks for filled in; a copy.
+
+    Raises:
+        ConfigError: if there is no such model.
+    """
+    config = config.copy_and_resolve_references()
+    if config.data.model_input:
+        spec = registry.entry(config.model.name).input
+        config.data.update(
+            {"image_size": spec.size, "channels": spec.channels, "mean": spec.mean, "std": spec.std}
+            | {"eval_crop": spec.crop_pct, "eval_filter": spec.interpolation}
+        )
+    return config
+
+
+def eval_size(config: ConfigDict) -> int:
+    """Returns height and width of the images that are evaluated."""
+    return config.data.eval_size or config.data.image_size
+
+
+def eval_resize(config: ConfigDict) -> int:
+    """Returns what the shorter side of an evaluation image is resized to."""
+    crop = config.data.eval_crop
+    return config.data.eval_resize if crop is None else math.floor(eval_size(config) / crop)
+
+
+def augmentation_fields(config: ConfigDict) -> augment.AugmentConfig:
+    """Returns what `config` says of augmentation."""
+    return augment.AugmentConfig(
+        **config.augment, mean_color=tuple(min(255, max(0, round(255 * mean))) for mean in config.data.mean)
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What follows from a configuration once the number of training examples is known.
+
+    Attributes:
+        steps_per_epoch: floor(examples / batch_size).
+        total_steps: updates in the whole training.
+        warmup_steps: updates during which the learning rate rises.
+        learning_rate: the peak, scaled to the batch.
+        eval_every: steps between evaluations.
+        checkpoint_every: steps between checkpoints; None: only those before evaluations and at the end.
+        train_sizes: (first step, size) of progressive resizing, ascending; empty without it.
+        ema_start: updates until the moving average is one.
+    """
+
+    steps_per_epoch: int
+    total_steps: int
+    warmup_steps: int
+    learning_rate: float
+    eval_every: int
+    checkpoint_every: int | None
+    train_sizes: tuple[tuple[int, int], ...] = ()
+    ema_start: int = 0
+
+    def evaluates_at(self, step: int) -> bool:
+        """Returns whether the state is evaluated after `step` updates."""
+        return step > 0 and (step % self.eval_every == 0 or step == self.total_steps)
+
+    def saves_at(self, step: int) -> bool:
+        """Returns whether the state is saved after `step` updates: also before each evaluation."""
+        every = self.checkpoint_every
+        return self.evaluates_at(step) or (step > 0 and every is not None and step % every == 0)
+
+
+def make_plan(config: ConfigDict, num_examples: int) -> Plan:
+    """Turns epochs into steps and scales the learning rate.
+
+    Args:
+        config: the configuration.
+        num_examples: in the training split.
+
+    Raises:
+        ConfigError: if the batch is larger than the split, or the warm-up not shorter than the training.
+    """
+    steps_per_epoch = num_examples // config.batch_size
+    if not steps_per_epoch:
+        raise ConfigError(
+            f"batch_size is {config.batch_size}, more than the {num_examples} examples of the split "
+            f"{config.data.train_split!r}: make it at most {num_examples}."
+        )
+
+    def steps(path: str, epochs: float, given: int | None) -> int:
+        if given is not None:
+            return given
+        if epochs > 0 and (result := round(epochs * steps_per_epoch)) == 0:
+            raise ConfigError(f"{path} is {epochs}, less than one of the {steps_per_epoch} steps of an epoch.")
+        return result if epochs > 0 else 0
+
+    total_steps = steps("epochs", config.epochs, config.total_steps)
+    warmup_steps = config.schedule.warmup_steps
+    if config.schedule.warmup_share is not None:
+        warmup_steps = round(config.schedule.warmup_share * total_steps)
+    warmup_steps = steps("schedule.warmup_epochs", config.schedule.warmup_epochs, warmup_steps)
+    if warmup_steps >= total_steps:
+        raise ConfigError(
+            f"The warm-up is {warmup_steps} steps and the training {total_steps} (an epoch has {steps_per_epoch}): "
+            "lower schedule.warmup_epochs or schedule.warmup_steps, or raise epochs or total_steps."
+        )
+    learning_rate = config.optimizer.learning_rate
+    if (reference := config.optimizer.learning_rate_batch_size) is not None:
+        scaling = config.optimizer.learning_rate_scaling
+        learning_rate = optim.scale_learning_rate(learning_rate, config.batch_size, reference, scaling)
+    return Plan(
+        steps_per_epoch=steps_per_epoch,
+        total_steps=total_steps,
+        warmup_steps=warmup_steps,
+        learning_rate=learning_rate,
+        eval_every=steps("eval.every_epochs", config.eval.every_epochs, config.eval.every_steps),
+        checkpoint_every=config.checkpoint.every_steps,
+        train_sizes=tuple(
+            (round(epoch * steps_per_epoch), size)
+            for epoch, size in zip(config.data.progressive_epochs, config.data.progressive_sizes, strict=True)
+        ),
+        ema_start=round(config.ema_start_epochs * steps_per_epoch),
+    )

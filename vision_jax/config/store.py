@@ -1,0 +1,133 @@
+"""How a configuration is stored, read again, and compared with another one."""
+
+import fnmatch
+import json
+import logging
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from vision_jax.config.fields import default_config
+from vision_jax.errors import CheckpointError, ConfigError
+from vision_jax.runtime.writers import write_atomically
+
+log = logging.getLogger(__name__)
+
+# Patterns (fnmatch) of the fields that do not change what is computed, but to rounding: where and on what, what is
+# written when, and what happens when that fails. A run may go on with other values of them. `checkpoint.every_steps` is
+# one although `guard.*=rewind` goes back to what it has saved.
+_FREE = (
+    *("mesh.*", "data.dir", "data.num_threads", "data.num_workers", "data.prefetch", "log.*"),
+    *("checkpoint.every_steps", "checkpoint.keep", "checkpoint.on_error", "compilation_cache", "watchdog_seconds"),
+)
+
+
+def to_json(config: ConfigDict) -> str:
+    """Returns the configuration as JSON, sorted and indented, with null for what is not set."""
+    return json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"
+
+
+def from_dict(fields: dict) -> ConfigDict:
+    """Returns the configuration of which `to_json` wrote `fields`.
+
+    Raises:
+        ConfigError: if there is a field that this version does not have.
+    """
+    config = default_config()
+    known = dict(flatten(config))
+    values = dict(flatten(fields))
+    if unknown := sorted(values.keys() - known.keys()):
+        raise ConfigError(f"The stored configuration has fields that this version does not know: {', '.join(unknown)}.")
+    for path, value in values.items():
+        node, name = parent(config, path)
+        node[name] = _as(tuple, value)
+    return config
+
+
+def _as(kind: type, value: object) -> Any:
+    """Returns lists and tuples, also those within others, as `kind`; all else as it is."""
+    return kind(_as(kind, v) for v in value) if isinstance(value, list | tuple) else value
+
+
+def parent(config: ConfigDict, path: str) -> tuple[ConfigDict, str]:
+    """Returns what holds the field at a path such as `data.image_size`, and the field's name there."""
+    *parents, name = path.split(".")
+    for parent in parents:
+        config = config[parent]
+    return config, name
+
+
+def flatten(config: ConfigDict | dict, prefix: str = "") -> Iterator[tuple[str, object]]:
+    """Yields (path, value) for every field, with paths such as `data.image_size`."""
+    for key in config:
+        value = config[key]
+        if isinstance(value, ConfigDict | dict):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", _as(list, value)
+
+
+def differences(old: ConfigDict | dict, new: ConfigDict | dict) -> tuple[list[str], list[str]]:
+    """Returns a line `field: old -> new` for each field that differs.
+
+    A field that `old` lacks has its default there: an older version did not know it.
+
+    Returns:
+        the lines of the fields that change what is computed, and those of the fields that do not.
+    """
+    before, after = dict(flatten(default_config())) | dict(flatten(old)), dict(flatten(new))
+    lines: tuple[list[str], list[str]] = ([], [])
+    for path in sorted(before.keys() | after.keys()):
+        if before.get(path) != after.get(path):
+            free = any(fnmatch.fnmatchcase(path, pattern) for pattern in _FREE)
+            lines[free].append(f"{path}: {before.get(path)!r} -> {after.get(path)!r}")
+    return lines
+
+
+def reset_mesh(config: ConfigDict) -> None:
+    """Makes the mesh of a stored configuration fit any devices: data parallelism alone."""
+    config.mesh.update({"data": -1, "fsdp": 1, "tensor": 1, "rules": ()})
+
+
+def check_same_config(workdir: pathlib.Path, config: ConfigDict, *, allow_config_change: bool) -> None:
+    """Checks that config.json is `config` in all that changes what is computed, or that it may be another.
+
+    A workdir without checkpoints may be of any configuration.
+
+    Args:
+        workdir: of the run.
+        config: of the run.
+        allow_config_change: let it be another one than that of the checkpoints.
+
+    Raises:
+        CheckpointError: if it is another.
+    """
+    if not any(path.name.isdigit() for path in workdir.glob("checkpoints/*")):
+        return
+    path = workdir / "config.json"
+    try:
+        changed, free = differences(json.loads(path.read_text()), json.loads(to_json(config)))
+    except (OSError, ValueError) as error:
+        problem = f"{workdir} has checkpoints, but its config.json cannot be read: {error}."
+    else:
+        if free:
+            log.info("Going on with other values of fields that do not change the results:\n%s", _bullets(free))
+        if not changed:
+            return
+        problem = f"{workdir} was made by another configuration:\n{_bullets(changed)}"
+    if not allow_config_change:
+        raise CheckpointError(
+            f"{problem}\nGive another --workdir, or pass --allow_config_change to continue with the new values."
+        )
+    log.warning("%s", problem)
+
+
+def _bullets(lines: Sequence[str]) -> str:
+    return "\n".join(f"  - {line}" for line in lines)
+
+
+def write_config(workdir: pathlib.Path, config: ConfigDict) -> None:
+    """Writes config.json."""
+    write_atomically(workdir / "config.json", to_json(config))

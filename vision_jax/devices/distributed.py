@@ -1,0 +1,227 @@
+"""Starting `jax.distributed`, and making sure that all processes run the same thing.
+
+`start` joins the processes and tries their connection with one collective, both within a limit. `check_agreement` stops
+all of them if they were started with different configurations or different software.
+"""
+
+import collections
+import hashlib
+import importlib.metadata
+import json
+import pathlib
+import platform
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+import vision_jax
+from vision_jax.devices.cluster import Join
+from vision_jax.errors import DistributedError
+
+# How long processes wait for each other at the start: machines of one job may be given out minutes apart.
+START_SECONDS = 300
+# A process that has not been heard of for this long is dead, and the others are ended: jax.distributed sees to both. As
+# processes are heard of twice in this time, it is found 25 to 50 s after its end: within a minute.
+HEARTBEAT_SECONDS = 50
+# Their results depend on these, beyond JAX's own.
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "libtpu", "jax-cuda12-plugin")
+
+
+def start(
+    join: Join, *, seconds: float = START_SECONDS, initialize: Callable[..., None] = jax.distributed.initialize
+) -> str:
+    """Joins this process to the others and tries their connection. To be called before JAX is used.
+
+    Args:
+        join: see `vision_jax.devices.cluster`.
+        seconds: how long to wait for the others.
+        initialize: stands for `jax.distributed.initialize`, in tests.
+
+    Returns:
+        what there is, in a sentence: processes, hosts, devices and slices.
+
+    Raises:
+        DistributedError: if they cannot be reached, have not all come in time, or their first collective fails.
+    """
+    print(f"Joining the other processes: {join}.", file=sys.stderr, flush=True)
+    # On a timeout of its own, JAX aborts the process with a stack trace in C++: we are to be first.
+    limits = {"initialization_timeout": int(seconds) + 60, "heartbeat_timeout_seconds": HEARTBEAT_SECONDS}
+    try:
+        _within(seconds, lambda: initialize(**_arguments(join), **limits), f"The processes have not met ({join})")
+    except jax.errors.JaxRuntimeError as error:
+        raise DistributedError(f"Cannot join the other processes ({join}): {error}") from error
+    # It is also what first asks for the devices of the others, which can hang as well.
+    counted, hosts = _within(seconds, lambda: (_count_devices(), gather(platform.node())), "The first collective hangs")
+    if counted != jax.device_count():
+        raise DistributedError(
+            f"The first collective counted {counted} devices, and there are {jax.device_count()}: the devices or the "
+            "network between them are not in order."
+        )
+    return describe_topology(jax.devices(), hosts)
+
+
+def _arguments(join: Join) -> dict[str, Any]:
+    """Returns the arguments for `jax.distributed.initialize`."""
+    if join.coordinator_address is None:
+        return {}
+    host, port = join.coordinator_address.rsplit(":", 1)
+    arguments = {
+        "coordinator_address": join.coordinator_address,
+        "num_processes": join.num_processes,
+        "process_id": join.process_id,
+        "local_device_ids": join.local_device_ids,
+        "cluster_detection_method": "deactivate",
+    }
+    if host in ("127.0.0.1", "localhost", "[::1]"):
+        # By default process 0 listens on all networks of its machine.
+        arguments["coordinator_bind_address"] = f"{'127.0.0.1' if host == 'localhost' else host}:{port}"
+    return arguments
+
+
+def _within(seconds: float, function: Callable[[], Any], what: str) -> Any:
+    """Returns what the function does, or raises DistributedError if that takes too long; it is then left running."""
+    results: list[Any] = []
+    errors: list[BaseException] = []
+
+    def call() -> None:
+        try:
+            results.append(function())
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=call, name="distributed", daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if thread.is_alive():
+        raise DistributedError(
+            f"{what} after {seconds:g} s. Is each of them running (look at the output of all), and are they as many as "
+            "they say? Does the name of process 0's host resolve, and is its port free there and open to the others? "
+            "With GPUs, NCCL_DEBUG=INFO shows which network is used."
+        )
+    if errors:
+        raise errors[0]
+    return results[0]
+
+
+def _count_devices() -> int:
+    """Returns the sum of a one from each device."""
+    mesh = jax.make_mesh((jax.device_count(),), ("all",), axis_types=(AxisType.Auto,))
+    ones = jax.make_array_from_callback(
+        (jax.device_count(),), NamedSharding(mesh, PartitionSpec("all")), lambda index: np.ones(1, np.int32)
+    )
+    return int(jax.jit(jnp.sum, out_shardings=NamedSharding(mesh, PartitionSpec()))(ones))
+
+
+def describe_topology(devices: Sequence[Any], hosts: Sequence[str]) -> str:
+    """Returns a sentence on processes, their hosts, devices and slices, such as `2 processes on 2 hosts, …`."""
+    each = sorted(set(collections.Counter(device.process_index for device in devices).values()))
+    kinds = sorted({device.device_kind for device in devices})
+    slices = len({getattr(device, "slice_index", None) for device in devices})
+    return (
+        f"{len(hosts)} processes on {_count(len(set(hosts)), 'host')}, {' or '.join(map(str, each))} of "
+        f"{_count(len(devices), 'device')} each ({', '.join(kinds)}), in {_count(slices, 'slice')}; "
+        "one collective over all of them was tried."
+    )
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def gather(value: Any) -> list[Any]:
+    """Returns what each process gives, in their order; every process is to call it. The values go through JSON."""
+    data = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    sizes = multihost_utils.process_allgather(np.array([data.size], np.int32)).reshape(-1)
+    padded = np.zeros(int(sizes.max()), np.uint8)
+    padded[: data.size] = data
+    rows = multihost_utils.process_allgather(padded).reshape(len(sizes), -1)
+    return [json.loads(row[:size].tobytes()) for row, size in zip(rows, sizes, strict=True)]
+
+
+def check_agreement(facts: Mapping[str, Any]) -> None:
+    """Makes sure that several processes have the same facts, code, packages and number of devices.
+
+    Args:
+        facts: anything that must be the same in all, as JSON; mappings may be nested.
+
+    Raises:
+        DistributedError: in all processes, if they differ; it says in what, and which processes have what.
+    """
+    if jax.process_count() == 1:
+        return
+    versions = {
+        **{"the version of Python": platform.python_version(), "the code of vision_jax": code_version()},
+        **{f"the version of {name}": version for name in _PACKAGES if (version := _version(name)) is not None},
+        "the number of local devices": jax.local_device_count(),
+        "the kind of devices": jax.local_devices()[0].device_kind,
+    }
+    if lines := differences(gather({**facts, **versions})):
+        raise DistributedError(
+            "The processes were not started with the same things:\n  "
+            + "\n  ".join(lines)
+            + "\nStart all of them with one command and from one environment."
+        )
+
+
+def differences(facts: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Returns a sentence for each fact that differs, of the facts of each process.
+
+    Such as `optimizer.learning_rate is 0.1 in processes 0, 1 and 0.2 in process 2`.
+    """
+    flat = [_flatten(each) for each in facts]
+    lines = []
+    for name in dict.fromkeys(name for each in flat for name in each):
+        holders: dict[str, list[int]] = {}
+        for process, each in enumerate(flat):
+            text = json.dumps(each[name]) if name in each else "absent"
+            holders.setdefault(text, []).append(process)
+        if len(holders) > 1:
+            lines.append(f"{name} is " + " and ".join(f"{text} in {_processes(who)}" for text, who in holders.items()))
+    return lines
+
+
+def _flatten(facts: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Returns nested mappings as one, with dots in its names."""
+    flat: dict[str, Any] = {}
+    for name, value in facts.items():
+        if isinstance(value, Mapping) and value:
+            flat.update(_flatten(value, f"{prefix}{name}."))
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def _processes(numbers: Sequence[int]) -> str:
+    """Returns the sorted numbers in words: `process 2`, `processes 0, 1`, `processes 0 to 62, 64`."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and runs[-1][-1] == number - 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    texts = [f"{run[0]} to {run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs]
+    return f"process{'es' if len(numbers) > 1 else ''} {', '.join(texts)}"
+
+
+def code_version() -> str:
+    """Returns 12 hexadecimal digits of the SHA-256 of this package's Python files and their names."""
+    root = pathlib.Path(vision_jax.__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        content = path.read_bytes()
+        digest.update(f"{path.relative_to(root).as_posix()} {len(content)}\n".encode() + content)
+    return digest.hexdigest()[:12]
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,498 @@
+"""Checkpoints: asynchronous, verified, and restored onto any topology.
+
+A checkpoint of Orbax holds three items: `model` (step, parameters, batch statistics, averages), `optimizer`, and
+`about`, a JSON with the configuration, the classes, the versions, and shape, dtype and digest of every array. There is
+no code and no pickle in it. The digest is computed on the devices when the state is saved, and again when it is
+restored: what is restored is what was saved, bit for bit, or it is refused.
+
+Storage can be full, read-only, gone or slow. A save that fails, at once or in the background, in one process or in all,
+has failed for all: they agree on it when the save is waited for. Orbax's manager is then made anew for the next save,
+which removes the temporary directories that are left; complete checkpoints, damaged ones too, it leaves alone.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import importlib.metadata
+import json
+import logging
+import os
+import pathlib
+import platform
+import threading
+import time
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.sharding import NamedSharding, PartitionSpec
+
+from vision_jax.devices import sharding
+from vision_jax.errors import CheckpointError
+from vision_jax.runtime import writers
+from vision_jax.runtime.barriers import Barriers, OtherProcessError, any_process
+from vision_jax.state import TrainState
+
+log = logging.getLogger(__name__)
+
+_PATIENCE = 5.0  # seconds that the training may wait for the save before, until a warning says so; or for a failed one
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+class DamagedError(CheckpointError):
+    """The files of a checkpoint are incomplete or altered."""
+
+
+def _digest(x: jax.Array) -> jax.Array:
+    """Returns a () uint32 that depends on every bit and its place, and not on how the array is sharded.
+
+    It is a sum modulo 2^32 of the elements' bits, each times an odd number that its position gives: a sum of integers
+    is the same in any order.
+    """
+    bits = jax.lax.bitcast_convert_type(x, jnp.dtype(f"uint{8 * x.dtype.itemsize}")).astype(jnp.uint32)
+    position = jnp.zeros(x.shape, jnp.uint32)
+    for axis, size in enumerate(x.shape):
+        position = position * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
+    return jnp.sum(bits * ((position * jnp.uint32(2654435761)) | jnp.uint32(1)), dtype=jnp.uint32)
+
+
+def _digests(leaves: Sequence[jax.Array]) -> np.ndarray:
+    """Returns the digest of each array, (n,) uint32, the same in all processes whatever the layouts."""
+    layout = leaves[0].sharding
+    if isinstance(layout, NamedSharding):
+        layout = NamedSharding(layout.mesh, PartitionSpec())
+    return np.asarray(_digests_on(layout)(leaves))
+
+
+@functools.cache
+def _digests_on(layout: jax.sharding.Sharding) -> Callable[[Sequence[jax.Array]], jax.Array]:
+    return jax.jit(lambda leaves: jnp.stack([_digest(leaf) for leaf in leaves]), out_shardings=layout)
+
+
+def _named_leaves(tree: Any) -> dict[str, Any]:
+    """Returns the leaves of a pytree under names such as `model/params/conv1/kernel`."""
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def _describe(tree: Any) -> dict[str, list[Any]]:
+    """Returns [shape, dtype, digest] of each array, by name."""
+    leaves = _named_leaves(tree)
+    digests = _digests(list(leaves.values()))
+    return {
+        name: [list(leaf.shape), str(leaf.dtype), int(digest)]
+        for (name, leaf), digest in zip(leaves.items(), digests, strict=True)
+    }
+
+
+def model_item(state: TrainState) -> dict[str, Any]:
+    """Returns what evaluation needs of a state, as it is saved; it works on abstract states too."""
+    item = {"step": state.step, "params": state.params, "batch_stats": state.batch_stats}
+    return item if state.ema is None else {**item, "ema": state.ema}
+
+
+def _first_line(error: BaseException) -> str:
+    """Returns the first line of what an exception says that began all: Orbax and tensorstore write pages."""
+    while (cause := error.__cause__ or error.__context__ if _is_echo(error) else error.__cause__) is not None:
+        error = cause
+    return (str(error).splitlines() or [type(error).__name__])[0][:500]
+
+
+def _is_echo(error: BaseException) -> bool:
+    """Returns whether an error only says that a process failed: where it follows another one, that is the reason."""
+    return isinstance(error, OtherProcessError)
+
+
+def _checksum(about: Mapping[str, Any]) -> int:
+    """Returns the CRC-32 of a JSON value, however it is written."""
+    return zlib.crc32(json.dumps(about, sort_keys=True).encode())
+
+
+def _versions() -> dict[str, str]:
+    versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    return {"python": platform.python_version(), **versions}
+
+
+def _wait_for_writers() -> None:
+    """Waits, not for ever, until Orbax's threads have ended.
+
+    When one of them fails, the error is known before the others end: what they still write would be in the way of the
+    next save, which first removes what is unfinished.
+    """
+    end = time.monotonic() + _PATIENCE
+    for thread in threading.enumerate():
+        if type(thread).__module__.startswith("orbax.") or thread.name == "async_save":
+            threading.Thread.join(thread, max(0.0, end - time.monotonic()))  # Orbax's own would raise its error
+
+
+class _CheckpointManager(ocp.CheckpointManager):
+    """Orbax's manager, which leaves the question of preemption to the training loop.
+
+    Its background thread would ask JAX with the step that is being saved, which is older than the loop's: of several
+    processes some could then miss the step at which all are to stop.
+    """
+
+    def reached_preemption(self, step: int) -> bool:
+        return False
+
+
+@dataclasses.dataclass
+class _KeepLatestAndBest:
+    """Orbax's preservation policy: the latest `n`, and the best one by the scores that are known."""
+
+    n: int
+    scores: Mapping[int, float]
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        steps = [checkpoint.step for checkpoint in checkpoints]
+        kept = {*steps[-self.n :], best_step(steps, self.scores)}
+        return [step in kept for step in steps]
+
+
+def best_step(steps: Sequence[int], scores: Mapping[int, float]) -> int | None:
+    """Returns the step with the highest score, the first of equals; None if no step has one."""
+    return max((step for step in sorted(steps) if step in scores), key=lambda step: scores[step], default=None)
+
+
+class Checkpointer:
+    """The checkpoints of a run.
+
+    Args:
+        directory: where they are, one folder a step; it is made when the first is saved.
+        keep: how many of the latest are kept, besides the best.
+        scores: higher is better, by step, of those that were evaluated; `record` adds to them.
+        on_error: what a save that fails does: `stop` raises, `continue` warns, and the next one is another attempt.
+
+    Attributes:
+        failed_saves: how many have failed.
+    """
+
+    def __init__(
+        self,
+        directory: pathlib.Path,
+        *,
+        keep: int = 1,
+        scores: Mapping[int, float] | None = None,
+        on_error: str = "stop",
+    ):
+        self.directory = directory
+        self.scores = dict(scores or {})
+        self.failed_saves = 0
+        self._keep, self._on_error = keep, on_error
+        self._saving: int | None = None  # the step that is saved in the background
+        self._failure: CheckpointError | None = None  # of the last save
+
+    @functools.cached_property
+    def _barriers(self) -> Barriers:
+        return Barriers()
+
+    @functools.cached_property
+    def _manager(self) -> ocp.CheckpointManager:
+        options = ocp.CheckpointManagerOptions(
+            async_options=ocp.AsyncOptions(barrier_sync_fn=self._barriers),
+            preservation_policy=_KeepLatestAndBest(self._keep, self.scores),
+            cleanup_tmp_directories=True,  # what a killed run left unfinished
+            enable_async_checkpointing=True,
+        )
+        # By default each replica writes a slice of each array, and a program is compiled for each shape to cut it: that
+        # stalls the first save for seconds. Arrays of which a slice is smaller than this are written whole by one.
+        arrays = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=16 * 2**20)
+        registry = ocp.type_handlers.create_type_handler_registry((jax.Array, arrays))
+        handlers = {
+            "about": ocp.JsonCheckpointHandler(),
+            "model": ocp.PyTreeCheckpointHandler(type_handler_registry=registry),
+            "optimizer": ocp.PyTreeCheckpointHandler(type_handler_registry=registry),
+        }
+        return _CheckpointManager(os.fspath(self.directory.absolute()), item_handlers=handlers, options=options)
+
+    def steps(self) -> list[int]:
+        """Returns the steps of the complete checkpoints, sorted."""
+        if not self.directory.is_dir():
+            return []
+        return sorted(int(path.name) for path in self.directory.iterdir() if path.name.isdigit() and path.is_dir())
+
+    def record(self, step: int, score: float) -> None:
+        """Notes how good a step is, for choosing the best."""
+        self.scores[step] = score
+
+    def save(self, step: int, state: TrainState, about: Mapping[str, Any]) -> None:
+        """Begins to save a state; it may be donated once this returns. A step that is saved already is left alone.
+
+        Args:
+            step: its number of updates.
+            state: what is saved.
+            about: what is said of it besides versions and arrays, as JSON: `config`, `num_classes`, `class_names`,
+                `rewinds`.
+
+        Raises:
+            CheckpointError: with on_error=stop, if this save, or the one before it in the background, failed.
+        """
+        start = time.monotonic()
+        self.settle()
+        if (waited := time.monotonic() - start) > _PATIENCE:
+            log.warning(
+                "The training waited %.0f s for the checkpoint before that of step %d: %s is slow. Save less often "
+                "(checkpoint.every_steps, eval.every_epochs), or to faster storage.",
+                *(waited, step, self.directory),
+            )
+        self._failure = None
+        if any_process(step in self.steps()):  # a network file system may not show it to all of them yet
+            return
+        items = {"model": model_item(state), "optimizer": state.opt_state}
+        about = {**about, "versions": _versions(), "arrays": _describe(items)}
+        about["checksum"] = _checksum(about)
+        saved = {name: ocp.args.PyTreeSave(item) for name, item in items.items()}
+        # Storage that fails at once is to be found out here, while the others do not yet wait for the first process.
+        if self._conclude(step, self._attempt(self._try_storage)):
+            args = ocp.args.Composite(about=ocp.args.JsonSave(about), **saved)
+            if (error := self._attempt(lambda: self._manager.save(step, args=args, force=True))) is not None:
+                self._barriers.fail()
+            if self._conclude(step, error):
+                self._saving = step
+        self.settle(wait=False)
+
+    def _attempt(self, action: Callable[[], object]) -> Exception | None:
+        """Does something with the storage, and returns how it failed."""
+        try:
+            action()
+        except (OSError, ValueError) as error:
+            return error
+        return None
+
+    def _try_storage(self) -> None:
+        """Makes the directory and writes to it, in the first process."""
+        if jax.process_index() == 0:
+            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            probe = self.directory / ".writable"
+            probe.write_bytes(b"x")
+            probe.unlink()
+
+    def _conclude(self, step: int, error: Exception | None) -> bool:
+        """Notes whether a save, or the beginning of one, failed in any process, and returns whether it went well."""
+        if not any_process(error is not None):
+            return True
+        self._discard_manager()
+        _wait_for_writers()
+        self.failed_saves += 1
+        good = self.steps()
+        self._failure = CheckpointError(
+            f"The checkpoint of step {step} could not be saved in {self.directory}: "
+            f"{'another process failed' if error is None else _first_line(error)}. "
+            + (f"The last good one is step {good[-1]}." if good else "There is none yet.")
+        )
+        self._failure.__cause__ = error
+        if self._on_error == "continue":
+            log.warning("%s\n*** GOING ON WITHOUT IT: THE NEXT ONE IS TRIED WHEN IT IS DUE. ***", self._failure)
+        return False
+
+    def _discard_manager(self) -> None:
+        """Ends the threads of Orbax's manager, which may not be usable any more; the next save makes another."""
+        if "_manager" in self.__dict__:
+            try:
+                self._manager.close()
+            except Exception:  # what went wrong is known, and raised once more; it has closed nothing yet
+                with contextlib.suppress(Exception):
+                    self._manager.close()
+            del self._manager
+        self.__dict__.pop("_barriers", None)
+
+    def settle(self, *, wait: bool = True) -> None:
+        """Waits until what was saved is complete on disk or has failed.
+
+        Args:
+            wait: False does not wait, and only says what is known.
+
+        Raises:
+            CheckpointError: if the last save failed, with on_error=stop.
+        """
+        if wait and self._saving is not None:
+            step, self._saving = self._saving, None
+            self._conclude(step, self._end_of_save())
+        if self._failure is not None and self._on_error == "stop":
+            raise self._failure
+
+    def _end_of_save(self) -> Exception | None:
+        """Waits for the save in the background, and returns how it failed."""
+        try:
+            self._manager.wait_until_finished()
+            self._manager.check_for_errors()
+        except Exception as error:  # the background may raise anything, and the run must not end as if it had saved
+            return error
+        return None
+
+    def wait(self) -> None:
+        """Waits until what was saved last is complete on disk.
+
+        Raises:
+            CheckpointError: if it failed, whatever `on_error` says.
+        """
+        self.settle()
+        if self._failure is not None:
+            raise self._failure
+
+    def about(self, step: int) -> dict[str, Any]:
+        """Returns the JSON of a checkpoint: what `save` was given, `versions` and `arrays`.
+
+        Raises:
+            DamagedError: if it is incomplete or altered.
+        """
+        try:
+            about = json.loads((self.directory / str(step) / "about" / "metadata").read_text())
+            if about.pop("checksum", None) != _checksum(about):
+                raise ValueError("its description is not what was saved")
+            return about
+        except (OSError, ValueError, AttributeError) as error:
+            raise DamagedError(f"The checkpoint {self.directory / str(step)} is damaged: {error}") from error
+
+    def restore_item(self, step: int, name: str, abstract_item: Any) -> Any:
+        """Restores an item, `model` or `optimizer`, onto the devices that `abstract_item` names.
+
+        Args:
+            step: which checkpoint.
+            name: which item of it.
+            abstract_item: the pytree with jax.ShapeDtypeStruct leaves that have shardings.
+
+        Raises:
+            DamagedError: if files are incomplete or altered.
+            CheckpointError: if the checkpoint holds other arrays, of another model say.
+        """
+        path = self.directory / str(step)
+        arrays = self.about(step)["arrays"]
+        stored = {key: value for key, value in arrays.items() if key.startswith(f"{name}/")}
+        expected = {key: [list(x.shape), str(x.dtype)] for key, x in _named_leaves({name: abstract_item}).items()}
+        problems = [f"{key}: not in the checkpoint" for key in expected.keys() - stored.keys()]
+        problems += [f"{key}: only in the checkpoint" for key in stored.keys() - expected.keys()]
+        problems += [
+            f"{key}: {stored[key][:2]} in the checkpoint, {expected[key]} here"
+            for key in expected.keys() & stored.keys()
+            if stored[key][:2] != expected[key]
+        ]
+        if problems:
+            lines = "\n".join(f"  - {p}" for p in sorted(problems))
+            raise CheckpointError(f"The checkpoint {path} is of another model or optimizer:\n{lines}")
+        try:
+            with ocp.StandardCheckpointer() as reader:
+                item = reader.restore((path / name).absolute(), abstract_item)
+        except jax.errors.JaxRuntimeError:  # the devices, their memory say, and not the files
+            raise
+        except Exception as error:  # Orbax raises bare exceptions for files that are truncated or gone
+            raise DamagedError(f"The checkpoint {path} is damaged: {_first_line(error)}") from error
+        altered = [key for key, value in _describe({name: item}).items() if value != stored[key]]
+        if altered:
+            raise DamagedError(f"The checkpoint {path} is damaged: not what was saved are {', '.join(altered)}.")
+        return item
+
+    def restore(self, step: int, abstract_state: TrainState) -> TrainState:
+        """Restores a whole state; see `restore_item`."""
+        item = self.restore_item(step, "model", model_item(abstract_state))
+        optimizer = self.restore_item(step, "optimizer", abstract_state.opt_state)
+        return TrainState(item["step"], item["params"], item["batch_stats"], optimizer, item.get("ema"))
+
+    def restore_latest(self, abstract_state: TrainState) -> TrainState | None:
+        """Restores the newest checkpoint that is whole; damaged ones are warned of and moved aside, not deleted.
+
+        Returns:
+            the state, or None if there is no checkpoint at all.
+
+        Raises:
+            CheckpointError: if there are some but all are damaged, or one is of another model.
+        """
+        steps = self.steps()
+        damaged = []
+        for step in reversed(steps):
+            try:
+                state = self.restore(step, abstract_state)
+            except DamagedError as error:
+                log.warning("%s\n*** GOING BACK TO THE CHECKPOINT BEFORE IT. ***", error)
+                damaged.append(step)
+                continue
+            self._move_aside(damaged)
+            return state
+        if steps:
+            raise CheckpointError(
+                f"All checkpoints in {self.directory} are damaged (steps {steps}). They are left as they are; give "
+                "another --workdir to start anew."
+            )
+        return None
+
+    def _move_aside(self, steps: Sequence[int]) -> None:
+        """Moves damaged checkpoints out of the way of those to come."""
+        if not steps:
+            return
+        aside = self.directory.with_name(f"{self.directory.name}.damaged")
+        if jax.process_index() == 0:
+            aside.mkdir(mode=0o700, exist_ok=True)
+            for step in steps:
+                number = sum(path.name.partition("-")[0] == str(step) for path in aside.iterdir())
+                target = aside / (f"{step}-{number}" if number else str(step))
+                (self.directory / str(step)).rename(target)
+                log.warning("The damaged checkpoint of step %d is now %s.", step, target)
+        self._discard_manager()  # it would believe that they are there
+        sharding.wait_for_all("damaged checkpoints are aside")
+
+    def close(self) -> None:
+        """Waits for the last save and ends the threads.
+
+        Raises:
+            CheckpointError: if the save failed, whatever `on_error` says.
+        """
+        self.wait()
+        if "_manager" in self.__dict__:
+            self._manager.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            return self.close()
+        # Without the other processes: they may not have this error. It is the one to show; this one comes beside it.
+        if self._saving is not None and (error := self._end_of_save()) is not None:
+            log.error("The checkpoint of step %d could not be saved: %s", self._saving, _first_line(error))
+        self._discard_manager()
+
+
+def choose_checkpoints(checkpointer: Checkpointer, workdir: pathlib.Path, wanted: int | str | None) -> list[int]:
+    """Returns the steps that may be used, the one that is meant first.
+
+    Args:
+        checkpointer: of the workdir.
+        workdir: of the run.
+        wanted: a step or "best"; None: the latest, or one before it.
+
+    Raises:
+        CheckpointError: if there is none.
+    """
+    there = checkpointer.steps()
+    if not there:
+        raise CheckpointError(f"There is no checkpoint in {checkpointer.directory}: check --workdir.")
+    if wanted is None:
+        return there[::-1]
+    if wanted == "best":
+        metric = checkpointer.about(there[-1])["config"]["checkpoint"]["best_metric"]
+        wanted = best_step(there, scores_by_step(workdir, metric))
+        if wanted is None:
+            raise CheckpointError(f"None of the checkpoints in {checkpointer.directory} has been evaluated: {there}.")
+    if int(wanted) not in there:
+        raise CheckpointError(
+            f"There is no checkpoint of step {wanted} in {checkpointer.directory}: there are {there}."
+        )
+    return [int(wanted)]
+
+
+def score(metric: str, results: Mapping[str, Any]) -> float | None:
+    """Returns how good results are by a metric, higher being better; None if they lack it."""
+    value = results.get(metric)
+    if value is None:
+        return None
+    return -value if metric.endswith("loss") else value
+
+
+def scores_by_step(workdir: pathlib.Path, metric: str) -> dict[int, float]:
+    """Returns the scores that training wrote into metrics.jsonl."""
+    records = writers.training_records(workdir)
+    return {record["step"]: value for record in records if (value := score(metric, record)) is not None}

@@ -1,0 +1,228 @@
+"""Goodput: what the wall-clock time of a run went into, across all attempts at it.
+
+Every second of an attempt is in one category; `down` is the time in which there was none. What is in which follows from
+where the loop waits, since steps are dispatched and run while the host goes on:
+
+- `startup`: from the start of the program to the loop of steps, but for compilation: imports, opening the data,
+  restoring.
+- `compilation`: tracing and compiling the training step, and what XLA compiles anywhere else in the main thread.
+- `input`: the loop waits for a batch. Devices may still be busy with the step before, so it is at least what they
+  wait for input, and less than a step more each time.
+- `steps`: the rest of the loop: dispatching a step, and waiting for the one before, whose metrics are fetched a step
+  late.
+- `evaluation`: from the moment at which the training steps before it are done.
+- `saves`: while a save keeps the loop from going on, and the wait for the last one; what is written in the background
+  is not in it.
+- `lost`: steps that were done but came after the checkpoint from which the run went on, after a restart or a rewind.
+  Only their time in `steps` moves here: the input that they waited for was not productive anyway.
+- `other`: all else, such as writing a profile and closing files.
+
+The productive share is `steps` / (all of them). `down` is not in the denominator: a run that was stopped over a weekend
+is no worse for it. A killed attempt does not say when it ended, so that the time since its last line of metrics.jsonl
+is in `down`, too.
+"""
+
+import contextlib
+import json
+import logging
+import math
+import pathlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, Self
+
+import jax
+import numpy as np
+
+from vision_jax.errors import CheckpointError
+from vision_jax.runtime import writers
+
+log = logging.getLogger(__name__)
+
+CATEGORIES = ("startup", "compilation", "input", "steps", "evaluation", "saves", "lost", "other")
+_COMPILED = "/jax/core/compile/backend_compile_duration"  # JAX reports it after each compilation, with its seconds
+_MOST_MARKS = 200  # of more, each second one is dropped
+
+
+class Goodput:
+    """The account of a run, in a file that is written anew at each mark.
+
+    Until `continue_from` it is of this attempt alone, and nothing is read or written. Time is start-up before the first
+    `phase("steps")`, and `other` outside all phases after it. A context manager: at the end it writes the file and logs
+    the account.
+
+    Args:
+        path: of the file.
+        begun: `clock()` at the start of the program; None: now.
+        clock: seconds that never go back.
+        wall: seconds that mean the same in other processes, for the time between attempts.
+        enabled: False keeps the account but no file: one process writes it for all.
+    """
+
+    def __init__(
+        self,
+        path: pathlib.Path,
+        *,
+        begun: float | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
+        enabled: bool = True,
+    ):
+        self.seconds = dict.fromkeys(CATEGORIES, 0.0)
+        self.down = 0.0
+        self.attempts = 1
+        self._path, self._clock, self._wall, self._enabled = path, clock, wall, enabled
+        self._since = clock() if begun is None else begun
+        self._phases = ["startup"]
+        self._marks: list[list[float]] = []  # [step, seconds in steps until then], ascending
+        self._continues, self._has_failed = False, False
+        self._thread = threading.get_ident()
+
+    @contextlib.contextmanager
+    def phase(self, category: str) -> Iterator[None]:
+        """Counts the time within as of a category. Phases may be nested: what is in the inner is not the outer's."""
+        if category not in self.seconds:
+            raise ValueError(f"There is no category {category!r}: give one of {', '.join(CATEGORIES)}.")
+        self._tick()
+        if category == "steps":
+            self._phases[0] = "other"
+        self._phases.append(category)
+        try:
+            yield
+        finally:
+            self._tick()
+            self._phases.pop()
+
+    def _tick(self) -> None:
+        """Counts the time since the last call."""
+        now = self._clock()
+        self.seconds[self._phases[-1]] += now - self._since
+        self._since = now
+
+    def _compiled(self, event: str, duration_secs: float, **_: str | int) -> None:
+        """Moves the time of a compilation that was part of something else."""
+        if event == _COMPILED and self._phases[-1] != "compilation" and threading.get_ident() == self._thread:
+            self._tick()
+            self.seconds[self._phases[-1]] -= duration_secs
+            self.seconds["compilation"] += duration_secs
+
+    def continue_from(self, step: int) -> None:
+        """Adds what earlier attempts counted, and begins to write the file.
+
+        Args:
+            step: updates that are done in the state from which this attempt goes on.
+        """
+        self._tick()
+        begun = self._wall() - sum(self.seconds.values())
+        earlier = self._read(step) if self._enabled else None
+        if earlier is not None:
+            for category, seconds in earlier["seconds"].items():
+                self.seconds[category] += seconds
+            self.down = earlier["down"] + max(0.0, begun - earlier["written"])
+            self.attempts = earlier["attempts"] + 1
+            self._marks = earlier["marks"]
+        self.lose_steps_after(step)
+        self._continues = True
+        self._write()
+
+    def lose_steps_after(self, step: int) -> None:
+        """Moves the time of the steps after this one to `lost`: the run goes on from it, after a restart or a rewind.
+
+        Between two marks, time is taken to be proportional to steps.
+        """
+        self._tick()
+        kept = self.seconds["steps"]
+        if self._marks and step <= self._marks[-1][0]:
+            marks = np.array(self._marks)
+            kept = float(np.interp(step, marks[:, 0], marks[:, 1]))
+        self.seconds["lost"] += self.seconds["steps"] - kept
+        self.seconds["steps"] = kept
+        self._marks = [mark for mark in self._marks if mark[0] < step] + [[step, kept]]
+
+    def mark(self, step: int) -> None:
+        """Notes that so many updates are done, and writes the file."""
+        self._tick()
+        if not self._marks or self._marks[-1][0] < step:
+            self._marks.append([step, self.seconds["steps"]])
+        if len(self._marks) > _MOST_MARKS:
+            self._marks = [*self._marks[:-1:2], self._marks[-1]]
+        self._write()
+
+    def total(self) -> float:
+        """Returns the seconds of all attempts, without those between them."""
+        return sum(self.seconds.values())
+
+    def productive(self) -> float:
+        """Returns the share of the time that went into steps that counted."""
+        return self._share("steps")
+
+    def _share(self, category: str) -> float:
+        return self.seconds[category] / max(self.total(), 1e-9)
+
+    def metrics(self) -> dict[str, float]:
+        """Returns what a line of metrics.jsonl says: the productive share, and seconds in all and lost."""
+        return {
+            "goodput/productive": self.productive(),
+            "goodput/seconds": self.total(),
+            "goodput/lost_seconds": self.seconds["lost"],
+        }
+
+    def table(self) -> str:
+        """Returns the account for a person, with the share of each category."""
+        lines = [f"  {name:12}{self.seconds[name]:12.1f} s{self._share(name):9.2%}" for name in CATEGORIES]
+        attempts = "1 attempt" if self.attempts == 1 else f"{self.attempts} attempts"
+        return "\n".join(
+            [
+                f"{self.productive():.2%} of {self.total():.1f} s in {attempts} went into steps that counted:",
+                *lines,
+                *([f"  {'down':12}{self.down:12.1f} s between attempts"] if self.attempts > 1 else []),
+            ]
+        )
+
+    def _read(self, step: int) -> dict[str, Any] | None:
+        """Returns what the file holds; None, with a warning, if that is not what was written."""
+        try:
+            values = json.loads(self._path.read_text())
+            numbers = {name: float(values["seconds"][name]) for name in CATEGORIES}
+            down, written = float(values["down"]), float(values["written"])
+            marks = [[int(at), float(seconds)] for at, seconds in values["marks"]]
+            if not all(math.isfinite(x) for x in (*numbers.values(), down, written, *(x for _, x in marks))):
+                raise ValueError("it has numbers that are not finite")
+            return {**values, "seconds": numbers, "down": down, "attempts": int(values["attempts"]), "marks": marks}
+        except FileNotFoundError:
+            if step:
+                log.warning("%s is missing: the time of earlier attempts is not counted.", self._path)
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            log.warning("%s is damaged (%r): the time of earlier attempts is not counted.", self._path, error)
+        return None
+
+    def _write(self) -> None:
+        """Writes the file. Storage that fails costs a warning and not the run."""
+        if not self._continues or not self._enabled:
+            return
+        values = {
+            "productive": self.productive(),
+            "seconds": self.seconds,
+            "down": self.down,
+            "attempts": self.attempts,
+            "marks": self._marks,
+            "written": self._wall(),
+        }
+        try:
+            writers.write_atomically(self._path, json.dumps(values) + "\n")
+        except CheckpointError as error:
+            if not self._has_failed:
+                log.warning("The account of time is not kept: %s The run goes on.", error)
+            self._has_failed = True
+
+    def __enter__(self) -> Self:
+        jax.monitoring.register_event_duration_secs_listener(self._compiled)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        jax.monitoring.unregister_event_duration_listener(self._compiled)
+        self._tick()
+        self._write()
+        if self._continues:
+            log.info("%s", self.table())
