@@ -117,7 +117,7 @@ def decays_of(config: ConfigDict) -> tuple[int, int]:
         "remat",
     )
     options = {
-        f"model.{k}": v for k, v in config_lib.model_options(config).items() if k not in (*shapeless, "scan_blocks")
+        f"model.{k}": v for k, v in build.model_options(config).items() if k not in (*shapeless, "scan_blocks")
     }
     takes = registry.option_names(config.model.name)
     if "scan_blocks" in takes:
@@ -160,7 +160,7 @@ def drop_path(config: ConfigDict) -> float:
 def actual(config: ConfigDict, expected: dict[str, Any]) -> dict[str, Any]:
     """Returns what a configuration has for each key of the reference."""
     plan = config_lib.make_plan(config, expected["examples"])
-    takes = optim.optimizer_arguments(config.optimizer.name) | config_lib.optimizer_options(config)
+    takes = optim.optimizer_arguments(config.optimizer.name) | build.optimizer_options(config)
     decayed, undecayed = decays_of(config)
     values = {
         "examples": expected["examples"] if config.data.train_split == split_of(expected["examples"]) else None,
@@ -244,7 +244,7 @@ def test_what_a_recipe_for_few_images_or_weights_comes_to(name: str):
     config, expected = recipe(name), dict(NUMBERS[name])
     plan = config_lib.make_plan(config, expected.pop("examples"))
     rates = expected.pop("rates")
-    takes = optim.optimizer_arguments(config.optimizer.name) | config_lib.optimizer_options(config)
+    takes = optim.optimizer_arguments(config.optimizer.name) | build.optimizer_options(config)
     ours = {
         **{"batch_size": config.batch_size, "steps": plan.total_steps, "undecayed": decays_of(config)[1]},
         **{"weight_decay": config.optimizer.weight_decay, "momentum": takes["momentum"], "nesterov": takes["nesterov"]},

@@ -6,6 +6,7 @@ import re
 import pytest
 from ml_collections import ConfigDict
 
+from vision_jax import build
 from vision_jax import config as config_lib
 from vision_jax.errors import ConfigError
 
@@ -202,8 +203,8 @@ def test_plan_that_cannot_work(fields: dict, examples: int, message: str):
 
 def test_options_of_the_schedule_are_in_steps():
     config = synthetic(**{"schedule.every_epochs": 2.4, "schedule.factor": 0.97})
-    assert config_lib.schedule_options(config, 100) == {"every": 240.0, "factor": 0.97}
+    assert build.schedule_options(config, 100) == {"every": 240.0, "factor": 0.97}
     config = synthetic(**{"schedule.points": ((0, 0.2), (1.5, 1.0), (8, 0.0))})
-    assert config_lib.schedule_options(config, 100) == {"points": ((0, 0.2), (150.0, 1.0), (800, 0.0))}
+    assert build.schedule_options(config, 100) == {"points": ((0, 0.2), (150.0, 1.0), (800, 0.0))}
     config = synthetic(**{"schedule.milestone_epochs": (30, 60)})
-    assert config_lib.schedule_options(config, 100) == {"milestones": (3000, 6000)}
+    assert build.schedule_options(config, 100) == {"milestones": (3000, 6000)}
