@@ -15,7 +15,7 @@ import optax
 
 from vision_jax import augment, optim
 from vision_jax.errors import ConfigError
-from vision_jax.objectives.base import Objective, Out, Views
+from vision_jax.objectives.base import Objective, Views
 from vision_jax.state import TrainState
 
 Batch = dict[str, jax.Array]
@@ -57,7 +57,7 @@ def make_train_step(
     seed: int,
     accumulate: int = 1,
     sam: Sam | None = None,
-    frozen: tuple[str, ...] = (),
+    rules: optim.GroupRules | None = None,
 ) -> TrainStep:
     """Returns the function that does one update.
 
@@ -78,7 +78,7 @@ def make_train_step(
         seed: keys augmentation and dropout, with the step and the example's position.
         accumulate: micro-batches; see above.
         sam: perturb the parameters before the gradient; None: not at all.
-        frozen: patterns of the paths of parameters that keep their values; see `optim.split`.
+        rules: what holds for which parameters: it says which of them are frozen; None: none is.
 
     Returns:
         (state, batch, values of the objective's constants) -> (new state, metrics); without constants the last may be
@@ -98,6 +98,7 @@ def make_train_step(
     optimizer = optax.with_extra_args_support(optimizer)
     # Where the batch is not mixed, each micro-batch is augmented in its turn, which saves memory; perturbed parameters
     # see the same views and targets, so these are kept.
+    rules = rules or optim.GroupRules()
     lazy = accumulate > 1 and not objective.mixes and sam is None
 
     def train_step(state: TrainState, batch: Batch, constants: Mapping[str, Any] | None = None) -> Any:
@@ -106,13 +107,11 @@ def make_train_step(
         keys = augment.example_keys(seed, state.step, size)
         key = augment.batch_key(seed, state.step, size)
         progress = objective.progress(state.step)
-        trained, rest = optim.split(state.params, frozen)
+        trained, rest = rules.split(state.params)
 
         def targets_of(views: Views, number: jax.Array | int) -> Any:
             key_ = _part_key(jax.random.fold_in(key, _TARGETS), number)
-            targets = objective.targets(
-                state.variables, state.ema, state.extra, constants or {}, views, key_, progress
-            )
+            targets = objective.targets(state.variables, state.ema, state.extra, constants or {}, views, key_, progress)
             return jax.lax.stop_gradient(targets)
 
         def whole() -> Any:
@@ -156,7 +155,9 @@ def make_train_step(
         def first_loss(trained: Any) -> jax.Array:
             """Loss of the first micro-batch, for optimizers that need the function itself (Sophia)."""
             part = parts if accumulate == 1 else jax.tree.map(lambda x: x[0], parts)
-            return _value(part_loss(trained, state.batch_stats, *make(part, 0), 0)[1])
+            views, targets = make(part, 0)
+            out = part_loss(trained, state.batch_stats, views, targets, 0)[1]
+            return out.loss / out.weight
 
         due = sam is not None and (True if sam.every == 1 else state.step % sam.every == 0)
         if sam is None:
@@ -184,10 +185,6 @@ def make_train_step(
         return key if accumulate == 1 else jax.random.fold_in(key, number)
 
     return train_step
-
-
-def _value(out: Out) -> jax.Array:
-    return out.loss / out.weight
 
 
 def _split_rows(tree: Any, parts: int) -> Any:

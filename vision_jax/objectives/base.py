@@ -6,8 +6,8 @@ A step has three stages, and only the last is differentiated:
     targets  teachers, momentum encoders, attacks, matching: once a step, without gradients
     loss     of the parameters that are trained
 
-and `after` moves what no gradient reaches. The backbone is the root of `params`, and heads stand beside its children, as
-in `params["projector"]`: rules on the paths of parameters (decay, layers, layouts, export) hold for every objective.
+and `after` moves what no gradient reaches. The backbone is the root of `params`, and heads stand beside its children,
+as in `params["projector"]`: rules on the paths of parameters (decay, layers, layouts, export) hold for every objective.
 """
 
 import dataclasses
@@ -269,7 +269,7 @@ class Objective:
 
 
 def options_of(kind: type) -> dict[str, dataclasses.Field]:
-    """Returns the options of a kind of objective or evaluator: the fields of its dataclass but what it is set up with."""
+    """Returns the options of a kind of objective or evaluator: the fields of its dataclass, but not its set-up."""
     return {field.name: field for field in dataclasses.fields(kind) if field.name not in ("setup", "context")}
 
 

@@ -74,7 +74,8 @@ class Distillation(Classification):
         has_auxiliary = train and not has_heads and getattr(self.setup.model, "aux_logits", False)
         method = "heads" if has_heads else "logits_and_auxiliary" if has_auxiliary else None
         result, updates = self.forward(variables, views["image"], key, train=train, method=method)
-        logits, auxiliary, student = result, (), result
+        logits, student = result, result
+        auxiliary: tuple[jax.Array, ...] = ()
         if has_heads:
             logits, student = result
         elif has_auxiliary:

@@ -233,50 +233,37 @@ class GroupRules:
 
         return jax.tree_util.tree_map_with_path(decays, masks.decay_mask(params, self.decay), params)
 
-    def wrap(self, optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
-        """Returns the optimizer with the multipliers, and with what is frozen left alone.
+    def wrap(self, optimizer: optax.GradientTransformation, params: Any) -> optax.GradientTransformation:
+        """Returns the optimizer with the multipliers, for the parameters that are trained.
 
         All that the optimizer makes of a gradient is multiplied, decay included: it is a factor of the learning rate.
-        Frozen parameters are taken out before the optimizer sees them, so they do not count in the norm of gradients.
         Give the optimizer `decay_mask=rules.decay_mask`.
 
+        Args:
+            optimizer: what updates are made with.
+            params: arrays, or their shapes, of all parameters: depths are counted in the whole model. What the result
+                is initialized and called with is what `split` leaves of them.
+
         Raises:
-            ConfigError: when the state is made, as `table`.
+            ConfigError: as `table`.
         """
-        if not (self.frozen or self.multipliers or self.layer_decay is not None):
+        factors = {row.path: np.asarray(row.multiplier, np.float32) for row in self.table(params)}
+        if all((factor == 1).all() for factor in factors.values()):
             return optimizer
         inner = optax.with_extra_args_support(optimizer)
 
-        def trained(tree: Any, rows: Any) -> Any:
-            return jax.tree.map(lambda row, x: optax.MaskedNode() if row.frozen else x, rows, tree)
-
-        def rows_of(tree: Any) -> Any:
-            return jax.tree.unflatten(jax.tree.structure(tree), self.table(tree))
-
-        def init(params: Any) -> Any:
-            return inner.init(trained(params, rows_of(params)))
-
         def update(grads: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
-            rows = rows_of(grads)
-            less = None if params is None else trained(params, rows)
-            if (objective := extra.pop("obj_fn", None)) is not None:
-                # The optimizer knows the trained parameters alone, and the loss is one of all of them.
-                extra["obj_fn"] = lambda some: objective(
-                    jax.tree.map(lambda row, all_, x: all_ if row.frozen else x, rows, params, some)
-                )
-            updates, state = inner.update(trained(grads, rows), state, less, **extra)
+            updates, state = inner.update(grads, state, params, **extra)
 
-            def scaled(row: Row, grad: jax.Array, update: Any) -> jax.Array:
-                if row.frozen:
-                    return jax.numpy.zeros_like(grad)
-                if row.multiplier == 1:
+            def scaled(path: Any, update: Any) -> Any:
+                factor = factors[masks.path_string(path)]
+                if (factor == 1).all():
                     return update
-                factor = np.asarray(row.multiplier, np.float32)
                 return update * factor.reshape(-1, *[1] * (update.ndim - 1) if factor.ndim else ()).astype(update.dtype)
 
-            return jax.tree.map(scaled, rows, grads, updates), state
+            return jax.tree_util.tree_map_with_path(scaled, updates), state
 
-        return optax.GradientTransformationExtraArgs(init, update)
+        return optax.GradientTransformationExtraArgs(inner.init, update)
 
 
 def merge(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
