@@ -21,7 +21,6 @@ from collections.abc import Callable, Generator, Iterator, MutableSequence, Sequ
 from typing import Any
 
 import numpy as np
-import PIL.Image
 
 from vision_jax.data import tfds_format
 from vision_jax.errors import DataError
@@ -306,7 +305,6 @@ def _start_worker(job: Job, counts: MutableSequence[int], stop: Any) -> None:
     global _worker
     _worker = (job, counts, stop)
     threading.Thread(target=_die_with_parent, daemon=True).start()
-    PIL.Image.MAX_IMAGE_PIXELS = None  # the conversion has a limit of its own
     # Pillow warns of broken EXIF, of odd palettes and the like in images that it decodes all the same.
     warnings.filterwarnings("ignore", category=UserWarning, module="PIL")
 
