@@ -16,7 +16,8 @@ from ml_collections import ConfigDict
 from vision_jax import augment, losses, models, optim, pretrained, steps
 from vision_jax.config.fields import MODEL_OPTIONS, OPTIMIZER_OPTIONS, SCHEDULE_OPTIONS
 from vision_jax.config.plan import Plan, augmentation_fields
-from vision_jax.data import digits, order
+from vision_jax.data import check, digits, order
+from vision_jax.data.cache import cache_dir
 from vision_jax.data.decode import TrainTransform
 from vision_jax.data.loader import Loader
 from vision_jax.data.order import BalancedOrder, LaterOrder, TrainOrder
@@ -26,12 +27,13 @@ from vision_jax.data.sources import (
     SubsetSource,
     SyntheticSource,
     TfdsSource,
-    cache_dir,
+    folder_class_names,
     read_labels,
 )
 from vision_jax.data.workers import ProcessLoader, create_loader
 from vision_jax.devices import compilation, partition, sharding
 from vision_jax.errors import ConfigError, DataError
+from vision_jax.runtime import writers
 from vision_jax.runtime.checkpoint import Checkpointer
 from vision_jax.state import TrainState, create_state
 
@@ -66,11 +68,20 @@ def _create_source(config: ConfigDict, *, train: bool) -> Source:
             size = data.image_size if train else data.eval_resize
             return SyntheticSource(examples, config.model.num_classes or 1000, size, seed=config.seed)
         case "folder":
-            return FolderSource(pathlib.Path(data.dir).expanduser(), split)
+            directory = pathlib.Path(data.dir).expanduser()
+            if train:
+                return FolderSource(directory, split, labels=data.train_labels)
+            names = folder_class_names(directory, data.train_split, data.train_labels)
+            return FolderSource(
+                directory, split, labels=data.val_labels, class_names=names, labels_option="data.val_labels"
+            )
         case "tfds":
             return TfdsSource(pathlib.Path(data.dir).expanduser(), split)
         case "digits":
-            root = pathlib.Path(data.dir).expanduser() if data.dir else cache_dir()
+            try:
+                root = pathlib.Path(data.dir).expanduser() if data.dir else cache_dir()
+            except DataError as error:
+                raise DataError(f"{error} Or set data.dir to a folder for the digits.") from error
             try:
                 directory = digits.prepare(root)
             except OSError as error:
@@ -79,6 +90,30 @@ def _create_source(config: ConfigDict, *, train: bool) -> Source:
                 ) from error
             return TfdsSource(directory, split)
     raise DataError(f"data.source is {data.source!r}, which is unknown.")
+
+
+def check_images(config: ConfigDict, source: Source) -> None:
+    """Decodes all images of the validation source.
+
+    Raises:
+        DataError: if more of them are damaged than an evaluation may leave out; it names the first ones.
+    """
+    data = config.data
+    log.info("Checking the %d images of the split %r.", len(source), data.val_split)
+    with writers.Progress(len(source), description="check", enabled=jax.process_index() == 0) as bar:
+
+        def progress(count: int) -> None:
+            for _ in range(count):
+                bar.update({})
+
+        damaged = check.find_damaged(
+            source,
+            channels=data.channels,
+            max_pixels=data.max_pixels,
+            num_threads=data.num_threads,
+            progress=progress,
+        )
+    check.refuse_damaged(damaged, len(source), data.max_bad_eval_records, data.val_split)
 
 
 def build_model(config: ConfigDict, num_classes: int) -> nn.Module:
@@ -422,14 +457,29 @@ def compile_steps(
     return lambda state, batch: compiled[batch["image"].shape[1]](state, batch, teacher)
 
 
-def make_train_loader(
-    config: ConfigDict, plan: Plan, mesh: Mesh, source: Source, rewinds: Sequence[tuple[int, int]] = ()
-) -> Loader | ProcessLoader:
-    """Returns the loader of the training's batches; each rewind left some of them out."""
+def make_order(config: ConfigDict, source: Source) -> TrainOrder | BalancedOrder:
+    """Returns the order of the training's batches. For `data.balanced` this may read the whole data set, once."""
     data = config.data
-    order: TrainOrder | BalancedOrder = TrainOrder(len(source), config.batch_size, config.seed, data.repeats)
     if data.balanced:
-        order = BalancedOrder(read_labels(source, data.num_threads), source.num_classes, config.batch_size, config.seed)
+        labels = read_labels(source, data.num_threads)
+        return BalancedOrder(labels, source.num_classes, config.batch_size, config.seed)
+    return TrainOrder(len(source), config.batch_size, config.seed, data.repeats)
+
+
+def make_train_loader(
+    config: ConfigDict,
+    plan: Plan,
+    mesh: Mesh,
+    source: Source,
+    rewinds: Sequence[tuple[int, int]] = (),
+    order: TrainOrder | BalancedOrder | None = None,
+) -> Loader | ProcessLoader:
+    """Returns the loader of the training's batches; each rewind left some of them out.
+
+    `order` is that of `make_order`, for a caller who makes several loaders; None: it is made here.
+    """
+    data = config.data
+    order = make_order(config, source) if order is None else order
     transform = TrainTransform(
         size=data.image_size,
         channels=data.channels,
@@ -441,6 +491,7 @@ def make_train_loader(
         fast_dct=data.fast_dct,
         fast_upsampling=data.fast_upsampling,
         sizes=plan.train_sizes,
+        max_pixels=data.max_pixels,
     )
     # The size of the images is that of the step, whatever batch it sees.
     batches = LaterOrder(order, sum(bad - good for bad, good in rewinds)) if rewinds else order

@@ -58,7 +58,11 @@ class Evaluator:
         self._batch_size = config.eval.batch_size or config.batch_size
         self._order = EvalOrder(len(source), self._batch_size)
         self._transform = EvalTransform(
-            config_lib.eval_size(config), config_lib.eval_resize(config), data.channels, data.eval_filter
+            config_lib.eval_size(config),
+            config_lib.eval_resize(config),
+            data.channels,
+            data.eval_filter,
+            max_pixels=data.max_pixels,
         )
         step = steps.make_eval_step(model, mean=data.mean, std=data.std, flip=config.eval.flip)
         self._step = jax.jit(step, out_shardings=sharding.replicated(mesh))

@@ -31,6 +31,7 @@ from vision_jax import build, evaluate, steps
 from vision_jax import config as config_lib
 from vision_jax.config import Plan
 from vision_jax.data.loader import Prefetcher
+from vision_jax.data.order import BalancedOrder, TrainOrder
 from vision_jax.data.sources import Source, check_classes, closing
 from vision_jax.devices import compilation, distributed, sharding
 from vision_jax.errors import CheckpointError, ConfigError, Interrupted, Preempted
@@ -103,6 +104,8 @@ def check_input(config: ConfigDict) -> tuple[ConfigDict, Plan, nn.Module, Source
     build.check_sizes(config, model, train=True)
     if (weights := len(config.loss.class_weights)) not in (0, model.num_classes):
         raise ConfigError(f"loss.class_weights has {weights} values, and there are {model.num_classes} classes.")
+    if config.data.check_val_images:
+        build.check_images(config, val_source)
     return config, plan, model, train_source, val_source
 
 
@@ -132,6 +135,7 @@ class _Run:
     profiler: Profiler
     preemption: Preemption
     watchdog: Watchdog
+    order: TrainOrder | BalancedOrder
 
 
 def _train(
@@ -192,6 +196,8 @@ def _train(
             )
         goodput.mark(start)
         rewinds = stored_rewinds(checkpointer, start)
+        with watchdog.suspended(), goodput.phase("input"):  # it may read all labels
+            order = build.make_order(config, train_source)
         with writers.MetricWriter(
             workdir, last_step=start, tensorboard=config.log.tensorboard, on_error=on_error, enabled=is_first
         ) as writer:
@@ -215,6 +221,7 @@ def _train(
                 profiler=profiler,
                 preemption=preemption,
                 watchdog=watchdog,
+                order=order,
             )
             while True:
                 try:
@@ -250,7 +257,7 @@ def _attempt(run: _Run, state: TrainState, rewinds: Sequence[tuple[int, int]]) -
     config, plan, start = run.config, run.plan, int(state.step)
     run.about["rewinds"] = rewinds
     with (
-        build.make_train_loader(config, plan, run.mesh, run.train_source, rewinds) as loader,
+        build.make_train_loader(config, plan, run.mesh, run.train_source, rewinds, run.order) as loader,
         Prefetcher(
             loader,
             range(start, plan.total_steps),

@@ -149,12 +149,16 @@ def test_folder_source(image_folder: pathlib.Path):
 def test_folder_source_says_what_is_wrong(image_folder: pathlib.Path):
     with pytest.raises(DataError, match=r"\['train', 'validation'\]"):
         sources.FolderSource(image_folder, "test")
-    (image_folder / "train" / "dog").mkdir()
-    with pytest.raises(DataError, match="dog holds no images"):
-        sources.FolderSource(image_folder, "train")
     (image_folder / "flat").mkdir()
-    with pytest.raises(DataError, match="no class folders"):
+    with pytest.raises(DataError, match="no class folders: a class needs"):
         sources.FolderSource(image_folder, "flat")
+    (image_folder / "flat" / "dog").mkdir()
+    (image_folder / "flat" / "dog" / "film.mp4").touch()
+    with pytest.raises(DataError, match=r"no images in its class folders \(dog\); there is 1 \.mp4"):
+        sources.FolderSource(image_folder, "flat")
+    (image_folder / "flat" / "1.jpg").touch()
+    with pytest.raises(DataError, match=r"holds 1 images, but no class folders.* CSV file .* by data\.val_labels"):
+        sources.FolderSource(image_folder, "flat", labels_option="data.val_labels")
 
 
 def test_synthetic_source_is_a_function_of_the_seed():

@@ -296,7 +296,7 @@ def test_folders(folder: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.Ca
     assert sorted(names) == sorted(
         f"{name}/{'sub/' if i == 3 else ''}{i}.jpg".encode() for name in ("ant", "bée") for i in range(10)
     )
-    assert "1 files in" in caplog.text  # notes.txt
+    assert "My Images: 1 .txt." in caplog.text
     assert (tmp_path / "held" / "label.labels.txt").read_text().split() == ["ant", "bée"]
     assert (tmp_path / "held" / "my_images-train.array_record-00000-of-00001").exists()
     run(capsys, folder, tmp_path / "again", "--holdout=0.2")
@@ -319,7 +319,10 @@ def test_folders(folder: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.Ca
         capsys, tree, tmp_path / "y", "--holdout=0.5", status=1
     )
     (tree / "val" / "cat").mkdir()
-    assert "has classes that train has not: cat" in run(capsys, tree, tmp_path / "z", status=1)
+    run(capsys, tree, tmp_path / "empty")
+    assert "as there is no image in them: 1 folders in" in caplog.text
+    (tree / "val" / "cat" / "1.png").write_bytes(encode(picture(9, 9), "PNG"))
+    assert "has classes that the training split has not: cat" in run(capsys, tree, tmp_path / "z", status=1)
 
 
 @pytest.mark.usefixtures("in_process")

@@ -101,7 +101,7 @@ def decode(
     if data[:2] == _JPEG:
         return _decode_jpeg(data, channels, least_size, max_pixels)
     if channels == 3 and (pixels := _ppm_pixels(data)) is not None:
-        pillow.check_pixels(*pixels.shape[:2], max_pixels)
+        pillow.check_pixels(pixels.shape[0], pixels.shape[1], max_pixels)
         return pixels
     return decode_with_pillow(data, channels, max_pixels)
 
@@ -166,7 +166,8 @@ def _decode_completely_with_pillow(data: bytes, channels: int, max_pixels: int) 
     end = data.rfind(_END)
     end = len(data) if end < 0 else end
     pixels, others = (
-        decode_with_pillow(data[:end] + filling + _END, channels, max_pixels) for filling in (b"\x00" * 64, b"\x55" * 64)
+        decode_with_pillow(data[:end] + filling + _END, channels, max_pixels)
+        for filling in (b"\x00" * 64, b"\x55" * 64)
     )
     if (pixels != others).any():
         raise ValueError("it is damaged: its code ends too early")

@@ -17,9 +17,10 @@ import PIL.ImageFile
 # Of an image, unless the caller says otherwise: Pillow's default, which takes half a gigabyte as RGB.
 MAX_PIXELS = 178_956_970
 
-# Formats of Pillow that hold no picture, need another program to be decoded, or are not told by any suffix.
+# Formats of Pillow that hold no picture, need another program to be decoded, are to be dropped by Pillow, or are not
+# told by any suffix.
 _NO_PICTURES = frozenset(
-    {"BUFR", "EPS", "FITS", "GRIB", "HDF5", "IMT", "IPTC", "MCIDAS", "MPEG", "SPIDER", "WMF", "XVTHUMB"}
+    {"BUFR", "EPS", "FITS", "GRIB", "HDF5", "IM", "IMT", "IPTC", "MCIDAS", "MPEG", "SPIDER", "WMF", "XVTHUMB"}
 )
 # These are tried first. The order of the others is Pillow's, and those that any data may be come last.
 _COMMON = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
@@ -94,7 +95,8 @@ def _open(data: bytes) -> PIL.Image.Image:
     for name in formats():
         factory, accept = PIL.Image.OPEN[name]
         try:
-            if accept is None or accept(data[:16]) is True:  # a string says why it cannot be decoded
+            verdict = accept is None or accept(data[:16])
+            if verdict and not isinstance(verdict, str):  # a string says why it cannot be decoded
                 return factory(io.BytesIO(data), "")
         except (SyntaxError, IndexError, TypeError, struct.error):  # how a plugin says that it is another format
             continue
