@@ -105,7 +105,7 @@ def test_folders_without_images_are_no_classes(tmp_path: pathlib.Path, caplog: p
     (tmp_path / "val" / "dog").mkdir()
     assert names_of(tmp_path) == ["bee/1.png", "cat/1.png"]
     assert sources.FolderSource(tmp_path, "train").class_names == ["bee", "cat"]
-    assert "No classes, as there is no image in them: 2 folders in" in caplog.text
+    assert "No classes, as they hold no image: 2 folders in" in caplog.text
     assert "(ant, notes)" in caplog.text
     assert sources.folder_class_names(tmp_path, "train") == ["bee", "cat"]
 

@@ -320,7 +320,7 @@ def test_folders(folder: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.Ca
     )
     (tree / "val" / "cat").mkdir()
     run(capsys, tree, tmp_path / "empty")
-    assert "as there is no image in them: 1 folders in" in caplog.text
+    assert "as they hold no image: 1 folders in" in caplog.text
     (tree / "val" / "cat" / "1.png").write_bytes(encode(picture(9, 9), "PNG"))
     assert "has classes that the training split has not: cat" in run(capsys, tree, tmp_path / "z", status=1)
 

@@ -114,9 +114,7 @@ def list_classes(
     if not filled:
         raise DataError(_without_classes(root, folders, left_out, labels_option))
     if empty := [name for name in folders if not listings[name][0]]:
-        log.warning(
-            "No classes, as there is no image in them: %d folders in %s (%s).", len(empty), root, shorten(empty)
-        )
+        log.warning("No classes, as they hold no image: %d folders in %s (%s).", len(empty), root, shorten(empty))
     if class_names is None:
         class_names = filled
     else:
