@@ -46,14 +46,20 @@ from vision_jax.state import TrainState, abstract_variables, create_state, init_
 log = logging.getLogger(__name__)
 
 
-def create_source(config: ConfigDict, *, train: bool) -> Source:
+def create_source(config: ConfigDict, *, train: bool, class_names: Sequence[str] = ()) -> Source:
     """Returns the training or validation source that `config.data` names.
+
+    Args:
+        config: the configuration.
+        train: whether it is the training source.
+        class_names: that number the labels of a validation source of folders; (): those of the training split, if
+            that is there.
 
     Raises:
         DataError: if it is missing, empty or malformed.
     """
     data = config.data
-    source = _create_source(config, train=train)
+    source = _create_source(config, train, class_names)
     if train and data.train_examples is not None:
         if data.train_examples > len(source):
             raise DataError(
@@ -64,7 +70,7 @@ def create_source(config: ConfigDict, *, train: bool) -> Source:
     return source
 
 
-def _create_source(config: ConfigDict, *, train: bool) -> Source:
+def _create_source(config: ConfigDict, train: bool, class_names: Sequence[str]) -> Source:
     """Returns the whole of a split."""
     data = config.data
     split = data.train_split if train else data.val_split
@@ -77,7 +83,7 @@ def _create_source(config: ConfigDict, *, train: bool) -> Source:
             directory = pathlib.Path(data.dir).expanduser()
             if train:
                 return FolderSource(directory, split, labels=data.train_labels)
-            names = folder_class_names(directory, data.train_split, data.train_labels)
+            names = class_names or folder_class_names(directory, data.train_split, data.train_labels)
             return FolderSource(
                 directory, split, labels=data.val_labels, class_names=names, labels_option="data.val_labels"
             )

@@ -117,6 +117,9 @@ def test_folders_without_images_are_no_classes(tmp_path: pathlib.Path, caplog: p
     fill(tmp_path, "val/dog/1.png")
     with pytest.raises(DataError, match="val has classes that the training split has not: dog"):
         build.create_source(config, train=False)
+    # An evaluation knows the classes of the checkpoint.
+    known = build.create_source(config, train=False, class_names=["ant", "cat", "dog"])
+    assert (list(known.class_names), known.labels.tolist()) == (["ant", "cat", "dog"], [1, 2])
     config.data.train_split = "gone"  # an evaluation can do without the training split
     assert build.create_source(config, train=False).class_names == ["cat", "dog"]
 
