@@ -58,6 +58,14 @@ def test_json_keeps_patterns_and_pairs():
     config_lib.validate(stored, num_devices=8)
 
 
+def test_what_helps_a_run_that_ended_over_an_image_is_no_other_run():
+    before, after = synthetic(), synthetic()
+    after.data.update({"max_pixels": 10**9, "check_val_images": True, "max_bad_eval_records": 3, "val_labels": "v.csv"})
+    changed, free = config_lib.differences(before, after)
+    assert not changed
+    assert len(free) == 4
+
+
 def test_stored_field_that_is_unknown():
     with pytest.raises(ConfigError, match=r"data\.colour"):
         config_lib.from_dict({"data": {"colour": 3}})
