@@ -79,7 +79,7 @@ def _evaluate_step(
     config = config_lib.resolve(config)
     config_lib.validate(config, jax.device_count())
     mesh = sharding.make_mesh(config.mesh)
-    source = build.create_source(config, train=False)
+    source = build.create_source(config, train=False, class_names=about["class_names"])
     check_classes(source, about["num_classes"], about["class_names"], config.data.val_split)
     stacks = checkpointer.directory.with_name("stacks")
     with (

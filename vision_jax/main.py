@@ -184,7 +184,7 @@ def _enable_compilation_cache(directory: str | None) -> None:
     """Keeps compiled programs between runs: in `directory`, by default vision_jax's cache; nowhere if it is empty."""
     import jax
 
-    from vision_jax.data.sources import cache_dir
+    from vision_jax.data.cache import cache_dir
 
     if directory == "":
         return

@@ -58,6 +58,14 @@ def test_json_keeps_patterns_and_pairs():
     config_lib.validate(stored, num_devices=8)
 
 
+def test_what_helps_a_run_that_ended_over_an_image_is_no_other_run():
+    before, after = synthetic(), synthetic()
+    after.data.update({"max_pixels": 10**9, "check_val_images": True, "max_bad_eval_records": 3, "val_labels": "v.csv"})
+    changed, free = config_lib.differences(before, after)
+    assert not changed
+    assert len(free) == 4
+
+
 def test_stored_field_that_is_unknown():
     with pytest.raises(ConfigError, match=r"data\.colour"):
         config_lib.from_dict({"data": {"colour": 3}})
@@ -75,6 +83,14 @@ def test_stored_field_that_is_unknown():
         ({"mesh.data": 4}, "mesh.data=4, mesh.fsdp=1, mesh.tensor=1 make 4 devices, but there are 8"),
         ({"data.source": "digit"}, "did you mean digits"),
         ({"data.source": "tfds"}, "data.dir is not set"),
+        (
+            {"data.source": "tfds", "data.dir": "gs://bucket/x"},
+            "data.dir is 'gs://bucket/x': URLs are not supported here",
+        ),
+        ({"data.val_labels": "s3://b/val.csv"}, "data.val_labels is 's3://b/val.csv': URLs"),
+        ({"data.train_labels": "a.csv"}, "data.train_labels is set, which is for data.source=folder"),
+        ({"data.max_pixels": 0}, "data.max_pixels is 0, which must be positive"),
+        ({"data.max_bad_eval_records": -1}, "data.max_bad_eval_records is -1, which must not be negative"),
         ({"data.source": "folder", "data.dir": "/nowhere"}, "'/nowhere', and there is no such directory"),
         ({"data.channels": 2}, "data.channels is 2"),
         ({"data.mean": (0.5,)}, "data.mean has 1 values"),

@@ -28,7 +28,7 @@ from vision_jax.config.plan import (
 )
 from vision_jax.config.store import flatten, parent
 from vision_jax.devices import sharding
-from vision_jax.errors import ConfigError, suggest
+from vision_jax.errors import ConfigError, check_no_url, suggest
 from vision_jax.evaluators import EVALUATORS
 from vision_jax.objectives import OBJECTIVES, options_of
 
@@ -64,7 +64,7 @@ _STRING_PAIRS = {"mesh.rules": "(pattern, layout)"}
 _POSITIVE = (
     *("batch_size", "epochs", "total_steps", "model.num_classes", "data.image_size", "data.prefetch"),
     *("data.num_threads", "data.synthetic_train_examples", "data.synthetic_val_examples"),
-    *("data.train_examples", "data.repeats", "data.eval_size"),
+    *("data.train_examples", "data.repeats", "data.eval_size", "data.max_pixels"),
     *("optimizer.sam_rho", "optimizer.sam_every", "optimizer.accumulate", "distill.temperature"),
     *("ema_every_steps", "guard.spike_deviations", "guard.window", "guard.max_skips"),
     *("optimizer.learning_rate", "optimizer.learning_rate_batch_size", "optimizer.clip_global_norm"),
@@ -77,6 +77,7 @@ _POSITIVE = (
 
 _NOT_NEGATIVE = (
     *("seed", "optimizer.weight_decay", "model.bn_group_size", "data.num_workers", "data.max_bad_records"),
+    "data.max_bad_eval_records",
     *("schedule.warmup_epochs", "schedule.warmup_steps", "schedule.end_factor", "schedule.warmup_factor"),
     "schedule.cooldown_epochs",
     *("augment.mixup", "augment.cutmix", "augment.cutout", "augment.shift", "augment.col_out"),
@@ -331,6 +332,14 @@ def _check_options(
 def _check_data(config: ConfigDict) -> Iterator[str]:
     """Checks `config.data`, and that what is to be read is there."""
     data = config.data
+    for path in ("dir", "train_labels", "val_labels"):
+        try:
+            check_no_url(f"data.{path}", data[path] or "")
+        except ConfigError as error:
+            yield str(error)
+    for path in ("train_labels", "val_labels"):
+        if data[path] is not None and data.source != "folder":
+            yield f"data.{path} is set, which is for data.source=folder, and data.source is {data.source!r}: unset it."
     if data.source == "digits" and data.dir and pathlib.Path(data.dir).expanduser().is_file():
         yield f"data.dir is {data.dir!r}, a file: it takes the folder that the digits are cached in."
     if data.channels not in (1, 3):
@@ -360,6 +369,8 @@ def _check_data(config: ConfigDict) -> Iterator[str]:
                 f"data.dir is not set, and data.source={data.source} reads from it: pass --config.data.dir=DIR, or "
                 "--config.data.source=synthetic for a run without data."
             )
+        elif "://" in data.dir:
+            pass  # said above
         elif not (directory := pathlib.Path(data.dir).expanduser()).is_dir():
             yield f"data.dir is {data.dir!r}, and there is no such directory."
         elif not any(directory.iterdir()):
