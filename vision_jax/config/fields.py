@@ -20,8 +20,8 @@ def default_config() -> ConfigDict:
     config.epochs = 90.0
     # Length of the training in steps; overrides `epochs`.
     config.total_steps = placeholder(int)
-    # What the model computes in: float32, bfloat16, float16; auto is bfloat16 on GPU and TPU, float32 on CPU.
-    # Parameters, statistics, optimizer state and loss are float32 always.
+    # What the model computes in: float32 or bfloat16, or in evaluation alone float16; auto is bfloat16 on GPU and TPU,
+    # float32 on CPU. Parameters, statistics, optimizer state and loss are float32 always.
     config.dtype = "auto"
 
     config.model = model = ConfigDict()
