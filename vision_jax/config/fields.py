@@ -286,7 +286,8 @@ def default_config() -> ConfigDict:
     # rewind goes back to the last good checkpoint and on from there with the batches after this one.
     guard.nonfinite = "stop"
     # The same for a step whose loss or norm of gradients is so many standard deviations above the mean of the last
-    # `window` steps that were not skipped; None: no step is.
+    # `window` steps that were not skipped; None: no step is. After 8 skipped steps in a row this is taken for a lasting
+    # change, and the window begins anew.
     guard.spikes = "skip"
     guard.spike_deviations = placeholder(float)
     guard.window = 128
