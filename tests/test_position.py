@@ -30,15 +30,15 @@ def test_position_after_another_batch_size_and_length():
     about = saved(make(), num_examples=80)
     assert position.describe_change(about, make(), 80, 40) is None
     assert position.describe_change(about, make(batch_size=16), 80, 40) == (
-        f"Step 40 was epoch 4 and is epoch 8 now; the learning rate was {cosine(40, 200):.6g} "
-        f"and is {cosine(40, 100):.6g}."
+        f"Step 40 was epoch 4 and is epoch 8 now; the learning rate was {cosine(40, 200):.4g} "
+        f"and is {cosine(40, 100):.4g}."
     )
     assert position.describe_change(about, make(epochs=10.0), 80, 40) == (
-        f"Step 40 was epoch 4 and is epoch 4 now; the learning rate was {cosine(40, 200):.6g} "
-        f"and is {cosine(40, 100):.6g}."
+        f"Step 40 was epoch 4 and is epoch 4 now; the learning rate was {cosine(40, 200):.4g} "
+        f"and is {cosine(40, 100):.4g}."
     )
     scaled = make(**{"optimizer.learning_rate_batch_size": 4})
-    assert f"and is {cosine(40, 200, peak=0.2):.6g}." in position.describe_change(about, scaled, 80, 40)
+    assert f"and is {cosine(40, 200, peak=0.2):.4g}." in position.describe_change(about, scaled, 80, 40)
 
 
 def test_position_with_other_data():
@@ -51,7 +51,7 @@ def test_position_with_other_data():
 def test_position_before_that_cannot_be_told():
     about = saved(make(batch_size=100), num_examples=80)
     change = position.describe_change(about, make(), 80, 40)
-    assert change.startswith(f"Step 40 is epoch 4 now, with a learning rate of {cosine(40, 200):.6g}.")
+    assert change.startswith(f"Step 40 is epoch 4 now, with a learning rate of {cosine(40, 200):.4g}.")
     assert "batch_size is 100" in change
     about["config"]["colour"] = 3
     assert "colour" in position.describe_change(about, make(), 80, 40)

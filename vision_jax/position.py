@@ -43,10 +43,11 @@ def describe_change(about: Mapping[str, Any], config: ConfigDict, num_examples: 
     try:
         before = find(config_lib.from_dict(about["config"]), about.get("num_examples", num_examples), step)
     except ConfigError as error:
-        return f"Step {step} is epoch {epoch:.6g} now, with a learning rate of {rate:.6g}. What it was is not known: {error}"
+        now = f"Step {step} is epoch {epoch:.6g} now, with a learning rate of {rate:.4g}."
+        return f"{now} What it was is not known: {error}"
     if math.isclose(epoch, before[0]) and math.isclose(rate, before[1], rel_tol=1e-6, abs_tol=1e-12):
         return None
     return (
-        f"Step {step} was epoch {before[0]:.6g} and is epoch {epoch:.6g} now; the learning rate was {before[1]:.6g} "
-        f"and is {rate:.6g}."
+        f"Step {step} was epoch {before[0]:.6g} and is epoch {epoch:.6g} now; the learning rate was {before[1]:.4g} "
+        f"and is {rate:.4g}."
     )
