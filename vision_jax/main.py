@@ -126,7 +126,7 @@ def run() -> int:
             print(f"error: {error}", file=sys.stderr)
             status = 1
         except KeyboardInterrupt:
-            print(f"interrupted{_what_is_saved(workdir)}", file=sys.stderr)
+            print(f"interrupted{_what_is_saved(workdir) if _MODE.value == 'train' else ''}", file=sys.stderr)
             status = 130
         except Exception:
             if join is None:
@@ -206,16 +206,14 @@ def _check_start(config: ConfigDict | None) -> None:
 
 
 def _what_is_saved(workdir: pathlib.Path | None) -> str:
-    """Returns what to say after Ctrl-C of how to go on."""
-    if _MODE.value != "train":
-        return ""
+    """Returns what to say after Ctrl-C of how a training goes on."""
     try:
         saved = workdir is not None and any(path.name.isdigit() for path in (workdir / "checkpoints").iterdir())
     except (FileNotFoundError, NotADirectoryError):
         saved = False
     except OSError:  # there may be one
         saved = True
-    return ": the same command goes on from the last checkpoint" if saved else ": nothing had been saved yet"
+    return ": the same command goes on from the last checkpoint" if saved else ": no checkpoint had been saved yet"
 
 
 def _workdir() -> pathlib.Path:

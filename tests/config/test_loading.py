@@ -77,5 +77,5 @@ def test_files_that_are_not_there(path: str):
 
 
 def test_urls():
-    with pytest.raises(ConfigError, match="--config is 'gs://bucket/config.py': URLs are not supported"):
+    with pytest.raises(ConfigError, match=r"--config is 'gs://bucket/config\.py': URLs are not supported"):
         loading.load("gs://bucket/config.py")
