@@ -44,6 +44,8 @@ def test_the_sheet_shows_every_operation_and_field():
     [
         (["--policy=nope"], "error: augment.policy is 'nope'"),
         (["--image=/nowhere.png"], "error: Cannot read /nowhere.png"),
+        (["--image=https://host/image.png"], "error: --image is 'https://host/image.png': URLs are not supported here"),
+        (["--output=gs://bucket/preview.png"], "error: --output is 'gs://bucket/preview.png': URLs are not supported"),
         (["--output=preview.xyz"], "error: The output is 'preview.xyz'"),
         (["--policy=3a", "--output=/nowhere/preview.png"], "error: Cannot write /nowhere/preview.png"),
     ],
