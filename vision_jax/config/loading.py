@@ -11,7 +11,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from vision_jax.config.fields import default_config
+from vision_jax.config.fields import OPEN_FIELDS, default_config
 from vision_jax.config.store import flatten
 from vision_jax.errors import ConfigError, check_no_url
 
@@ -51,8 +51,8 @@ def load(path: str) -> ConfigDict:
     if not isinstance(config, ConfigDict):
         what = "None" if config is None else f"a {type(config).__name__}"
         raise ConfigError(f"get_config() of {file} returns {what}, not a ConfigDict. {_WHAT_IT_IS}")
-    present = dict(flatten(config))
-    if missing := [field for field, _ in flatten(default_config()) if field not in present]:
+    present, fields = dict(flatten(config)), dict(flatten(default_config()))
+    if missing := [field for field in fields if field not in present and not field.startswith(OPEN_FIELDS)]:
         names = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
         raise ConfigError(f"get_config() of {file} returns a configuration without {names}. {_WHAT_IT_IS}")
     return config.lock()
