@@ -323,9 +323,8 @@ def _field_problem(error: Exception) -> str:
     if hint := loading.find_hint(error):
         return hint
     if isinstance(error, AttributeError | KeyError):
-        return (
-            f"the configuration has no such field ({loading.first_line(error)}); vision_jax/config/fields.py has all."
-        )
+        field = loading.first_line(error).rpartition("Attempting to lookup: ")[2].strip("'")
+        return f"the configuration has no field {field!r}; vision_jax/config/fields.py lists all of them."
     return f"{type(error).__name__} in a flag --config.FIELD: {loading.first_line(error)}"
 
 
