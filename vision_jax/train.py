@@ -26,7 +26,7 @@ from clu import parameter_overview
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from vision_jax import build, evaluate, steps
+from vision_jax import build, evaluate, position, steps
 from vision_jax import config as config_lib
 from vision_jax.config import Plan
 from vision_jax.data.loader import Prefetcher
@@ -195,6 +195,9 @@ def _train(
             )
         if start:
             log.info("Going on from step %d of %d.", start, plan.total_steps)
+            metadata = checkpointer.about(start)
+            if is_first and (change := position.describe_change(metadata, config, len(checked.train_source), start)):
+                log.warning("%s", change)
         evaluated = _evaluated_steps(workdir, config, start)
         if start == plan.total_steps and start in evaluated:
             log.info("The training is complete.\n%s", evaluate.format_results(evaluated[start]))
@@ -233,6 +236,7 @@ def _train(
                 checkpointer=checkpointer,
                 metadata={
                     "config": json.loads(config_lib.to_json(config)),
+                    "num_examples": len(checked.train_source),
                     "num_classes": checked.train_source.num_classes,
                     "class_names": list(checked.train_source.class_names),
                 },

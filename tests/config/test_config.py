@@ -104,6 +104,7 @@ def test_stored_field_that_is_unknown():
         ({"checkpoint.best_metric": "val/ema_top1"}, "ema_decay is not set"),
         ({"checkpoint.best_metric": "val/top2"}, "did you mean"),
         ({"dtype": "float8"}, "dtype is 'float8'"),
+        ({"dtype": "float16"}, "dtype is 'float16', and training in it needs loss scaling"),
         ({"optimizer.name": "sgdd"}, "optimizer.name is 'sgdd': did you mean sgd"),
         ({"optimizer.b1": 0.9}, "optimizer.b1 is set to 0.9, but sgd has no such option"),
         ({"schedule.name": "cosin"}, "schedule.name is 'cosin': did you mean cosine"),
@@ -140,6 +141,28 @@ def test_stored_field_that_is_unknown():
 def test_what_cannot_work_is_said(fields: dict, message: str):
     with pytest.raises(ConfigError, match=re.escape(message)):
         config_lib.validate(synthetic(**fields), num_devices=8)
+
+
+def test_float16_is_for_evaluation():
+    config_lib.validate(synthetic(dtype="float16"), num_devices=8, train=False)
+
+
+@pytest.mark.parametrize("path", ["data.dir", "compilation_cache", "model.pretrained", "distill.pretrained"])
+def test_urls_are_refused(path: str):
+    config = synthetic(**{path: "gs://bucket/folder"})
+    message = (
+        f"^{path} is 'gs://bucket/folder': URLs are not supported here; mount the bucket \\(gcsfuse, s3fs, ...\\) and "
+        "give its path.$"
+    )
+    with pytest.raises(ConfigError, match=message):
+        config_lib.check_urls(config)
+    with pytest.raises(ConfigError, match=message):
+        config_lib.validate(config, num_devices=8)
+    config_lib.check_urls(synthetic(**{path: "folder:/x"}))
+
+
+def test_weights_may_be_on_the_hub():
+    config_lib.check_urls(synthetic(**{"model.pretrained": "hf://timm/resnet50.a1_in1k"}))
 
 
 def test_fields_that_are_none_or_missing_or_unknown():

@@ -22,8 +22,8 @@ def default_config() -> ConfigDict:
     config.epochs = 90.0
     # Length of the training in steps; overrides `epochs`.
     config.total_steps = placeholder(int)
-    # What the model computes in: float32, bfloat16, float16; auto is bfloat16 on GPU and TPU, float32 on CPU.
-    # Parameters, statistics, optimizer state and loss are float32 always.
+    # What the model computes in: float32 or bfloat16, or in evaluation alone float16; auto is bfloat16 on GPU and TPU,
+    # float32 on CPU. Parameters, statistics, optimizer state and loss are float32 always.
     config.dtype = "auto"
 
     config.model = model = ConfigDict()
@@ -299,7 +299,8 @@ def default_config() -> ConfigDict:
     # rewind goes back to the last good checkpoint and on from there with the batches after this one.
     guard.nonfinite = "stop"
     # The same for a step whose loss or norm of gradients is so many standard deviations above the mean of the last
-    # `window` steps that were not skipped; None: no step is.
+    # `window` steps that were not skipped; None: no step is. After 8 skipped steps in a row this is taken for a lasting
+    # change, and the window begins anew.
     guard.spikes = "skip"
     guard.spike_deviations = placeholder(float)
     guard.window = 128
