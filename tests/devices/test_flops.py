@@ -10,9 +10,9 @@ from jax.experimental.pallas import tpu as pltpu
 
 import vision_jax
 from vision_jax import steps
+from vision_jax.build import create_state
 from vision_jax.commands.models import facts
 from vision_jax.devices import flops
-from vision_jax.state import create_state
 
 
 def traced_step(name: str, size: int, batch: int, *, accumulate: int = 1, **options: Any) -> Any:

@@ -18,10 +18,11 @@ import pytest
 import vision_jax
 from vision_jax import config as config_lib
 from vision_jax import optim
+from vision_jax.build import create_state
 from vision_jax.devices import sharding
 from vision_jax.errors import CheckpointError
 from vision_jax.runtime.checkpoint import Checkpointer, DamagedError, best_step
-from vision_jax.state import TrainState, create_state
+from vision_jax.state import TrainState
 
 ABOUT = {"config": {}, "num_classes": 5, "class_names": []}
 
