@@ -212,7 +212,7 @@ def load_teacher(config: ConfigDict, num_classes: int, mesh: Mesh) -> dict[str, 
     log.info("Weights of the teacher: %s.", config.distill.pretrained)
     options = _teacher_options(config, num_classes)
     variables = pretrained.load(config.distill.teacher, config.distill.pretrained, **options)
-    return jax.device_put(variables, sharding.replicated(mesh))
+    return sharding.place(variables, sharding.replicated(mesh))
 
 
 def _teacher_options(config: ConfigDict, num_classes: int) -> dict[str, Any]:

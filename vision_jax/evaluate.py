@@ -18,10 +18,10 @@ from vision_jax.data.loader import Prefetcher
 from vision_jax.data.order import EvalOrder
 from vision_jax.data.sources import Source, check_classes, closing
 from vision_jax.data.workers import create_loader
-from vision_jax.devices import partition, sharding
+from vision_jax.devices import distributed, partition, sharding
 from vision_jax.errors import ConfigError, Interrupted
 from vision_jax.runtime import writers
-from vision_jax.runtime.checkpoint import Checkpointer, DamagedError, choose_checkpoints
+from vision_jax.runtime.checkpoint import Checkpointer, choose_checkpoints
 from vision_jax.runtime.preemption import Preemption
 from vision_jax.runtime.watchdog import Watchdog
 
@@ -178,15 +178,10 @@ def evaluate_checkpoint(
     """
     workdir = pathlib.Path(workdir)
     checkpointer = Checkpointer(workdir / "checkpoints")
-    candidates = choose_checkpoints(checkpointer, workdir, step)
-    for candidate in candidates:
-        try:
-            results = _evaluate_step(checkpointer, candidate, config, preemption)
-            break
-        except DamagedError as error:
-            if candidate == candidates[-1]:
-                raise
-            log.warning("%s\n*** GOING BACK TO THE CHECKPOINT BEFORE IT. ***", error)
+    candidate, results = checkpointer.restore_first(
+        choose_checkpoints(checkpointer, workdir, step),
+        lambda candidate: _evaluate_step(checkpointer, candidate, config, preemption),
+    )
     if jax.process_index() == 0:
         try:
             writers.append_evaluation(workdir, candidate, results)
@@ -211,15 +206,16 @@ def _evaluate_step(
     config_lib.validate(config, jax.device_count())
     mesh = sharding.make_mesh(config.mesh)
     source = build.create_source(config, train=False)
+    distributed.check_agreement({}, {"validation data": source})
     check_classes(source, about["num_classes"], about["class_names"], config.data.val_split)
     stacks = checkpointer.directory.with_name("stacks")
     with (
         Watchdog(config.watchdog_seconds, stacks, process_index=jax.process_index()) as watchdog,
         closing(source),
     ):
-        model, variables = build.restore_model(checkpointer, step, config, mesh)
+        with watchdog.suspended():  # storage may be slow
+            model, variables = build.restore_model(checkpointer, step, config, mesh)
         build.check_sizes(config, model, train=False)
-        watchdog.beat()
         return Evaluator(config, mesh, model, source, preemption=preemption, watchdog=watchdog)(variables)
 
 
@@ -237,11 +233,12 @@ def evaluate_pretrained(config: ConfigDict, *, preemption: Preemption | None = N
     config_lib.validate(config, jax.device_count())
     mesh = sharding.make_mesh(config.mesh)
     source = build.create_source(config, train=False)
+    distributed.check_agreement({}, {"validation data": source})
     with Watchdog(config.watchdog_seconds, process_index=jax.process_index()) as watchdog, closing(source):
         model = build.build_model(config, source.num_classes)
         build.check_sizes(config, model, train=False)
         with watchdog.suspended():  # they may have to be downloaded
             variables = build.load_pretrained(config, model.num_classes, classifier_seed=None)
         layouts = partition.layouts(build.partition_rules(config, mesh), mesh, variables["params"], variables)
-        variables = jax.device_put(variables, layouts)
+        variables = sharding.place(variables, layouts)
         return Evaluator(config, mesh, model, source, preemption=preemption, watchdog=watchdog)({"": variables})

@@ -79,7 +79,10 @@ def train_and_evaluate(
             )
     workdir = pathlib.Path(workdir)
     config, plan, model, train_source, val_source = check_input(config)
-    distributed.check_agreement({**config.to_dict(), "the workdir": str(workdir.absolute())})
+    distributed.check_agreement(
+        {**config.to_dict(), "the workdir": str(workdir.absolute())},
+        {"training data": train_source, "validation data": val_source},
+    )
     is_first = jax.process_index() == 0
     with (
         closing(train_source, val_source),
@@ -150,12 +153,16 @@ def _train(
     mesh = sharding.make_mesh(config.mesh)
     initialize, train_step, abstract_state = build.make_functions(config, plan, model, mesh)
     _log_run(config, plan, abstract_state, len(train_source), len(val_source))
-    scores = scores_by_step(workdir, config.checkpoint.best_metric)
+    # Process 0 writes them, and the others may not see what it has just written.
+    evaluations = distributed.from_first(lambda: [r for r in writers.training_records(workdir) if "val/count" in r])
+    scores = scores_by_step(evaluations, config.checkpoint.best_metric)
     keep, on_error = config.checkpoint.keep, config.checkpoint.on_error
     with (
         Goodput(workdir / "goodput.json", begun=begun, enabled=is_first) as goodput,
         Profiler(workdir / "profile", config.log.profile_steps) as profiler,
-        Checkpointer(workdir / "checkpoints", keep=keep, scores=scores, on_error=on_error) as checkpointer,
+        Checkpointer(
+            workdir / "checkpoints", keep=keep, scores=scores, on_error=on_error, watchdog=watchdog
+        ) as checkpointer,
     ):
 
         def begin() -> TrainState:
@@ -176,7 +183,7 @@ def _train(
             )
         if start:
             log.info("Going on from step %d of %d.", start, plan.total_steps)
-        evaluated = {r["step"]: r for r in writers.training_records(workdir) if "val/count" in r and r["step"] <= start}
+        evaluated = {record["step"]: record for record in evaluations if record["step"] <= start}
         if start == plan.total_steps and start in evaluated:
             log.info("The training is complete.\n%s", evaluate.format_results(evaluated[start]))
             return state
@@ -236,7 +243,7 @@ def _train(
 
 def stored_rewinds(checkpointer: Checkpointer, step: int) -> list[tuple[int, int]]:
     """Returns the rewinds that came before the checkpoint of a step; none if there is no such checkpoint."""
-    if step not in checkpointer.steps():
+    if not distributed.from_first(lambda: step in checkpointer.steps()):
         return []
     return [(bad, good) for bad, good in checkpointer.about(step).get("rewinds", [])]
 
