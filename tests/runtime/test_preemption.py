@@ -1,4 +1,4 @@
-"""SIGTERM with several processes, by a stand-in for JAX's function; real signals are in test_resume and test_processes."""
+"""SIGTERM with several processes, by a stand-in for JAX. Real signals are in test_resume.py and test_processes.py."""
 
 import pytest
 from jax.experimental import multihost_utils
