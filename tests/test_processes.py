@@ -156,10 +156,11 @@ def found(cache: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> tupl
     """Returns what two processes found in the cases of process_cases.py."""
     directory = tmp_path_factory.mktemp("cases")
     launcher = ("launch/local.py", "--processes=2", "--devices=1", "--module=process_cases", "--")
+    environment = {"PYTHONPATH": f"{REPOSITORY}:{pathlib.Path(__file__).parent}"}
     done = subprocess.run(
         [sys.executable, *launcher, f"--directory={directory}"],
         cwd=REPOSITORY,
-        env={**Command(cache).environment, "PYTHONPATH": f"{REPOSITORY}:{pathlib.Path(__file__).parent}"},
+        env={**Command(cache).environment, **environment, "XLA_FLAGS": "--xla_backend_optimization_level=0"},
         capture_output=True,
         text=True,
         timeout=180,
