@@ -36,6 +36,7 @@ from vision_jax.errors import CheckpointError, ConfigError, Interrupted, Preempt
 from vision_jax.evaluators import Evaluator
 from vision_jax.objectives import Objective
 from vision_jax.runtime import writers
+from vision_jax.runtime.background import Background
 from vision_jax.runtime.checkpoint import Checkpointer, score, scores_by_step
 from vision_jax.runtime.goodput import Goodput
 from vision_jax.runtime.preemption import Preemption
@@ -174,7 +175,8 @@ def _train(
     scores = scores_by_step(evaluations, config.checkpoint.best_metric)
     keep, on_error = config.checkpoint.keep, config.checkpoint.on_error
     with (
-        Goodput(workdir / "goodput.json", begun=begun, enabled=is_first) as goodput,
+        Background() as background,  # it writes all files but the checkpoints
+        Goodput(workdir / "goodput.json", begun=begun, enabled=is_first, worker=background) as goodput,
         Profiler(workdir / "profile", config.log.profile_steps) as profiler,
         Checkpointer(
             workdir / "checkpoints", keep=keep, scores=scores, on_error=on_error, watchdog=watchdog
@@ -213,7 +215,12 @@ def _train(
         goodput.mark(start)
         rewinds = stored_rewinds(checkpointer, start)
         with writers.MetricWriter(
-            workdir, last_step=start, tensorboard=config.log.tensorboard, on_error=on_error, enabled=is_first
+            workdir,
+            last_step=start,
+            tensorboard=config.log.tensorboard,
+            on_error=on_error,
+            enabled=is_first,
+            worker=background,
         ) as writer:
             run = _Run(
                 checked=checked,
@@ -316,7 +323,7 @@ def _loop(run: _Run, state: TrainState, batches: Prefetcher, tracker: Tracker) -
 
     def save(step: int) -> None:
         tracker.settle()  # so that nothing that is not finite is saved
-        run.writer.retry()
+        run.writer.flush()
         with goodput.phase("saves"):
             run.checkpointer.save(step, state, run.metadata)
         goodput.mark(step)
