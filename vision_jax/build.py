@@ -408,7 +408,7 @@ def load_constants(objective: Objective, mesh: Mesh) -> dict[str, Any]:
         log.info("Weights of the %s are read.", name)
         rules = partition.Rules(dict(mesh.shape))
         layouts = partition.layouts(rules, mesh, constant.shapes["params"], constant.shapes)
-        constants[name] = jax.device_put(constant.load(), layouts)
+        constants[name] = sharding.place(constant.load(), layouts)
     return constants
 
 
