@@ -33,12 +33,12 @@ from vision_jax.data.sources import (
 )
 from vision_jax.data.workers import ProcessLoader, create_loader
 from vision_jax.devices import compilation, partition, sharding
-from vision_jax.errors import CheckpointError, ConfigError, DataError
+from vision_jax.errors import ConfigError, DataError
 from vision_jax.evaluators import EVALUATORS, Context, Evaluator
 from vision_jax.objectives import OBJECTIVES, Distillation, Ema, Objective, Setup
 from vision_jax.optim import masks
 from vision_jax.runtime import writers
-from vision_jax.runtime.checkpoint import Checkpointer, DamagedError
+from vision_jax.runtime.checkpoint import Checkpointer, choose_checkpoints
 from vision_jax.runtime.preemption import Preemption
 from vision_jax.runtime.watchdog import Watchdog
 from vision_jax.state import TrainState
@@ -372,11 +372,11 @@ def restore_any(checkpointer: Checkpointer, mesh: Mesh) -> tuple[int, dict[str, 
     Raises:
         CheckpointError: if there is none.
     """
-    candidates = checkpointer.steps()[::-1]
-    for step in candidates:
-        about = checkpointer.about(step)
+    candidates = choose_checkpoints(checkpointer, checkpointer.directory.parent, None)
+
+    def restore(step: int) -> dict[str, Any]:
         item: dict[str, Any] = {}
-        for name, (shape, dtype, _) in about["arrays"].items():
+        for name, (shape, dtype, _) in checkpointer.about(step)["arrays"].items():
             kind, *parents, last = name.split("/")
             if kind != "model":
                 continue
@@ -385,16 +385,11 @@ def restore_any(checkpointer: Checkpointer, mesh: Mesh) -> tuple[int, dict[str, 
                 node = node.setdefault(parent, {})
             node[last] = jax.ShapeDtypeStruct(tuple(shape), dtype)
         item.setdefault("batch_stats", {})
-        try:
-            restored = checkpointer.restore_item(step, "model", sharding.abstract(item, sharding.replicated(mesh)))
-        except DamagedError as error:
-            if step == candidates[-1]:
-                raise
-            log.warning("%s\n*** GOING BACK TO THE CHECKPOINT BEFORE IT. ***", error)
-            continue
-        kept = restored.get("ema", restored)
-        return step, {"params": kept["params"], "batch_stats": kept.get("batch_stats", {})}
-    raise CheckpointError(f"There is no checkpoint in {checkpointer.directory}: check model.pretrained.")
+        return checkpointer.restore_item(step, "model", sharding.abstract(item, sharding.replicated(mesh)))
+
+    step, restored = checkpointer.restore_first(candidates, restore)
+    kept = restored.get("ema", restored)
+    return step, {"params": kept["params"], "batch_stats": kept.get("batch_stats", {})}
 
 
 def load_constants(objective: Objective, mesh: Mesh) -> dict[str, Any]:

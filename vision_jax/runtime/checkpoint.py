@@ -396,7 +396,14 @@ class Checkpointer:
         """Restores a whole state; see `restore_item`."""
         item = self.restore_item(step, "model", model_item(abstract_state))
         optimizer = self.restore_item(step, "optimizer", abstract_state.opt_state)
-        return TrainState(item["step"], item["params"], item["batch_stats"], optimizer, item.get("ema"))
+        return TrainState(
+            step=item["step"],
+            params=item["params"],
+            batch_stats=item["batch_stats"],
+            opt_state=optimizer,
+            ema=item.get("ema"),
+            extra=item.get("extra", abstract_state.extra),  # which is empty if there is none
+        )
 
     def restore_first(self, candidates: Sequence[int], restore: Callable[[int], _T]) -> tuple[int, _T]:
         """Restores the first of several checkpoints that is whole; the damaged ones before it are warned of.
