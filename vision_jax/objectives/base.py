@@ -273,11 +273,15 @@ def options_of(kind: type) -> dict[str, dataclasses.Field]:
     return {field.name: field for field in dataclasses.fields(kind) if field.name not in ("setup", "context")}
 
 
-def total(values: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
+def total(values: jax.Array, mask: jax.Array | None) -> tuple[jax.Array, jax.Array]:
     """Returns the sum of one value an example, and how many of them count, each () float32.
 
     Args:
         values: (rows,).
-        mask: (rows,) float32, 0 for rows that do not count, whatever their value, and 1 for others.
+        mask: (rows,) float32, 0 for rows that do not count, whatever their value, and 1 for others; None: all count, as
+            in training, where batches are always full.
     """
-    return jnp.where(mask > 0, values.astype(jnp.float32), 0.0).sum(), mask.sum()
+    values = values.astype(jnp.float32)
+    if mask is None:
+        return values.sum(), jnp.asarray(values.size, jnp.float32)
+    return jnp.where(mask > 0, values, 0.0).sum(), mask.sum()

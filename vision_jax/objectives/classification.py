@@ -71,10 +71,11 @@ class Classification(Objective):
         method = "logits_and_auxiliary" if train and getattr(self.setup.model, "aux_logits", False) else None
         result, updates = self.forward(variables, views["image"], key, train=train, method=method)
         logits, auxiliary = result if method else (result, ())
-        value, weight = total(self.loss_of(logits, views["target"]), views["mask"])
+        mask = None if train else views["mask"]
+        value, weight = total(self.loss_of(logits, views["target"]), mask)
         for other in auxiliary:
-            value += self.auxiliary_weight * total(self.loss_of(other, views["target"]), views["mask"])[0]
-        return Out(value, weight, updates, {"top1": total(in_top_k(logits, views["label"], 1), views["mask"])})
+            value += self.auxiliary_weight * total(self.loss_of(other, views["target"]), mask)[0]
+        return Out(value, weight, updates, {"top1": total(in_top_k(logits, views["label"], 1), mask)})
 
     def forward(
         self, variables: Variables, images: jax.Array, key: jax.Array, *, train: bool, method: str | None = None

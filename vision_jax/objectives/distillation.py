@@ -81,7 +81,7 @@ class Distillation(Classification):
         elif has_auxiliary:
             logits, auxiliary = result
             student = logits
-        mask = views["mask"]
+        mask = None if train else views["mask"]
         value, weight = total(self.loss_of(logits, views["target"]), mask)
         for other in auxiliary:
             value += self.auxiliary_weight * total(self.loss_of(other, views["target"]), mask)[0]

@@ -59,6 +59,6 @@ class Rotation(Objective):
         )
         logits = self.head.apply({"params": variables["params"]["rotation"]}, features)
         angles = jnp.tile(jnp.arange(ANGLES), len(views["mask"]))
-        mask = jnp.repeat(views["mask"], ANGLES)
+        mask = None if train else jnp.repeat(views["mask"], ANGLES)
         value, weight = total(losses.softmax_cross_entropy(logits, angles), mask)  # type: ignore[arg-type]
         return Out(value, weight, updates, {"top1": total(in_top_k(logits, angles, 1), mask)})  # type: ignore[arg-type]
