@@ -12,7 +12,7 @@ from vision_jax import config as config_lib
 from vision_jax.data.sources import check_classes, closing
 from vision_jax.devices import distributed, partition, sharding
 from vision_jax.errors import ConfigError
-from vision_jax.evaluators import Evaluator, tell_all
+from vision_jax.evaluators import Evaluator
 from vision_jax.evaluators.base import Prefixed
 from vision_jax.objectives import Objective
 from vision_jax.runtime import writers
@@ -133,7 +133,7 @@ def measure(evaluators: Mapping[str, Evaluator], objective: Objective, variables
     results: dict[str, float] = {}
     for name, evaluator in evaluators.items():
         results |= {f"{name}/{metric}": value for metric, value in evaluator(objective, variables).items()}
-    return tell_all(results)
+    return distributed.from_first(lambda: results)
 
 
 def format_results(results: Mapping[str, float]) -> str:

@@ -21,12 +21,14 @@ import pytest
 import vision_jax
 from vision_jax import config as config_lib
 from vision_jax import optim
+from vision_jax.build import create_state
 from vision_jax.devices import sharding
 from vision_jax.errors import CheckpointError, DamagedError
+from vision_jax.objectives import Classification, Ema, Setup
 from vision_jax.runtime import checkpoint, digests
 from vision_jax.runtime.checkpoint import Checkpointer, best_step, choose_checkpoints
 from vision_jax.runtime.watchdog import Watchdog
-from vision_jax.state import TrainState, create_state
+from vision_jax.state import TrainState
 
 ABOUT = {"config": {}, "num_classes": 5, "class_names": []}
 
@@ -37,8 +39,9 @@ def mesh_of(num_devices: int):
 
 def creator(num_classes: int = 5, ema: bool = True):
     model = vision_jax.create_model("lenet5", num_classes=num_classes)
+    setup = Setup(model, (16, 16, 1), (0.5,), (0.5,), ema=Ema(0.9) if ema else None)
     optimizer = optim.create_optimizer("sgd", lambda step: 0.1, momentum=0.9)
-    return functools.partial(create_state, model, optimizer, (16, 16, 1), seed=0, ema=ema)
+    return functools.partial(create_state, Classification(setup=setup), optimizer, seed=0)
 
 
 def make_state(step: int, num_devices: int = 1, **options: object) -> TrainState:

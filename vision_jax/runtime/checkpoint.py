@@ -51,7 +51,11 @@ _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 def model_item(state: TrainState) -> dict[str, Any]:
     """Returns what evaluation needs of a state, as it is saved; it works on abstract states too."""
     item = {"step": state.step, "params": state.params, "batch_stats": state.batch_stats}
-    return item if state.ema is None else {**item, "ema": state.ema}
+    if state.ema is not None:
+        item["ema"] = state.ema
+    if jax.tree.leaves(state.extra):
+        item["extra"] = state.extra
+    return item
 
 
 def _first_line(error: BaseException) -> str:
