@@ -386,7 +386,8 @@ def restore_any(checkpointer: Checkpointer, mesh: Mesh) -> tuple[int, dict[str, 
             for parent in parents:
                 node = node.setdefault(parent, {})
             node[last] = jax.ShapeDtypeStruct(tuple(shape), dtype)
-        item.setdefault("batch_stats", {})
+        for variables in (item, *([item["ema"]] if "ema" in item else [])):
+            variables.setdefault("batch_stats", {})  # it is stored, too, if it is empty
         return checkpointer.restore_item(step, "model", sharding.abstract(item, sharding.replicated(mesh)))
 
     step, restored = checkpointer.restore_first(candidates, restore)
