@@ -32,13 +32,13 @@ from vision_jax.data.sources import (
     read_labels,
 )
 from vision_jax.data.workers import ProcessLoader, create_loader
-from vision_jax.devices import compilation, partition, sharding
-from vision_jax.errors import ConfigError, DataError
+from vision_jax.devices import compilation, distributed, partition, sharding
+from vision_jax.errors import CheckpointError, ConfigError, DataError
 from vision_jax.evaluators import EVALUATORS, Context, Evaluator
 from vision_jax.objectives import OBJECTIVES, Distillation, Ema, Objective, Setup
 from vision_jax.optim import masks
 from vision_jax.runtime import writers
-from vision_jax.runtime.checkpoint import Checkpointer, choose_checkpoints
+from vision_jax.runtime.checkpoint import Checkpointer
 from vision_jax.runtime.preemption import Preemption
 from vision_jax.runtime.watchdog import Watchdog
 from vision_jax.state import TrainState
@@ -372,7 +372,9 @@ def restore_any(checkpointer: Checkpointer, mesh: Mesh) -> tuple[int, dict[str, 
     Raises:
         CheckpointError: if there is none.
     """
-    candidates = choose_checkpoints(checkpointer, checkpointer.directory.parent, None)
+    candidates = distributed.from_first(checkpointer.steps)[::-1]
+    if not candidates:
+        raise CheckpointError(f"There is no checkpoint in {checkpointer.directory}: check model.pretrained.")
 
     def restore(step: int) -> dict[str, Any]:
         item: dict[str, Any] = {}
@@ -384,7 +386,8 @@ def restore_any(checkpointer: Checkpointer, mesh: Mesh) -> tuple[int, dict[str, 
             for parent in parents:
                 node = node.setdefault(parent, {})
             node[last] = jax.ShapeDtypeStruct(tuple(shape), dtype)
-        item.setdefault("batch_stats", {})
+        for variables in (item, *([item["ema"]] if "ema" in item else [])):
+            variables.setdefault("batch_stats", {})  # it is stored, too, if it is empty
         return checkpointer.restore_item(step, "model", sharding.abstract(item, sharding.replicated(mesh)))
 
     step, restored = checkpointer.restore_first(candidates, restore)

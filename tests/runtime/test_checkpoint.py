@@ -19,8 +19,8 @@ import orbax.checkpoint as ocp
 import pytest
 
 import vision_jax
+from vision_jax import build, optim
 from vision_jax import config as config_lib
-from vision_jax import optim
 from vision_jax.build import create_state
 from vision_jax.devices import sharding
 from vision_jax.errors import CheckpointError, DamagedError
@@ -255,6 +255,18 @@ def test_checkpoints_of_earlier_versions_are_verified_by_their_digest(tmp_path: 
         ):
             checkpointer.restore_latest(abstract())
     assert checkpointer.steps() == [1, 2]
+
+
+def test_a_run_that_starts_from_anothers_damaged_checkpoint_takes_the_one_before(tmp_path: pathlib.Path, caplog):
+    save(tmp_path / "c", 1, 2)
+    (tmp_path / "c" / "2" / "about" / "metadata").unlink()
+    step, variables = build.restore_any(Checkpointer(tmp_path / "c"), mesh_of(2))
+    assert step == 1
+    jax.tree.map(np.testing.assert_array_equal, variables["params"], make_state(1).ema["params"])
+    assert "GOING BACK" in caplog.text
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["c"]  # what is of another run stays as it is
+    with pytest.raises(CheckpointError, match=r"no checkpoint in .*/nowhere: check model\.pretrained"):
+        build.restore_any(Checkpointer(tmp_path / "nowhere"), mesh_of(2))
 
 
 def test_unfinished_saves_are_cleaned_up(tmp_path: pathlib.Path):

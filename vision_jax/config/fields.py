@@ -345,8 +345,8 @@ def default_config() -> ConfigDict:
     # Where compiled programs are kept between runs; None: vision_jax's cache. An empty string: nowhere.
     config.compilation_cache = placeholder(str)
 
-    # End the process, with the stacks of all its threads, when no step ends for so long; compiling does not count.
-    # 0: never.
+    # End the process, with the stacks of all its threads, when no step ends for so long; compiling does not count,
+    # nor do checkpoints. 0: never.
     config.watchdog_seconds = 900.0
 
     # Devices along each axis of the mesh; one of them may be -1: what is left. Batches are divided over data and fsdp.
