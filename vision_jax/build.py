@@ -301,11 +301,18 @@ def make_rules(config: ConfigDict) -> optim.GroupRules:
         multipliers=tuple(config.optimizer.multipliers),
         layer_decay=config.optimizer.layer_decay,
         frozen=tuple(config.optimizer.frozen),
+        no_clip_adaptive=tuple(config.optimizer.no_clip_adaptive),
     )
 
 
-def make_optimizer(config: ConfigDict, plan: Plan) -> optax.GradientTransformation:
-    """Returns the optimizer, with what holds for which parameters and the guard, if there is one."""
+def make_optimizer(config: ConfigDict, plan: Plan, params: Any) -> optax.GradientTransformation:
+    """Returns the optimizer, with what holds for which parameters and the guard, if there is one.
+
+    `params` are all parameters, frozen ones too, or their shapes.
+
+    Raises:
+        ConfigError: if a pattern of `config.optimizer` matches none of them.
+    """
     rules = make_rules(config)
     weight_decay: optax.ScalarOrSchedule = config.optimizer.weight_decay
     if (end := config.optimizer.weight_decay_end) is not None:
@@ -320,12 +327,11 @@ def make_optimizer(config: ConfigDict, plan: Plan) -> optax.GradientTransformati
             peak_learning_rate=plan.learning_rate,
             clip_value=config.optimizer.clip_value,
             clip_adaptive=config.optimizer.clip_adaptive,
-            clip_adaptive_mask=functools.partial(
-                optim.decay_mask, rule="all", exclude=tuple(config.optimizer.no_clip_adaptive)
-            ),
+            clip_adaptive_mask=rules.clip_adaptive_mask,
             clip_global_norm=config.optimizer.clip_global_norm,
             **optimizer_options(config),
-        )
+        ),
+        params,
     )
     if config.guard.nonfinite == "skip" or config.guard.spike_deviations is not None:
         return optim.guard(optimizer, spike_deviations=config.guard.spike_deviations, window=config.guard.window)
@@ -347,9 +353,10 @@ def make_functions(
         from random ones; the training step; and the abstract state.
 
     Raises:
-        ConfigError: if `mesh.rules` do not fit the model.
+        ConfigError: if `mesh.rules`, or a pattern of `config.optimizer`, do not fit the model.
     """
-    schedule, optimizer = make_schedule(config, plan), make_optimizer(config, plan)
+    variables = variable_shapes(config, model)
+    schedule, optimizer = make_schedule(config, plan), make_optimizer(config, plan, variables["params"])
     create = functools.partial(
         create_state,
         model,
@@ -358,7 +365,7 @@ def make_functions(
         seed=config.seed,
         ema=config.ema_decay is not None,
     )
-    shapes = jax.eval_shape(create)
+    shapes = jax.eval_shape(lambda variables: create(variables=variables), variables)
     layouts = partition.layouts(partition_rules(config, mesh), mesh, shapes.params, shapes)
     initialize = jax.jit(
         lambda variables=None: create(variables=variables),

@@ -2,6 +2,7 @@
 
 import functools
 import re
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +11,9 @@ import optax
 import pytest
 
 import vision_jax
+from vision_jax.config import default_config
 from vision_jax.errors import ConfigError
-from vision_jax.optim import GroupRules, create_optimizer, decay_mask, format_table, layer_ids, merge
+from vision_jax.optim import GroupRules, create_optimizer, decay_mask, format_table, layer_ids, masks, merge
 
 # Of each layer that timm 1.0.31's param_groups_layer_decay makes, from the stem to the head: how many parameters it
 # has, and of how many it lets the weights decay (with the model's no_weight_decay).
@@ -165,7 +167,7 @@ def test_multipliers_freezing_and_decay_in_one_step():
     )
     for layout in (lambda x: x, stacked):
         params, grads = layout(tree(0)), layout(tree(1))
-        optimizer = rules.wrap(create_optimizer("sgd", 0.1, weight_decay=0.2, decay_mask=rules.decay_mask))
+        optimizer = rules.wrap(create_optimizer("sgd", 0.1, weight_decay=0.2, decay_mask=rules.decay_mask), params)
         updates, _ = QUICK(optimizer.update)(grads, optimizer.init(params), params)
         for (path, u), g, p in zip(flat(updates).items(), jax.tree.leaves(grads), jax.tree.leaves(params), strict=True):
             factor = (10.0 if path.startswith("head") else 1.0) * (0.5 if path.endswith("bias") else 1.0)
@@ -179,7 +181,7 @@ def test_layer_decay_of_stacked_blocks_in_one_step():
     """Stem, two blocks, head: factors 0.5 ** (3, 2, 1, 0)."""
     rules = GroupRules(layer_decay=0.5)
     params, grads = stacked(tree(0)), stacked(tree(1))
-    optimizer = rules.wrap(create_optimizer("sgd", 1.0))
+    optimizer = rules.wrap(create_optimizer("sgd", 1.0), params)
     updates, _ = QUICK(optimizer.update)(grads, optimizer.init(params), params)
     factors = {"patch_embed": 0.125, "cls_token": 0.125, "pos_embed": 0.125, "head": 1.0}
     for path, u in flat(updates).items():
@@ -190,21 +192,33 @@ def test_layer_decay_of_stacked_blocks_in_one_step():
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_frozen_parameters_have_no_state_and_do_not_count(name: str):
-    """Training with parts frozen is training the others alone, also where gradients are clipped by their norm."""
+    """Training with parts frozen is training the others alone, also where gradients are clipped by their norm.
+
+    The optimizer may be given all parameters, or what `split` says is trained: its state is the same.
+    """
     rules = GroupRules(decay="timm", frozen=("^patch_embed", r"blocks/0/"))
     params, grads = tree(0), tree(1)
     create = functools.partial(create_optimizer, name, 0.1, weight_decay=0.1, clip_global_norm=1.0)
-    frozen = rules.wrap(create(decay_mask=rules.decay_mask))
+    frozen = rules.wrap(create(decay_mask=rules.decay_mask), params)
     alone = create(decay_mask=functools.partial(decay_mask, rule="timm"))
     rest = lambda tree: {**tree, "patch_embed": {}, "blocks": {"1": tree["blocks"]["1"]}}  # noqa: E731
-    state, other = QUICK(frozen.init)(params), QUICK(alone.init)(rest(params))
-    assert sum(x.size for x in jax.tree.leaves(state)) == sum(x.size for x in jax.tree.leaves(other))
+    split = lambda tree: rules.split(tree)[0]  # noqa: E731
+    state, parted, other = (
+        QUICK(frozen.init)(params),
+        QUICK(frozen.init)(split(params)),
+        QUICK(alone.init)(rest(params)),
+    )
+    assert flat(state).keys() == flat(parted).keys() == flat(other).keys()
     update, update_alone = QUICK(frozen.update), QUICK(alone.update)
     for _ in range(2):
         updates, state = update(grads, state, params)
+        without, parted = update(split(grads), parted, split(params))
         expected, other = update_alone(rest(grads), other, rest(params))
         for path, x in flat(updates).items():
             np.testing.assert_allclose(x, flat(expected).get(path, np.zeros_like(x)), rtol=1e-6, atol=1e-7)
+        assert flat(without).keys() == flat(expected).keys()
+        for path, x in flat(without).items():
+            np.testing.assert_allclose(x, flat(expected)[path], rtol=1e-6, atol=1e-7)
 
 
 def test_split_and_merge():
@@ -239,7 +253,7 @@ def test_of_stacked_blocks_all_are_frozen_or_they_are_trained():
 
 def test_without_rules_the_optimizer_is_as_it_was():
     optimizer = optax.sgd(0.1)
-    assert GroupRules().wrap(optimizer) is optimizer
+    assert GroupRules().wrap(optimizer, tree(0)) is optimizer
 
 
 def test_table():
@@ -261,6 +275,10 @@ def test_table():
             {"frozen": ("^stem",)},
             r"optimizer.frozen: the pattern '\^stem' matches no parameter; there are such as blocks/0/attn/bias",
         ),
+        ({"no_decay": ("bn1",)}, "optimizer.no_decay: the pattern 'bn1' matches no parameter"),
+        ({"multipliers": (("^head", 2.0), ("^fc", 2.0))}, r"optimizer.multipliers: the pattern '\^fc' matches no"),
+        ({"no_clip_adaptive": ("^fc/",)}, "optimizer.no_clip_adaptive: the pattern '.fc/' matches no parameter"),
+        ({"layers": ("patch", "norm2", "ls1")}, "layers: the pattern 'norm2' matches no parameter"),
         ({"multipliers": (("(", 1.0),)}, "no regular expression"),
         ({"decay": "kernel"}, "no rule 'kernel'.*did you mean kernels"),
         ({"layer_decay": 1.5}, "above 0 and at most 1"),
@@ -269,7 +287,7 @@ def test_table():
 )
 def test_wrong_rules(rules: dict, message: str):
     with pytest.raises(ConfigError, match=message):
-        GroupRules(**rules).wrap(create_optimizer("sgd", 0.1)).init(tree(0))
+        GroupRules(**rules).wrap(create_optimizer("sgd", 0.1), tree(0))
 
 
 def test_decay_cannot_differ_among_stacked_blocks():
@@ -277,6 +295,41 @@ def test_decay_cannot_differ_among_stacked_blocks():
     assert not flat(rules.decay_mask(tree(0)))["blocks/0/attn/kernel"]
     with pytest.raises(ConfigError, match="stacked in blocks/attn/kernel"):
         rules.table(stacked(tree(0)))
+
+
+def test_the_classifier_need_not_be_there_to_be_spared_by_adaptive_clipping():
+    """A model of features has none; the default pattern is for all families."""
+    rules, params = GroupRules(), tree(0)
+    assert not any(flat(rules.clip_adaptive_mask(params))[f"head/{name}"] for name in ("kernel", "bias"))
+    assert sum(flat(rules.clip_adaptive_mask(params)).values()) == len(jax.tree.leaves(params)) - 2
+    del params["head"]
+    rules.check(params)
+    assert tuple(default_config().optimizer.no_clip_adaptive) == rules.no_clip_adaptive
+
+
+@pytest.mark.parametrize("layout", [lambda x: x, stacked])
+def test_rules_hold_with_heads_beside_the_backbone(layout: Callable[[dict], dict]):
+    """What holds for the backbone's parameters stays, and a head's blocks are as the backbone's are."""
+    backbone = layout(tree(0))
+    decoder = {"blocks": backbone["blocks"], "embed": {"kernel": jnp.ones((8, 8)), "bias": jnp.ones(8)}}
+    params = {**backbone, "projector": {"0": {"kernel": jnp.ones((8, 4))}}, "decoder": decoder}
+    rules = GroupRules(decay="timm", layer_decay=0.5, multipliers=(("attn", 3.0),), frozen=("^patch_embed",))
+    alone = {row.path: row for row in rules.table(backbone)}
+    table = {row.path: row for row in rules.table(params)}
+    assert {path: table[path] for path in alone} == alone
+    assert alone["blocks/attn/kernel" if "blocks/attn/kernel" in alone else "blocks/1/attn/kernel"].multiplier in (
+        *(1.5, (0.75, 1.5)),
+    )
+    head = alone["head/kernel"]
+    for path in set(table) - set(alone):
+        last = table[path].layer if isinstance(table[path].layer, tuple) else (table[path].layer,)
+        assert set(last) == {head.layer}  # all of the learning rate
+        assert table[path].multiplier == (3.0 if "attn" in path else 1.0)
+        assert table[path].decays == path.endswith("kernel")
+    assert masks.is_stacked("decoder/blocks/attn/kernel")
+    assert not masks.is_stacked("decoder/blocks/0/attn/kernel")
+    assert not masks.is_stacked("stages/0/blocks/0/norm/scale")
+    assert rules.split(params)[0].keys() == params.keys() - {"patch_embed"}
 
 
 def test_models_of_further_families_have_layers():

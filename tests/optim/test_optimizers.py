@@ -179,10 +179,11 @@ def test_sophia_divides_by_curvatures(frozen: tuple[str, ...]):
         return sum(0.5 * (curvature[name] * jnp.square(params[name])).sum() for name in SHAPES)
 
     rules = GroupRules(decay="all", frozen=frozen)
-    optimizer = rules.wrap(
-        create_optimizer("sophia", 0.1, weight_decay=0.2, gamma=0.5, update_interval=2, decay_mask=rules.decay_mask)
-    )
     params = {name: jnp.asarray(value(name, 0)) for name in SHAPES}
+    optimizer = rules.wrap(
+        create_optimizer("sophia", 0.1, weight_decay=0.2, gamma=0.5, update_interval=2, decay_mask=rules.decay_mask),
+        params,
+    )
     expected = {name: value(name, 0).astype(np.float64) for name in SHAPES}
     mu, h = ({name: np.zeros(shape) for name, shape in SHAPES.items()} for _ in range(2))
     state = optimizer.init(params)

@@ -125,6 +125,10 @@ class GroupRules:
         layers: see `layer_ids`.
         frozen: patterns of what keeps its value: there is no update, no decay and no state in the optimizer. Running
             statistics are not parameters and go on.
+        no_clip_adaptive: patterns of what is not clipped adaptively.
+
+    The patterns of each field are found in at least one path, but for the default of `no_clip_adaptive`: a rule that
+    holds for nothing is a mistake.
     """
 
     decay: str = "kernels"
@@ -134,6 +138,7 @@ class GroupRules:
     min_layer_factor: float = 0.0
     layers: tuple[str, ...] | None = None
     frozen: tuple[str, ...] = ()
+    no_clip_adaptive: tuple[str, ...] = (masks.CLASSIFIER,)
 
     def __post_init__(self) -> None:
         if self.decay not in masks.DECAY_RULES:
@@ -152,7 +157,27 @@ class GroupRules:
     def _patterns(self) -> dict[str, tuple[str, ...]]:
         """Returns the patterns of each field that has some."""
         multiplied = tuple(pattern for pattern, _ in self.multipliers)
-        return {"no_decay": self.no_decay, "multipliers": multiplied, "frozen": self.frozen}
+        return {
+            "no_decay": self.no_decay,
+            "multipliers": multiplied,
+            "frozen": self.frozen,
+            "no_clip_adaptive": self.no_clip_adaptive,
+        }
+
+    def check(self, params: Any) -> None:
+        """Checks that each pattern is found in the path of a parameter.
+
+        Args:
+            params: arrays or their shapes, of all parameters, frozen ones too.
+
+        Raises:
+            ConfigError: naming the field and the pattern, if one is not.
+        """
+        paths = masks.all_paths(params)
+        for field, patterns in self._patterns().items():
+            named = [pattern for pattern in patterns if (field, pattern) != ("no_clip_adaptive", masks.CLASSIFIER)]
+            masks.check_patterns(f"optimizer.{field}", named, paths)
+        masks.check_patterns("layers", self.layers or (), paths)
 
     def table(self, params: Any) -> list[Row]:
         """Returns what holds for each of the parameters, in the order of `jax.tree.leaves`.
@@ -164,10 +189,9 @@ class GroupRules:
             ConfigError: if a pattern matches nothing, or picks out some of stacked blocks where that cannot be.
         """
         leaves = [(masks.path_string(path), x) for path, x in jax.tree_util.tree_leaves_with_path(params)]
-        paths = [_block_paths(path, x.shape) for path, x in leaves]
+        paths = [masks.block_paths(path, x.shape) for path, x in leaves]
         flat = [path for several in paths for path in several]
-        for field, patterns in self._patterns().items():
-            masks.check_patterns(f"optimizer.{field}", patterns, flat)
+        self.check(params)
         ids = dict(zip(flat, layer_ids(flat, self.layers), strict=True)) if self.layer_decay is not None else {}
         decays = jax.tree.leaves(masks.decay_mask(params, self.decay))
         return [
@@ -217,64 +241,73 @@ class GroupRules:
         Raises:
             ConfigError: if a pattern of `frozen` matches nothing.
         """
-        masks.check_patterns("optimizer.frozen", self.frozen, _all_paths(params))
+        masks.check_patterns("optimizer.frozen", self.frozen, masks.all_paths(params))
         return _split(params, self._is_frozen, "")
 
     def _is_frozen(self, path: str, x: Any) -> bool:
-        return all(masks.matches(name, self.frozen) for name in _block_paths(path, x.shape))
+        return all(masks.matches(name, self.frozen) for name in masks.block_paths(path, x.shape))
+
+    def clip_adaptive_mask(self, params: Any) -> Any:
+        """Returns a tree of booleans, which of the parameters are clipped adaptively, for `create_optimizer`."""
+        return masks.decay_mask(params, "all", self.no_clip_adaptive)
 
     def decay_mask(self, params: Any) -> Any:
         """Returns a tree of booleans, which of the parameters decay; it is what `create_optimizer` takes."""
 
-        # Within `wrap` there are no frozen parameters in the tree, and a pattern may match nothing: hence no `table`.
+        # The tree may lack frozen parameters, and a pattern match nothing in it: hence no `table`.
         def decays(path: Any, decays: bool, x: Any) -> bool:
-            paths = _block_paths(masks.path_string(path), x.shape)
+            paths = masks.block_paths(masks.path_string(path), x.shape)
             return decays and not any(masks.matches(name, self.no_decay) for name in paths)
 
         return jax.tree_util.tree_map_with_path(decays, masks.decay_mask(params, self.decay), params)
 
-    def wrap(self, optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+    def wrap(self, optimizer: optax.GradientTransformation, params: Any) -> optax.GradientTransformation:
         """Returns the optimizer with the multipliers, and with what is frozen left alone.
 
         All that the optimizer makes of a gradient is multiplied, decay included: it is a factor of the learning rate.
-        Frozen parameters are taken out before the optimizer sees them, so they do not count in the norm of gradients.
+        The trees that it is given may lack what is frozen, as `split` gives them, or have it. Then it is taken out
+        before the optimizer sees it, so that it counts in no norm of gradients. The state is the same either way.
         Give the optimizer `decay_mask=rules.decay_mask`.
 
+        Args:
+            optimizer: an optax transformation.
+            params: arrays or their shapes, of all parameters: frozen ones count where layers are numbered.
+
         Raises:
-            ConfigError: when the state is made, as `table`.
+            ConfigError: as `table`.
         """
-        if not (self.frozen or self.multipliers or self.layer_decay is not None):
+        rows = {row.path: row for row in self.table(params)}
+        if all(row.multiplier == 1 for row in rows.values()):
             return optimizer
         inner = optax.with_extra_args_support(optimizer)
 
-        def trained(tree: Any, rows: Any) -> Any:
-            return jax.tree.map(lambda row, x: optax.MaskedNode() if row.frozen else x, rows, tree)
+        def split(tree: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+            return _split(tree, lambda path, _: rows[path].frozen, "")
 
-        def rows_of(tree: Any) -> Any:
-            return jax.tree.unflatten(jax.tree.structure(tree), self.table(tree))
+        # The optimizer has it in place of what is frozen, and no state of it. Checkpoints are laid out so.
+        nothing = jax.tree.map(lambda _: optax.MaskedNode(), split(params)[1])
 
         def init(params: Any) -> Any:
-            return inner.init(trained(params, rows_of(params)))
+            return inner.init(merge(split(params)[0], nothing))
 
         def update(grads: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
-            rows = rows_of(grads)
-            less = None if params is None else trained(params, rows)
+            trained, frozen = split(grads)
+            values, kept = (None, {}) if params is None else split(params)
             if (objective := extra.pop("obj_fn", None)) is not None:
-                # The optimizer knows the trained parameters alone, and the loss is one of all of them.
-                extra["obj_fn"] = lambda some: objective(
-                    jax.tree.map(lambda row, all_, x: all_ if row.frozen else x, rows, params, some)
-                )
-            updates, state = inner.update(trained(grads, rows), state, less, **extra)
+                # The optimizer knows the trained parameters alone, and the loss is one of all that it was given.
+                extra["obj_fn"] = lambda some: objective(merge(split(some)[0], kept))
+            values = None if values is None else merge(values, nothing)
+            updates, state = inner.update(merge(trained, nothing), state, values, **extra)
 
-            def scaled(row: Row, grad: jax.Array, update: Any) -> jax.Array:
-                if row.frozen:
-                    return jax.numpy.zeros_like(grad)
+            def scaled(path: Any, update: Any) -> jax.Array:
+                row = rows[masks.path_string(path)]
                 if row.multiplier == 1:
                     return update
                 factor = np.asarray(row.multiplier, np.float32)
                 return update * factor.reshape(-1, *[1] * (update.ndim - 1) if factor.ndim else ()).astype(update.dtype)
 
-            return jax.tree.map(scaled, rows, grads, updates), state
+            updates = jax.tree_util.tree_map_with_path(scaled, split(updates)[0])
+            return merge(updates, jax.tree.map(jax.numpy.zeros_like, frozen)), state
 
         return optax.GradientTransformationExtraArgs(init, update)
 
@@ -312,20 +345,6 @@ def _split(
         if other:
             second[name] = other
     return first, second
-
-
-def _all_paths(params: Any) -> list[str]:
-    """Returns the path of each parameter; of stacked ones, that of each block."""
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    return [name for path, x in leaves for name in _block_paths(masks.path_string(path), x.shape)]
-
-
-def _block_paths(path: str, shape: Sequence[int]) -> list[str]:
-    """Returns the path, or of stacked parameters that of each block."""
-    if not masks.is_stacked(path):
-        return [path]
-    rest = path.removeprefix("blocks/")
-    return [f"blocks/{i}/{rest}" for i in range(shape[0])]
 
 
 def format_table(rows: Sequence[Row], more: Mapping[str, Sequence[str]] | None = None) -> str:
