@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from vision_jax import build, evaluate, models, steps
+from vision_jax import build, models, steps
 from vision_jax import config as config_lib
 from vision_jax.devices import sharding
 
@@ -64,7 +64,7 @@ def make(config: ConfigDict) -> tuple[nn.Module, Callable, steps.TrainStep, obje
     teacher = None
     if config.distill.teacher is not None:
         theirs = build.build_teacher(config, model.num_classes).model
-        images = jax.ShapeDtypeStruct((1, *evaluate.image_shape(config)), np.float32)
+        images = jax.ShapeDtypeStruct((1, *build.image_shape(config)), np.float32)
         teacher = jax.eval_shape(lambda x: theirs.init(jax.random.key(0), x, train=False), images)
     return model, initialize, train_step, teacher
 
@@ -110,7 +110,7 @@ def test_two_steps_are_taken(recipe: str):
     before = jax.device_get(state.params)
     random = np.random.default_rng(0)
     for _ in range(2):
-        image = random.integers(0, 256, (8, *evaluate.image_shape(config)), np.uint8)
+        image = random.integers(0, 256, (8, *build.image_shape(config)), np.uint8)
         state, metrics = step(state, {"image": image, "label": np.arange(8, dtype=np.int32)})
         assert np.isfinite(metrics["loss"])
         assert np.isfinite(metrics["grad_norm"])
