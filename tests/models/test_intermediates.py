@@ -257,6 +257,8 @@ def test_logits_of_bfloat16_models_have_more_than_eight_bits(name: str):
     variables, images = families.random(families.abstract(model, size))
     logits = np.asarray(quick(functools.partial(model.apply, train=False))(variables, images))
     rounded = np.asarray(jnp.asarray(logits).astype(jnp.bfloat16).astype(jnp.float32))
-    assert (logits == rounded).mean() < 0.02
-    assert all(len(np.unique(row)) > 950 for row in logits)
-    assert all(len(np.unique(row)) < 700 for row in rounded)
+    for exact, row in zip(logits, rounded, strict=True):
+        kept = exact != 0  # SqueezeNet's are rectified
+        assert (exact == row)[kept].mean() < 0.02
+        assert len(np.unique(exact[kept])) > 0.95 * kept.sum()
+        assert len(np.unique(row[kept])) < 0.75 * kept.sum()
