@@ -58,7 +58,7 @@ def export(
     config = config_lib.from_dict(about["config"])
     config_lib.reset_mesh(config)  # one device is enough, wherever it was trained
     mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
-    _, variables = build.restore_model(checkpointer, chosen, config, mesh)
+    _, variables = build.restore_variables(checkpointer, chosen, config, mesh)
     prefix = {"raw": "", "ema": "ema_", None: "ema_" if "ema_" in variables else ""}[weights]
     if prefix not in variables:
         raise CheckpointError(f"The checkpoint of step {chosen} in {workdir} has no moving average: use --weights=raw.")

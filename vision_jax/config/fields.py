@@ -239,6 +239,11 @@ def default_config() -> ConfigDict:
     schedule.timescale = placeholder(float)
     schedule.decay_epochs = placeholder(float)
 
+    # What is minimized: a name of `vision_jax.objectives.OBJECTIVES`, and beside it the fields of that dataclass that
+    # differ from their defaults (`vision_jax.recipes.objective` has all of them). None: classification, or distillation
+    # where distill.teacher is set; both take their options from the fields below.
+    config.objective = ConfigDict({"name": placeholder(str)})
+
     # Share of the target that is spread evenly over all classes.
     config.label_smoothing = 0.0
     config.loss = loss = ConfigDict()
@@ -298,6 +303,11 @@ def default_config() -> ConfigDict:
     evaluation.batch_size = placeholder(int)
     # Average the logits with those of the mirrored image.
     evaluation.flip = False
+
+    # What is measured, by name: the metrics of `val` are val/top1 and so on. `kind` is a name of
+    # `vision_jax.evaluators.EVALUATORS`; None: classification, or the objective's own loss where that has no classes.
+    # `every_epochs` overrides eval.every_epochs; None: as often. Further fields are those of the kind's dataclass.
+    config.evals = ConfigDict({"val": {"kind": placeholder(str), "every_epochs": placeholder(float)}})
 
     config.checkpoint = checkpoint = ConfigDict()
     # Steps between checkpoints, besides those before evaluations and at the end; None: only those.
@@ -359,3 +369,8 @@ SCHEDULE_OPTIONS = {
     **{"power": "power", "factor": "factor", "timescale": "timescale", "points": "points"},
     **{"every_epochs": "every", "milestone_epochs": "milestones", "decay_epochs": "decay_steps"},
 }
+
+# Fields that every evaluation of config.evals has; others are options of its kind.
+EVAL_FIELDS = ("kind", "every_epochs")
+# Beginnings of the paths of fields that are not listed here, but in the dataclasses of objectives and evaluators.
+OPEN_FIELDS = ("objective.", "evals.")

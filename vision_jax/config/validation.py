@@ -1,18 +1,36 @@
 """The checks of a configuration that need no data."""
 
+import dataclasses
 import itertools
 import math
 import pathlib
-from collections.abc import Container, Iterator, Mapping
+import re
+from collections.abc import Container, Iterator, Mapping, Sequence
 
 from ml_collections import ConfigDict
 
 from vision_jax import augment, models, optim
-from vision_jax.config.fields import MODEL_OPTIONS, OPTIMIZER_OPTIONS, SCHEDULE_OPTIONS, default_config
-from vision_jax.config.plan import augmentation_fields, eval_resize, eval_size
+from vision_jax.config.fields import (
+    EVAL_FIELDS,
+    MODEL_OPTIONS,
+    OPEN_FIELDS,
+    OPTIMIZER_OPTIONS,
+    SCHEDULE_OPTIONS,
+    default_config,
+)
+from vision_jax.config.plan import (
+    augmentation_fields,
+    eval_kind,
+    eval_resize,
+    eval_size,
+    metric_directions,
+    objective_name,
+)
 from vision_jax.config.store import flatten, parent
 from vision_jax.devices import sharding
 from vision_jax.errors import ConfigError, suggest
+from vision_jax.evaluators import EVALUATORS
+from vision_jax.objectives import OBJECTIVES, options_of
 
 # What `validate` allows; fields that are not set are not checked.
 _CHOICES = {
@@ -105,10 +123,17 @@ def _check_types(config: ConfigDict) -> Iterator[str]:
     reference = default_config()
     values, defaults = dict(flatten(config)), dict(flatten(reference))
     for path in sorted(values.keys() - defaults.keys()):
+        if path.startswith(OPEN_FIELDS):
+            continue
         yield f"{path} is no field of the configuration: {suggest(path, list(defaults), 'vision_jax/config/fields.py')}"
     for path in sorted(defaults.keys() - values.keys()):
+        if path.startswith(OPEN_FIELDS):
+            continue
         yield f"{path} is missing: start from vision_jax.config.default_config()."
+    yield from _check_kinds(config)
     for path in sorted(defaults.keys() & values.keys()):
+        if path.startswith(OPEN_FIELDS):
+            continue
         value = values[path]
         node, name = parent(reference, path)
         kind = node.get_type(name)
@@ -122,6 +147,68 @@ def _check_types(config: ConfigDict) -> Iterator[str]:
             yield f"{path} is {value!r}; it takes a finite number."
         elif isinstance(value, list):
             yield from _check_items(path, value)
+
+
+def _check_kinds(config: ConfigDict) -> Iterator[str]:
+    """Checks `objective` and `evals`, whose options are the fields of a dataclass each."""
+    if not isinstance(config.objective, ConfigDict) or "name" not in config.objective:
+        yield f"objective is {config.objective!r}: it takes a name and its options; see vision_jax/objectives."
+        return
+    name = config.objective.name
+    if name is not None and name not in OBJECTIVES:
+        yield f"objective.name is {name!r}: {suggest(str(name), OBJECTIVES)}"
+        return
+    name = objective_name(config)
+    kind = OBJECTIVES[name]
+    if kind.classifies:
+        if name == "distillation" and config.distill.teacher is None:
+            yield "objective.name is 'distillation', and distill.teacher is not set: it takes a name and weights."
+        if name == "classification" and config.distill.teacher is not None:
+            yield f"objective.name is 'classification', and distill.teacher is {config.distill.teacher!r}: unset one."
+        for option in set(config.objective) - {"name"}:
+            yield f"objective.{option} is set, but {name} has its options in label_smoothing, loss and distill."
+    else:
+        yield from _check_fields("objective", dict(config.objective), kind, ("name",))
+    if not isinstance(config.evals, ConfigDict) or not all(isinstance(v, ConfigDict) for v in config.evals.values()):
+        yield f"evals is {config.evals!r}: it takes names of evaluations, and for each its kind and options."
+        return
+    for name in config.evals:
+        if not re.fullmatch(r"[a-z][a-z0-9_-]*", name) or name == "train":
+            yield f"evals has {name!r}: a name is made of a-z, 0-9, _ and -, and is not train."
+        kind_name = config.evals[name].get("kind")
+        if kind_name is not None and kind_name not in EVALUATORS:
+            yield f"evals.{name}.kind is {kind_name!r}: {suggest(str(kind_name), EVALUATORS)}"
+            continue
+        every = config.evals[name].get("every_epochs")
+        if every is not None and not (isinstance(every, int | float) and every > 0):
+            yield f"evals.{name}.every_epochs is {every!r}, which must be positive."
+        yield from _check_fields(
+            f"evals.{name}", dict(config.evals[name]), EVALUATORS[eval_kind(config, name)], EVAL_FIELDS
+        )
+
+
+def _check_fields(path: str, values: Mapping[str, object], kind: type, others: Sequence[str]) -> Iterator[str]:
+    """Checks the options of an objective or evaluator against the fields of its dataclass.
+
+    Args:
+        path: of the node in the configuration.
+        values: what is set there.
+        kind: the dataclass.
+        others: fields of the node that are no options.
+    """
+    options = options_of(kind)
+    for name in sorted(values.keys() - options.keys() - set(others)):
+        yield f"{path}.{name} is no option of {kind.__name__}: {suggest(name, [*others, *options])}"
+    for name in sorted(values.keys() & options.keys()):
+        default, value = options[name].default, values[name]
+        if default is dataclasses.MISSING or default is None or value is None:
+            continue
+        allowed = (float, int) if isinstance(default, float) else (type(default),)
+        if not isinstance(value, allowed) or (isinstance(value, bool) and not isinstance(default, bool)):
+            yield f"{path}.{name} is {value!r}; it takes a {type(default).__name__}, such as {default!r}."
+    for name, option in options.items():
+        if option.default is dataclasses.MISSING and name not in values:
+            yield f"{path}.{name} is not set, and {kind.__name__} needs it."
 
 
 def _check_items(path: str, items: list) -> Iterator[str]:
@@ -194,10 +281,10 @@ def _check_ranges(config: ConfigDict) -> Iterator[str]:
     ):
         yield f"log.profile_steps is {tuple(profiled)}: it takes (first, last), positive integers, or () for none."
     best_metric = config.checkpoint.best_metric
-    names = [f"val/{prefix}{name}" for prefix in ("", "ema_") for name in ("top1", "top5", "loss")]
+    names = list(metric_directions(config))
     if best_metric not in names:
         yield f"checkpoint.best_metric is {best_metric!r}: {suggest(best_metric, names)}"
-    elif config.ema_decay is None and best_metric.startswith("val/ema_"):
+    elif config.ema_decay is None and best_metric.partition("/")[2].startswith("ema_"):
         yield f"checkpoint.best_metric is {best_metric!r}, but ema_decay is not set."
 
 

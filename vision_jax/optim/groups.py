@@ -262,16 +262,15 @@ class GroupRules:
         return jax.tree_util.tree_map_with_path(decays, masks.decay_mask(params, self.decay), params)
 
     def wrap(self, optimizer: optax.GradientTransformation, params: Any) -> optax.GradientTransformation:
-        """Returns the optimizer with the multipliers, and with what is frozen left alone.
+        """Returns the optimizer with the multipliers, for the parameters that are trained.
 
         All that the optimizer makes of a gradient is multiplied, decay included: it is a factor of the learning rate.
-        The trees that it is given may lack what is frozen, as `split` gives them, or have it. Then it is taken out
-        before the optimizer sees it, so that it counts in no norm of gradients. The state is the same either way.
         Give the optimizer `decay_mask=rules.decay_mask`.
 
         Args:
-            optimizer: an optax transformation.
-            params: arrays or their shapes, of all parameters: frozen ones count where layers are numbered.
+            optimizer: what updates are made with.
+            params: arrays, or their shapes, of all parameters: depths are counted in the whole model. What the result
+                is initialized and called with is what `split` leaves of them.
 
         Raises:
             ConfigError: as `table`.
@@ -280,34 +279,28 @@ class GroupRules:
         if all(row.multiplier == 1 for row in rows.values()):
             return optimizer
         inner = optax.with_extra_args_support(optimizer)
+        # The state has this in place of what is frozen, which checkpoints show. The optimizer does not see it.
+        nothing = jax.tree.map(lambda _: optax.MaskedNode(), self.split(params)[1])
 
-        def split(tree: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-            return _split(tree, lambda path, _: rows[path].frozen, "")
-
-        # The optimizer has it in place of what is frozen, and no state of it. Checkpoints are laid out so.
-        nothing = jax.tree.map(lambda _: optax.MaskedNode(), split(params)[1])
+        def trained(tree: Any) -> dict[str, Any]:
+            return _split(tree, lambda path, _: rows[path].frozen, "")[0]
 
         def init(params: Any) -> Any:
-            return inner.init(merge(split(params)[0], nothing))
+            return inner.init(merge(params, nothing))
 
         def update(grads: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
-            trained, frozen = split(grads)
-            values, kept = (None, {}) if params is None else split(params)
-            if (objective := extra.pop("obj_fn", None)) is not None:
-                # The optimizer knows the trained parameters alone, and the loss is one of all that it was given.
-                extra["obj_fn"] = lambda some: objective(merge(split(some)[0], kept))
-            values = None if values is None else merge(values, nothing)
-            updates, state = inner.update(merge(trained, nothing), state, values, **extra)
+            if (loss := extra.pop("obj_fn", None)) is not None:
+                extra["obj_fn"] = lambda params: loss(trained(params))
+            params = None if params is None else merge(params, nothing)
+            updates, state = inner.update(merge(grads, nothing), state, params, **extra)
 
-            def scaled(path: Any, update: Any) -> jax.Array:
-                row = rows[masks.path_string(path)]
-                if row.multiplier == 1:
+            def scaled(path: Any, update: Any) -> Any:
+                factor = np.asarray(rows[masks.path_string(path)].multiplier, np.float32)
+                if (factor == 1).all():
                     return update
-                factor = np.asarray(row.multiplier, np.float32)
                 return update * factor.reshape(-1, *[1] * (update.ndim - 1) if factor.ndim else ()).astype(update.dtype)
 
-            updates = jax.tree_util.tree_map_with_path(scaled, split(updates)[0])
-            return merge(updates, jax.tree.map(jax.numpy.zeros_like, frozen)), state
+            return jax.tree_util.tree_map_with_path(scaled, trained(updates)), state
 
         return optax.GradientTransformationExtraArgs(init, update)
 
