@@ -4,6 +4,7 @@ import functools
 import re
 from collections.abc import Callable
 
+import families
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -322,11 +323,18 @@ def test_rules_hold_with_heads_beside_the_backbone(layout: Callable[[dict], dict
     assert rules.split(params)[0].keys() == params.keys() - {"patch_embed"}
 
 
-def test_models_of_further_families_have_layers():
-    """The head is the last layer, and the stem the first."""
-    for name in ("mixer_s32_224", "vgg11", "regnety_002"):
-        rows = GroupRules(layer_decay=0.9).table(shapes(name))
-        layers = sorted({row.layer for row in rows})
-        assert layers == list(range(len(layers)))
-        last = {row.path.split("/")[0] for row in rows if row.layer == layers[-1]}
-        assert last & {"head", "fc", "classifier"}, name
+@pytest.mark.parametrize("name", families.names())
+def test_every_family_has_layers(name: str):
+    """The stem is the first; the last has the classifier, dense layers before it and what else comes after the blocks.
+
+    A module of which nothing is known would be in the last one too, with all of the learning rate.
+    """
+    params = families.shapes(name)[0]["params"]
+    rows = GroupRules(layer_decay=0.9).table(params)
+    layers = sorted({row.layer for row in rows})
+    assert layers == list(range(len(layers)))
+    last = {row.path for row in rows if row.layer == layers[-1]}
+    known = re.compile(r"(head|head_dist|fc\d?|classifier|pre_logits|conv_head|features/norm5)/")
+    assert not [path for path in last if not known.match(path)]
+    stem = re.compile(r"(stem|patch_embed|conv_stem|conv1|prep|features/(0|conv0)|Conv2d_1a_3x3)/")
+    assert {row.layer for row in rows if stem.match(row.path)} == {0}

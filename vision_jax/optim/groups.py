@@ -24,7 +24,7 @@ _PREVIOUS = 1_000_000_000  # sorts behind all blocks of a stage
 # with _PREVIOUS counts as the layer before; what no pattern matches is the head.
 _LAYERS: tuple[tuple[str, int, tuple[int, ...]], ...] = (
     (r"(cls_token|dist_token|reg_token|pos_embed|patch_embed)", 0, ()),  # vision transformers, Swin
-    (r"(stem|conv_stem|conv1|bn1|maxpool)(/|$)", 0, ()),
+    (r"(stem|conv_stem|conv1|bn1|maxpool|prep)(/|$)", 0, ()),
     (r"features/((conv|norm|pool)[012]|0)/", 0, ()),  # DenseNet; VGG and others that count their layers
     (r"Conv2d_[12]", 0, ()),  # Inception
     (r"Conv2d_[34]", 1, (0,)),
@@ -34,6 +34,7 @@ _LAYERS: tuple[tuple[str, int, tuple[int, ...]], ...] = (
     (r"layers/(\d+)/\w+/(\d+)", 1, ()),
     (r"stages/(\d+)/downsample", 1, (0,)),  # ConvNeXt
     (r"stages/(\d+)/blocks/(\d+)", 1, ()),  # and ResNetV2
+    (r"layer(\d+)/(?:res\d|0/(?:conv|bn)/)", 1, ()),  # ResNet-9, whose stages are its blocks
     (r"layer(\d+)/(\d+)", 1, ()),  # ResNet
     (r"s(\d+)/b(\d+)", 1, ()),  # RegNet
     (r"stage(\d+)/(\d+)", 1, ()),  # ShuffleNet
