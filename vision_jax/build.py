@@ -17,7 +17,8 @@ from ml_collections import ConfigDict
 from vision_jax import augment, models, optim, pretrained, steps
 from vision_jax.config.fields import EVAL_FIELDS, MODEL_OPTIONS, OPTIMIZER_OPTIONS, SCHEDULE_OPTIONS
 from vision_jax.config.plan import Plan, augmentation_fields, eval_kind, eval_resize, eval_size, objective_name
-from vision_jax.data import digits, order
+from vision_jax.data import check, digits, order
+from vision_jax.data.cache import cache_dir
 from vision_jax.data.decode import EvalTransform, TrainTransform
 from vision_jax.data.loader import Loader
 from vision_jax.data.order import BalancedOrder, LaterOrder, TrainOrder
@@ -27,7 +28,7 @@ from vision_jax.data.sources import (
     SubsetSource,
     SyntheticSource,
     TfdsSource,
-    cache_dir,
+    folder_class_names,
     read_labels,
 )
 from vision_jax.data.workers import ProcessLoader, create_loader
@@ -36,6 +37,7 @@ from vision_jax.errors import CheckpointError, ConfigError, DataError
 from vision_jax.evaluators import EVALUATORS, Context, Evaluator
 from vision_jax.objectives import OBJECTIVES, Distillation, Ema, Objective, Setup
 from vision_jax.optim import masks
+from vision_jax.runtime import writers
 from vision_jax.runtime.checkpoint import Checkpointer, DamagedError
 from vision_jax.runtime.preemption import Preemption
 from vision_jax.runtime.watchdog import Watchdog
@@ -44,14 +46,20 @@ from vision_jax.state import TrainState, abstract_variables, create_state, init_
 log = logging.getLogger(__name__)
 
 
-def create_source(config: ConfigDict, *, train: bool) -> Source:
+def create_source(config: ConfigDict, *, train: bool, class_names: Sequence[str] = ()) -> Source:
     """Returns the training or validation source that `config.data` names.
+
+    Args:
+        config: the configuration.
+        train: whether it is the training source.
+        class_names: that number the labels of a validation source of folders; (): those of the training split, if
+            that is there.
 
     Raises:
         DataError: if it is missing, empty or malformed.
     """
     data = config.data
-    source = _create_source(config, train=train)
+    source = _create_source(config, train, class_names)
     if train and data.train_examples is not None:
         if data.train_examples > len(source):
             raise DataError(
@@ -62,7 +70,7 @@ def create_source(config: ConfigDict, *, train: bool) -> Source:
     return source
 
 
-def _create_source(config: ConfigDict, *, train: bool) -> Source:
+def _create_source(config: ConfigDict, train: bool, class_names: Sequence[str]) -> Source:
     """Returns the whole of a split."""
     data = config.data
     split = data.train_split if train else data.val_split
@@ -72,11 +80,20 @@ def _create_source(config: ConfigDict, *, train: bool) -> Source:
             size = data.image_size if train else data.eval_resize
             return SyntheticSource(examples, config.model.num_classes or 1000, size, seed=config.seed)
         case "folder":
-            return FolderSource(pathlib.Path(data.dir).expanduser(), split)
+            directory = pathlib.Path(data.dir).expanduser()
+            if train:
+                return FolderSource(directory, split, labels=data.train_labels)
+            names = class_names or folder_class_names(directory, data.train_split, data.train_labels)
+            return FolderSource(
+                directory, split, labels=data.val_labels, class_names=names, labels_option="data.val_labels"
+            )
         case "tfds":
             return TfdsSource(pathlib.Path(data.dir).expanduser(), split)
         case "digits":
-            root = pathlib.Path(data.dir).expanduser() if data.dir else cache_dir()
+            try:
+                root = pathlib.Path(data.dir).expanduser() if data.dir else cache_dir()
+            except DataError as error:
+                raise DataError(f"{error} Or set data.dir to a folder for the digits.") from error
             try:
                 directory = digits.prepare(root)
             except OSError as error:
@@ -85,6 +102,30 @@ def _create_source(config: ConfigDict, *, train: bool) -> Source:
                 ) from error
             return TfdsSource(directory, split)
     raise DataError(f"data.source is {data.source!r}, which is unknown.")
+
+
+def check_images(config: ConfigDict, source: Source) -> None:
+    """Decodes all images of the validation source.
+
+    Raises:
+        DataError: if more of them are damaged than an evaluation may leave out; it names the first ones.
+    """
+    data = config.data
+    log.info("Checking the %d images of the split %r.", len(source), data.val_split)
+    with writers.Progress(len(source), description="check", enabled=jax.process_index() == 0) as bar:
+
+        def progress(count: int) -> None:
+            for _ in range(count):
+                bar.update({})
+
+        damaged = check.find_damaged(
+            source,
+            channels=data.channels,
+            max_pixels=data.max_pixels,
+            num_threads=data.num_threads,
+            progress=progress,
+        )
+    check.refuse_damaged(damaged, len(source), data.max_bad_eval_records, data.val_split)
 
 
 def make_objective(config: ConfigDict, num_classes: int, plan: Plan | None = None) -> Objective:
@@ -619,7 +660,9 @@ def make_evaluators(
     context = Context(
         mesh=mesh,
         source=source,
-        transform=EvalTransform(eval_size(config), eval_resize(config), data.channels, data.eval_filter),
+        transform=EvalTransform(
+            eval_size(config), eval_resize(config), data.channels, data.eval_filter, max_pixels=data.max_pixels
+        ),
         batch_size=config.eval.batch_size or config.batch_size,
         mean=tuple(data.mean),
         std=tuple(data.std),
@@ -640,14 +683,29 @@ def make_evaluators(
     return evaluators
 
 
-def make_train_loader(
-    config: ConfigDict, plan: Plan, mesh: Mesh, source: Source, rewinds: Sequence[tuple[int, int]] = ()
-) -> Loader | ProcessLoader:
-    """Returns the loader of the training's batches; each rewind left some of them out."""
+def make_order(config: ConfigDict, source: Source) -> TrainOrder | BalancedOrder:
+    """Returns the order of the training's batches. For `data.balanced` this may read the whole data set, once."""
     data = config.data
-    order: TrainOrder | BalancedOrder = TrainOrder(len(source), config.batch_size, config.seed, data.repeats)
     if data.balanced:
-        order = BalancedOrder(read_labels(source, data.num_threads), source.num_classes, config.batch_size, config.seed)
+        labels = read_labels(source, data.num_threads)
+        return BalancedOrder(labels, source.num_classes, config.batch_size, config.seed)
+    return TrainOrder(len(source), config.batch_size, config.seed, data.repeats)
+
+
+def make_train_loader(
+    config: ConfigDict,
+    plan: Plan,
+    mesh: Mesh,
+    source: Source,
+    rewinds: Sequence[tuple[int, int]] = (),
+    order: TrainOrder | BalancedOrder | None = None,
+) -> Loader | ProcessLoader:
+    """Returns the loader of the training's batches; each rewind left some of them out.
+
+    `order` is that of `make_order`, for a caller who makes several loaders; None: it is made here.
+    """
+    data = config.data
+    order = make_order(config, source) if order is None else order
     transform = TrainTransform(
         size=data.image_size,
         channels=data.channels,
@@ -659,6 +717,7 @@ def make_train_loader(
         fast_dct=data.fast_dct,
         fast_upsampling=data.fast_upsampling,
         sizes=plan.train_sizes,
+        max_pixels=data.max_pixels,
     )
     # The size of the images is that of the step, whatever batch it sees.
     batches = LaterOrder(order, sum(bad - good for bad, good in rewinds)) if rewinds else order

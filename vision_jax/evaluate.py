@@ -77,9 +77,9 @@ def _evaluate_step(
             log.warning("The mesh of the training is not for these devices, so batches alone are divided. %s", error)
             config_lib.reset_mesh(config)
     config = config_lib.resolve(config)
-    config_lib.validate(config, jax.device_count())
+    config_lib.validate(config, jax.device_count(), train=False)
     mesh = sharding.make_mesh(config.mesh)
-    source = build.create_source(config, train=False)
+    source = build.create_source(config, train=False, class_names=about["class_names"])
     check_classes(source, about["num_classes"], about["class_names"], config.data.val_split)
     stacks = checkpointer.directory.with_name("stacks")
     with (
@@ -107,7 +107,7 @@ def evaluate_pretrained(config: ConfigDict, *, preemption: Preemption | None = N
         Interrupted: once `preemption` said so.
     """
     config = config_lib.resolve(config)
-    config_lib.validate(config, jax.device_count())
+    config_lib.validate(config, jax.device_count(), train=False)
     mesh = sharding.make_mesh(config.mesh)
     source = build.create_source(config, train=False)
     with Watchdog(config.watchdog_seconds, process_index=jax.process_index()) as watchdog, closing(source):

@@ -26,10 +26,11 @@ from clu import parameter_overview
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from vision_jax import build, evaluate, steps
+from vision_jax import build, evaluate, position, steps
 from vision_jax import config as config_lib
 from vision_jax.config import Plan
 from vision_jax.data.loader import Prefetcher
+from vision_jax.data.order import BalancedOrder, TrainOrder
 from vision_jax.data.sources import Source, check_classes, closing
 from vision_jax.devices import compilation, distributed, sharding
 from vision_jax.errors import CheckpointError, ConfigError, Interrupted, Preempted
@@ -123,6 +124,8 @@ def check_input(config: ConfigDict) -> Checked:
     build.check_sizes(config, model, train=True)
     if objective.classifies and (weights := len(config.loss.class_weights)) not in (0, model.num_classes):
         raise ConfigError(f"loss.class_weights has {weights} values, and there are {model.num_classes} classes.")
+    if config.data.check_val_images:
+        build.check_images(config, val_source)
     return Checked(config, plan, objective, train_source, val_source)
 
 
@@ -156,6 +159,7 @@ class _Run:
     profiler: Profiler
     preemption: Preemption
     watchdog: Watchdog
+    order: TrainOrder | BalancedOrder
 
 
 def _train(
@@ -191,6 +195,9 @@ def _train(
             )
         if start:
             log.info("Going on from step %d of %d.", start, plan.total_steps)
+            metadata = checkpointer.about(start)
+            if is_first and (change := position.describe_change(metadata, config, len(checked.train_source), start)):
+                log.warning("%s", change)
         evaluated = _evaluated_steps(workdir, config, start)
         if start == plan.total_steps and start in evaluated:
             log.info("The training is complete.\n%s", evaluate.format_results(evaluated[start]))
@@ -206,6 +213,8 @@ def _train(
             ideal = compilation.make_ideal_step_seconds(traced, sizes, mesh, build.compute_dtype(config))
         goodput.mark(start)
         rewinds = stored_rewinds(checkpointer, start)
+        with watchdog.suspended(), goodput.phase("input"):  # it may read all labels
+            order = build.make_order(config, checked.train_source)
         with writers.MetricWriter(
             workdir, last_step=start, tensorboard=config.log.tensorboard, on_error=on_error, enabled=is_first
         ) as writer:
@@ -227,6 +236,7 @@ def _train(
                 checkpointer=checkpointer,
                 metadata={
                     "config": json.loads(config_lib.to_json(config)),
+                    "num_examples": len(checked.train_source),
                     "num_classes": checked.train_source.num_classes,
                     "class_names": list(checked.train_source.class_names),
                 },
@@ -235,6 +245,7 @@ def _train(
                 profiler=profiler,
                 preemption=preemption,
                 watchdog=watchdog,
+                order=order,
             )
             while True:
                 try:
@@ -277,7 +288,7 @@ def _attempt(run: _Run, state: TrainState, rewinds: Sequence[tuple[int, int]]) -
     config, plan, start = run.checked.config, run.checked.plan, int(state.step)
     run.metadata["rewinds"] = rewinds
     with (
-        build.make_train_loader(config, plan, run.mesh, run.checked.train_source, rewinds) as loader,
+        build.make_train_loader(config, plan, run.mesh, run.checked.train_source, rewinds, run.order) as loader,
         Prefetcher(
             loader,
             range(start, plan.total_steps),

@@ -12,7 +12,7 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-from vision_jax.errors import CheckpointError, VisionJaxError
+from vision_jax.errors import CheckpointError, VisionJaxError, check_no_url
 
 log = logging.getLogger(__name__)
 
@@ -46,12 +46,13 @@ def export(
     import vision_jax
     from vision_jax import build, pretrained
     from vision_jax import config as config_lib
-    from vision_jax.devices import sharding
+    from vision_jax.devices import backend, sharding
     from vision_jax.runtime.checkpoint import Checkpointer, choose_checkpoints
 
     workdir, output = pathlib.Path(workdir), pathlib.Path(output).expanduser()
     if output.exists() and not overwrite:
         raise CheckpointError(f"{output} is there already: give another name, or --overwrite.")
+    backend.start()
     checkpointer = Checkpointer(workdir / "checkpoints")
     chosen = choose_checkpoints(checkpointer, workdir, step)[0]
     about = checkpointer.about(chosen)
@@ -100,6 +101,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if flags.step is not None and flags.step != "best" and not flags.step.isdigit():
         parser.error(f"--step is {flags.step!r}: give a number or best")
     try:
+        check_no_url("--workdir", flags.workdir)
+        check_no_url("FILE", flags.output)
         export(
             flags.workdir,
             flags.output,

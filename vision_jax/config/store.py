@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)
 # one although `guard.*=rewind` goes back to what it has saved.
 _FREE = (
     *("mesh.*", "data.dir", "data.num_threads", "data.num_workers", "data.prefetch", "log.*"),
+    # Where labels are, and what decides whether a run ends because of an image.
+    *("data.train_labels", "data.val_labels", "data.max_pixels", "data.check_val_images", "data.max_bad_eval_records"),
     *("checkpoint.every_steps", "checkpoint.keep", "checkpoint.on_error", "compilation_cache", "watchdog_seconds"),
 )
 
