@@ -601,6 +601,15 @@ def heads(objective: Objective) -> tuple[str, ...]:
     return tuple(f"{name}/" for name in abstract_variables(objective)["params"] if name not in model)
 
 
+def without_heads(objective: Objective, variables: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the variables of the model alone, without those that an objective has beside them at the root."""
+    names = {prefix.removesuffix("/") for prefix in heads(objective)}
+    return {
+        collection: {name: values for name, values in tree.items() if name not in names}
+        for collection, tree in variables.items()
+    }
+
+
 def trace_steps(
     config: ConfigDict, plan: Plan, program: Program, mesh: Mesh, constants: Mapping[str, Any] | None = None
 ) -> dict[int, jax.stages.Traced]:
