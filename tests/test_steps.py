@@ -15,6 +15,7 @@ import vision_jax
 from vision_jax import augment, optim
 from vision_jax import config as config_lib
 from vision_jax import losses as losses_lib
+from vision_jax.build import create_state
 from vision_jax.devices import sharding
 from vision_jax.errors import ConfigError
 from vision_jax.evaluators import Classification as Accuracy
@@ -23,7 +24,7 @@ from vision_jax.models import registry
 from vision_jax.models.layers import BatchNorm
 from vision_jax.models.resnet import BasicBlock, ResNet
 from vision_jax.objectives import Classification, Distillation, Ema, Setup
-from vision_jax.state import TrainState, create_state
+from vision_jax.state import TrainState
 from vision_jax.steps import Sam, make_train_step, move_average
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -10,13 +10,13 @@ from ml_collections import ConfigDict
 from vision_jax import build
 from vision_jax import config as config_lib
 from vision_jax.data.sources import check_classes, closing
-from vision_jax.devices import partition, sharding
+from vision_jax.devices import distributed, partition, sharding
 from vision_jax.errors import ConfigError
-from vision_jax.evaluators import Evaluator, tell_all
+from vision_jax.evaluators import Evaluator
 from vision_jax.evaluators.base import Prefixed
 from vision_jax.objectives import Objective
 from vision_jax.runtime import writers
-from vision_jax.runtime.checkpoint import Checkpointer, DamagedError, choose_checkpoints
+from vision_jax.runtime.checkpoint import Checkpointer, choose_checkpoints
 from vision_jax.runtime.preemption import Preemption
 from vision_jax.runtime.watchdog import Watchdog
 
@@ -47,15 +47,10 @@ def evaluate_checkpoint(
     """
     workdir = pathlib.Path(workdir)
     checkpointer = Checkpointer(workdir / "checkpoints")
-    candidates = choose_checkpoints(checkpointer, workdir, step)
-    for candidate in candidates:
-        try:
-            results = _evaluate_step(checkpointer, candidate, config, preemption)
-            break
-        except DamagedError as error:
-            if candidate == candidates[-1]:
-                raise
-            log.warning("%s\n*** GOING BACK TO THE CHECKPOINT BEFORE IT. ***", error)
+    candidate, results = checkpointer.restore_first(
+        choose_checkpoints(checkpointer, workdir, step),
+        lambda candidate: _evaluate_step(checkpointer, candidate, config, preemption),
+    )
     if jax.process_index() == 0:
         try:
             writers.append_evaluation(workdir, candidate, results)
@@ -80,16 +75,17 @@ def _evaluate_step(
     config_lib.validate(config, jax.device_count(), train=False)
     mesh = sharding.make_mesh(config.mesh)
     source = build.create_source(config, train=False, class_names=about["class_names"])
+    distributed.check_agreement({}, {"validation data": source})
     check_classes(source, about["num_classes"], about["class_names"], config.data.val_split)
     stacks = checkpointer.directory.with_name("stacks")
     with (
         Watchdog(config.watchdog_seconds, stacks, process_index=jax.process_index()) as watchdog,
         closing(source),
     ):
-        objective, variables = build.restore_variables(checkpointer, step, config, mesh)
+        with watchdog.suspended():  # storage may be slow
+            objective, variables = build.restore_variables(checkpointer, step, config, mesh)
+            constants = build.load_constants(objective, mesh) if build.evaluates_objective(config) else {}
         build.check_sizes(config, objective.setup.model, train=False)
-        watchdog.beat()
-        constants = build.load_constants(objective, mesh) if build.evaluates_objective(config) else {}
         evaluators = build.make_evaluators(
             config, objective, mesh, source, constants=constants, preemption=preemption, watchdog=watchdog
         )
@@ -110,6 +106,7 @@ def evaluate_pretrained(config: ConfigDict, *, preemption: Preemption | None = N
     config_lib.validate(config, jax.device_count(), train=False)
     mesh = sharding.make_mesh(config.mesh)
     source = build.create_source(config, train=False)
+    distributed.check_agreement({}, {"validation data": source})
     with Watchdog(config.watchdog_seconds, process_index=jax.process_index()) as watchdog, closing(source):
         objective = build.make_objective(config, source.num_classes)
         model = objective.setup.model
@@ -117,7 +114,7 @@ def evaluate_pretrained(config: ConfigDict, *, preemption: Preemption | None = N
         with watchdog.suspended():  # they may have to be downloaded
             variables = build.load_pretrained(config, model.num_classes, classifier_seed=None)
         layouts = partition.layouts(build.partition_rules(config, mesh), mesh, variables["params"], variables)
-        variables = jax.device_put(variables, layouts)
+        variables = sharding.place(variables, layouts)
         evaluators = build.make_evaluators(config, objective, mesh, source, preemption=preemption, watchdog=watchdog)
         return measure(evaluators, objective, {"": variables})
 
@@ -136,7 +133,7 @@ def measure(evaluators: Mapping[str, Evaluator], objective: Objective, variables
     results: dict[str, float] = {}
     for name, evaluator in evaluators.items():
         results |= {f"{name}/{metric}": value for metric, value in evaluator(objective, variables).items()}
-    return tell_all(results)
+    return distributed.from_first(lambda: results)
 
 
 def format_results(results: Mapping[str, float]) -> str:

@@ -37,6 +37,7 @@ from vision_jax.errors import CheckpointError, ConfigError, Interrupted, Preempt
 from vision_jax.evaluators import Evaluator
 from vision_jax.objectives import Objective
 from vision_jax.runtime import writers
+from vision_jax.runtime.background import Background
 from vision_jax.runtime.checkpoint import Checkpointer, score, scores_by_step
 from vision_jax.runtime.goodput import Goodput
 from vision_jax.runtime.preemption import Preemption
@@ -81,7 +82,10 @@ def train_and_evaluate(
             )
     workdir = pathlib.Path(workdir)
     checked = check_input(config)
-    distributed.check_agreement({**checked.config.to_dict(), "the workdir": str(workdir.absolute())})
+    distributed.check_agreement(
+        {**checked.config.to_dict(), "the workdir": str(workdir.absolute())},
+        {"training data": checked.train_source, "validation data": checked.val_source},
+    )
     is_first = jax.process_index() == 0
     with (
         closing(checked.train_source, checked.val_source),
@@ -171,12 +175,16 @@ def _train(
     mesh = sharding.make_mesh(config.mesh)
     program = build.make_program(config, plan, objective, mesh)
     _log_run(checked, program.abstract_state)
-    scores = scores_by_step(workdir, config.checkpoint.best_metric)
+    evaluations = _read_evaluations(workdir, config)
+    scores = scores_by_step(evaluations, config.checkpoint.best_metric)
     keep, on_error = config.checkpoint.keep, config.checkpoint.on_error
     with (
-        Goodput(workdir / "goodput.json", begun=begun, enabled=is_first) as goodput,
+        Background() as background,  # it writes all files but the checkpoints
+        Goodput(workdir / "goodput.json", begun=begun, enabled=is_first, worker=background) as goodput,
         Profiler(workdir / "profile", config.log.profile_steps) as profiler,
-        Checkpointer(workdir / "checkpoints", keep=keep, scores=scores, on_error=on_error) as checkpointer,
+        Checkpointer(
+            workdir / "checkpoints", keep=keep, scores=scores, on_error=on_error, watchdog=watchdog
+        ) as checkpointer,
     ):
 
         def begin() -> TrainState:
@@ -198,7 +206,7 @@ def _train(
             metadata = checkpointer.about(start)
             if is_first and (change := position.describe_change(metadata, config, len(checked.train_source), start)):
                 log.warning("%s", change)
-        evaluated = _evaluated_steps(workdir, config, start)
+        evaluated = {record["step"]: record for record in evaluations if record["step"] <= start}
         if start == plan.total_steps and start in evaluated:
             log.info("The training is complete.\n%s", evaluate.format_results(evaluated[start]))
             return state
@@ -216,7 +224,12 @@ def _train(
         with watchdog.suspended(), goodput.phase("input"):  # it may read all labels
             order = build.make_order(config, checked.train_source)
         with writers.MetricWriter(
-            workdir, last_step=start, tensorboard=config.log.tensorboard, on_error=on_error, enabled=is_first
+            workdir,
+            last_step=start,
+            tensorboard=config.log.tensorboard,
+            on_error=on_error,
+            enabled=is_first,
+            worker=background,
         ) as writer:
             run = _Run(
                 checked=checked,
@@ -265,16 +278,19 @@ def _train(
                 )
 
 
-def _evaluated_steps(workdir: pathlib.Path, config: ConfigDict, last: int) -> dict[int, dict[str, Any]]:
-    """Returns what training wrote of its evaluations up to a step, by step."""
+def _read_evaluations(workdir: pathlib.Path, config: ConfigDict) -> list[dict[str, Any]]:
+    """Returns what training wrote of its evaluations: process 0 reads it, since others may not see it yet."""
     counts = [f"{name}/count" for name in config.evals]
-    records = [record for record in writers.training_records(workdir) if record["step"] <= last]
-    return {record["step"]: record for record in records if any(count in record for count in counts)}
+
+    def read() -> list[dict[str, Any]]:
+        return [record for record in writers.training_records(workdir) if any(count in record for count in counts)]
+
+    return distributed.from_first(read)
 
 
 def stored_rewinds(checkpointer: Checkpointer, step: int) -> list[tuple[int, int]]:
     """Returns the rewinds that came before the checkpoint of a step; none if there is no such checkpoint."""
-    if step not in checkpointer.steps():
+    if not distributed.from_first(lambda: step in checkpointer.steps()):
         return []
     return [(bad, good) for bad, good in checkpointer.about(step).get("rewinds", [])]
 
@@ -318,7 +334,7 @@ def _loop(run: _Run, state: TrainState, batches: Prefetcher, tracker: Tracker) -
 
     def save(step: int) -> None:
         tracker.settle()  # so that nothing that is not finite is saved
-        run.writer.retry()
+        run.writer.flush()
         with goodput.phase("saves"):
             run.checkpointer.save(step, state, run.metadata)
         goodput.mark(step)

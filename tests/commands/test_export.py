@@ -5,7 +5,6 @@ import pytest
 from vision_jax import build
 from vision_jax import config as config_lib
 from vision_jax.commands import export
-from vision_jax.state import abstract_variables
 
 
 @pytest.mark.parametrize(
@@ -25,7 +24,7 @@ def test_heads_beside_the_backbone_are_left_out():
     config.model.name, config.data.image_size = "resnet18", 32
     config.objective.name = "rotation"
     objective = build.make_objective(config, 10)
-    variables = abstract_variables(objective)
+    variables = build.abstract_variables(objective)
     assert "rotation" in variables["params"]
     model = build.without_heads(objective, variables)
     assert model["params"].keys() == variables["params"].keys() - {"rotation"}

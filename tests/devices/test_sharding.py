@@ -119,7 +119,8 @@ def test_averages_and_optimizer_are_laid_out_as_their_parameters():
     config = mesh_cases.make_config("vit", "tensor")
     config.mesh.update({"data": 2, "fsdp": 2, "tensor": 2, "rules": (("^head/kernel$", "fsdp+tensor,-"),)})
     mesh = sharding.make_mesh(config.mesh)
-    state = build.make_functions(config, config_lib.make_plan(config, 160), build.build_model(config, 8), mesh)[2]
+    plan = config_lib.make_plan(config, 160)
+    state = build.make_program(config, plan, build.make_objective(config, 8, plan), mesh).abstract_state
     moments = [optax.tree.get(state.opt_state, name) for name in ("mu", "nu")]
     for tree in (state.params, state.ema["params"], *moments):
         assert tree["head"]["kernel"].sharding.spec == P(("fsdp", "tensor"), None)
@@ -141,11 +142,12 @@ def test_data_parallel_steps_are_the_same_program_as_on_a_mesh_without_further_a
     case = Case("resnet", "data")
     plain = Mesh(np.array(jax.devices()), ("data",), axis_types=(AxisType.Auto,))
     config = mesh_cases.make_config("resnet", "data")
-    step = build.make_functions(config, config_lib.make_plan(config, 160), build.build_model(config, 8), case.mesh)[1]
+    plan = config_lib.make_plan(config, 160)
+    step = build.make_program(config, plan, build.make_objective(config, 8, plan), case.mesh).train_step
     whole, rows = NamedSharding(plain, P()), NamedSharding(plain, P("data"))
     batch = sharding.abstract(sharding.abstract_batch(case.mesh, BATCH_SIZE, (8, 8, 3)), rows)
     jitted = jax.jit(step, donate_argnums=0, out_shardings=whole)
-    other = jitted.lower(sharding.abstract(case.abstract_state, whole), batch, None).compile()
+    other = jitted.lower(sharding.abstract(case.abstract_state, whole), batch, {}).compile()
     assert instructions(case.step) == instructions(other)
 
 
@@ -159,10 +161,11 @@ def test_fsdp_divides_the_state_of_a_large_vit():
     config.schedule.warmup_epochs = 0.0
     config.mesh.update({"data": 1, "fsdp": -1})
     mesh = sharding.make_mesh(config.mesh)
-    plan, model = config_lib.make_plan(config, 160), build.build_model(config, 1000)
-    _, step, state = build.make_functions(config, plan, model, mesh)
+    plan = config_lib.make_plan(config, 160)
+    program = build.make_program(config, plan, build.make_objective(config, 1000, plan), mesh)
+    state = program.abstract_state
     compiled = compilation.compile_step(
-        compilation.trace_step(mesh, step, state, sharding.abstract_batch(mesh, 8, (32, 32, 3)))
+        compilation.trace_step(mesh, program.train_step, state, sharding.abstract_batch(mesh, 8, (32, 32, 3)), {})
     )
     total = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
     assert total > 4 * 300e6 * 4  # parameters, their average and two moments

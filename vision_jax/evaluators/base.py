@@ -14,7 +14,6 @@ from typing import Any, ClassVar
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from vision_jax.data.loader import Prefetcher, Transform
@@ -236,16 +235,3 @@ def collect(
     if not keep:
         return None
     return {name: np.concatenate([rows[name] for rows in kept]) for name in kept[0]}
-
-
-def tell_all(values: Mapping[str, float]) -> dict[str, float]:
-    """Returns the numbers of process 0 in every process, so that all choose the same checkpoint as the best.
-
-    Args:
-        values: the same names in every process; of others than process 0 the numbers are not used.
-    """
-    if jax.process_count() == 1:
-        return dict(values)
-    names = sorted(values)
-    told = multihost_utils.broadcast_one_to_all(np.array([values[name] for name in names], np.float64).view(np.uint32))
-    return dict(zip(names, np.asarray(told).view(np.float64).tolist(), strict=True))
