@@ -500,11 +500,18 @@ def make_rules(config: ConfigDict) -> optim.GroupRules:
         multipliers=tuple(config.optimizer.multipliers),
         layer_decay=config.optimizer.layer_decay,
         frozen=tuple(config.optimizer.frozen),
+        no_clip_adaptive=tuple(config.optimizer.no_clip_adaptive),
     )
 
 
 def make_optimizer(config: ConfigDict, plan: Plan, params: Any) -> optax.GradientTransformation:
-    """Returns the optimizer, with what holds for which parameters (or their shapes), and the guard, if there is one."""
+    """Returns the optimizer, with what holds for which parameters and the guard, if there is one.
+
+    `params` are all parameters, frozen ones too, or their shapes.
+
+    Raises:
+        ConfigError: if a pattern of `config.optimizer` matches none of them.
+    """
     rules = make_rules(config)
     weight_decay: optax.ScalarOrSchedule = config.optimizer.weight_decay
     if (end := config.optimizer.weight_decay_end) is not None:
@@ -519,9 +526,7 @@ def make_optimizer(config: ConfigDict, plan: Plan, params: Any) -> optax.Gradien
             peak_learning_rate=plan.learning_rate,
             clip_value=config.optimizer.clip_value,
             clip_adaptive=config.optimizer.clip_adaptive,
-            clip_adaptive_mask=functools.partial(
-                optim.decay_mask, rule="all", exclude=tuple(config.optimizer.no_clip_adaptive)
-            ),
+            clip_adaptive_mask=rules.clip_adaptive_mask,
             clip_global_norm=config.optimizer.clip_global_norm,
             **optimizer_options(config),
         ),
@@ -592,6 +597,15 @@ def heads(objective: Objective) -> tuple[str, ...]:
     images = jnp.zeros((1, *objective.setup.image_shape), jnp.float32)
     model = jax.eval_shape(lambda: objective.setup.model.init(jax.random.key(0), images, train=False))["params"]
     return tuple(f"{name}/" for name in abstract_variables(objective)["params"] if name not in model)
+
+
+def without_heads(objective: Objective, variables: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the variables of the model alone, without those that an objective has beside them at the root."""
+    names = {prefix.removesuffix("/") for prefix in heads(objective)}
+    return {
+        collection: {name: values for name, values in tree.items() if name not in names}
+        for collection, tree in variables.items()
+    }
 
 
 def create_state(

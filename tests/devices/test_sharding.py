@@ -74,6 +74,8 @@ SIZES = {"data": 2, "fsdp": 4, "tensor": 2}
         ("blocks/3/attn/qkv/kernel", (512, 1536), P("tensor", "fsdp")),
         ("blocks/attn/qkv/kernel", (12, 512, 1536), P(None, "tensor", "fsdp")),  # stacked
         ("blocks/3/attn/proj/kernel", (512, 512), P("tensor", "fsdp")),
+        ("decoder/blocks/attn/proj/kernel", (4, 512, 512), P(None, "tensor", "fsdp")),  # a head with blocks of its own
+        ("projector/0/kernel", (512, 2048), P(None, "fsdp")),
         ("blocks/3/mlp/fc1/kernel", (512, 2048), P("fsdp", "tensor")),
         ("blocks/3/mlp/fc1/kernel", (512, 2049), P("fsdp", None)),
         ("blocks/3/mlp/fc1/bias", (2048,), P("tensor")),

@@ -59,12 +59,13 @@ def export(
     config = config_lib.from_dict(about["config"])
     config_lib.reset_mesh(config)  # one device is enough, wherever it was trained
     mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
-    _, variables = build.restore_variables(checkpointer, chosen, config, mesh)
+    objective, variables = build.restore_variables(checkpointer, chosen, config, mesh)
     prefix = {"raw": "", "ema": "ema_", None: "ema_" if "ema_" in variables else ""}[weights]
     if prefix not in variables:
         raise CheckpointError(f"The checkpoint of step {chosen} in {workdir} has no moving average: use --weights=raw.")
     name = config.model.name
-    state = pretrained.to_torch(name, jax.device_get(variables[prefix]), library)
+    model_variables = build.without_heads(objective, variables[prefix])
+    state = pretrained.to_torch(name, jax.device_get(model_variables), library)
     metadata = {
         "format": "pt",  # what transformers and timm ask for
         "architecture": name,

@@ -9,7 +9,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vision_jax.models.layers import dense_init, over_tensor_axis, transformer_init
+from vision_jax.models.layers import (
+    ATTENTION,
+    PERTURBATIONS,
+    capture,
+    dense_init,
+    is_captured,
+    over_tensor_axis,
+    transformer_init,
+)
 
 
 class _Projection(nn.Module):
@@ -83,6 +91,46 @@ class Mlp(nn.Module):
         y = nn.Dropout(self.drop_rate)(y, deterministic=not train)
         y = dense(x.shape[-1], name="fc2")(y)
         return nn.Dropout(self.drop_rate)(y, deterministic=not train)
+
+
+def attend(
+    module: nn.Module,
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    bias: jax.Array | None = None,
+    *,
+    groups: int | None = None,
+) -> jax.Array:
+    """Returns softmax(query key^T / sqrt(features) + bias) value, with the softmax in float32.
+
+    The probabilities are captured as the module's own result, apart from other activations: they are computed a second
+    time, where the result may come from a kernel that does not have them all. Only if they are perturbed, it is made
+    of these.
+
+    Args:
+        module: the attention.
+        query, key, value: (batch, tokens, heads, features).
+        bias: to be broadcast to (batch, heads, tokens, tokens), or None.
+        groups: of the heads, such as windows, which have an axis of their own in what is captured.
+
+    Returns:
+        (batch, tokens, heads, features). Captured are (batch, heads, tokens, tokens) float32, or (batch, groups,
+        heads / groups, tokens, tokens).
+    """
+    result = jax.nn.dot_product_attention(query, key, value, bias=bias)
+    if not (is_captured(module, ATTENTION) or module.has_variable(PERTURBATIONS, "output")):
+        return result
+    products = jnp.einsum("bqhf,bkhf->bhqk", query, key, preferred_element_type=jnp.float32)
+    products = products / math.sqrt(query.shape[-1])
+    probabilities = jax.nn.softmax(products if bias is None else products + bias)
+    shape = probabilities.shape
+    if groups is not None:
+        probabilities = probabilities.reshape(shape[0], groups, -1, *shape[2:])
+    perturbed = capture(module, probabilities, collection=ATTENTION)
+    if perturbed is probabilities:
+        return result
+    return jnp.einsum("bhqk,bkhf->bqhf", perturbed.reshape(shape).astype(value.dtype), value)
 
 
 class QueryKeyValue(nn.Module):

@@ -24,7 +24,7 @@ _PREVIOUS = 1_000_000_000  # sorts behind all blocks of a stage
 # with _PREVIOUS counts as the layer before; what no pattern matches is the head.
 _LAYERS: tuple[tuple[str, int, tuple[int, ...]], ...] = (
     (r"(cls_token|dist_token|reg_token|pos_embed|patch_embed)", 0, ()),  # vision transformers, Swin
-    (r"(stem|conv_stem|conv1|bn1|maxpool)(/|$)", 0, ()),
+    (r"(stem|conv_stem|conv1|bn1|maxpool|prep)(/|$)", 0, ()),
     (r"features/((conv|norm|pool)[012]|0)/", 0, ()),  # DenseNet; VGG and others that count their layers
     (r"Conv2d_[12]", 0, ()),  # Inception
     (r"Conv2d_[34]", 1, (0,)),
@@ -34,6 +34,7 @@ _LAYERS: tuple[tuple[str, int, tuple[int, ...]], ...] = (
     (r"layers/(\d+)/\w+/(\d+)", 1, ()),
     (r"stages/(\d+)/downsample", 1, (0,)),  # ConvNeXt
     (r"stages/(\d+)/blocks/(\d+)", 1, ()),  # and ResNetV2
+    (r"layer(\d+)/(?:res\d|0/(?:conv|bn)/)", 1, ()),  # ResNet-9, whose stages are its blocks
     (r"layer(\d+)/(\d+)", 1, ()),  # ResNet
     (r"s(\d+)/b(\d+)", 1, ()),  # RegNet
     (r"stage(\d+)/(\d+)", 1, ()),  # ShuffleNet
@@ -125,6 +126,10 @@ class GroupRules:
         layers: see `layer_ids`.
         frozen: patterns of what keeps its value: there is no update, no decay and no state in the optimizer. Running
             statistics are not parameters and go on.
+        no_clip_adaptive: patterns of what is not clipped adaptively.
+
+    The patterns of each field are found in at least one path, but for the default of `no_clip_adaptive`: a rule that
+    holds for nothing is a mistake.
     """
 
     decay: str = "kernels"
@@ -134,6 +139,7 @@ class GroupRules:
     min_layer_factor: float = 0.0
     layers: tuple[str, ...] | None = None
     frozen: tuple[str, ...] = ()
+    no_clip_adaptive: tuple[str, ...] = (masks.CLASSIFIER,)
 
     def __post_init__(self) -> None:
         if self.decay not in masks.DECAY_RULES:
@@ -152,7 +158,27 @@ class GroupRules:
     def _patterns(self) -> dict[str, tuple[str, ...]]:
         """Returns the patterns of each field that has some."""
         multiplied = tuple(pattern for pattern, _ in self.multipliers)
-        return {"no_decay": self.no_decay, "multipliers": multiplied, "frozen": self.frozen}
+        return {
+            "no_decay": self.no_decay,
+            "multipliers": multiplied,
+            "frozen": self.frozen,
+            "no_clip_adaptive": self.no_clip_adaptive,
+        }
+
+    def check(self, params: Any) -> None:
+        """Checks that each pattern is found in the path of a parameter.
+
+        Args:
+            params: arrays or their shapes, of all parameters, frozen ones too.
+
+        Raises:
+            ConfigError: naming the field and the pattern, if one is not.
+        """
+        paths = masks.all_paths(params)
+        for field, patterns in self._patterns().items():
+            named = [pattern for pattern in patterns if (field, pattern) != ("no_clip_adaptive", masks.CLASSIFIER)]
+            masks.check_patterns(f"optimizer.{field}", named, paths)
+        masks.check_patterns("layers", self.layers or (), paths)
 
     def table(self, params: Any) -> list[Row]:
         """Returns what holds for each of the parameters, in the order of `jax.tree.leaves`.
@@ -164,10 +190,9 @@ class GroupRules:
             ConfigError: if a pattern matches nothing, or picks out some of stacked blocks where that cannot be.
         """
         leaves = [(masks.path_string(path), x) for path, x in jax.tree_util.tree_leaves_with_path(params)]
-        paths = [_block_paths(path, x.shape) for path, x in leaves]
+        paths = [masks.block_paths(path, x.shape) for path, x in leaves]
         flat = [path for several in paths for path in several]
-        for field, patterns in self._patterns().items():
-            masks.check_patterns(f"optimizer.{field}", patterns, flat)
+        self.check(params)
         ids = dict(zip(flat, layer_ids(flat, self.layers), strict=True)) if self.layer_decay is not None else {}
         decays = jax.tree.leaves(masks.decay_mask(params, self.decay))
         return [
@@ -217,18 +242,22 @@ class GroupRules:
         Raises:
             ConfigError: if a pattern of `frozen` matches nothing.
         """
-        masks.check_patterns("optimizer.frozen", self.frozen, _all_paths(params))
+        masks.check_patterns("optimizer.frozen", self.frozen, masks.all_paths(params))
         return _split(params, self._is_frozen, "")
 
     def _is_frozen(self, path: str, x: Any) -> bool:
-        return all(masks.matches(name, self.frozen) for name in _block_paths(path, x.shape))
+        return all(masks.matches(name, self.frozen) for name in masks.block_paths(path, x.shape))
+
+    def clip_adaptive_mask(self, params: Any) -> Any:
+        """Returns a tree of booleans, which of the parameters are clipped adaptively, for `create_optimizer`."""
+        return masks.decay_mask(params, "all", self.no_clip_adaptive)
 
     def decay_mask(self, params: Any) -> Any:
         """Returns a tree of booleans, which of the parameters decay; it is what `create_optimizer` takes."""
 
-        # Within `wrap` there are no frozen parameters in the tree, and a pattern may match nothing: hence no `table`.
+        # The tree may lack frozen parameters, and a pattern match nothing in it: hence no `table`.
         def decays(path: Any, decays: bool, x: Any) -> bool:
-            paths = _block_paths(masks.path_string(path), x.shape)
+            paths = masks.block_paths(masks.path_string(path), x.shape)
             return decays and not any(masks.matches(name, self.no_decay) for name in paths)
 
         return jax.tree_util.tree_map_with_path(decays, masks.decay_mask(params, self.decay), params)
@@ -247,23 +276,34 @@ class GroupRules:
         Raises:
             ConfigError: as `table`.
         """
-        factors = {row.path: np.asarray(row.multiplier, np.float32) for row in self.table(params)}
-        if all((factor == 1).all() for factor in factors.values()):
+        rows = {row.path: row for row in self.table(params)}
+        if all(row.multiplier == 1 for row in rows.values()):
             return optimizer
         inner = optax.with_extra_args_support(optimizer)
+        # The state has this in place of what is frozen, which checkpoints show. The optimizer does not see it.
+        nothing = jax.tree.map(lambda _: optax.MaskedNode(), self.split(params)[1])
+
+        def trained(tree: Any) -> dict[str, Any]:
+            return _split(tree, lambda path, _: rows[path].frozen, "")[0]
+
+        def init(params: Any) -> Any:
+            return inner.init(merge(params, nothing))
 
         def update(grads: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
-            updates, state = inner.update(grads, state, params, **extra)
+            if (loss := extra.pop("obj_fn", None)) is not None:
+                extra["obj_fn"] = lambda params: loss(trained(params))
+            params = None if params is None else merge(params, nothing)
+            updates, state = inner.update(merge(grads, nothing), state, params, **extra)
 
             def scaled(path: Any, update: Any) -> Any:
-                factor = factors[masks.path_string(path)]
+                factor = np.asarray(rows[masks.path_string(path)].multiplier, np.float32)
                 if (factor == 1).all():
                     return update
                 return update * factor.reshape(-1, *[1] * (update.ndim - 1) if factor.ndim else ()).astype(update.dtype)
 
-            return jax.tree_util.tree_map_with_path(scaled, updates), state
+            return jax.tree_util.tree_map_with_path(scaled, trained(updates)), state
 
-        return optax.GradientTransformationExtraArgs(inner.init, update)
+        return optax.GradientTransformationExtraArgs(init, update)
 
 
 def merge(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
@@ -299,20 +339,6 @@ def _split(
         if other:
             second[name] = other
     return first, second
-
-
-def _all_paths(params: Any) -> list[str]:
-    """Returns the path of each parameter; of stacked ones, that of each block."""
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    return [name for path, x in leaves for name in _block_paths(masks.path_string(path), x.shape)]
-
-
-def _block_paths(path: str, shape: Sequence[int]) -> list[str]:
-    """Returns the path, or of stacked parameters that of each block."""
-    if not masks.is_stacked(path):
-        return [path]
-    rest = path.removeprefix("blocks/")
-    return [f"blocks/{i}/{rest}" for i in range(shape[0])]
 
 
 def format_table(rows: Sequence[Row], more: Mapping[str, Sequence[str]] | None = None) -> str:
