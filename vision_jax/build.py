@@ -22,6 +22,7 @@ from vision_jax.data.loader import Loader
 from vision_jax.data.order import BalancedOrder, LaterOrder, TrainOrder
 from vision_jax.data.sources import (
     FolderSource,
+    RelabeledSource,
     Source,
     SubsetSource,
     SyntheticSource,
@@ -41,6 +42,9 @@ log = logging.getLogger(__name__)
 def create_source(config: ConfigDict, *, train: bool) -> Source:
     """Returns the training or validation source that `config.data` names.
 
+    Where the model has more classes than the data, and starts from weights with classes of known names, its labels are
+    the numbers of these.
+
     Raises:
         DataError: if it is missing, empty or malformed.
     """
@@ -53,7 +57,7 @@ def create_source(config: ConfigDict, *, train: bool) -> Source:
                 f"{data.train_split!r}."
             )
         source = SubsetSource(source, order.subset(len(source), data.train_examples))
-    return source
+    return _relabel(config, source)
 
 
 def _create_source(config: ConfigDict, *, train: bool) -> Source:
@@ -79,6 +83,26 @@ def _create_source(config: ConfigDict, *, train: bool) -> Source:
                 ) from error
             return TfdsSource(directory, split)
     raise DataError(f"data.source is {data.source!r}, which is unknown.")
+
+
+def _relabel(config: ConfigDict, source: Source) -> Source:
+    """Numbers the labels of a source as the weights number their classes, if the model has as many as these."""
+    model = config.model
+    if model.pretrained is None or model.num_classes is None or model.num_classes <= source.num_classes:
+        return source
+    given = pretrained.read_class_names(model.pretrained_classes)
+    names = pretrained.Classes(source.class_names, given).weight_names(model.num_classes)
+    if not names or not source.class_names:
+        return source
+    labels = pretrained.map_classes(source.class_names, names)
+    if (labels < 0).any():
+        lacking = [name for name, label in zip(source.class_names, labels, strict=True) if label < 0]
+        raise DataError(
+            f"The data has {len(lacking)} classes that are none of model.pretrained_classes, such as {lacking[0]!r}: "
+            "leave model.num_classes unset, for a classifier of the data's own classes."
+        )
+    log.info("Labels are the numbers that %d of the weights' %d classes have, by name.", len(labels), len(names))
+    return RelabeledSource(source, labels, names)
 
 
 def build_model(config: ConfigDict, num_classes: int) -> nn.Module:
@@ -166,13 +190,16 @@ def check_sizes(config: ConfigDict, model: nn.Module, *, train: bool) -> None:
             )
 
 
-def load_pretrained(config: ConfigDict, num_classes: int, *, classifier_seed: int | None) -> dict[str, Any]:
+def load_pretrained(
+    config: ConfigDict, num_classes: int, *, classifier_seed: int | None, class_names: Sequence[str] = ()
+) -> dict[str, Any]:
     """Reads the weights that `config.model.pretrained` names.
 
     Args:
         config: the configuration.
         num_classes: of the model.
         classifier_seed: see `pretrained.from_torch`.
+        class_names: of the data; empty: unknown.
 
     Returns:
         the model's variables, in the memory of the host.
@@ -182,7 +209,10 @@ def load_pretrained(config: ConfigDict, num_classes: int, *, classifier_seed: in
     """
     options = all_model_options(config, num_classes)
     log.info("Weights: %s.", config.model.pretrained)
-    return pretrained.load(config.model.name, config.model.pretrained, classifier_seed=classifier_seed, **options)
+    classes = pretrained.Classes(class_names, pretrained.read_class_names(config.model.pretrained_classes))
+    return pretrained.load(
+        config.model.name, config.model.pretrained, classifier_seed=classifier_seed, classes=classes, **options
+    )
 
 
 def build_teacher(config: ConfigDict, num_classes: int) -> steps.Teacher | None:
@@ -211,7 +241,8 @@ def load_teacher(config: ConfigDict, num_classes: int, mesh: Mesh) -> dict[str, 
         return None
     log.info("Weights of the teacher: %s.", config.distill.pretrained)
     options = _teacher_options(config, num_classes)
-    variables = pretrained.load(config.distill.teacher, config.distill.pretrained, **options)
+    # A teacher is not trained, so that its classifier cannot be a new one.
+    variables = pretrained.load(config.distill.teacher, config.distill.pretrained, classifier_seed=None, **options)
     return jax.device_put(variables, sharding.replicated(mesh))
 
 

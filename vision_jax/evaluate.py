@@ -241,7 +241,9 @@ def evaluate_pretrained(config: ConfigDict, *, preemption: Preemption | None = N
         model = build.build_model(config, source.num_classes)
         build.check_sizes(config, model, train=False)
         with watchdog.suspended():  # they may have to be downloaded
-            variables = build.load_pretrained(config, model.num_classes, classifier_seed=None)
+            variables = build.load_pretrained(
+                config, model.num_classes, classifier_seed=None, class_names=source.class_names
+            )
         layouts = partition.layouts(build.partition_rules(config, mesh), mesh, variables["params"], variables)
         variables = jax.device_put(variables, layouts)
         return Evaluator(config, mesh, model, source, preemption=preemption, watchdog=watchdog)({"": variables})

@@ -164,7 +164,14 @@ def _train(
                 return state
             with watchdog.suspended():  # it is compiled, and weights may have to be downloaded
                 if config.model.pretrained:
-                    return initialize(build.load_pretrained(config, model.num_classes, classifier_seed=config.seed))
+                    return initialize(
+                        build.load_pretrained(
+                            config,
+                            model.num_classes,
+                            classifier_seed=config.seed,
+                            class_names=train_source.class_names,
+                        )
+                    )
                 return initialize()
 
         state = begin()

@@ -189,7 +189,7 @@ def test_weights_for_another_image_size(name: str):
     variables = pretrained.from_torch(name, state, **SMALL | {"img_size": 20})
     expected = resample_positions(state["pos_embed"], state["pos_embed"].shape[1] - 9 + 25)
     np.testing.assert_array_equal(variables["params"]["pos_embed"], expected)
-    with pytest.raises(DataError, match=r"pos_embed: \(1, \d+, 16\), not \(1, \d+, 16\)"):  # a token more
+    with pytest.raises(DataError, match=r"the other \d+ are not a square grid"):  # a token more
         pretrained.from_torch(name, state, **SMALL | {"img_size": 20, "no_embed_class": name != DEIT3})
 
 
@@ -257,7 +257,7 @@ def test_npz_of_big_vision(tmp_path: pathlib.Path, stacked: bool):
     same(pretrained.load(VIT, tmp_path / "weights.npz", **SMALL), state)
     del arrays["params/cls"]
     np.savez(tmp_path / "weights.npz", **arrays)
-    with pytest.raises(DataError, match=r"missing, 1:\n  - cls_token"):
+    with pytest.raises(DataError, match=r"1 missing \(cls_token"):
         pretrained.load(VIT, tmp_path / "weights.npz", **SMALL)
 
 
