@@ -140,5 +140,5 @@ def test_another_model_is_told_in_one_line():
 
 
 def test_quantized_weights_are_refused():
-    with pytest.raises(DataError, match="norm.weight is int8: quantized weights are not read"):
+    with pytest.raises(DataError, match=r"norm.weight is int8: quantized weights are not read"):
         pretrained.from_torch(NAME, STATE | {"norm.weight": np.ones(8, np.int8)}, **SMALL)
