@@ -1,6 +1,6 @@
 """Checkpoints under the names that the models' authors gave their tensors load as those under timm's do.
 
-The names are those of facebookresearch's ConvNeXt, ConvNeXt-V2, deit, dino and mae, and of microsoft's Swin-Transformer.
+The names are those of facebookresearch's ConvNeXt, ConvNeXt-V2, deit, dino and mae, and of microsoft's Swin.
 """
 
 import logging
@@ -15,7 +15,14 @@ from vision_jax import pretrained
 from vision_jax.errors import DataError
 
 CONVNEXT = {"depths": (1, 1, 2, 1), "widths": (4, 8, 12, 16), "num_classes": 3}
-SWIN = {"embed_dim": 8, "depths": (1, 1, 1, 2), "num_heads": (1, 1, 2, 2), "window_size": 2, "img_size": 64, "num_classes": 3}
+SWIN = {
+    "embed_dim": 8,
+    "depths": (1, 1, 1, 2),
+    "num_heads": (1, 1, 2, 2),
+    "window_size": 2,
+    "img_size": 64,
+    "num_classes": 3,
+}
 
 
 def assert_loads_as(name: str, checkpoint: object, state: dict[str, np.ndarray], options: dict[str, object]) -> None:
@@ -36,7 +43,7 @@ def renamed(state: dict[str, np.ndarray], *patterns: tuple[str, str]) -> dict[st
 
 @pytest.mark.parametrize("name", ["convnext_tiny", "convnext_atto", "convnextv2_tiny", "convnextv2_atto"])
 def test_convnext(name: str):
-    """From the encoder's stem to the classifier; timm's small variants have 1x1 convolutions in place of dense layers."""
+    """From the stem to the classifier; timm's small variants have 1x1 convolutions in place of dense layers."""
     state = make_state(name, **CONVNEXT)
     checkpoint = renamed(
         state,

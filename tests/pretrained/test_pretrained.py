@@ -168,5 +168,5 @@ def test_from_a_run_to_a_file_and_back(command: Command, tmp_path: pathlib.Path)
     assert results["val/top1"] == trained["val/ema_top1"]
     assert results["val/loss"] == pytest.approx(trained["val/ema_loss"], rel=1e-5)
     config.model.num_classes = 11  # which would need a new classifier
-    with pytest.raises(DataError, match="the weights have 10 classes of unknown names, and the model 11"):
+    with pytest.raises(DataError, match="the data has 10 classes, and the model 11"):
         evaluate.evaluate_pretrained(config)
