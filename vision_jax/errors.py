@@ -1,6 +1,7 @@
 """Errors that end a run with one message: what was wrong, with the value, and what to do; and exit statuses."""
 
 import difflib
+import re
 from collections.abc import Iterable
 
 STATUS_PREEMPTED = 75  # saved after SIGTERM: sysexits calls it a temporary failure
@@ -56,3 +57,16 @@ def suggest(value: str, choices: Iterable[str], listed_by: str | None = None) ->
     if near := difflib.get_close_matches(value, choices, n=3, cutoff=0.5):
         return f"did you mean {' or '.join(near)}?"
     return f"there are: {', '.join(choices)}." if listed_by is None else f"{listed_by} lists them all."
+
+
+def check_no_url(what: str, value: str) -> None:
+    """Checks that `value`, which `what` names for the user, is a path.
+
+    Raises:
+        ConfigError: if it is a URL such as gs://bucket/run: as a path, that would be a local folder named `gs:`.
+    """
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", value):
+        raise ConfigError(
+            f"{what} is {value!r}: URLs are not supported here; mount the bucket (gcsfuse, s3fs, ...) and give its "
+            "path."
+        )

@@ -184,6 +184,8 @@ def test_undecodable_image_is_an_error(tmp_path: pathlib.Path):
         ("--loaders=vision_jax,tfdata", "--loaders has 'tfdata': did you mean tf.data"),
         ("--loaders=pillow", "which must be there"),
         ("--json=/nowhere/x.json", "there is no folder /nowhere"),
+        ("--json=gs://bucket/x.json", "--json is 'gs://bucket/x.json': URLs are not supported here"),
+        ("--data=s3://bucket/x", "--data is 's3://bucket/x': URLs are not supported here"),
     ],
 )
 def test_flags_that_cannot_work(flag: str, message: str, capsys: pytest.CaptureFixture[str]):

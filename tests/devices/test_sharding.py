@@ -102,6 +102,17 @@ def test_layouts_that_are_given():
             partition.Rules(SIZES, (("bias", layout),)).spec("head/bias", (10,))
 
 
+def test_a_placed_batch_is_no_view_of_the_memory_that_it_came_from():
+    """The loader writes the next batch there. JAX takes over memory that is aligned as here, instead of copying it."""
+    mesh = sharding.make_mesh(config_lib.default_config().mesh, jax.devices()[:2])
+    memory = np.zeros(2**16 + 64, np.uint8)
+    rows = memory[-memory.ctypes.data % 64 :][: 2**16].reshape(8, -1)
+    rows[:] = np.arange(8)[:, None]
+    placed = sharding.batch_placer(mesh, 8)("image", rows)
+    rows[:] = 255
+    np.testing.assert_array_equal(placed[:, 0], np.arange(8))
+
+
 def test_averages_and_optimizer_are_laid_out_as_their_parameters():
     config = mesh_cases.make_config("vit", "tensor")
     config.mesh.update({"data": 2, "fsdp": 2, "tensor": 2, "rules": (("^head/kernel$", "fsdp+tensor,-"),)})

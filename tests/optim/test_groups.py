@@ -1,6 +1,7 @@
 """Groups of parameters; layers and decay against timm's."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ import pytest
 
 import vision_jax
 from vision_jax.errors import ConfigError
-from vision_jax.optim import GroupRules, create_optimizer, decay_mask, format_table, layer_ids
+from vision_jax.optim import GroupRules, create_optimizer, decay_mask, format_table, layer_ids, merge
 
 # Of each layer that timm 1.0.31's param_groups_layer_decay makes, from the stem to the head: how many parameters it
 # has, and of how many it lets the weights decay (with the model's no_weight_decay).
@@ -206,6 +207,36 @@ def test_frozen_parameters_have_no_state_and_do_not_count(name: str):
             np.testing.assert_allclose(x, flat(expected).get(path, np.zeros_like(x)), rtol=1e-6, atol=1e-7)
 
 
+def test_split_and_merge():
+    """What is trained and what is frozen are apart, without empty dicts in place of the other, and together all."""
+    params = tree(0) | {"projector": {"0": {"kernel": jnp.ones((8, 2))}}, "nothing": {}}
+    trained, frozen = GroupRules(frozen=("^patch_embed", r"blocks/0/", "bias$")).split(params)
+    assert set(flat(frozen)) == {path for path in flat(params) if re.search("^patch_embed|blocks/0/|bias$", path)}
+    assert set(flat(trained)) == set(flat(params)) - set(flat(frozen))
+    assert set(trained) == {"cls_token", "pos_embed", "blocks", "head", "projector", "nothing"}
+    assert set(trained["blocks"]) == {"1"}
+    merged = merge(trained, frozen)
+    assert jax.tree.structure(merged) == jax.tree.structure(params)
+    assert all(one is other for one, other in zip(jax.tree.leaves(merged), jax.tree.leaves(params), strict=True))
+    assert GroupRules().split(params)[1] == {}
+    with pytest.raises(
+        ConfigError, match=r"optimizer.frozen: the pattern '\^stem' matches no parameter; there are such"
+    ):
+        GroupRules(frozen=("^stem",)).split(params)
+    with pytest.raises(ValueError, match="a leaf at 'kernel'"):
+        merge(params, trained)
+
+
+def test_of_stacked_blocks_all_are_frozen_or_they_are_trained():
+    """An array of which a part is frozen is trained, with factors of zero."""
+    params = jax.eval_shape(lambda: stacked(tree(0)))
+    rules = GroupRules(frozen=("blocks/0/", "blocks/./norm1"))
+    frozen = rules.split(params)[1]
+    assert set(flat(frozen)) == {"blocks/norm1/bias", "blocks/norm1/scale"}
+    assert {row.path for row in rules.table(params) if row.frozen} == set(flat(frozen))
+    assert {row.multiplier for row in rules.table(params) if row.path == "blocks/attn/kernel"} == {(0.0, 1.0)}
+
+
 def test_without_rules_the_optimizer_is_as_it_was():
     optimizer = optax.sgd(0.1)
     assert GroupRules().wrap(optimizer) is optimizer
@@ -226,7 +257,10 @@ def test_table():
 @pytest.mark.parametrize(
     ("rules", "message"),
     [
-        ({"frozen": ("^stem",)}, r"'\^stem' matches no parameter; there are such as blocks/0/attn/bias"),
+        (
+            {"frozen": ("^stem",)},
+            r"optimizer.frozen: the pattern '\^stem' matches no parameter; there are such as blocks/0/attn/bias",
+        ),
         ({"multipliers": (("(", 1.0),)}, "no regular expression"),
         ({"decay": "kernel"}, "no rule 'kernel'.*did you mean kernels"),
         ({"layer_decay": 1.5}, "above 0 and at most 1"),

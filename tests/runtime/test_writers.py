@@ -1,7 +1,9 @@
+import io
 import json
 import logging
 import pathlib
 import resource
+import sys
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -178,3 +180,16 @@ def test_progress_without_a_terminal_is_lines(caplog: pytest.LogCaptureFixture):
             progress.update({"loss": "0.5"})
     assert [r.getMessage().partition(",")[0] for r in caplog.records] == ["train 2/4", "train 3/4", "train 4/4"]
     assert "loss=0.5" in caplog.text
+
+
+def test_messages_that_nobody_reads_end_no_run(monkeypatch: pytest.MonkeyPatch):
+    class Gone(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError
+
+    log = logging.getLogger("test_writers.gone")
+    log.propagate = False
+    log.addHandler(writers.ProgressHandler())
+    for stream in (Gone(), None):
+        monkeypatch.setattr(sys, "stderr", stream)
+        log.warning("Is anybody there?")

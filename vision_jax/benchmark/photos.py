@@ -11,6 +11,7 @@ import numpy as np
 import PIL.Image
 
 from vision_jax.data import decode, order
+from vision_jax.data.pillow import MAX_PIXELS
 from vision_jax.errors import DataError
 
 CROP_SCALE = (0.08, 1.0)
@@ -118,7 +119,7 @@ def encode(example: Example, encoding: str) -> Example:
         short_side=256,
         quality=_QUALITY,
         apply_exif_orientation=False,
-        max_pixels=100_000_000,
+        max_pixels=MAX_PIXELS,
     )
     converted = conversion(data)
     if encoding == "plain256":

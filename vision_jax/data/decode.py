@@ -5,20 +5,19 @@ what is left for each image runs in C without Python's lock.
 """
 
 import bisect
-import contextlib
 import dataclasses
-import io
 import math
 import re
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
 import PIL.Image
 import simplejpeg
 
-from vision_jax.data import jpeg, order
+from vision_jax.data import jpeg, order, pillow
+from vision_jax.data.pillow import MAX_PIXELS
 
 # The loader has a thread for each core: OpenCV's own would only get in their way.
 cv2.setNumThreads(1)
@@ -29,8 +28,18 @@ _CV2_FILTERS = {"bilinear": cv2.INTER_LINEAR, "area": cv2.INTER_AREA}
 _PILLOW_FILTERS = {"bilinear": PIL.Image.Resampling.BILINEAR, "bicubic": PIL.Image.Resampling.BICUBIC}
 _COLORSPACES = {1: "GRAY", 3: "RGB"}
 _PILLOW_MODES = {1: "L", 3: "RGB"}
-# What the decoder says of an image of which only the upper rows were asked for, if all else is in order.
+_JPEG, _END = b"\xff\xd8", b"\xff\xd9"  # markers of the start and the end
+# What the decoder says of an image of which only the upper rows were asked for, if all else is in order; and of files
+# with something between the last pixel and the end.
 _LEFT_OVER = re.compile(r"Corrupt JPEG data: \d+ extraneous bytes before marker 0xd9")
+# What it says of oddities in front of the first pixel, which change none.
+_ODD_HEADER = re.compile(
+    r"Corrupt JPEG data: \d+ extraneous bytes before marker 0x..|Warning: unknown JFIF revision number .*"
+    r"|Invalid SOS parameters for sequential JPEG"
+)
+_NO_END = "Premature end of JPEG file"
+_UNUSUAL_SAMPLING = "tjDecompressHeader"
+_KEPT_SCRATCH = 64 << 20  # bytes that a thread keeps for the next image
 _PPM = re.compile(rb"P6\s(\d{1,9})\s(\d{1,9})\s255\s")
 
 
@@ -46,43 +55,34 @@ class DecodeError(Exception):
         self.row = row
 
 
-def decode_with_pillow(data: bytes, channels: int) -> np.ndarray:
+def decode_with_pillow(data: bytes, channels: int, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Decodes any format that Pillow reads: palettes, alpha, CMYK and 16 bits become RGB or grey.
 
     Args:
         data: the encoded image. EXIF orientation is ignored.
         channels: 3 for RGB, 1 for greyscale.
+        max_pixels: larger images are refused before they are decoded.
 
     Returns:
         (height, width, channels) uint8.
 
     Raises:
-        ValueError: if the image is damaged, of no known format, or of 32 bits a pixel and channel.
+        ValueError: if the image is damaged, of no known format, too large, or of 32 bits a pixel and channel.
     """
-    with _open(data) as image:
+    with pillow.open_image(data, max_pixels) as image:
         if image.mode in ("I", "F"):
             raise ValueError(f"its pixels have 32 bits (Pillow's mode {image.mode}), and what is white is unknown")
         if image.mode.startswith("I;16"):
             image = PIL.Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        if image.mode == "P" and "transparency" in image.info:
+            image = image.convert("RGBA")  # the same colours, without a warning that names no file
         pixels = np.asarray(image.convert(_PILLOW_MODES[channels]))
     return pixels.reshape(*pixels.shape[:2], channels)
 
 
-@contextlib.contextmanager
-def _open(data: bytes) -> Iterator[PIL.Image.Image]:
-    """Opens an image with Pillow, and turns what its decoders raise into ValueErrors that a person understands."""
-    try:
-        with PIL.Image.open(io.BytesIO(data)) as image:
-            yield image
-    except PIL.UnidentifiedImageError as error:
-        raise ValueError("it is empty" if not data else "it is not an image of a known format") from error
-    except ValueError:
-        raise
-    except Exception as error:  # on damaged input they raise most of Python's exceptions, SyntaxError among them
-        raise ValueError(str(error)) from error
-
-
-def decode(data: bytes, channels: int, *, least_size: tuple[int, int] = (0, 0)) -> np.ndarray:
+def decode(
+    data: bytes, channels: int, *, least_size: tuple[int, int] = (0, 0), max_pixels: int = MAX_PIXELS
+) -> np.ndarray:
     """Decodes an image exactly, JPEG and binary PPM by the fast way.
 
     Args:
@@ -90,23 +90,88 @@ def decode(data: bytes, channels: int, *, least_size: tuple[int, int] = (0, 0)) 
         channels: 3 for RGB, 1 for greyscale.
         least_size: a JPEG may be reduced while it is decoded, by 2 or more, but not below this (height, width);
             (0, 0): it may not.
+        max_pixels: larger images are refused before they are decoded.
 
     Returns:
         (height, width, channels) uint8, perhaps read-only.
 
     Raises:
-        ValueError: if the image is damaged or of no known format.
+        ValueError: if the image is damaged, of no known format or too large.
     """
-    if data[:2] == b"\xff\xd8":
-        # CMYK, or a file that libjpeg warns of. Pillow reads the harmless ones and refuses the rest.
-        height, width = least_size
-        with contextlib.suppress(ValueError):
-            return simplejpeg.decode_jpeg(
-                data, _COLORSPACES[channels], min_height=height, min_width=width, min_factor=2 if height else 1
-            )
-    elif channels == 3 and (pixels := _ppm_pixels(data)) is not None:
+    if data[:2] == _JPEG:
+        return _decode_jpeg(data, channels, least_size, max_pixels)
+    if channels == 3 and (pixels := _ppm_pixels(data)) is not None:
+        pillow.check_pixels(pixels.shape[0], pixels.shape[1], max_pixels)
         return pixels
-    return decode_with_pillow(data, channels)
+    return decode_with_pillow(data, channels, max_pixels)
+
+
+def _decode_jpeg(data: bytes, channels: int, least_size: tuple[int, int], max_pixels: int) -> np.ndarray:
+    """Does what `decode` says, of a JPEG.
+
+    libjpeg goes on at almost any damage, fills with grey what it could not read, and warns. Its warnings are damage
+    here, but for those of which the pixels are the same as without: oddities of the header, an end marker that is
+    missing, and bytes between the last pixel and the end marker. Those can also be what is left when a flipped bit has
+    shortened the code: such damage nobody can tell from files that are merely untidy.
+    """
+    try:
+        header = jpeg.read_header(data)
+    except ValueError:
+        data = jpeg.tidied(data)
+        header = jpeg.read_header(data)
+    pillow.check_pixels(header.height, header.width, max_pixels)
+    height, width = least_size
+    options = {"min_height": height, "min_width": width, "min_factor": 2 if height else 1}
+    in_color = header.num_components in _COLORSPACES
+    colorspace = _COLORSPACES[channels] if in_color else "CMYK"
+    try:
+        pixels = _decode_strictly(data, colorspace, options)
+    except ValueError as error:
+        message = str(error)
+        if message.startswith(_UNUSUAL_SAMPLING):
+            return _decode_completely_with_pillow(data, channels, max_pixels)
+        mended = data
+        if _ODD_HEADER.fullmatch(message):
+            mended = jpeg.tidied(data)
+        elif message == _NO_END and header.sequential:
+            mended = data + _END
+        if mended == data:
+            raise ValueError(f"it is damaged: {message}") from error
+        try:
+            pixels = _decode_strictly(mended, colorspace, options)
+        except ValueError as second:
+            raise ValueError(f"it is damaged: {second}") from second
+    # Pillow knows how to make RGB of CMYK; that the file is whole is known now.
+    return pixels if in_color else decode_with_pillow(data, channels, max_pixels)
+
+
+def _decode_strictly(data: bytes, colorspace: str, options: dict[str, int]) -> np.ndarray:
+    """Decodes a JPEG; ValueError for every warning of libjpeg but the one for bytes before the end marker.
+
+    libjpeg tells the first warning alone. Where it is that one, all pixels have been decoded without another.
+    """
+    try:
+        return simplejpeg.decode_jpeg(data, colorspace, **options)
+    except ValueError as error:
+        if not _LEFT_OVER.fullmatch(str(error)):
+            raise
+    return simplejpeg.decode_jpeg(data, colorspace, strict=False, **options)
+
+
+def _decode_completely_with_pillow(data: bytes, channels: int, max_pixels: int) -> np.ndarray:
+    """Decodes a JPEG whose colours are sampled so unusually that only Pillow can, and Pillow keeps warnings to itself.
+
+    Bytes are inserted before the end marker. Where pixels change by them, the code has ended too early.
+    """
+    end = data.rfind(_END)
+    end = len(data) if end < 0 else end
+    pixels, others = (
+        decode_with_pillow(data[:end] + filling + _END, channels, max_pixels)
+        for filling in (b"\x00" * 64, b"\x55" * 64)
+    )
+    if (pixels != others).any():
+        raise ValueError("it is damaged: its code ends too early")
+    return pixels
 
 
 def _ppm_pixels(data: bytes) -> np.ndarray | None:
@@ -125,6 +190,8 @@ _local = threading.local()
 
 def _scratch(size: int) -> np.ndarray:
     """Returns memory of this thread that is used again and again: new memory costs a tenth of decoding into it."""
+    if size > _KEPT_SCRATCH:
+        return np.empty(size, np.uint8)
     buffer = getattr(_local, "buffer", None)
     if buffer is None or buffer.size < size:
         buffer = _local.buffer = np.empty(size, np.uint8)
@@ -167,25 +234,31 @@ def _decode_part(
     return buffer[: rows * columns * channels].reshape(rows, columns, channels), box
 
 
-def image_size(data: bytes) -> tuple[int, int]:
+def image_size(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
     """Returns (height, width) from the header of an encoded image.
 
     Raises:
-        ValueError: if the header is damaged or of no known format.
+        ValueError: if the header is damaged or of no known format, or the image has more than `max_pixels`.
     """
-    return _header_and_size(data)[1]
+    return _header_and_size(data, max_pixels)[1]
 
 
-def _header_and_size(data: bytes) -> tuple[jpeg.Header | None, tuple[int, int]]:
-    """Returns what the header of a JPEG says, None for other formats, and (height, width)."""
-    if data[:2] == b"\xff\xd8":
-        with contextlib.suppress(ValueError):  # Pillow has the last word
-            header = jpeg.read_header(data)
-            return header, (header.height, header.width)
+def _header_and_size(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[jpeg.Header | None, tuple[int, int]]:
+    """Returns what the header of a JPEG says, None for other formats and untidy JPEGs, and (height, width)."""
+    header = None
+    if data[:2] == _JPEG:
+        try:
+            read = header = jpeg.read_header(data)
+        except ValueError:
+            read = jpeg.read_header(jpeg.tidied(data))
+        size = (read.height, read.width)
     elif (pixels := _ppm_pixels(data)) is not None:
-        return None, (pixels.shape[0], pixels.shape[1])
-    with _open(data) as image:
-        return None, (image.height, image.width)
+        size = (pixels.shape[0], pixels.shape[1])
+    else:
+        with pillow.open_image(data, max_pixels) as image:
+            return None, (image.height, image.width)
+    pillow.check_pixels(*size, max_pixels)
+    return header, size
 
 
 def random_crops(
@@ -254,6 +327,7 @@ class TrainTransform:
         scaled_decoding: reduce JPEGs while they are decoded.
         fast_dct, fast_upsampling: libjpeg-turbo's faster and less exact ways.
         sizes: (first step, size) pairs, ascending: from that step on `size` is another one (progressive resizing).
+        max_pixels: larger images are refused before they are decoded.
     """
 
     size: int
@@ -266,6 +340,7 @@ class TrainTransform:
     fast_dct: bool = False
     fast_upsampling: bool = False
     sizes: tuple[tuple[int, int], ...] = ()
+    max_pixels: int = MAX_PIXELS
 
     @property
     def max_size(self) -> int:
@@ -293,7 +368,7 @@ class TrainTransform:
         sizes = np.empty((len(images), 2), np.int64)
         for row, data in enumerate(images):
             try:
-                header, sizes[row] = _header_and_size(data)
+                header, sizes[row] = _header_and_size(data, self.max_pixels)
             except ValueError as error:
                 raise DecodeError(row, str(error)) from error
             headers.append(header)
@@ -316,7 +391,7 @@ class TrainTransform:
             fast = {"fastdct": self.fast_dct, "fastupsample": self.fast_upsampling}
             part = _decode_part(data, header, crop, shrink, self.channels, fast)
         if part is None:
-            return decode(data, self.channels)[top : top + height, left : left + width]
+            return decode(data, self.channels, max_pixels=self.max_pixels)[top : top + height, left : left + width]
         pixels, box = part
         top, left, rows, columns = top - box.top, left - box.left, box.bottom - box.top, box.right - box.left
         if pixels.shape[:2] == (rows, columns):
@@ -356,12 +431,14 @@ class EvalTransform:
         resize: the shorter side is resized to it first; the longer one in proportion, rounded down.
         channels: 3 for RGB, 1 for greyscale.
         filter: "bilinear" or "bicubic".
+        max_pixels: larger images are refused before they are decoded.
     """
 
     size: int
     resize: int
     channels: int
     filter: str = "bilinear"
+    max_pixels: int = MAX_PIXELS
 
     @property
     def max_size(self) -> int:
@@ -379,7 +456,7 @@ class EvalTransform:
         """
         for row, data in enumerate(images):
             try:
-                pixels = decode(data, self.channels)
+                pixels = decode(data, self.channels, max_pixels=self.max_pixels)
             except ValueError as error:
                 raise DecodeError(row, str(error)) from error
             height, width = pixels.shape[:2]

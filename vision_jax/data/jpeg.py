@@ -137,6 +137,40 @@ def read_header(data: bytes) -> Header:
     return Header(height, width, components, sequential, block, interval, frame, position + 2 + length)
 
 
+def tidied(data: bytes) -> bytes:
+    """Returns a JPEG without the oddities of its header that libjpeg warns of, and that change no pixel.
+
+    These are bytes between segments [of which a marker must begin each], a JFIF revision other than 1, and parameters
+    of a first scan of sequential code other than the only ones it can have (T.81, B.2.3).
+
+    Raises:
+        ValueError: if the header is cut off.
+    """
+    out, position, sequential = bytearray(_START), 2, False
+    while True:
+        position = data.find(b"\xff", position)
+        if position < 0 or position + 4 > len(data):
+            raise ValueError("its header is cut off")
+        marker = data[position + 1]
+        if marker in (0x00, 0xFF):  # no marker, or a fill byte
+            position += 1
+            continue
+        end = position + 2 + int.from_bytes(data[position + 2 : position + 4])
+        segment = bytearray(data[position:end])
+        if len(segment) != end - position:
+            raise ValueError("its header is cut off")
+        if marker == 0xE0 and segment[4:9] == b"JFIF\0":
+            segment[9:10] = b"\x01"
+        elif marker in _FRAMES:
+            sequential = marker in _BASELINE
+        elif marker == 0xDA and sequential:
+            segment[-3:] = b"\x00\x3f\x00"
+        out += segment
+        position = end
+        if marker == 0xDA:
+            return bytes(out + data[position:])
+
+
 def _indexed_header(data: bytes) -> Header | None:
     """Returns the header of a file of `encode`; None if it has been changed since, or damaged."""
     try:

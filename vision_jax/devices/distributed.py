@@ -22,6 +22,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import vision_jax
+from vision_jax.devices import backend
 from vision_jax.devices.cluster import Join
 from vision_jax.errors import DistributedError
 
@@ -112,6 +113,7 @@ def _within(seconds: float, function: Callable[[], Any], what: str) -> Any:
 
 def _count_devices() -> int:
     """Returns the sum of a one from each device."""
+    backend.start()
     mesh = jax.make_mesh((jax.device_count(),), ("all",), axis_types=(AxisType.Auto,))
     ones = jax.make_array_from_callback(
         (jax.device_count(),), NamedSharding(mesh, PartitionSpec("all")), lambda index: np.ones(1, np.int32)

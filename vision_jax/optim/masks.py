@@ -34,6 +34,19 @@ def matches(path: str, patterns: Sequence[str]) -> bool:
     return any(re.search(pattern, path) for pattern in patterns)
 
 
+def check_patterns(field: str, patterns: Sequence[str], paths: Sequence[str]) -> None:
+    """Checks that each of the regular expressions is found in one of the paths.
+
+    Raises:
+        ConfigError: naming the field that has them, if one is not: a rule that holds for nothing is a misspelt one.
+    """
+    for pattern in patterns:
+        if not any(re.search(pattern, path) for path in paths):
+            raise ConfigError(
+                f"{field}: the pattern {pattern!r} matches no parameter; there are such as {', '.join(paths[:1])}."
+            )
+
+
 def decay_mask(params: Any, rule: str = "kernels", exclude: Sequence[str] = ()) -> Any:
     """Returns a tree of booleans: True for parameters that decay.
 

@@ -1,12 +1,12 @@
 """From an image as it was published to the bytes that a prepared data set stores."""
 
 import dataclasses
-import io
+import sys
 
 import PIL.Image
 import simplejpeg
 
-from vision_jax.data import decode, jpeg
+from vision_jax.data import decode, jpeg, pillow
 
 _LARGEST_SIDE = 65_500  # that libjpeg encodes
 _ORIENTATION = 0x0112  # the EXIF tag
@@ -51,13 +51,12 @@ class Conversion:
         Raises:
             ValueError: if the image is damaged, of no known format or too large.
         """
-        height, width = decode.image_size(data)
-        if height * width > self.max_pixels:
-            raise ValueError(f"it has {width}x{height} pixels, more than --max_pixels={self.max_pixels}")
+        height, width = decode.image_size(data, sys.maxsize)
+        pillow.check_pixels(height, width, self.max_pixels, "--max_pixels")
         if self.encoding == "original":
-            decode.decode(data, 3)  # to know now that it can be
+            decode.decode(data, 3, max_pixels=self.max_pixels)  # to know now that it can be
             return data
-        orientation = _exif_orientation(data) if self.apply_exif_orientation else 1
+        orientation = _exif_orientation(data, self.max_pixels) if self.apply_exif_orientation else 1
         new_height, new_width = self._size(height, width)
         same_size = (new_height, new_width) == (height, width)
         if self.encoding == "jpeg" and max(new_height, new_width) > _LARGEST_SIDE:
@@ -65,9 +64,8 @@ class Conversion:
         if self.encoding == "jpeg" and same_size and orientation == 1 and _is_plain_jpeg(data):
             return data
         # Large JPEGs are reduced while they are decoded, to no less than twice the size: the filter does the rest.
-        image = PIL.Image.fromarray(
-            decode.decode(data, 3, least_size=(0, 0) if same_size else (2 * new_height, 2 * new_width))
-        )
+        least_size = (0, 0) if same_size else (2 * new_height, 2 * new_width)
+        image = PIL.Image.fromarray(decode.decode(data, 3, least_size=least_size, max_pixels=self.max_pixels))
         if not same_size:
             image = _resize(image, new_height, new_width)
         if orientation != 1:
@@ -110,10 +108,10 @@ def _is_plain_jpeg(data: bytes) -> bool:
     return True
 
 
-def _exif_orientation(data: bytes) -> int:
+def _exif_orientation(data: bytes, max_pixels: int) -> int:
     """Returns the EXIF orientation, 1 to 8. Images without EXIF, or with a broken one, are upright: 1."""
     try:
-        with PIL.Image.open(io.BytesIO(data)) as image:
+        with pillow.open_image(data, max_pixels) as image:
             orientation = image.getexif().get(_ORIENTATION, 1)
     except Exception:  # the parser raises most of Python's exceptions on what cameras wrote; there is no tag then
         return 1

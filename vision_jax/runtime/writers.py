@@ -197,10 +197,16 @@ def _line(step: int, metrics: Mapping[str, Any]) -> str:
 
 
 class ProgressHandler(logging.Handler):
-    """Prints log messages to stderr without breaking a bar that is shown there."""
+    """Prints log messages to stderr without breaking a bar that is shown there.
+
+    That they cannot be printed, because the terminal or whatever reads them is gone, does not end a run.
+    """
 
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.tqdm.write(self.format(record), file=sys.stderr)
+        try:
+            tqdm.tqdm.write(self.format(record), file=sys.stderr)
+        except Exception:  # as the handlers of `logging` do
+            self.handleError(record)
 
 
 class Progress:
