@@ -16,6 +16,7 @@ from vision_jax import build, evaluate, pretrained
 from vision_jax import config as config_lib
 from vision_jax.config import validation
 from vision_jax.data import sources
+from vision_jax.devices import sharding
 from vision_jax.errors import ConfigError, DataError
 from vision_jax.pretrained import Classes, map_classes
 
@@ -162,6 +163,14 @@ def test_a_folder_of_a_few_ids_is_scored_with_weights_of_1000_classes(tmp_path: 
         assert loss == pytest.approx(np.log(np.e + (num_classes or 3) - 1) - 1 / 3, rel=1e-4)
 
 
+def test_a_training_on_a_few_ids_starts_from_their_rows(tmp_path: pathlib.Path):
+    safetensors.numpy.save_file(state(1000), tmp_path / "weights.safetensors")
+    config = make_config(tmp_path)
+    mesh = sharding.make_mesh(config.mesh)
+    variables = build.load_initial(config, build.make_objective(config, 3), FEW, mesh)
+    assert variables["params"]["fc3"]["bias"].tolist() == [3, 207, 900]
+
+
 def test_labels_are_the_weights_numbers_where_the_model_has_all_of_their_classes(tmp_path: pathlib.Path):
     write_folder(tmp_path, FEW)
     config = make_config(tmp_path)
@@ -211,5 +220,6 @@ def test_a_teacher_gets_no_new_classifier(tmp_path: pathlib.Path):
     safetensors.numpy.save_file(state(1000), tmp_path / "teacher.safetensors")
     config = make_config(tmp_path)
     config.distill.teacher, config.distill.pretrained = NAME, str(tmp_path / "teacher.safetensors")
+    teacher = build.make_objective(config, 3).frozen()["teacher"]
     with pytest.raises(DataError, match="the weights have 1000 classes of unknown names, and the model 3"):
-        build.load_teacher(config, 3, vision_jax.devices.sharding.make_mesh(config.mesh))
+        teacher.load()
