@@ -24,6 +24,7 @@ from vision_jax.data.loader import Loader
 from vision_jax.data.order import BalancedOrder, LaterOrder, TrainOrder
 from vision_jax.data.sources import (
     FolderSource,
+    RelabeledSource,
     Source,
     SubsetSource,
     SyntheticSource,
@@ -49,6 +50,9 @@ log = logging.getLogger(__name__)
 def create_source(config: ConfigDict, *, train: bool, class_names: Sequence[str] = ()) -> Source:
     """Returns the training or validation source that `config.data` names.
 
+    Where the model has more classes than the data, and starts from weights with classes of known names, its labels are
+    the numbers of these.
+
     Args:
         config: the configuration.
         train: whether it is the training source.
@@ -67,7 +71,7 @@ def create_source(config: ConfigDict, *, train: bool, class_names: Sequence[str]
                 f"{data.train_split!r}."
             )
         source = SubsetSource(source, order.subset(len(source), data.train_examples))
-    return source
+    return _relabel(config, source)
 
 
 def _create_source(config: ConfigDict, train: bool, class_names: Sequence[str]) -> Source:
@@ -102,6 +106,26 @@ def _create_source(config: ConfigDict, train: bool, class_names: Sequence[str]) 
                 ) from error
             return TfdsSource(directory, split)
     raise DataError(f"data.source is {data.source!r}, which is unknown.")
+
+
+def _relabel(config: ConfigDict, source: Source) -> Source:
+    """Numbers the labels of a source as the weights number their classes, if the model has as many as these."""
+    model = config.model
+    if model.pretrained is None or model.num_classes is None or model.num_classes <= source.num_classes:
+        return source
+    given = pretrained.read_class_names(model.pretrained_classes)
+    names = pretrained.Classes(source.class_names, given).weight_names(model.num_classes)
+    if not names or not source.class_names:
+        return source
+    labels = pretrained.map_classes(source.class_names, names)
+    if (labels < 0).any():
+        lacking = [name for name, label in zip(source.class_names, labels, strict=True) if label < 0]
+        raise DataError(
+            f"The data has {len(lacking)} classes that are none of model.pretrained_classes, such as {lacking[0]!r}: "
+            "leave model.num_classes unset, for a classifier of the data's own classes."
+        )
+    log.info("Labels are the numbers that %d of the weights' %d classes have, by name.", len(labels), len(names))
+    return RelabeledSource(source, labels, names)
 
 
 def check_images(config: ConfigDict, source: Source) -> None:
@@ -278,13 +302,16 @@ def check_sizes(config: ConfigDict, model: nn.Module, *, train: bool) -> None:
             )
 
 
-def load_pretrained(config: ConfigDict, num_classes: int, *, classifier_seed: int | None) -> dict[str, Any]:
+def load_pretrained(
+    config: ConfigDict, num_classes: int, *, classifier_seed: int | None, class_names: Sequence[str] = ()
+) -> dict[str, Any]:
     """Reads the weights that `config.model.pretrained` names.
 
     Args:
         config: the configuration.
         num_classes: of the model.
         classifier_seed: see `pretrained.from_torch`.
+        class_names: of the data; empty: unknown.
 
     Returns:
         the model's variables, in the memory of the host.
@@ -294,7 +321,10 @@ def load_pretrained(config: ConfigDict, num_classes: int, *, classifier_seed: in
     """
     options = all_model_options(config, num_classes)
     log.info("Weights: %s.", config.model.pretrained)
-    return pretrained.load(config.model.name, config.model.pretrained, classifier_seed=classifier_seed, **options)
+    classes = pretrained.Classes(class_names, pretrained.read_class_names(config.model.pretrained_classes))
+    return pretrained.load(
+        config.model.name, config.model.pretrained, classifier_seed=classifier_seed, classes=classes, **options
+    )
 
 
 def load_initial(config: ConfigDict, objective: Objective, class_names: Sequence[str], mesh: Mesh) -> Any:
@@ -317,8 +347,8 @@ def load_initial(config: ConfigDict, objective: Objective, class_names: Sequence
     num_classes = objective.setup.model.num_classes
     if not given:
         return None
-    if not (pathlib.Path(given).expanduser() / "checkpoints").is_dir():
-        return load_pretrained(config, num_classes, classifier_seed=config.seed)
+    if not pretrained.is_workdir(given):
+        return load_pretrained(config, num_classes, classifier_seed=config.seed, class_names=class_names)
     checkpointer = Checkpointer(pathlib.Path(given).expanduser() / "checkpoints")
     step, variables = restore_any(checkpointer, mesh)
     about = checkpointer.about(step)

@@ -6,6 +6,7 @@ starts from it with `--config.model.pretrained=FILE`. Exit status: 0 done, 1 fai
 """
 
 import argparse
+import json
 import logging
 import os
 import pathlib
@@ -70,6 +71,7 @@ def export(
         "format": "pt",  # what transformers and timm ask for
         "architecture": name,
         "num_classes": str(about["num_classes"]),
+        "class_names": json.dumps(list(about["class_names"])),
         "step": str(chosen),
         "weights": "ema" if prefix else "raw",
         "mean": str(tuple(config.data.mean)),

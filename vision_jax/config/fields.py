@@ -65,9 +65,14 @@ def default_config() -> ConfigDict:
     # Compute activations within blocks anew in the backward pass, to save memory: full, or dots, which keeps what
     # matrix products give.
     model.remat = placeholder(str)
-    # Weights to start from, or to evaluate: a safetensors or npz file, or hf://timm/resnet50.a1_in1k, as timm or
-    # torchvision name their tensors. Another number of classes gets a new classifier; see vision_jax/pretrained.py.
+    # Weights to start from, or to evaluate: a safetensors, npz or torch file, or hf://timm/resnet50.a1_in1k, as timm,
+    # torchvision or the model's authors name their tensors. Another number of classes gets a new classifier, unless
+    # both sides' names are known and tell which rows to take over; see vision_jax/pretrained.
     model.pretrained = placeholder(str)
+    # What the classes of these weights are called: imagenet (the 1,000 WordNet ids, sorted), or a text file with one
+    # name a line. None: what the file says, or imagenet where the weights have 1,000 classes and all of the data's are
+    # WordNet ids among these. With model.num_classes set to the weights' number, labels are mapped into these classes.
+    model.pretrained_classes = placeholder(str)
 
     config.data = data = ConfigDict()
     # digits: scikit-learn's 1,797 digits. tfds: a data set in tfds' layout, of ArrayRecord files (as prepared by

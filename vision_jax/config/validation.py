@@ -315,6 +315,11 @@ def _check_ranges(config: ConfigDict) -> Iterator[str]:
             f"distill.teacher is {config.distill.teacher!r} and distill.pretrained {config.distill.pretrained!r}: a "
             "teacher takes a name and weights, such as resnet50 and resnet50.safetensors."
         )
+    if config.model.pretrained_classes is not None and config.model.pretrained is None:
+        yield (
+            f"model.pretrained_classes is {config.model.pretrained_classes!r}, but there are no weights: set "
+            "model.pretrained too, or neither."
+        )
     profiled = config.log.profile_steps
     if profiled and not (
         len(profiled) == 2 and all(isinstance(step, int) for step in profiled) and 1 <= profiled[0] <= profiled[1]

@@ -73,7 +73,7 @@ def closing(*sources: Source) -> Iterator[None]:
         yield
     finally:
         for source in sources:
-            if isinstance(source, SubsetSource):
+            while isinstance(source, SubsetSource | RelabeledSource):
                 source = source.source
             if isinstance(source, TfdsSource):
                 source.close()
@@ -331,6 +331,37 @@ class SubsetSource:
         return _digest("subset", self.source.fingerprint(), self.indices)
 
 
+class RelabeledSource:
+    """The records of another source, whose labels are numbers among more classes.
+
+    Attributes:
+        source: the other one.
+        labels: (source.num_classes,) integers, for each label of it the new one.
+        class_names: for each of the new labels.
+    """
+
+    def __init__(self, source: Source, labels: np.ndarray, class_names: Sequence[str]):
+        self.source, self.labels = source, labels
+        self.num_classes, self.class_names = len(class_names), list(class_names)
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> tuple[bytes, int]:
+        image, label = self.source[index]
+        if not 0 <= label < len(self.labels):  # an index below 0 would be one from the end
+            raise DataError(
+                f"{self.describe(index)} has the label {label}, but there are {len(self.labels)} classes: correct it."
+            )
+        return image, int(self.labels[label])
+
+    def describe(self, index: int) -> str:
+        return self.source.describe(index)
+
+    def fingerprint(self) -> str:
+        return _digest("relabeled", self.source.fingerprint(), self.labels, self.class_names)
+
+
 def read_labels(source: Source, num_threads: int | None = None) -> np.ndarray:
     """Returns the label of every record, (n,) int32.
 
@@ -340,6 +371,8 @@ def read_labels(source: Source, num_threads: int | None = None) -> np.ndarray:
     Raises:
         DataError: if a record cannot be read, or a label is out of range.
     """
+    if isinstance(source, RelabeledSource):
+        return source.labels[read_labels(source.source, num_threads)]
     if (labels := _known_labels(source)) is None:
         path = _label_cache(source)
         kept = read_arrays(path) if path is not None else None

@@ -240,6 +240,30 @@ def _torchvision(name: str, shape: Shape) -> tuple[str, Shape]:
     return name, shape
 
 
+_AUTHORS_LAYERS = {"conv_dw": "dwconv", "norm": "norm", "mlp.fc1": "pwconv1", "mlp.fc2": "pwconv2", "mlp.grn": "grn"}
+
+
+def _authors(name: str, shape: Shape) -> tuple[str, Shape]:
+    """From timm's names to those of facebookresearch's ConvNeXt and ConvNeXt-V2."""
+    match name.split("."):
+        case ["stem", number, leaf]:
+            return f"downsample_layers.0.{number}.{leaf}", shape
+        case ["stages", stage, "downsample", number, leaf]:
+            return f"downsample_layers.{stage}.{number}.{leaf}", shape
+        case ["stages", stage, "blocks", number, "gamma"]:
+            return f"stages.{stage}.{number}.gamma", shape
+        case ["stages", stage, "blocks", number, *modules, leaf]:
+            layer = _AUTHORS_LAYERS[".".join(modules)]
+            if layer == "grn":
+                return f"stages.{stage}.{number}.grn.{'gamma' if leaf == 'weight' else 'beta'}", (1, 1, 1, *shape)
+            # Theirs are dense layers where timm's small models have 1x1 convolutions.
+            dense = layer.startswith("pwconv") and leaf == "weight"
+            return f"stages.{stage}.{number}.{layer}.{leaf}", shape[:2] if dense else shape
+        case ["head", module, leaf]:
+            return f"{'head' if module == 'fc' else module}.{leaf}", shape
+    return name, shape
+
+
 # blocks of the stages, features of the first one (each of the others has twice as many)
 _SIZES = {
     "atto": ((2, 2, 6, 2), 40),
@@ -289,4 +313,5 @@ for _name, _input in VARIANTS.items():
         ),
         _input,
         torchvision=None if _second or _size not in ("tiny", "small", "base", "large") else _torchvision,
+        authors=_authors,
     )

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vision_jax.errors import DataError
 from vision_jax.models import registry
 from vision_jax.models.layers import (
     Classifier,
@@ -266,6 +267,16 @@ def torchvision_name(name: str, shape: Shape) -> tuple[str, Shape]:
     return name, shape
 
 
+def authors_name(name: str, shape: Shape) -> tuple[str, Shape]:
+    """From timm's names to those of microsoft's Swin-Transformer, which merges patches at the end of a stage."""
+    match name.split("."):
+        case ["layers", stage, "downsample", *rest]:
+            name = ".".join(["layers", str(int(stage) - 1), "downsample", *rest])
+        case ["head", "fc", leaf]:
+            name = f"head.{leaf}"
+    return name, shape
+
+
 def torchvision_buffers(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Returns the indices that torchvision stores beside each table of biases."""
     tables = {name: len(value) for name, value in state.items() if name.endswith("relative_position_bias_table")}
@@ -280,9 +291,16 @@ def resample(name: str, table: np.ndarray, shape: Shape) -> np.ndarray:
 
     The old offsets are spread so that their distances grow geometrically from 1 beside the centre to reach the new
     edge, which leaves the biases of close positions where they were; between them it is linear along both axes.
+
+    Raises:
+        DataError: if the windows are not square.
     """
-    del name
     old, new = _side(len(table)), _side(shape[0])
+    if old**2 != len(table) or old % 2 == 0:
+        raise DataError(
+            f"{name} has {len(table)} rows, which are not those of a square window, such as {new**2}: only square "
+            "windows can be interpolated."
+        )
     low, high = 1.01, 1.5
     while high - low > 1e-6:
         ratio = (low + high) / 2
@@ -328,6 +346,7 @@ for _name, ((_dim, _depths, _heads), _window, _size, _crop, _alias) in VARIANTS.
         ),
         InputSpec(size=_size, crop_pct=_crop),
         torchvision=torchvision_name if _alias else None,
+        authors=authors_name,
         torchvision_buffers=torchvision_buffers if _alias else None,
         resample=resample,
         aliases={_alias: InputSpec(crop_pct=224 / _RESIZE[_alias])} if _alias else (),

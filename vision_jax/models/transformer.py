@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vision_jax.errors import DataError
 from vision_jax.models.layers import (
     ATTENTION,
     PERTURBATIONS,
@@ -187,12 +188,21 @@ def resample_positions(positions: np.ndarray, length: int) -> np.ndarray:
         length: tokens of the result.
 
     Returns:
-        (1, length, features); `positions` itself if the two do not have the same number of tokens before the grid.
+        (1, length, features).
+
+    Raises:
+        DataError: if what remains of `positions`, without as many as come before the grid in the result, is no square.
+            A square number of positions is taken for a square grid: 36 of 4 x 9 look the same.
     """
-    old, new = math.isqrt(positions.shape[1]), math.isqrt(length)
-    prefix = positions.shape[1] - old**2
-    if prefix != length - new**2:
-        return positions
+    new = math.isqrt(length)
+    prefix = length - new**2
+    count = positions.shape[1] - prefix
+    old = math.isqrt(max(count, 0))
+    if old < 1 or old**2 != count:
+        raise DataError(
+            f"There are {positions.shape[1]} positions, and without the model's {prefix} before the grid the other "
+            f"{count} are not a square grid: only square ones can be interpolated (to {new} x {new} here)."
+        )
     grid = positions[:, prefix:].reshape(old, old, -1)
     grid = np.asarray(jax.image.resize(grid, (new, new, grid.shape[-1]), "cubic", antialias=True))
     return np.concatenate([positions[:, :prefix], grid.reshape(1, new**2, -1)], axis=1)

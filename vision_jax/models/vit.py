@@ -29,7 +29,7 @@ from vision_jax.models.layers import (
 )
 from vision_jax.models.registry import HALVES, InputSpec
 from vision_jax.models.transformer import LayerScale, Mlp, PatchEmbed, QueryKeyValue, attend
-from vision_jax.models.vit_weights import from_big_vision, resample, to_torchvision
+from vision_jax.models.vit_weights import from_big_vision, resample, to_authors, to_torchvision
 
 
 class Attention(nn.Module):
@@ -316,7 +316,7 @@ def register_variant(
     embed_dim, depth, num_heads = SIZES[size]
     shape = {"patch_size": patch_size, "embed_dim": embed_dim, "depth": depth, "num_heads": num_heads}
     create = functools.partial(create, img_size=input.size, **shape, **(options or {}))
-    registry.register(name, create, input, resample=resample, **naming)
+    registry.register(name, create, input, resample=resample, authors=to_authors, **naming)
 
 
 # size, patch_size, image sizes; without class token: registers

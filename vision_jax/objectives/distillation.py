@@ -46,7 +46,9 @@ class Distillation(Classification):
     def frozen(self) -> Mapping[str, Constant]:
         images = jnp.zeros((1, *self.setup.image_shape), jnp.float32)
         shapes = jax.eval_shape(lambda: self.teacher_model.init(jax.random.key(0), images, train=False))
-        load = functools.partial(pretrained.load, self.teacher, self.pretrained, **dict(self.teacher_options))
+        # It is not trained, so that its classifier cannot be a new one.
+        options = {"classifier_seed": None, **dict(self.teacher_options)}
+        load = functools.partial(pretrained.load, self.teacher, self.pretrained, **options)
         return {"teacher": Constant({"batch_stats": {}, **shapes}, load)}
 
     def targets(
