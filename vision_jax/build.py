@@ -17,9 +17,8 @@ from vision_jax import augment, losses, models, optim, pretrained, steps
 from vision_jax.config.fields import MODEL_OPTIONS, OPTIMIZER_OPTIONS, SCHEDULE_OPTIONS
 from vision_jax.config.plan import Plan, augmentation_fields
 from vision_jax.data import digits, order
-from vision_jax.data.decode import TrainTransform
-from vision_jax.data.loader import Loader
-from vision_jax.data.order import BalancedOrder, LaterOrder, TrainOrder
+from vision_jax.data.loader import Loader, batch_fields
+from vision_jax.data.order import BalancedOrder, OffsetOrder, TrainOrder
 from vision_jax.data.sources import (
     FolderSource,
     Source,
@@ -29,6 +28,8 @@ from vision_jax.data.sources import (
     cache_dir,
     read_labels,
 )
+from vision_jax.data.transforms import TrainTransform
+from vision_jax.data.views import View, parse_views
 from vision_jax.data.workers import ProcessLoader, create_loader
 from vision_jax.devices import compilation, partition, sharding
 from vision_jax.errors import ConfigError, DataError
@@ -401,15 +402,20 @@ def trace_steps(
     abstract_state: TrainState,
     mesh: Mesh,
     teacher: Any = None,
+    views: Sequence[View] | None = None,
 ) -> dict[int, jax.stages.Traced]:
     """Traces the training step for every size of images that there will be, by size.
 
-    `teacher` are the variables of the teacher, if there is one.
+    `teacher` are the variables of the teacher, if there is one; `views` those of the loader, see `make_train_loader`.
     """
+    transform = make_transform(config, plan, views)
+    by_size = {}
+    for step in [step for step, _ in plan.train_sizes] or [0]:
+        fields = batch_fields(transform.at(step), replaces=config.data.max_bad_records > 0)
+        by_size[fields["image"].shape[-2]] = fields
     traced = {}
-    for size in sorted({size for _, size in plan.train_sizes}) or [config.data.image_size]:
-        shape = (size, size, config.data.channels)
-        batch = sharding.abstract_batch(mesh, config.batch_size, shape, replaces=config.data.max_bad_records > 0)
+    for size, fields in sorted(by_size.items()):
+        batch = sharding.abstract_batch(mesh, config.batch_size, fields)
         traced[size] = compilation.trace_step(mesh, train_step, abstract_state, batch, teacher)
     return traced
 
@@ -419,22 +425,24 @@ def compile_steps(
 ) -> Callable[[TrainState, steps.Batch], tuple[TrainState, steps.Metrics]]:
     """Compiles what `trace_steps` has traced, and returns it as one function of state and batch."""
     compiled = {size: compilation.compile_step(step) for size, step in traced.items()}
-    return lambda state, batch: compiled[batch["image"].shape[1]](state, batch, teacher)
+    return lambda state, batch: compiled[batch["image"].shape[-2]](state, batch, teacher)
 
 
-def make_train_loader(
-    config: ConfigDict, plan: Plan, mesh: Mesh, source: Source, rewinds: Sequence[tuple[int, int]] = ()
-) -> Loader | ProcessLoader:
-    """Returns the loader of the training's batches; each rewind left some of them out."""
+def make_views(config: ConfigDict) -> tuple[View, ...]:
+    """Returns what `data.views` says is cut out of each training image: by default one view, `image`."""
     data = config.data
-    order: TrainOrder | BalancedOrder = TrainOrder(len(source), config.batch_size, config.seed, data.repeats)
-    if data.balanced:
-        order = BalancedOrder(read_labels(source, data.num_threads), source.num_classes, config.batch_size, config.seed)
-    transform = TrainTransform(
-        size=data.image_size,
+    scale, ratio = tuple(data.crop_scale), tuple(data.crop_ratio)
+    if data.views:
+        return parse_views(data.views, scale, ratio)
+    return (View("image", size=data.image_size, scale=scale, ratio=ratio),)
+
+
+def make_transform(config: ConfigDict, plan: Plan, views: Sequence[View] | None = None) -> TrainTransform:
+    """Returns what makes a training batch of records; `views` are those of `make_views` unless given."""
+    data = config.data
+    return TrainTransform(
+        views=make_views(config) if views is None else tuple(views),
         channels=data.channels,
-        scale=data.crop_scale,
-        ratio=data.crop_ratio,
         seed=config.seed,
         filter=data.train_filter,
         scaled_decoding=data.scaled_decoding,
@@ -442,12 +450,33 @@ def make_train_loader(
         fast_upsampling=data.fast_upsampling,
         sizes=plan.train_sizes,
     )
+
+
+def make_train_loader(
+    config: ConfigDict,
+    plan: Plan,
+    mesh: Mesh,
+    source: Source,
+    rewinds: Sequence[tuple[int, int]] = (),
+    views: Sequence[View] | None = None,
+) -> Loader | ProcessLoader:
+    """Returns the loader of the training's batches.
+
+    Args:
+        config, plan, mesh, source: of the run.
+        rewinds: each left some batches out.
+        views: what is cut out of each image; None: what `make_views` says.
+    """
+    data = config.data
+    order: TrainOrder | BalancedOrder = TrainOrder(len(source), config.batch_size, config.seed, data.repeats)
+    if data.balanced:
+        order = BalancedOrder(read_labels(source, data.num_threads), source.num_classes, config.batch_size, config.seed)
     # The size of the images is that of the step, whatever batch it sees.
-    batches = LaterOrder(order, sum(bad - good for bad, good in rewinds)) if rewinds else order
+    batches = OffsetOrder(order, sum(bad - good for bad, good in rewinds)) if rewinds else order
     return create_loader(
         source,
         batches,
-        transform,
+        make_transform(config, plan, views),
         sharding.local_rows(mesh, config.batch_size),
         num_workers=data.num_workers,
         num_threads=data.num_threads,

@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from vision_jax import build, optim, steps, train
 from vision_jax.config import Plan
+from vision_jax.data.loader import batch_fields
 from vision_jax.data.sources import closing
 from vision_jax.devices import compilation, flops, partition, sharding
 from vision_jax.state import TrainState
@@ -49,8 +50,7 @@ def _memory(config: ConfigDict, plan: Plan, mesh: Mesh, train_step: steps.TrainS
 
     The teacher of a distillation is not in it.
     """
-    size = max((size for _, size in plan.train_sizes), default=config.data.image_size)
-    batch = sharding.abstract_batch(mesh, config.batch_size, (size, size, config.data.channels))
+    batch = sharding.abstract_batch(mesh, config.batch_size, batch_fields(build.make_transform(config, plan).largest()))
     parts = {
         "parameters": state.params,
         "optimizer": state.opt_state,

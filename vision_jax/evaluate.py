@@ -13,10 +13,10 @@ from ml_collections import ConfigDict
 
 from vision_jax import build, steps
 from vision_jax import config as config_lib
-from vision_jax.data.decode import EvalTransform
-from vision_jax.data.loader import Prefetcher
+from vision_jax.data.loader import Prefetcher, batch_fields
 from vision_jax.data.order import EvalOrder
 from vision_jax.data.sources import Source, check_classes, closing
+from vision_jax.data.transforms import EvalTransform
 from vision_jax.data.workers import create_loader
 from vision_jax.devices import partition, sharding
 from vision_jax.errors import ConfigError, Interrupted
@@ -79,9 +79,7 @@ class Evaluator:
         """
         variables = dict(variables)
         if self._compiled is None:
-            size = config_lib.eval_size(self._config)
-            shape = (size, size, self._config.data.channels)
-            abstract = sharding.abstract_batch(self._mesh, self._batch_size, shape)
+            abstract = sharding.abstract_batch(self._mesh, self._batch_size, batch_fields(self._transform))
             start = time.perf_counter()
             with self._watchdog.suspended():
                 self._compiled = sharding.compile_on(self._mesh, self._step, variables, abstract)

@@ -11,6 +11,7 @@ from vision_jax import augment, models, optim
 from vision_jax.config.fields import MODEL_OPTIONS, OPTIMIZER_OPTIONS, SCHEDULE_OPTIONS, default_config
 from vision_jax.config.plan import augmentation_fields, eval_resize, eval_size
 from vision_jax.config.store import flatten, parent
+from vision_jax.data.views import parse_views
 from vision_jax.devices import sharding
 from vision_jax.errors import ConfigError, suggest
 
@@ -18,7 +19,7 @@ from vision_jax.errors import ConfigError, suggest
 _CHOICES = {
     "dtype": ("auto", "float32", "bfloat16", "float16"),
     "data.source": ("digits", "tfds", "folder", "synthetic"),
-    "data.train_filter": ("bilinear", "area", "pillow-bilinear", "pillow-bicubic"),
+    "data.train_filter": ("bilinear", "bicubic", "area", "pillow-bilinear", "pillow-bicubic"),
     "data.eval_filter": ("bilinear", "bicubic"),
     "optimizer.learning_rate_scaling": ("linear", "sqrt"),
     "loss.name": ("softmax", "sigmoid"),
@@ -267,6 +268,14 @@ def _check_data(config: ConfigDict) -> Iterator[str]:
         if len(data[path]) != 2 or not 0 < data[path][0] <= data[path][1] <= top:
             limit = " and at most 1" if top == 1 else ""
             yield f"data.{path} is {data[path]}: it takes (least, largest), positive{limit}."
+    if data.views:
+        try:
+            names = [view.name for view in parse_views(data.views)]
+        except ConfigError as error:
+            yield f"data.views: {error}"
+        else:
+            if data.progressive_sizes and "image" not in names:
+                yield f"data.progressive_sizes are those of the view 'image', and data.views has {', '.join(names)}."
     if data.source in ("tfds", "folder"):
         if not data.dir:
             yield (

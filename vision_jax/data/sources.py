@@ -1,4 +1,7 @@
-"""Where records come from. A source answers `len`, `source[i] -> (encoded bytes, label)`, `num_classes`, `describe(i)`.
+"""Where records come from. A source answers `len`, `source[i] -> {"image": bytes, ...}`, `num_classes`, `describe(i)`.
+
+A record is a dict: `image` are the bytes of an encoded image, `label` is an integer; what else there is, transforms
+that know of it turn into fields of the batch.
 
 Access is at random and safe from many threads; a source has no order of its own. It can be pickled, for processes that
 load.
@@ -23,16 +26,19 @@ import simplejpeg
 
 from vision_jax.data import order, tfds_format
 from vision_jax.data.arrayrecord import ArrayRecordFiles
+from vision_jax.data.strings import Strings
 from vision_jax.data.tfrecord import TfRecordFiles
 from vision_jax.errors import DataError, suggest
 
 log = logging.getLogger(__name__)
 
+Record = dict[str, Any]  # the encoded image as `image`, and what goes with it, such as `label`
+
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff", ".gif"})
 
 
 class Source(Protocol):
-    """Encoded images with labels, at random access."""
+    """Encoded images with what goes with them, at random access."""
 
     @property
     def num_classes(self) -> int:
@@ -46,7 +52,7 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> tuple[bytes, int]: ...
+    def __getitem__(self, index: int) -> Record: ...
 
     def describe(self, index: int) -> str:
         """Returns words by which a person finds the record."""
@@ -141,9 +147,12 @@ class TfdsSource:
         first, take = self._spans[span]
         return self._parse(self._records[first + index - self._ends[span] + take]).features.feature
 
-    def __getitem__(self, index: int) -> tuple[bytes, int]:
+    def __getitem__(self, index: int) -> Record:
         features = self._features(index)
-        return features[self._image_key].bytes_list.value[0], features[self._label_key].int64_list.value[0]
+        return {
+            "image": features[self._image_key].bytes_list.value[0],
+            "label": features[self._label_key].int64_list.value[0],
+        }
 
     def describe(self, index: int) -> str:
         name = ""
@@ -195,7 +204,7 @@ class FolderSource:
             )
         self.class_names = sorted(path.name for path in root.iterdir() if path.is_dir())
         self.num_classes = len(self.class_names)
-        self._paths: list[str] = []
+        all_paths: list[str] = []
         labels: list[int] = []
         for label, name in enumerate(self.class_names):
             paths = sorted(
@@ -206,18 +215,19 @@ class FolderSource:
             )
             if not paths:
                 raise DataError(f"{root / name} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}).")
-            self._paths += paths
+            all_paths += paths
             labels += [label] * len(paths)
-        if not self._paths:
+        if not all_paths:
             raise DataError(f"{root} holds no class folders.")
+        self._paths = Strings(all_paths)
         self.labels = np.asarray(labels, np.int32)
 
     def __len__(self) -> int:
         return len(self._paths)
 
-    def __getitem__(self, index: int) -> tuple[bytes, int]:
+    def __getitem__(self, index: int) -> Record:
         with open(self._paths[index], "rb") as file:
-            return file.read(), int(self.labels[index])
+            return {"image": file.read(), "label": int(self.labels[index])}
 
     def describe(self, index: int) -> str:
         return self._paths[index]
@@ -238,11 +248,29 @@ class SubsetSource:
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, index: int) -> tuple[bytes, int]:
+    def __getitem__(self, index: int) -> Record:
         return self.source[int(self.indices[index])]
 
     def describe(self, index: int) -> str:
         return self.source.describe(int(self.indices[index]))
+
+
+def check_record(source: Source, index: int, record: Record) -> None:
+    """Checks that a record fits its source.
+
+    Args:
+        source, index: where it comes from.
+        record: what was read.
+
+    Raises:
+        DataError: if it has a label that is out of range.
+    """
+    label = record.get("label")
+    if label is not None and not 0 <= label < source.num_classes:
+        raise DataError(
+            f"{source.describe(index)} has the label {label}, but there are {source.num_classes} classes, 0 to "
+            f"{source.num_classes - 1}. Correct or remove it."
+        )
 
 
 def read_labels(source: Source, num_threads: int | None = None) -> np.ndarray:
@@ -258,18 +286,16 @@ def read_labels(source: Source, num_threads: int | None = None) -> np.ndarray:
     def read(first: int) -> None:
         for index in range(first, min(first + 1000, len(source))):
             try:
-                labels[index] = source[index][1]
+                record = source[index]
             except Exception as error:  # whatever a format's reader raises
                 raise DataError(f"Cannot read {source.describe(index)}: {error}. Repair or remove it.") from error
+            if "label" not in record:
+                raise DataError(f"{source.describe(index)} has no label, which balanced sampling needs.")
+            check_record(source, index, record)
+            labels[index] = record["label"]
 
     with concurrent.futures.ThreadPoolExecutor(num_threads) as pool:
         collections.deque(pool.map(read, range(0, len(source), 1000)), maxlen=0)
-    if len(wrong := np.flatnonzero((labels < 0) | (labels >= source.num_classes))):
-        index = int(wrong[0])
-        raise DataError(
-            f"{source.describe(index)} has the label {labels[index]}, but there are {source.num_classes} classes, 0 to "
-            f"{source.num_classes - 1}. Correct or remove it."
-        )
     return labels
 
 
@@ -305,9 +331,9 @@ class SyntheticSource:
     def __len__(self) -> int:
         return self.num_examples
 
-    def __getitem__(self, index: int) -> tuple[bytes, int]:
+    def __getitem__(self, index: int) -> Record:
         picture = int(order.random_bits(2, self.seed, index)[0] % np.uint64(self.num_pictures))
-        return self._pictures[picture], picture % self.num_classes
+        return {"image": self._pictures[picture], "label": picture % self.num_classes}
 
     def describe(self, index: int) -> str:
         return f"synthetic record {index}"
