@@ -92,7 +92,7 @@ def train(
     states, metrics = [jax.device_get(state)], []
     place = sharding.batch_placer(mesh, 16)
     for i in range(num_steps):
-        batch = {key: place(key, rows) for key, rows in batch_of(i).items()}
+        batch = place(batch_of(i))
         state, values = jitted(state, batch, teacher_variables)
         states.append(jax.device_get(state))
         metrics.append(jax.device_get(values))
