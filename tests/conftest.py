@@ -20,6 +20,10 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from vision_jax.data.loader import batch_fields
+from vision_jax.data.transforms import EvalTransform
+from vision_jax.data.views import Field
+
 REPOSITORY = pathlib.Path(__file__).parent.parent
 # Of the quickstart: two steps, then an evaluation of half a million examples, which would take minutes.
 LONG_EVALUATION = (
@@ -46,6 +50,11 @@ def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
     return np.asarray(PIL.Image.fromarray(coarse).resize((width, height), PIL.Image.Resampling.BICUBIC))
 
 
+def image_fields(size: int, *, replaces: bool = False) -> dict[str, Field]:
+    """Returns the fields of a batch of RGB images with labels."""
+    return batch_fields(EvalTransform(size, size, 3), replaces=replaces)
+
+
 class Pictures:
     """A source of square pictures with the given labels."""
 
@@ -58,8 +67,9 @@ class Pictures:
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, index: int) -> tuple[bytes, int]:
-        return self.records[index]
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        image, label = self.records[index]
+        return {"image": image, "label": label}
 
     def describe(self, index: int) -> str:
         return f"picture {index}"

@@ -19,6 +19,8 @@ from ml_collections import ConfigDict
 
 from vision_jax import build
 from vision_jax import config as config_lib
+from vision_jax.data.loader import batch_fields
+from vision_jax.data.transforms import EvalTransform
 from vision_jax.devices import cluster, compilation, distributed, sharding
 from vision_jax.models import registry
 from vision_jax.models.resnet import BasicBlock, ResNet
@@ -27,6 +29,7 @@ from vision_jax.runtime.checkpoint import Checkpointer
 
 BATCH_SIZE = 16
 STEPS = 3
+IMAGE_FIELDS = batch_fields(EvalTransform(8, 8, 3))
 ABOUT = {"config": {}, "num_classes": 8, "class_names": []}
 MESHES = {"data": (-1, 1, 1), "fsdp": (2, -1, 1), "tensor": (2, 1, -1)}
 if "tiny_vit" not in registry.list_models():
@@ -66,7 +69,7 @@ class Case:
         plan = config_lib.make_plan(config, num_examples=160)
         program = build.make_program(config, plan, build.make_objective(config, 8, plan), mesh)
         self.initialize, self.abstract_state = program.initialize, program.abstract_state
-        batch = sharding.abstract_batch(mesh, BATCH_SIZE, (8, 8, 3))
+        batch = sharding.abstract_batch(mesh, BATCH_SIZE, IMAGE_FIELDS)
         self.step = compilation.compile_step(
             compilation.trace_step(mesh, program.train_step, self.abstract_state, batch, {})
         )
@@ -82,7 +85,7 @@ class Case:
                 "label": random.randint(0, 8, BATCH_SIZE).astype(np.int32),
                 "mask": np.ones(BATCH_SIZE, np.float32),
             }
-            state, metrics = self.step(state, {name: place(name, values[rows]) for name, values in batch.items()}, {})
+            state, metrics = self.step(state, place({name: values[rows] for name, values in batch.items()}), {})
             found.append([float(metrics["loss"]), float(metrics["grad_norm"])])
         return state, found
 

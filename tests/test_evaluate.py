@@ -7,8 +7,8 @@ from conftest import Pictures
 import vision_jax
 from vision_jax import build, evaluate
 from vision_jax import config as config_lib
-from vision_jax.data.decode import EvalTransform
 from vision_jax.data.sources import check_classes
+from vision_jax.data.transforms import EvalTransform
 from vision_jax.devices import sharding
 from vision_jax.errors import DataError
 from vision_jax.runtime.checkpoint import score
@@ -45,7 +45,7 @@ def test_counts_each_example_once(length: int, num_devices: int):
     transform = EvalTransform(16, 16, 3)
     for data, label in source.records:
         image = np.empty((1, 16, 16, 3), np.uint8)
-        transform([data], np.array([0]), 0, image)
+        transform([{"image": data, "label": label}], np.array([0]), 0, {"image": image, "label": np.empty(1, np.int32)})
         normalized = (image / 255 - np.array(config.data.mean)) / np.array(config.data.std)
         scores = np.asarray(model.apply(variables, normalized.astype(np.float32), train=False))[0]
         top1 += int(scores.argmax() == label)

@@ -14,7 +14,7 @@ from conftest import Pictures, records
 
 from vision_jax import build, train
 from vision_jax import config as config_lib
-from vision_jax.data.order import BalancedOrder, LaterOrder, TrainOrder
+from vision_jax.data.order import BalancedOrder, OffsetOrder, TrainOrder
 from vision_jax.devices import sharding
 from vision_jax.errors import NonFiniteError
 from vision_jax.runtime.tracker import Tracker
@@ -121,8 +121,8 @@ def by_hand(config: Any, source: Any, batches: list[int]):
     place = sharding.batch_placer(mesh, BATCH)
     with build.make_train_loader(config, plan, mesh, source) as loader:
         for number in batches:
-            batch = loader.start(number)().as_dict()
-            state, _ = compiled(state, {key: place(key, rows) for key, rows in batch.items()})
+            batch = loader.start(number)()
+            state, _ = compiled(state, place(batch.arrays))
     return state
 
 
@@ -183,9 +183,9 @@ def test_spikes(poison, tmp_path: pathlib.Path, policy: str):
     assert_same(state, by_hand(config, poison.source, [*range(4), *range(7, 13)]))
 
 
-def test_a_later_order_is_the_same_order():
+def test_an_offset_order_is_the_same_order():
     for order in (TrainOrder(20, 4, 1, repeats=2), BalancedOrder(np.arange(20) % 3, 3, 4, 1)):
-        later = LaterOrder(order, 7)
+        later = OffsetOrder(order, 7)
         for step in (0, 3, 11):
             np.testing.assert_array_equal(later.records(step), order.records(step + 7))
             np.testing.assert_array_equal(later.visits(step), order.visits(step + 7))

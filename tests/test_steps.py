@@ -114,8 +114,7 @@ def train(
     states, metrics = [jax.device_get(state)], []
     place = sharding.batch_placer(mesh, 16)
     for i in range(num_steps):
-        batch = {key: place(key, rows) for key, rows in batch_of(i).items()}
-        state, values = jitted(state, batch, constants or {})
+        state, values = jitted(state, place(batch_of(i)), constants or {})
         states.append(jax.device_get(state))
         metrics.append(jax.device_get(values))
     return states, metrics

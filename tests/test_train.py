@@ -5,12 +5,15 @@ import json
 import pathlib
 
 import jax
+import numpy as np
 import pytest
-from conftest import Command, records
+from conftest import Command, image_fields, records
 from jax.sharding import PartitionSpec
 
 from vision_jax import build, train
 from vision_jax import config as config_lib
+from vision_jax.data.loader import batch_fields
+from vision_jax.data.views import View
 from vision_jax.devices import sharding
 from vision_jax.errors import ConfigError
 from vision_jax.models.resnet import BasicBlock, ResNet
@@ -34,8 +37,8 @@ def test_progressive_resizing_compiles_every_size_beforehand():
     compiled = build.compile_steps(build.trace_steps(config, plan, program, mesh))
     place = sharding.batch_placer(mesh, 8)
     for size in (8, 16):
-        shapes = sharding.abstract_batch(mesh, 8, (size, size, 3), replaces=True)
-        batch = {name: place(name, jax.numpy.ones(x.shape, x.dtype)) for name, x in shapes.items()}
+        shapes = sharding.abstract_batch(mesh, 8, image_fields(size, replaces=True))
+        batch = place({name: np.ones(x.shape, x.dtype) for name, x in shapes.items()})
         state, metrics = compiled(state, batch)
         assert metrics["replaced_records"] == 8
     with pytest.raises(KeyError):  # no other size was compiled, and none is at this time
@@ -116,3 +119,41 @@ def test_a_run_with_damaged_records_and_the_rest(
             Checkpointer(tmp_path / "w" / "checkpoints"), 6, config, sharding.make_mesh(config.mesh)
         )
         assert variables[""]["params"]["fc1"]["kernel"].sharding.spec == PartitionSpec("fsdp", None)
+
+
+def test_views_of_the_configuration_are_those_of_the_batches():
+    config = config_lib.default_config()
+    config.batch_size = 4
+    config.data.update({"source": "synthetic", "image_size": 16, "crop_scale": (0.5, 1.0), "crop_ratio": (0.9, 1.1)})
+    assert build.make_views(config) == (View("image", size=16, scale=(0.5, 1.0), ratio=(0.9, 1.1)),)
+    config.data.views = "2x16:0.14-1,3x8"
+    views = build.make_views(config)
+    assert views[1] == View("view1", size=8, count=3, scale=(0.5, 1.0), ratio=(0.9, 1.1))
+    plan, mesh = config_lib.make_plan(config, 80), sharding.make_mesh(config.mesh, jax.devices()[:2])
+    source = build.create_source(config, train=True)
+    for given, shapes in (
+        (None, {"image": (4, 2, 16, 16, 3), "view1": (4, 3, 8, 8, 3)}),
+        ((View("small", size=4),), {"small": (4, 4, 4, 3)}),
+    ):
+        fields = batch_fields(build.make_transform(config, plan, given))
+        abstract = sharding.abstract_batch(mesh, 4, fields)
+        with build.make_train_loader(config, plan, mesh, source, views=given) as loader:
+            placed = sharding.batch_placer(mesh, 4)(loader.start(0)().arrays)
+        assert set(placed) == set(abstract)
+        for name, array in placed.items():
+            assert (array.shape, array.dtype) == (abstract[name].shape, abstract[name].dtype)
+            assert array.sharding == abstract[name].sharding
+            assert array.sharding.spec == PartitionSpec(("data", "fsdp"))
+        assert {name: placed[name].shape for name in shapes} == shapes
+
+
+def test_all_fields_are_on_their_way_before_one_is_waited_for(monkeypatch: pytest.MonkeyPatch):
+    mesh = sharding.make_mesh(config_lib.default_config().mesh, jax.devices()[:2])
+    events = []
+    make, wait = jax.make_array_from_callback, jax.block_until_ready
+    monkeypatch.setattr(jax, "make_array_from_callback", lambda *a: events.append("start") or make(*a))
+    monkeypatch.setattr(jax, "block_until_ready", lambda x: events.append("wait") or wait(x))
+    rows = {"a": np.arange(4), "b": np.zeros((4, 2), np.uint8), "c": np.ones(4, np.float32)}
+    placed = sharding.batch_placer(mesh, 4)(rows)
+    assert events == ["start"] * 3 + ["wait"]
+    assert all((np.asarray(placed[name]) == values).all() for name, values in rows.items())

@@ -19,9 +19,8 @@ from vision_jax.config.fields import EVAL_FIELDS, MODEL_OPTIONS, OPTIMIZER_OPTIO
 from vision_jax.config.plan import Plan, augmentation_fields, eval_kind, eval_resize, eval_size, objective_name
 from vision_jax.data import check, digits, order
 from vision_jax.data.cache import cache_dir
-from vision_jax.data.decode import EvalTransform, TrainTransform
-from vision_jax.data.loader import Loader
-from vision_jax.data.order import BalancedOrder, LaterOrder, TrainOrder
+from vision_jax.data.loader import Loader, batch_fields
+from vision_jax.data.order import BalancedOrder, OffsetOrder, TrainOrder
 from vision_jax.data.sources import (
     FolderSource,
     RelabeledSource,
@@ -32,6 +31,8 @@ from vision_jax.data.sources import (
     folder_class_names,
     read_labels,
 )
+from vision_jax.data.transforms import EvalTransform, TrainTransform
+from vision_jax.data.views import View, parse_views
 from vision_jax.data.workers import ProcessLoader, create_loader
 from vision_jax.devices import compilation, distributed, partition, sharding
 from vision_jax.errors import CheckpointError, ConfigError, DataError
@@ -171,6 +172,7 @@ def make_objective(config: ConfigDict, num_classes: int, plan: Plan | None = Non
     setup = Setup(
         model=build_model(config, num_classes if kind.classifies else 0),
         image_shape=image_shape(config),
+        inputs=make_views(config),
         mean=tuple(config.data.mean),
         std=tuple(config.data.std),
         augmentation=augment.create_augmentation(augmentation_fields(config)),
@@ -742,10 +744,14 @@ def trace_steps(
         program: its functions.
         constants: of the objective, or their shapes and layouts; None: {}.
     """
+    transform = make_transform(config, plan, program.objective.inputs())
+    by_size = {}
+    for step in [step for step, _ in plan.train_sizes] or [0]:
+        fields = batch_fields(transform.at(step), replaces=config.data.max_bad_records > 0)
+        by_size[fields["image"].shape[-2]] = fields
     traced = {}
-    for size in sorted({size for _, size in plan.train_sizes}) or [config.data.image_size]:
-        shape = (size, size, config.data.channels)
-        batch = sharding.abstract_batch(mesh, config.batch_size, shape, replaces=config.data.max_bad_records > 0)
+    for size, fields in sorted(by_size.items()):
+        batch = sharding.abstract_batch(mesh, config.batch_size, fields)
         traced[size] = compilation.trace_step(
             mesh, program.train_step, program.abstract_state, batch, dict(constants or {})
         )
@@ -758,7 +764,7 @@ def compile_steps(
     """Compiles what `trace_steps` has traced, and returns it as one function of state and batch."""
     compiled = {size: compilation.compile_step(step) for size, step in traced.items()}
     constants = dict(constants or {})
-    return lambda state, batch: compiled[batch["image"].shape[1]](state, batch, constants)
+    return lambda state, batch: compiled[batch["image"].shape[-2]](state, batch, constants)
 
 
 def evaluates_objective(config: ConfigDict) -> bool:
@@ -791,9 +797,7 @@ def make_evaluators(
     context = Context(
         mesh=mesh,
         source=source,
-        transform=EvalTransform(
-            eval_size(config), eval_resize(config), data.channels, data.eval_filter, max_pixels=data.max_pixels
-        ),
+        transform=make_eval_transform(config),
         batch_size=config.eval.batch_size or config.batch_size,
         mean=tuple(data.mean),
         std=tuple(data.std),
@@ -801,6 +805,7 @@ def make_evaluators(
         constants=constants or {},
         num_workers=data.num_workers,
         num_threads=data.num_threads,
+        max_bad_records=data.max_bad_eval_records,
         prefetch=data.prefetch,
         preemption=preemption,
         watchdog=watchdog or Watchdog(0),
@@ -823,25 +828,21 @@ def make_order(config: ConfigDict, source: Source) -> TrainOrder | BalancedOrder
     return TrainOrder(len(source), config.batch_size, config.seed, data.repeats)
 
 
-def make_train_loader(
-    config: ConfigDict,
-    plan: Plan,
-    mesh: Mesh,
-    source: Source,
-    rewinds: Sequence[tuple[int, int]] = (),
-    order: TrainOrder | BalancedOrder | None = None,
-) -> Loader | ProcessLoader:
-    """Returns the loader of the training's batches; each rewind left some of them out.
-
-    `order` is that of `make_order`, for a caller who makes several loaders; None: it is made here.
-    """
+def make_views(config: ConfigDict) -> tuple[View, ...]:
+    """Returns what `data.views` says is cut out of each training image: by default one view, `image`."""
     data = config.data
-    order = make_order(config, source) if order is None else order
-    transform = TrainTransform(
-        size=data.image_size,
+    scale, ratio = tuple(data.crop_scale), tuple(data.crop_ratio)
+    if data.views:
+        return parse_views(data.views, scale, ratio)
+    return (View("image", size=data.image_size, scale=scale, ratio=ratio),)
+
+
+def make_transform(config: ConfigDict, plan: Plan, views: Sequence[View] | None = None) -> TrainTransform:
+    """Returns what makes a training batch of records; `views` are those of `make_views` unless given."""
+    data = config.data
+    return TrainTransform(
+        views=make_views(config) if views is None else tuple(views),
         channels=data.channels,
-        scale=data.crop_scale,
-        ratio=data.crop_ratio,
         seed=config.seed,
         filter=data.train_filter,
         scaled_decoding=data.scaled_decoding,
@@ -850,12 +851,42 @@ def make_train_loader(
         sizes=plan.train_sizes,
         max_pixels=data.max_pixels,
     )
+
+
+def make_eval_transform(config: ConfigDict) -> EvalTransform:
+    """Returns what makes a batch of records for evaluation and prediction: the preprocessing of a checkpoint."""
+    data = config.data
+    return EvalTransform(
+        eval_size(config), eval_resize(config), data.channels, data.eval_filter, max_pixels=data.max_pixels
+    )
+
+
+def make_train_loader(
+    config: ConfigDict,
+    plan: Plan,
+    mesh: Mesh,
+    source: Source,
+    rewinds: Sequence[tuple[int, int]] = (),
+    *,
+    order: TrainOrder | BalancedOrder | None = None,
+    views: Sequence[View] | None = None,
+) -> Loader | ProcessLoader:
+    """Returns the loader of the training's batches.
+
+    Args:
+        config, plan, mesh, source: of the run.
+        rewinds: each left some batches out.
+        order: that of `make_order`, for a caller who makes several loaders; None: it is made here.
+        views: what is cut out of each image; None: what `make_views` says.
+    """
+    data = config.data
+    order = make_order(config, source) if order is None else order
     # The size of the images is that of the step, whatever batch it sees.
-    batches = LaterOrder(order, sum(bad - good for bad, good in rewinds)) if rewinds else order
+    batches = OffsetOrder(order, sum(bad - good for bad, good in rewinds)) if rewinds else order
     return create_loader(
         source,
         batches,
-        transform,
+        make_transform(config, plan, views),
         sharding.local_rows(mesh, config.batch_size),
         num_workers=data.num_workers,
         num_threads=data.num_threads,

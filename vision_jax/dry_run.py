@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from vision_jax import build, optim, train
 from vision_jax.config import Plan
+from vision_jax.data.loader import batch_fields
 from vision_jax.data.sources import closing
 from vision_jax.devices import compilation, flops, partition, sharding
 
@@ -47,10 +48,10 @@ def describe(config: ConfigDict) -> str:
 
 def _memory(config: ConfigDict, plan: Plan, mesh: Mesh, program: build.Program) -> str:
     """Returns what a step takes of each device, by the layouts and as compiled, and what that means for the batch."""
-    state = program.abstract_state
-    constants = build.abstract_constants(program.objective, mesh)
-    size = max((size for _, size in plan.train_sizes), default=config.data.image_size)
-    batch = sharding.abstract_batch(mesh, config.batch_size, (size, size, config.data.channels))
+    state, objective = program.abstract_state, program.objective
+    constants = build.abstract_constants(objective, mesh)
+    fields = batch_fields(build.make_transform(config, plan, objective.inputs()).largest())
+    batch = sharding.abstract_batch(mesh, config.batch_size, fields)
     parts = {
         "parameters": state.params,
         "optimizer": state.opt_state,

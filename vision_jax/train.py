@@ -304,7 +304,7 @@ def _attempt(run: _Run, state: TrainState, rewinds: Sequence[tuple[int, int]]) -
     config, plan, start = run.checked.config, run.checked.plan, int(state.step)
     run.metadata["rewinds"] = rewinds
     with (
-        build.make_train_loader(config, plan, run.mesh, run.checked.train_source, rewinds, run.order) as loader,
+        build.make_train_loader(config, plan, run.mesh, run.checked.train_source, rewinds, order=run.order) as loader,
         Prefetcher(
             loader,
             range(start, plan.total_steps),

@@ -14,13 +14,16 @@ from vision_jax.benchmark import input as input_benchmark
 from vision_jax.benchmark import photos, rounds
 from vision_jax.benchmark.loaders import LOADERS, Job
 from vision_jax.commands import benchmark as command
+from vision_jax.data.views import View
 from vision_jax.errors import VisionJaxError
+
+VIEWS = (View(size=64),)
 
 
 @pytest.fixture(scope="module")
 def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
     directory = tmp_path_factory.mktemp("benchmark") / "jpeg256"
-    return Job(photos.write(directory, photos.make(8, seed=0), "jpeg256", seed=0), 64, 4, 1, seed=0)
+    return Job(photos.write(directory, photos.make(8, seed=0), "jpeg256", VIEWS, seed=0), 4, 1, seed=0)
 
 
 def test_made_up_photographs_cost_what_those_of_imagenet_do():
@@ -95,20 +98,31 @@ def test_command_measures_ours_beside_pillow(
     assert "torch      not installed (pip install torch)" in printed
 
 
+def test_command_measures_views_of_one_decoding(tmp_path: pathlib.Path):
+    flags = ["--images=4", "--batch_size=4", "--rounds=1", "--seconds=0.1", "--encoding=original", "--threads=1"]
+    views = ["--views=2x96:0.14-1,3x32:0.05-0.14", "--filter=bicubic", "--loaders=vision_jax,pillow,tf.data"]
+    assert command.main(["input", *flags, *views, f"--json={tmp_path / 'out.json'}"]) == 0
+    (run,) = json.loads((tmp_path / "out.json").read_text())["encodings"]
+    assert run["loaders"]["pillow"]["error"] == 0
+    assert 0 < run["loaders"]["vision_jax"]["error"] < 4  # small crops are cut out of pixels that were halved
+    assert run["loaders"]["vision_jax"]["rounds"][0]["images"] % 4 == 0  # images, not crops
+    assert "problem" in run["loaders"]["tf.data"]
+
+
 def test_error_tells_other_crops(job: Job):
-    other = photos.write(job.dataset.directory.with_name("other"), photos.make(8, seed=0), "jpeg256", seed=1)
-    difference = photos.reference(job.dataset, range(8), 64).astype(int) - photos.reference(other, range(8), 64)
-    assert np.abs(difference).mean() > 10
+    other = photos.write(job.dataset.directory.with_name("other"), photos.make(8, seed=0), "jpeg256", VIEWS, seed=1)
+    (crops,), (others,) = (photos.reference(dataset, range(8), "bilinear") for dataset in (job.dataset, other))
+    assert np.abs(crops.astype(int) - others).mean() > 10
 
 
 def test_reference_is_pillows_crop(job: Job):
-    top, left, height, width = job.dataset.boxes[5].tolist()
+    ((top, left, height, width),) = job.dataset.boxes[5].tolist()
     with PIL.Image.open(job.dataset.files[5]) as image:
         assert 0 <= top < top + height <= image.height
         assert 0 <= left < left + width <= image.width
         pixels = np.asarray(image)[top : top + height, left : left + width]
     expected = PIL.Image.fromarray(pixels).resize((64, 64), PIL.Image.Resampling.BILINEAR)
-    assert (photos.reference(job.dataset, [5], 64)[0] == np.asarray(expected)).all()
+    assert (photos.reference(job.dataset, [5], "bilinear")[0][0] == np.asarray(expected)).all()
 
 
 def test_worker_runs_only_while_it_is_measured(job: Job):
@@ -155,7 +169,7 @@ def test_images_are_counted_until_the_time_is_over():
     def batches() -> rounds.Batches:
         for _ in itertools.count():
             time.sleep(0.03)
-            yield np.arange(5), np.zeros((5, 2, 2, 3), np.uint8)
+            yield np.arange(5), (np.zeros((5, 2, 2, 3), np.uint8),) * 3
 
     images, seconds = rounds.measure(batches(), 0.1)
     assert images % 5 == 0
@@ -174,7 +188,7 @@ def test_sample_of_a_folder(image_folder: pathlib.Path):
 
 def test_undecodable_image_is_an_error(tmp_path: pathlib.Path):
     with pytest.raises(VisionJaxError, match=r"cannot be decoded"):
-        photos.write(tmp_path / "data", [(b"no image", 0)], "original", seed=0)
+        photos.write(tmp_path / "data", [(b"no image", 0)], "original", VIEWS, seed=0)
 
 
 @pytest.mark.parametrize(
@@ -186,6 +200,7 @@ def test_undecodable_image_is_an_error(tmp_path: pathlib.Path):
         ("--json=/nowhere/x.json", "there is no folder /nowhere"),
         ("--json=gs://bucket/x.json", "--json is 'gs://bucket/x.json': URLs are not supported here"),
         ("--data=s3://bucket/x", "--data is 's3://bucket/x': URLs are not supported here"),
+        ("--views=2x0", "--views: '2x0' in '2x0': "),
     ],
 )
 def test_flags_that_cannot_work(flag: str, message: str, capsys: pytest.CaptureFixture[str]):

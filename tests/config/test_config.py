@@ -96,6 +96,11 @@ def test_stored_field_that_is_unknown():
         ({"data.mean": (0.5,)}, "data.mean has 1 values"),
         ({"data.eval_resize": 200}, "less than data.image_size=224"),
         ({"data.crop_scale": (0.5, 1.5)}, "data.crop_scale is"),
+        ({"data.views": "2x224,8by96"}, "data.views: '8by96' in '2x224,8by96': It is not of the form"),
+        (
+            {"data.views": "a=2x224", "data.progressive_epochs": (0,), "data.progressive_sizes": (128,)},
+            "data.progressive_sizes are those of the view 'image', and data.views has a",
+        ),
         ({"augment.flip": 1.5}, "augment.flip is 1.5"),
         ({"schedule.warmup_epochs": 90.0}, "lengthen the training"),
         ({"optimizer.learning_rate": 0.0}, "must be positive"),

@@ -75,7 +75,7 @@ def test_without_a_cache_folder_only_what_needs_it_ends(
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     source = sources.TfdsSource(as_tfrecords(tmp_path / "1.0.0"), "train")
-    assert source[4] == EXAMPLES[4]
+    assert tuple(source[4].values()) == EXAMPLES[4]
     assert sources.read_labels(source).tolist() == [label for _, label in EXAMPLES]
     assert "Cannot make the cache" in caplog.text
     config = config_lib.default_config()

@@ -12,7 +12,10 @@ import pytest
 import simplejpeg
 from conftest import encode, picture
 
-from vision_jax.data import decode, jpeg
+from vision_jax.data import decode, jpeg, order
+from vision_jax.data.crops import random_crops
+from vision_jax.data.transforms import EvalTransform, TrainTransform
+from vision_jax.data.views import View
 from vision_jax.preparation import convert
 
 
@@ -41,7 +44,7 @@ def test_random_crops_equal_a_plain_loop(scale: tuple[float, float]):
     sizes[:50, 0] = 20  # so elongated that often no attempt fits
     uniforms = random.uniform(size=(500, 22))
     ratio = (3 / 4, 4 / 3)
-    crops = decode.random_crops(sizes[:, 0], sizes[:, 1], uniforms, scale, ratio)
+    crops = random_crops(sizes[:, 0], sizes[:, 1], uniforms, scale, ratio)
     expected = [crop_of_one(h, w, u, scale, ratio) for (h, w), u in zip(sizes.tolist(), uniforms.tolist(), strict=True)]
     assert crops.tolist() == [list(crop) for crop in expected]
 
@@ -50,7 +53,7 @@ def test_random_crops_equal_a_plain_loop(scale: tuple[float, float]):
 def test_crops_of_tiny_images_lie_inside(size: tuple[int, int]):
     heights, widths = np.full(100, size[0]), np.full(100, size[1])
     uniforms = np.random.RandomState(0).uniform(size=(100, 22))
-    top, left, height, width = decode.random_crops(heights, widths, uniforms, (0.08, 1.0), (3 / 4, 4 / 3)).T
+    top, left, height, width = random_crops(heights, widths, uniforms, (0.08, 1.0), (3 / 4, 4 / 3)).T
     assert (top >= 0).all()
     assert (left >= 0).all()
     assert (height > 0).all()
@@ -59,16 +62,19 @@ def test_crops_of_tiny_images_lie_inside(size: tuple[int, int]):
     assert (left + width <= widths).all()
 
 
-def transform(size: int = 32, **fields: object) -> decode.TrainTransform:
-    defaults = {"channels": 3, "scale": (0.08, 1.0), "ratio": (3 / 4, 4 / 3), "seed": 0}
-    return decode.TrainTransform(size=size, **{**defaults, **fields})
+SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
 
 
-def run(transform: decode.TrainTransform | decode.EvalTransform, images: list[bytes], records=None, visit: int = 0):
+def transform(size: int = 32, channels: int = 3, scale=SCALE, ratio=RATIO, **fields: object) -> TrainTransform:
+    """One view of each image."""
+    return TrainTransform((View(size=size, scale=scale, ratio=ratio),), channels, **{"seed": 0, **fields})
+
+
+def run(transform: TrainTransform | EvalTransform, images: list[bytes], records=None, visit: int = 0):
     records = np.arange(len(images)) if records is None else np.asarray(records)
-    out = np.empty((len(images), transform.size, transform.size, transform.channels), np.uint8)
-    transform(images, records, np.full(len(images), visit), out)
-    return out
+    out = {name: np.empty((len(images), *field.shape), field.dtype) for name, field in transform.fields().items()}
+    transform([{"image": data, "label": 0} for data in images], records, np.full(len(images), visit), out)
+    return out["image"]
 
 
 def test_train_transform_crops_and_resizes_as_pillow():
@@ -76,8 +82,8 @@ def test_train_transform_crops_and_resizes_as_pillow():
     for height, width in ((60, 80), (300, 260)):
         images = [encode(picture(height, width, seed=i), quality=95) for i in range(16)]
         mine = transform(filter="area")
-        uniforms = decode.order.random_uniform(1, 0, 0, np.arange(16)[:, None], np.arange(22)[None, :])
-        crops = decode.random_crops(np.full(16, height), np.full(16, width), uniforms, mine.scale, mine.ratio)
+        uniforms = order.random_uniform(1, 0, 0, np.arange(16)[:, None], np.arange(22)[None, :])
+        crops = random_crops(np.full(16, height), np.full(16, width), uniforms, SCALE, RATIO)
         for row, (data, (top, left, h, w)) in enumerate(zip(images, crops.tolist(), strict=True)):
             image = PIL.Image.open(io.BytesIO(data)).crop((left, top, left + w, top + h))
             expected = np.asarray(image.resize((32, 32), PIL.Image.Resampling.BILINEAR), np.float32)
@@ -90,8 +96,8 @@ def test_decoding_a_part_changes_no_pixel(channels: int):
     """Whole and then cropped, or only what the crop needs: with restart markers, without, and not sequential."""
     pixels = [picture(100, 130, seed=i) for i in range(8)]
     mine = transform(channels=channels, scaled_decoding=False)
-    uniforms = decode.order.random_uniform(1, 0, 0, np.arange(8)[:, None], np.arange(22)[None, :])
-    crops = decode.random_crops(np.full(8, 100), np.full(8, 130), uniforms, mine.scale, mine.ratio)
+    uniforms = order.random_uniform(1, 0, 0, np.arange(8)[:, None], np.arange(22)[None, :])
+    crops = random_crops(np.full(8, 100), np.full(8, 130), uniforms, SCALE, RATIO)
     for images in (
         [jpeg.encode(PIL.Image.fromarray(p), 90) for p in pixels],
         [encode(p, quality=90) for p in pixels],
@@ -161,7 +167,7 @@ def test_eval_transform_equals_pillow(size: tuple[int, int], filter_name: str):
     image = image.resize((new_width, new_height), filters[filter_name])
     top, left = round((new_height - 32) / 2.0), round((new_width - 32) / 2.0)
     expected = np.asarray(image.crop((left, top, left + 32, top + 32)), int)
-    mine = run(decode.EvalTransform(size=32, resize=36, channels=3, filter=filter_name), [data])[0]
+    mine = run(EvalTransform(size=32, resize=36, channels=3, filter=filter_name), [data])[0]
     assert np.abs(mine - expected).max() <= 1
 
 
@@ -192,7 +198,7 @@ def palette_png() -> bytes:
 def test_other_formats_become_rgb(data: bytes):
     expected = np.asarray(PIL.Image.open(io.BytesIO(data)).convert("RGB"), int)
     for mine in (
-        run(decode.EvalTransform(size=32, resize=32, channels=3), [data]),
+        run(EvalTransform(size=32, resize=32, channels=3), [data]),
         run(transform(scale=(1.0, 1.0), ratio=(1.0, 1.0)), [data]),
     ):
         assert np.abs(mine[0] - expected).max() <= 2
@@ -202,7 +208,7 @@ def test_sixteen_bits_become_eight():
     levels = np.linspace(0, 65535, 32 * 32).astype(np.uint16).reshape(32, 32)
     file = io.BytesIO()
     PIL.Image.fromarray(levels).save(file, "PNG")
-    mine = run(decode.EvalTransform(size=32, resize=32, channels=1), [file.getvalue()])
+    mine = run(EvalTransform(size=32, resize=32, channels=1), [file.getvalue()])
     assert (mine[0, :, :, 0] == levels >> 8).all()
 
 
@@ -216,7 +222,7 @@ def test_floating_point_pixels_are_refused():
 @pytest.mark.parametrize("size", [(1, 10_000), (10_000, 1), (10, 10_000)])
 def test_very_elongated_images_take_no_gigabytes(size: tuple[int, int]):
     data = encode(np.full((*size, 3), 7, np.uint8), "PNG")
-    assert (run(decode.EvalTransform(size=224, resize=256, channels=3), [data]) == 7).all()
+    assert (run(EvalTransform(size=224, resize=256, channels=3), [data]) == 7).all()
 
 
 def test_harmless_damage_is_read_and_real_damage_refused():
@@ -224,7 +230,7 @@ def test_harmless_damage_is_read_and_real_damage_refused():
     harmless = good[:-2] + b"\x00\x00" + good[-2:]  # bytes before the end marker, as some of ImageNet's files have
     assert run(transform(), [harmless]).shape == (1, 32, 32, 3)
     for bad in (good[: len(good) // 2], b"", b"not an image", b"\xff\xd8\xff"):
-        for mine in (transform(), decode.EvalTransform(size=32, resize=32, channels=3)):
+        for mine in (transform(), EvalTransform(size=32, resize=32, channels=3)):
             with pytest.raises(decode.DecodeError) as caught:
                 run(mine, [good, bad, good])
             assert caught.value.row == 1
@@ -267,7 +273,7 @@ def everywhere(data: bytes) -> list[np.ndarray]:
 
     ways = [
         lambda: decode.decode(data, 3),
-        lambda: run(decode.EvalTransform(size=size, resize=size, channels=3), [data])[0],
+        lambda: run(EvalTransform(size=size, resize=size, channels=3), [data])[0],
         lambda: run(transform(size=size, scale=(1.0, 1.0), ratio=(1.0, 1.0)), [data])[0],
         lambda: of_prepare("original"),
         lambda: of_prepare("raw"),
@@ -386,7 +392,7 @@ def test_one_limit_of_pixels(image_format: str, recwarn: pytest.WarningsRecorder
     message = r"50x40 pixels, more than data\.max_pixels=1999: raise that"
     with pytest.raises(ValueError, match=message):
         decode.decode(data, 3, max_pixels=1999)
-    for mine in (transform(max_pixels=1999), decode.EvalTransform(size=32, resize=36, channels=3, max_pixels=1999)):
+    for mine in (transform(max_pixels=1999), EvalTransform(size=32, resize=36, channels=3, max_pixels=1999)):
         with pytest.raises(decode.DecodeError, match=message):
             run(mine, [data])
     assert decode.decode(data, 3, max_pixels=2000).shape == (40, 50, 3)
@@ -411,7 +417,7 @@ def test_images_that_claim_to_be_huge_take_no_memory(kind: str):
     ways = [
         lambda: decode.decode(data, 3),
         lambda: run(transform(), [data]),
-        lambda: run(decode.EvalTransform(size=32, resize=32, channels=3), [data]),
+        lambda: run(EvalTransform(size=32, resize=32, channels=3), [data]),
     ]
     tracemalloc.start()
     try:

@@ -103,7 +103,7 @@ def test_validation_split_with_a_file(flat: pathlib.Path):
     (flat / "mine.csv").write_text(text)
     for where in ("mine.csv", str(flat / "mine.csv")):
         val = source(flat, val_labels=where)
-        assert [val[i] for i in range(4)] == [(PNG, 1), (PNG, 0), (PNG, 0), (PNG, 1)]
+        assert [tuple(val[i].values()) for i in range(4)] == [(PNG, 1), (PNG, 0), (PNG, 0), (PNG, 1)]
         assert list(val.class_names) == NAMES
     with pytest.raises(DataError, match=r"no file of labels 'other\.csv'"):
         source(flat, val_labels="other.csv")

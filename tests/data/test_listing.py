@@ -96,7 +96,7 @@ def test_links_to_folders_are_followed_and_loops_end(tmp_path: pathlib.Path, cap
     assert "4 links to folders that are listed already" in caplog.text  # up, top, and twice back
     assert "2 links that lead nowhere" in caplog.text  # self, gone.png
     source = sources.FolderSource(tmp_path, "train")
-    assert all(source[i][0] == PNG for i in range(len(source)))
+    assert all(source[i]["image"] == PNG for i in range(len(source)))
 
 
 def test_folders_without_images_are_no_classes(tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture):
@@ -140,6 +140,6 @@ def test_names_that_are_no_utf8(tmp_path: pathlib.Path):
     with open(path, "wb") as file:
         file.write(PNG)
     source = sources.FolderSource(tmp_path, "train")
-    assert source[0] == (PNG, 0)
+    assert source[0] == {"image": PNG, "label": 0}
     assert os.fsencode(source.describe(0)) == path
     assert np.array_equal(source.labels, [0])

@@ -1,3 +1,5 @@
+import threading
+
 import numpy as np
 import pytest
 
@@ -104,3 +106,34 @@ def test_subsets_are_nested_and_random():
     assert set(few.tolist()) < set(more.tolist())
     assert (np.diff(more) > 0).all()
     assert abs(few.mean() - 500) < 100
+
+
+def test_orders_take_four_bytes_a_record():
+    balanced = order.BalancedOrder(np.arange(100) % 3, 3, batch_size=20, seed=0)
+    arrays = (order.permutation(0, 0, 100), balanced.records(0), balanced.visits(0))
+    assert {array.dtype for array in arrays} == {np.dtype(np.int32)}
+
+
+def test_the_order_of_the_next_epoch_is_made_ahead(monkeypatch: pytest.MonkeyPatch):
+    """From the middle of an epoch on, on another thread; what an epoch sees is the same."""
+    made: list[tuple[int, str]] = []
+    random_bits = order.random_bits
+
+    def noted(*key: int | np.ndarray) -> np.ndarray:
+        made.append((int(key[2]), threading.current_thread().name))
+        return random_bits(*key)
+
+    train = order.TrainOrder(num_records=64, batch_size=8, seed=991)
+    expected = [train.records(step).tolist() for step in range(24)]
+    order.permutation.cache_clear()
+    monkeypatch.setattr(order, "random_bits", noted)
+    monkeypatch.setattr(order, "_MANY", 64)
+    found = []
+    for step in range(24):
+        found.append(train.records(step).tolist())
+        for thread in threading.enumerate():
+            if thread.name == "order":
+                thread.join()
+        assert [epoch for epoch, _ in made] == list(range((step + 4) // 8 + 1))
+    assert found == expected
+    assert [name for _, name in made] == ["MainThread", "order", "order", "order"]

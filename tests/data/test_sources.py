@@ -1,6 +1,7 @@
 import pathlib
 import pickle
 import shutil
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,7 +34,7 @@ def test_tfds_source_agrees_with_tfds(tmp_path: pathlib.Path):
     for where in (directory, tmp_path / "mine", tmp_path):
         mine = sources.TfdsSource(where, "train")
         assert (len(mine), mine.num_classes, list(mine.class_names)) == (10, 3, ["a", "b", "c"])
-        assert [mine[i] for i in range(10)] == [(theirs[i]["image"], theirs[i]["label"]) for i in range(10)]
+        assert [mine[i] for i in range(10)] == [{key: theirs[i][key] for key in ("image", "label")} for i in range(10)]
     part = sources.TfdsSource(directory, "train[50%:]")
     assert [part[i] for i in range(5)] == [mine[i] for i in range(5, 10)]
 
@@ -60,9 +61,9 @@ def test_tfrecords_are_read_in_place(tmp_path: pathlib.Path, monkeypatch: pytest
         sources.TfdsSource(directory, "train")
 
 
-def expected_example(i: int) -> tuple[bytes, int]:
+def expected_example(i: int) -> dict[str, Any]:
     """What `write` has written."""
-    return encode(picture(20, 24, seed=i)), i % 3
+    return {"image": encode(picture(20, 24, seed=i)), "label": i % 3}
 
 
 def test_files_that_do_not_fit_the_metadata_are_named(tmp_path: pathlib.Path):
@@ -92,7 +93,7 @@ def test_subset_is_the_same_for_every_seed_and_grows(image_folder: pathlib.Path)
     paths = [whole.describe(i) for i in range(24)]
     assert [few[i] for i in range(7)] == [whole[paths.index(few.describe(i))] for i in range(7)]
     for source in (whole, few):
-        assert sources.read_labels(source).tolist() == [source[i][1] for i in range(len(source))]
+        assert sources.read_labels(source).tolist() == [source[i]["label"] for i in range(len(source))]
     assert len(build.create_source(config, train=False)) == 9
     config.data.train_examples = 25
     with pytest.raises(DataError, match="more than the 24"):
@@ -141,9 +142,8 @@ def test_image_and_label_among_several():
 def test_folder_source(image_folder: pathlib.Path):
     source = sources.FolderSource(image_folder, "train")
     assert (len(source), source.num_classes, source.class_names) == (24, 3, ["ant", "bee", "cat"])
-    assert [source[i][1] for i in range(24)] == [0] * 8 + [1] * 8 + [2] * 8
-    data, _ = source[9]
-    assert data == (image_folder / "train" / "bee" / "bee1.jpg").read_bytes()
+    assert [source[i]["label"] for i in range(24)] == [0] * 8 + [1] * 8 + [2] * 8
+    assert source[9]["image"] == (image_folder / "train" / "bee" / "bee1.jpg").read_bytes()
     assert source.describe(9).endswith("bee1.jpg")
 
 
@@ -191,8 +191,8 @@ def test_synthetic_source_is_a_function_of_the_seed():
     same, other = sources.SyntheticSource(1000, 10, 32, seed=0), sources.SyntheticSource(1000, 10, 32, seed=1)
     assert [source[i] for i in range(50)] == [same[i] for i in range(50)]
     assert [source[i] for i in range(50)] != [other[i] for i in range(50)]
-    assert {source[i][1] for i in range(1000)} == set(range(10))
-    assert decode.image_size(source[0][0]) == (32, 32)
+    assert {source[i]["label"] for i in range(1000)} == set(range(10))
+    assert decode.image_size(source[0]["image"]) == (32, 32)
 
 
 def test_digits_are_scikit_learns(cache: pathlib.Path):
@@ -202,19 +202,18 @@ def test_digits_are_scikit_learns(cache: pathlib.Path):
     train, validation = (sources.TfdsSource(directory, split) for split in ("train", "validation"))
     assert (len(train), len(validation), train.num_classes) == (1437, 360, 10)
     originals, labels = load_digits(return_X_y=True)
-    counts = np.bincount([validation[i][1] for i in range(360)])
+    counts = np.bincount([validation[i]["label"] for i in range(360)])
     assert (np.abs(counts - np.bincount(labels) * 360 / 1797) < 1).all()  # stratified
 
     # Averaging 4x4 pixels of the JPEG gives back an image of the original set, with its label, and each just once.
     levels = []
     for source in (train, validation):
         for i in range(0, len(source), 9):
-            data, label = source[i]
-            pixels = decode.decode(data, 1)[:, :, 0].reshape(8, 4, 8, 4).mean((1, 3)) * 16 / 255
+            pixels = decode.decode(source[i]["image"], 1)[:, :, 0].reshape(8, 4, 8, 4).mean((1, 3)) * 16 / 255
             distance = np.abs(originals.reshape(-1, 8, 8) - pixels).mean((1, 2))
             nearest = int(distance.argmin())
             assert distance[nearest] < 1.2
-            assert labels[nearest] == label
+            assert labels[nearest] == source[i]["label"]
             levels.append(nearest)
     assert len(set(levels)) == len(levels)
 
@@ -246,5 +245,5 @@ def test_balanced_labels_are_read_once_a_run(image_folder: pathlib.Path, monkeyp
     order = build.make_order(config, source)
     plan, mesh = config_lib.make_plan(config, len(source)), sharding.make_mesh(config.mesh)
     for rewinds in ([], [(3, 1)]):
-        with build.make_train_loader(config, plan, mesh, source, rewinds, order):
+        with build.make_train_loader(config, plan, mesh, source, rewinds, order=order):
             assert len(read) == 1

@@ -1,3 +1,4 @@
+import dataclasses
 import gc
 import os
 import pathlib
@@ -10,13 +11,18 @@ import numpy as np
 import pytest
 from conftest import REPOSITORY, Pictures
 
-from vision_jax.data import decode, order
-from vision_jax.data.loader import Loader, Prefetcher
+from vision_jax.data import order, sources, workers
+from vision_jax.data.loader import Loader, Prefetcher, batch_fields
+from vision_jax.data.transforms import TrainTransform
+from vision_jax.data.views import View
 from vision_jax.data.workers import ProcessLoader, create_loader
 from vision_jax.errors import DataError
 
-TRANSFORM = decode.TrainTransform(
-    size=16, channels=3, scale=(0.3, 1.0), ratio=(3 / 4, 4 / 3), seed=0, sizes=((0, 12), (2, 16))
+TRANSFORM = TrainTransform(
+    (View(size=16, scale=(0.3, 1.0)), View("local", size=8, count=3, geometry=True)),
+    channels=3,
+    seed=0,
+    sizes=((0, 12), (2, 16)),
 )
 ROWS = np.arange(6, 26)
 
@@ -55,9 +61,10 @@ def test_batches_are_those_of_threads_and_nothing_is_left():
             waits = [processes.start(step) for step in steps]
             for step, wait in zip(steps, waits, strict=True):
                 mine, theirs = wait(), threads.start(step)()
-                assert mine.image.shape == theirs.image.shape
-                for key, value in theirs.as_dict().items():
-                    assert (mine.as_dict()[key] == value).all(), (step, key)
+                assert list(mine.arrays) == ["image", "local", "local_box", "label", "mask", "replaced"]
+                assert mine["image"].shape[1] == (12 if step < 2 else 16)
+                for key, value in theirs.arrays.items():
+                    np.testing.assert_array_equal(mine[key], value, err_msg=f"{key} of step {step}")
                 mine.release()
         del mine
     assert not children()
@@ -73,8 +80,8 @@ def test_any_number_of_processes_loads_the_same(num_workers: int):
         ProcessLoader(source(), train, TRANSFORM, ROWS, num_workers=num_workers, num_threads=4) as processes,
     ):
         mine, theirs = processes.start(5)(), threads.start(5)()
-        assert (mine.image == theirs.image).all()
-        assert (mine.label == theirs.label).all()
+        for key, value in theirs.arrays.items():
+            np.testing.assert_array_equal(mine[key], value, err_msg=key)
 
 
 def test_batches_stay_as_they_are_on_the_devices():
@@ -85,7 +92,7 @@ def test_batches_stay_as_they_are_on_the_devices():
     from vision_jax.devices import sharding
 
     mesh = sharding.make_mesh(config.default_config().mesh, jax.devices()[:2])
-    train, transform = order.TrainOrder(40, 20, seed=0), decode.TrainTransform(16, 3, (0.3, 1.0), (0.75, 1.33), 0)
+    train, transform = order.TrainOrder(40, 20, seed=0), TrainTransform((View(size=16),), 3, 0)
     with (
         Loader(source(), train, transform, np.arange(20), 1) as threads,
         create_loader(source(), train, transform, np.arange(20), num_workers=2, num_threads=2) as loader,
@@ -93,7 +100,7 @@ def test_batches_stay_as_they_are_on_the_devices():
     ):
         placed = list(batches)
         for step, batch in enumerate(placed):
-            assert (np.asarray(batch["image"]) == threads.start(step)().image).all()
+            assert (np.asarray(batch["image"]) == threads.start(step)()["image"]).all()
     assert not children()
 
 
@@ -127,7 +134,7 @@ def test_a_process_that_hangs_does_not_keep_the_main_one(monkeypatch: pytest.Mon
     monkeypatch.setattr("vision_jax.data.workers._SECONDS_TO_END", 0.2)
     with (
         ProcessLoader(source(), order.TrainOrder(40, 40, seed=0), TRANSFORM, np.arange(40), num_workers=2) as loader,
-        Prefetcher(loader, range(1000), lambda key, rows: rows.copy(), 2) as batches,
+        Prefetcher(loader, range(1000), dict, 2) as batches,
     ):
         next(batches)
         os.kill(children()[0], signal.SIGSTOP)
@@ -144,6 +151,51 @@ def test_what_cannot_be_sent_is_named():
             Local([0], size=8, num_classes=1), order.TrainOrder(1, 1, seed=0), TRANSFORM, np.arange(1), num_workers=1
         )
     assert not children()
+
+
+class Counting(Pictures):
+    """Counts how often it is pickled, and keeps its labels in an array."""
+
+    pickled = 0
+
+    def __init__(self) -> None:
+        super().__init__([0] * 40, size=40, num_classes=4)
+        self.labels = np.arange(40) % 4
+
+    def __getitem__(self, index: int) -> dict[str, object]:
+        return {**super().__getitem__(index), "label": int(self.labels[index])}
+
+    def __getstate__(self) -> dict[str, object]:
+        Counting.pickled += 1
+        return self.__dict__
+
+
+def test_a_source_is_pickled_once_and_the_order_stays_here():
+    class Here(order.TrainOrder):
+        """Cannot be pickled, as a local class."""
+
+    train = Here(40, 26, seed=0)
+    with ProcessLoader(Counting(), train, TRANSFORM, ROWS, num_workers=3, num_threads=3) as loader:
+        batch = loader.start(1)()
+        assert batch["label"].tolist() == (train.records(1)[ROWS] % 4).tolist()
+    assert Counting.pickled == 1
+
+
+def test_paths_are_shared_and_not_sent(image_folder: pathlib.Path):
+    folder = sources.FolderSource(image_folder, "train")
+    names = np.concatenate([folder._images.names, [f"{i:0100d}.jpg".encode() for i in range(20_000)]])
+    folder._images = dataclasses.replace(folder._images, names=names, labels=np.resize(folder.labels, len(names)))
+    folder.labels = folder._images.labels
+    sent, arrays = workers._pickle(
+        workers._Job(folder, TRANSFORM, 1, 0, False, workers._Layout(4, batch_fields(TRANSFORM.largest())))
+    )
+    assert len(sent) < 10_000
+    assert sum(array.nbytes for array in arrays) > 20_000 * 100
+    train = order.TrainOrder(24, 24, seed=0)
+    with ProcessLoader(folder, train, TRANSFORM, np.arange(24), num_workers=2, num_threads=2) as loader:
+        batch = loader.start(0)()
+        assert batch["label"].tolist() == folder.labels[train.records(0)].tolist()
+        assert batch["image"].std() > 0
 
 
 PROGRAM = """

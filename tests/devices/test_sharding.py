@@ -12,7 +12,7 @@ import mesh_cases
 import numpy as np
 import optax
 import pytest
-from conftest import REPOSITORY, Command
+from conftest import REPOSITORY, Command, image_fields
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from mesh_cases import BATCH_SIZE, MESHES, STEPS, Case
@@ -145,7 +145,7 @@ def test_data_parallel_steps_are_the_same_program_as_on_a_mesh_without_further_a
     plan = config_lib.make_plan(config, 160)
     step = build.make_program(config, plan, build.make_objective(config, 8, plan), case.mesh).train_step
     whole, rows = NamedSharding(plain, P()), NamedSharding(plain, P("data"))
-    batch = sharding.abstract(sharding.abstract_batch(case.mesh, BATCH_SIZE, (8, 8, 3)), rows)
+    batch = sharding.abstract(sharding.abstract_batch(case.mesh, BATCH_SIZE, image_fields(8)), rows)
     jitted = jax.jit(step, donate_argnums=0, out_shardings=whole)
     other = jitted.lower(sharding.abstract(case.abstract_state, whole), batch, {}).compile()
     assert instructions(case.step) == instructions(other)
@@ -165,7 +165,7 @@ def test_fsdp_divides_the_state_of_a_large_vit():
     program = build.make_program(config, plan, build.make_objective(config, 1000, plan), mesh)
     state = program.abstract_state
     compiled = compilation.compile_step(
-        compilation.trace_step(mesh, program.train_step, state, sharding.abstract_batch(mesh, 8, (32, 32, 3)), {})
+        compilation.trace_step(mesh, program.train_step, state, sharding.abstract_batch(mesh, 8, image_fields(32)), {})
     )
     total = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
     assert total > 4 * 300e6 * 4  # parameters, their average and two moments

@@ -379,7 +379,7 @@ def test_labels_are_kept_beside_the_shards(folder: pathlib.Path, tmp_path: pathl
         source = sources.TfdsSource(out, split)
         labels = source.prepared_labels()
         assert labels is not None
-        assert labels.tolist() == [source[i][1] for i in range(count)] == [e["label"] for e in read(out, split)]
+        assert labels.tolist() == [source[i]["label"] for i in range(count)] == [e["label"] for e in read(out, split)]
     path = tfds_format.labels_path(out, "train")
     path.write_bytes(path.read_bytes()[:-1] + b"\x07")
     assert "labels-train.npy is damaged" in run(capsys, "--verify", out, status=1)

@@ -11,23 +11,22 @@ from typing import Any
 import numpy as np
 
 from vision_jax.benchmark.loaders import Job, our_loader
-from vision_jax.data import decode
+from vision_jax.data import decode, transforms
 
 SIMULATED_CORES = 64
 _SIMULATED_IMAGES = 256  # their decoded pixels are kept in memory
 
 # The functions that make up the steps, where our transform looks them up.
 _STEPS: tuple[tuple[str, Any, str], ...] = (
-    ("header", decode, "_header_and_size"),
-    ("crop choice", decode.order, "random_uniform"),
-    ("crop choice", decode, "random_crops"),
-    ("decode", decode.TrainTransform, "_pixels"),
-    ("resize", decode.cv2, "resize"),
+    ("header", transforms, "header_and_size"),
+    ("crop choice", transforms, "choose_crops"),
+    ("decode", transforms.TrainTransform, "_decode"),
+    ("resize", transforms.cv2, "resize"),
 )
 # The calls of C that give Python's lock back for nearly all of their time.
 _WITHOUT_LOCK: tuple[tuple[str, Any, str], ...] = (
     ("simplejpeg.decode_jpeg", decode.simplejpeg, "decode_jpeg"),
-    ("cv2.resize", decode.cv2, "resize"),
+    ("cv2.resize", transforms.cv2, "resize"),
 )
 
 
@@ -74,7 +73,9 @@ def measure(job: Job, seconds: float) -> Budget:
     """
     steps, whole, without_lock = _time_steps(dataclasses.replace(job, threads=1), seconds)
     cpu, busy, _ = _run(job, seconds)
-    simulated_rate = simulate_many_cores(job, without_lock, seconds)
+    calls = {"simplejpeg.decode_jpeg": 1, "cv2.resize": len(job.dataset.crop_sizes)}
+    waits = {call: microseconds / calls[call] for call, microseconds in without_lock.items()}
+    simulated_rate = simulate_many_cores(job, waits, seconds)
     return Budget(steps, whole, without_lock, job.threads, cpu, busy, simulated_rate)
 
 
@@ -187,7 +188,7 @@ def _run(job: Job, seconds: float, max_images: int | None = None) -> tuple[float
     return cpu / images * 1e6, cpu / elapsed, images / elapsed
 
 
-def simulate_many_cores(job: Job, without_lock: dict[str, float], seconds: float) -> float:
+def simulate_many_cores(job: Job, waits: dict[str, float], seconds: float) -> float:
     """Measures what one process would do on a host with SIMULATED_CORES cores.
 
     The calls that run without Python's lock are replaced by waits of the same duration: a wait needs neither the lock
@@ -197,7 +198,7 @@ def simulate_many_cores(job: Job, without_lock: dict[str, float], seconds: float
 
     Args:
         job: the data; the first of its records are used.
-        without_lock: microseconds an image of each call.
+        waits: microseconds of each call.
         seconds: how long to measure.
 
     Returns:
@@ -205,7 +206,7 @@ def simulate_many_cores(job: Job, without_lock: dict[str, float], seconds: float
     """
     with contextlib.ExitStack() as stack:
         for call, owner, name in _WITHOUT_LOCK:
-            wait = _waiting(getattr(owner, name), without_lock[call] / 1e6)
+            wait = _waiting(getattr(owner, name), waits[call] / 1e6)
             stack.enter_context(_replaced(owner, name, wait))
         cpu, _, rate = _run(dataclasses.replace(job, threads=SIMULATED_CORES), seconds, _SIMULATED_IMAGES)
     return max(rate, 1e6 / cpu)
@@ -217,8 +218,8 @@ def _waiting(function: Callable, seconds: float) -> Callable:
 
     def call(data: Any, *args: Any, **kwargs: Any) -> Any:
         # Bytes are told apart by a few of them: all would take longer than what is to be measured. An array was decoded
-        # from them; nothing reads the result that it would be resized into.
-        key = () if isinstance(data, np.ndarray) else (len(data), bytes(data[::997]))
+        # from them; nothing reads the pixels that it would be resized into, but their number must be right.
+        key = (data.shape, args[:1]) if isinstance(data, np.ndarray) else (len(data), bytes(data[::997]))
         if key not in outcomes:
             try:
                 outcomes[key] = function(data, *args, **kwargs)

@@ -21,6 +21,7 @@ import numpy as np
 from vision_jax.benchmark import budget, photos
 from vision_jax.benchmark.loaders import LOADERS, Job
 from vision_jax.benchmark.rounds import LoaderFailed, Measurement, Worker
+from vision_jax.data.views import View, parse_views
 from vision_jax.errors import ConfigError, DataError, VisionJaxError, check_no_url, suggest
 from vision_jax.runtime.writers import write_atomically
 
@@ -33,7 +34,7 @@ Columns: images/s, the median of the rounds, and their range
   /core     by the cores that the loader may use
   ours/its  our images/s/core by its, in the same round: median and range
   /CPU s    images by second of CPU time; and ours by its. Other programs on the machine disturb it least
-  error     mean absolute difference of its crops from Pillow's antialiased bilinear ones, in levels of 255"""
+  error     mean absolute difference of its crops from Pillow's antialiased ones, in levels of 255"""
 
 
 @dataclasses.dataclass
@@ -43,7 +44,7 @@ class Result:
     Attributes:
         cores: that the loader could use.
         rounds: its measurements; empty if `problem`.
-        error: mean absolute difference of its crops from Pillow's antialiased bilinear ones, in levels of 255.
+        error: mean absolute difference of its crops from Pillow's antialiased ones, in levels of 255.
         problem: why it could not be measured.
     """
 
@@ -85,6 +86,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "pixels; default: original with --data, else all",
     )
     add("--image_size", type=_positive(int), default=224, help="height and width of the crops; default: %(default)s")
+    add(
+        "--views",
+        metavar="VIEWS",
+        help="crops of one decoding as [NAME=]COUNTxSIZE[:LEAST-LARGEST], such as DINO's 2x224:0.14-1,8x96:0.05-0.14; "
+        "default: one of --image_size",
+    )
+    add("--filter", choices=["bilinear", "bicubic"], default="bilinear", help="of the crops; default: %(default)s")
     add("--batch_size", type=_positive(int), default=128, help="default: %(default)s")
     add("--threads", type=_positive(int), help="cores, and decoding threads; default: all usable cores")
     add("--rounds", type=_positive(int), default=5, help="measurements of each loader; default: %(default)s")
@@ -127,6 +135,12 @@ def run(arguments: argparse.Namespace) -> None:
         raise ConfigError(f"--threads is {threads}, but this process may use only {len(usable)} cores.")
     if arguments.json and not arguments.json.parent.is_dir():
         raise ConfigError(f"--json is {arguments.json}, but there is no folder {arguments.json.parent}.")
+    views: tuple[View, ...] = (View(size=arguments.image_size),)
+    if arguments.views is not None:
+        try:
+            views = parse_views(arguments.views)
+        except ConfigError as error:
+            raise ConfigError(f"--views: {error}") from error
     encodings = [arguments.encoding or ("original" if arguments.data else "all")]
     if encodings == ["all"]:
         encodings = list(photos.ENCODINGS)
@@ -144,12 +158,12 @@ def run(arguments: argparse.Namespace) -> None:
         examples = examples[: len(examples) // batch_size * batch_size]
         for encoding in encodings:
             try:
-                dataset = photos.write(pathlib.Path(temporary) / encoding, examples, encoding, arguments.seed)
+                dataset = photos.write(pathlib.Path(temporary) / encoding, examples, encoding, views, arguments.seed)
             except OSError as error:
                 raise DataError(
                     f"Cannot write the images to {temporary}: {error}. Set TMPDIR to another folder."
                 ) from error
-            job = Job(dataset, arguments.image_size, batch_size, threads, arguments.seed)
+            job = Job(dataset, batch_size, threads, arguments.seed, arguments.filter)
             runs.append(_run_encoding(job, encoding, names, arguments.rounds, arguments.seconds))
             shutil.rmtree(dataset.directory)
     if arguments.json:
@@ -193,7 +207,7 @@ def _run_encoding(job: Job, encoding: str, names: list[str], rounds: int, second
     height, width = job.dataset.sizes.mean(axis=0)
     print(
         f"\n{encoding}: {len(job.dataset)} images, {width:.0f}x{height:.0f} and {job.dataset.kibibytes:.0f} KiB on "
-        f"average; crops of {job.image_size}x{job.image_size}, batches of {job.batch_size}, {job.threads} threads, "
+        f"average; {_crops(job)}, batches of {job.batch_size}, {job.threads} threads, "
         f"{rounds} rounds of {seconds:g} s",
         flush=True,
     )
@@ -210,6 +224,12 @@ def _run_encoding(job: Job, encoding: str, names: list[str], rounds: int, second
         "loaders": {name: _as_dict(result, results[OURS]) for name, result in results.items()},
         "budget": {**dataclasses.asdict(measured), "lock": measured.lock, "ceiling": measured.ceiling},
     }
+
+
+def _crops(job: Job) -> str:
+    """Returns what is cut out, such as "2 crops of 224x224"."""
+    views = [f"{view.count} crop{'s' * (view.count > 1)} of {view.size}x{view.size}" for view in job.dataset.views]
+    return f"{' and '.join(views)} ({job.filter})"
 
 
 def compare(job: Job, encoding: str, names: list[str], rounds: int, seconds: float) -> dict[str, Result]:
@@ -234,11 +254,17 @@ def compare(job: Job, encoding: str, names: list[str], rounds: int, seconds: flo
                 result.problem = f"not installed (pip install {loader.packages[0]})"
             elif encoding not in loader.encodings:
                 result.problem = f"cannot decode {encoding}"
+            elif not loader.all_views and (len(job.dataset.crop_sizes) > 1 or job.filter != "bilinear"):
+                result.problem = "is compared with one bilinear crop alone"
             else:
                 with _failures_noted(name, result):
                     workers[name] = stack.enter_context(Worker(name, job))
-                    expected = photos.reference(job.dataset, workers[name].records.tolist(), job.image_size)
-                    result.error = float(np.abs(workers[name].images.astype(np.int16) - expected).mean())
+                    expected = photos.reference(job.dataset, workers[name].records.tolist(), job.filter)
+                    differences = [
+                        np.abs(crop.astype(np.int16) - right).ravel()
+                        for crop, right in zip(workers[name].crops, expected, strict=True)
+                    ]
+                    result.error = float(np.concatenate(differences).mean())
         for number in range(-1, rounds):  # the first is for warming up
             for name, worker in workers.items():
                 if not results[name].problem:

@@ -1,8 +1,8 @@
 """The loaders that are compared, ours and others': each decodes, crops and resizes the same boxes of the same bytes.
 
 Each is used as its own users do. What they share: the boxes, the cores, the batch size, uint8 output in NumPy's memory,
-records in the page cache. Each function yields (records, images) without end: the numbers of the records, (batch,), and
-(batch, size, size, 3) uint8, valid until the next ones are asked for.
+records in the page cache. Each function yields (records, crops) without end: the numbers of the records, (batch,), and
+for each crop, (batch, size, size, 3) uint8, valid until the next ones are asked for.
 """
 
 import collections
@@ -18,7 +18,7 @@ import numpy as np
 
 from vision_jax.benchmark import photos
 
-Batches = Iterator[tuple[np.ndarray, np.ndarray]]
+Batches = Iterator[tuple[np.ndarray, photos.Crops]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,18 +26,28 @@ class Job:
     """What every loader is given.
 
     Attributes:
-        dataset: the pictures; their number is a multiple of the batch size.
-        image_size: height and width of the results.
+        dataset: the pictures, and what is cut out of them; their number is a multiple of the batch size.
         batch_size: images a batch.
         threads: decoding threads or processes.
         seed: of the crops.
+        filter: bilinear or bicubic.
     """
 
     dataset: photos.Dataset
-    image_size: int
     batch_size: int
     threads: int
     seed: int
+    filter: str = "bilinear"
+
+    @property
+    def size(self) -> int:
+        """Height and width of the crops, for loaders that take one of each image."""
+        return self.dataset.views[0].size
+
+    @property
+    def boxes(self) -> np.ndarray:
+        """The crops, for loaders that take one of each image: (n, 4) int64, top, left, height, width."""
+        return self.dataset.boxes[:, 0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +61,7 @@ class Loader:
         summary: where it reads from, and what it does.
         single_core: it uses one core, whatever `threads` is.
         encodings: of `photos.ENCODINGS`, those that it can decode.
+        all_views: whether it can cut several crops out of one decoding, with either filter; here, that is.
     """
 
     open: Callable[[Job], Batches]
@@ -59,6 +70,7 @@ class Loader:
     summary: str
     single_core: bool = False
     encodings: tuple[str, ...] = photos.ENCODINGS
+    all_views: bool = False
 
     def is_installed(self) -> bool:
         parent = self.module.rpartition(".")[0]
@@ -69,10 +81,10 @@ class Loader:
 
 def our_loader(job: Job, num_workers: int = 0) -> Any:
     """Returns our loader on the ArrayRecord data set; its steps are to stay below `len(job.dataset) / batch_size`."""
-    from vision_jax.data import decode, order, sources, workers
+    from vision_jax.data import order, sources, transforms, workers
 
     source = sources.TfdsSource(job.dataset.directory / "array_record", "train")
-    transform = decode.TrainTransform(job.image_size, 3, photos.CROP_SCALE, photos.CROP_RATIO, job.seed)
+    transform = transforms.TrainTransform(job.dataset.views, 3, job.seed, filter=job.filter)
     the_order = order.TrainOrder(len(source), job.batch_size, job.seed)
     rows = np.arange(job.batch_size)
     return workers.create_loader(source, the_order, transform, rows, num_workers=num_workers, num_threads=job.threads)
@@ -92,7 +104,11 @@ def _vision_jax(job: Job, num_workers: int = 0) -> Batches:
             begun.append((the_order.records(step), loader.start(step)))
         records, wait = begun.popleft()
         batch = wait()
-        yield records, batch.image
+        views = ((view, batch[view.name]) for view in job.dataset.views)
+        yield (
+            records,
+            tuple(crop for view, rows in views for crop in (rows.swapaxes(0, 1) if view.count > 1 else [rows])),
+        )
         batch.release()
 
 
@@ -102,11 +118,11 @@ def _vision_jax_processes(job: Job) -> Batches:
 
 def _pillow(job: Job) -> Batches:
     for records in _in_order(job):
-        images = np.empty((len(records), job.image_size, job.image_size, 3), np.uint8)
+        crops = tuple(np.empty((len(records), size, size, 3), np.uint8) for size in job.dataset.crop_sizes)
         for row, record in enumerate(records.tolist()):
-            box = job.dataset.boxes[record].tolist()
-            images[row] = photos.pillow_crop(job.dataset.files[record], box, job.image_size)
-        yield records, images
+            for rows, crop in zip(crops, photos.pillow_crops(job.dataset, record, job.filter), strict=True):
+                rows[row] = crop
+        yield records, crops
 
 
 def _in_order(job: Job) -> Iterator[np.ndarray]:
@@ -125,15 +141,20 @@ def _tf_data(job: Job) -> Batches:
     def load(record: Any, box: Any) -> Any:
         data = tf.io.parse_single_example(record, features)["image"]
         image = tf.io.decode_and_crop_jpeg(data, box, channels=3)
-        return tf.cast(tf.image.resize(image, (job.image_size, job.image_size), "bilinear"), tf.uint8)
+        return tf.cast(tf.image.resize(image, (job.size, job.size), "bilinear"), tf.uint8)
 
     records = tf.data.TFRecordDataset(os.fspath(_write_tfrecords(job.dataset)))
-    boxes = tf.data.Dataset.from_tensor_slices(job.dataset.boxes.astype(np.int32))
+    boxes = tf.data.Dataset.from_tensor_slices(job.boxes.astype(np.int32))
     images = tf.data.Dataset.zip((records, boxes)).repeat().map(load, num_parallel_calls=job.threads)
     images = images.batch(job.batch_size, drop_remainder=True).prefetch(2)
     options = tf.data.Options()
     options.threading.private_threadpool_size = job.threads
-    return zip(_in_order(job), images.with_options(options).as_numpy_iterator(), strict=False)
+    return _single(job, images.with_options(options).as_numpy_iterator())
+
+
+def _single(job: Job, batches: Iterator[np.ndarray]) -> Batches:
+    """Returns the batches of a loader that takes one crop of each image."""
+    return ((records, (images,)) for records, images in zip(_in_order(job), batches, strict=False))
 
 
 def _write_tfrecords(dataset: photos.Dataset) -> pathlib.Path:
@@ -153,25 +174,26 @@ class _TorchCrops:
     """A map-style data set of torch: the crops, by record. It is pickled into the workers."""
 
     dataset: photos.Dataset
-    image_size: int
+    filter: str
     with_torchvision: bool
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, record: int) -> Any:
-        """Returns (3, size, size) uint8 from torchvision, or (size, size, 3) without it."""
-        file, box = self.dataset.files[record], self.dataset.boxes[record].tolist()
+        """Returns a list of all crops, (3, size, size) uint8 from torchvision, or (size, size, 3) without it."""
         if not self.with_torchvision:
-            return photos.pillow_crop(file, box, self.image_size)
+            return list(photos.pillow_crops(self.dataset, record, self.filter))
         import PIL.Image
         import torchvision.transforms.functional as F
 
-        with PIL.Image.open(file) as image:
-            crop = F.resized_crop(
-                image.convert("RGB"), *box, [self.image_size, self.image_size], F.InterpolationMode.BILINEAR
-            )
-        return F.pil_to_tensor(crop)
+        with PIL.Image.open(self.dataset.files[record]) as file:
+            image = file.convert("RGB")
+        mode = F.InterpolationMode(self.filter)
+        return [
+            F.pil_to_tensor(F.resized_crop(image, *box, [size, size], mode))
+            for box, size in zip(self.dataset.boxes[record].tolist(), self.dataset.crop_sizes, strict=True)
+        ]
 
 
 class _Endless:
@@ -188,12 +210,12 @@ def _torch(job: Job) -> Batches:
     import torch.utils.data
 
     with_torchvision = importlib.util.find_spec("torchvision") is not None
-    dataset: Any = _TorchCrops(job.dataset, job.image_size, with_torchvision)
+    dataset: Any = _TorchCrops(job.dataset, job.filter, with_torchvision)
     sampler: Any = _Endless(job)
     batches = iter(torch.utils.data.DataLoader(dataset, batch_sampler=sampler, num_workers=job.threads))
     for records in _in_order(job):
-        images = next(batches)
-        yield records, (images.permute(0, 2, 3, 1) if with_torchvision else images).numpy()
+        crops = next(batches)
+        yield records, tuple((crop.permute(0, 2, 3, 1) if with_torchvision else crop).numpy() for crop in crops)
 
 
 def _grain(job: Job) -> Batches:
@@ -202,7 +224,7 @@ def _grain(job: Job) -> Batches:
     from tensorflow_datasets.proto import tf_example_generated_pb2
 
     cv2.setNumThreads(0)  # Grain's threads keep the cores busy
-    boxes = job.dataset.boxes.tolist()
+    boxes = job.boxes.tolist()
 
     def load(index: int, record: bytes) -> np.ndarray:
         example = tf_example_generated_pb2.Example.FromString(record)
@@ -210,13 +232,13 @@ def _grain(job: Job) -> Batches:
         image: Any = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
         top, left, height, width = boxes[index % len(boxes)]  # the index goes on counting in the next epoch
         crop = image[top : top + height, left : left + width]
-        resized = cv2.resize(crop, (job.image_size, job.image_size), interpolation=cv2.INTER_LINEAR)
+        resized = cv2.resize(crop, (job.size, job.size), interpolation=cv2.INTER_LINEAR)
         return cv2.cvtColor(resized, cv2.COLOR_BGR2RGB)
 
     files = sorted(map(os.fspath, (job.dataset.directory / "array_record").glob("*.array_record-*")))
     images = grain.MapDataset.source(grain.sources.ArrayRecordDataSource(files)).map_with_index(load).repeat()
     options = grain.ReadOptions(num_threads=job.threads, prefetch_buffer_size=2 * job.batch_size)
-    return zip(_in_order(job), images.to_iter_dataset(options).batch(job.batch_size), strict=False)
+    return _single(job, iter(images.to_iter_dataset(options).batch(job.batch_size)))
 
 
 def _dali(job: Job) -> Batches:
@@ -224,7 +246,7 @@ def _dali(job: Job) -> Batches:
 
     def corners() -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for records in _in_order(job):
-            boxes = job.dataset.boxes[records].astype(np.int32)
+            boxes = job.boxes[records].astype(np.int32)
             yield np.ascontiguousarray(boxes[:, :2]), np.ascontiguousarray(boxes[:, 2:])
 
     @pipeline_def(batch_size=job.batch_size, num_threads=job.threads, device_id=None, prefetch_queue_depth=2)
@@ -232,22 +254,30 @@ def _dali(job: Job) -> Batches:
         anchors, shapes = fn.external_source(corners, num_outputs=2)
         data, _ = fn.readers.file(files=[os.fspath(file) for file in job.dataset.files])
         images = fn.decoders.image_slice(data, anchors, shapes, axis_names="HW", output_type=types.RGB)
-        size = job.image_size
+        size = job.size
         return fn.resize(images, resize_x=size, resize_y=size, interp_type=types.INTERP_LINEAR, antialias=True)
 
     built = pipeline()
     built.build()
     for records in _in_order(job):
         (images,) = built.run()
-        yield records, np.asarray(images.as_tensor())
+        yield records, (np.asarray(images.as_tensor()),)
 
 
 LOADERS = {
     "vision_jax": Loader(
-        _vision_jax, "vision_jax", ("vision_jax",), "ArrayRecord, at random; decodes and resizes on threads"
+        _vision_jax,
+        "vision_jax",
+        ("vision_jax",),
+        "ArrayRecord, at random; decodes and resizes on threads",
+        all_views=True,
     ),
     "processes": Loader(
-        _vision_jax_processes, "vision_jax", ("vision_jax",), "vision_jax with data.num_workers, one a core"
+        _vision_jax_processes,
+        "vision_jax",
+        ("vision_jax",),
+        "vision_jax with data.num_workers, one a core",
+        all_views=True,
     ),
     "tf.data": Loader(
         _tf_data,
@@ -270,8 +300,14 @@ LOADERS = {
         "torch",
         ("torch",),
         "files, in order; Pillow, as torchvision's RandomResizedCrop (antialiased); worker processes",
+        all_views=True,
     ),
     "pillow": Loader(
-        _pillow, "PIL", ("pillow",), "files, in order; the same in a plain loop on one core", single_core=True
+        _pillow,
+        "PIL",
+        ("pillow",),
+        "files, in order; the same in a plain loop on one core",
+        single_core=True,
+        all_views=True,
     ),
 }

@@ -10,29 +10,31 @@ from collections.abc import Sequence
 import numpy as np
 import PIL.Image
 
-from vision_jax.data import decode, order
+from vision_jax.data import decode
+from vision_jax.data.crops import choose_crops
 from vision_jax.data.pillow import MAX_PIXELS
+from vision_jax.data.views import View
 from vision_jax.errors import DataError
 
-CROP_SCALE = (0.08, 1.0)
-CROP_RATIO = (3 / 4, 4 / 3)
 ENCODINGS = ("original", "jpeg256", "plain256", "raw256")
 
 _QUALITY = 90
 
 Example = tuple[bytes, int]  # an encoded image and its label
+Crops = tuple[np.ndarray, ...]  # an array for each crop
 
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """Pictures on disk, and the crop of each.
+    """Pictures on disk, and the crops of each.
 
     Attributes:
         directory: holds `array_record/` in tfds' layout with the split `train`, and `files/`.
         files: of the pictures, in the order of the records.
         labels: (n,) int64.
         sizes: (n, 2) int64, heights and widths.
-        boxes: (n, 4) int64: top, left, height, width of the random crop that our loader takes in epoch 0.
+        views: what is cut out of each; there are V in all, each counted `View.count` times.
+        boxes: (n, V, 4) int64: top, left, height, width of the random crops that our loader takes in epoch 0.
         kibibytes: mean size of an encoded picture.
     """
 
@@ -40,11 +42,17 @@ class Dataset:
     files: list[pathlib.Path]
     labels: np.ndarray
     sizes: np.ndarray
+    views: tuple[View, ...]
     boxes: np.ndarray
     kibibytes: float
 
     def __len__(self) -> int:
         return len(self.files)
+
+    @property
+    def crop_sizes(self) -> list[int]:
+        """Height and width of each crop."""
+        return [view.size for view in self.views for _ in range(view.count)]
 
 
 def make(count: int, seed: int) -> list[Example]:
@@ -98,7 +106,8 @@ def sample(directory: pathlib.Path, split: str, count: int) -> list[Example]:
     if not directory.is_dir():
         raise DataError(f"--data is {directory}, which is no folder.")
     source = (sources.TfdsSource if tfds_format.has_dataset(directory) else sources.FolderSource)(directory, split)
-    return [source[int(i)] for i in np.linspace(0, len(source) - 1, min(count, len(source)))]
+    records = [source[int(i)] for i in np.linspace(0, len(source) - 1, min(count, len(source)))]
+    return [(record["image"], record["label"]) for record in records]
 
 
 def encode(example: Example, encoding: str) -> Example:
@@ -130,13 +139,16 @@ def encode(example: Example, encoding: str) -> Example:
     return converted, label
 
 
-def write(directory: pathlib.Path, examples: Sequence[Example], encoding: str, seed: int) -> Dataset:
+def write(
+    directory: pathlib.Path, examples: Sequence[Example], encoding: str, views: tuple[View, ...], seed: int
+) -> Dataset:
     """Writes the examples into an empty folder, in an encoding.
 
     Args:
         directory: is made.
         examples: encoded images and labels.
         encoding: see `encode`.
+        views: what is to be cut out of each.
         seed: decides the crops.
 
     Raises:
@@ -156,7 +168,9 @@ def write(directory: pathlib.Path, examples: Sequence[Example], encoding: str, s
         files[-1].write_bytes(data)
     _write_array_record(directory / "array_record", encoded, num_classes=int(labels.max()) + 1)
     kibibytes = sum(len(data) for data, _ in encoded) / len(encoded) / 1024
-    return Dataset(directory, files, labels, sizes, _crop_boxes(sizes, seed), kibibytes)
+    numbers = np.arange(len(sizes))
+    boxes = choose_crops(views, seed, numbers, np.zeros_like(numbers), sizes)
+    return Dataset(directory, files, labels, sizes, views, boxes, kibibytes)
 
 
 def _write_array_record(directory: pathlib.Path, examples: Sequence[Example], num_classes: int) -> None:
@@ -166,29 +180,26 @@ def _write_array_record(directory: pathlib.Path, examples: Sequence[Example], nu
     tfds_format.write_dataset(directory, "photos", {"train": examples}, [str(label) for label in range(num_classes)])
 
 
-def _crop_boxes(sizes: np.ndarray, seed: int) -> np.ndarray:
-    """Returns the crops that `decode.TrainTransform` takes at a first visit: (n, 4) top, left, height, width."""
-    records, numbers = np.arange(len(sizes)), np.arange(2 * decode._CROP_ATTEMPTS + 2)
-    uniforms = order.random_uniform(decode._CROP_STREAM, seed, 0, records[:, None], numbers[None, :])
-    return decode.random_crops(sizes[:, 0], sizes[:, 1], uniforms, CROP_SCALE, CROP_RATIO)
-
-
-def reference(dataset: Dataset, records: Sequence[int], image_size: int) -> np.ndarray:
-    """Returns the crops as Pillow makes them, decoded exactly and resized by its antialiased bilinear filter.
+def reference(dataset: Dataset, records: Sequence[int], filter_name: str) -> Crops:
+    """Returns the crops as Pillow makes them, decoded exactly and resized by its antialiased filter.
 
     Returns:
-        (len(records), image_size, image_size, 3) uint8.
+        for each crop, (len(records), size, size, 3) uint8.
     """
-    return np.stack([pillow_crop(dataset.files[i], dataset.boxes[i].tolist(), image_size) for i in records])
+    crops = [pillow_crops(dataset, record, filter_name) for record in records]
+    return tuple(np.stack(one) for one in zip(*crops, strict=True))
 
 
-def pillow_crop(file: pathlib.Path, box: Sequence[int], image_size: int) -> np.ndarray:
-    """Does what torchvision's RandomResizedCrop does to a Pillow image, with a given crop.
+def pillow_crops(dataset: Dataset, record: int, filter_name: str) -> Crops:
+    """Does what torchvision's RandomResizedCrop does to a Pillow image, with given crops of one decoding.
 
     Returns:
-        (image_size, image_size, 3) uint8.
+        for each crop, (size, size, 3) uint8.
     """
-    top, left, height, width = box
-    with PIL.Image.open(file) as image:
-        crop = image.convert("RGB").crop((left, top, left + width, top + height))
-    return np.asarray(crop.resize((image_size, image_size), PIL.Image.Resampling.BILINEAR))
+    with PIL.Image.open(dataset.files[record]) as file:
+        image = file.convert("RGB")
+    crops = []
+    for (top, left, height, width), size in zip(dataset.boxes[record].tolist(), dataset.crop_sizes, strict=True):
+        crop = image.crop((left, top, left + width, top + height))
+        crops.append(np.asarray(crop.resize((size, size), PIL.Image.Resampling[filter_name.upper()])))
+    return tuple(crops)

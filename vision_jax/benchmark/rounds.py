@@ -53,7 +53,7 @@ def measure(batches: Batches, seconds: float) -> tuple[int, float]:
     """
     images, start = 0, time.perf_counter()
     while (elapsed := time.perf_counter() - start) < seconds:
-        images += len(next(batches)[1])
+        images += len(next(batches)[0])
     return images, elapsed
 
 
@@ -65,7 +65,7 @@ class Worker:
         job: what it is given.
 
     Attributes:
-        records, images: the first CHECKED of what it delivers: (n,) and (n, size, size, 3) uint8.
+        records, crops: the first CHECKED of what it delivers: (n,), and for each crop (n, size, size, 3) uint8.
 
     Raises:
         LoaderFailed: if it does not deliver a first batch.
@@ -81,7 +81,7 @@ class Worker:
         assert self._process.pid is not None  # it is started
         self._group = self._process.pid  # which it will lead
         try:
-            self.records, self.images = self._receive()
+            self.records, self.crops = self._receive()
             self._freeze()
         except BaseException:
             self.close()
@@ -145,8 +145,8 @@ def _serve(connection: Any, log: pathlib.Path, name: str, job: Job) -> None:
         os.dup2(file.fileno(), 2)
     try:
         batches = LOADERS[name].open(job)
-        records, images = next(batches)
-        connection.send((None, np.array(records[:CHECKED]), np.array(images[:CHECKED])))
+        records, crops = next(batches)
+        connection.send((None, np.array(records[:CHECKED]), [np.array(crop[:CHECKED]) for crop in crops]))
         while (seconds := connection.recv()) is not None:
             connection.send((None, *measure(batches, seconds)))
     except Exception as error:  # whatever a library raises is shown in the table

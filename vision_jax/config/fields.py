@@ -108,8 +108,13 @@ def default_config() -> ConfigDict:
     # The random resized crop of training: the least and largest share of the area, and of width / height.
     data.crop_scale = (0.08, 1.0)
     data.crop_ratio = (3 / 4, 4 / 3)
-    # How training crops are resized. OpenCV's bilinear: fast, no antialiasing beyond the decoder's halvings; area:
-    # antialiased. Pillow's, as torchvision and timm train, antialiased: pillow-bilinear, pillow-bicubic.
+    # What is cut out of each training image, which is decoded once: [NAME=]COUNTxSIZE[:LEAST-LARGEST] (share of the
+    # area), separated by commas, such as DINO's 2x224:0.14-1,8x96:0.05-0.14. Unless they have names, the first is the
+    # field `image` of a batch, the following are `view1`, `view2` and so on; "": one, of image_size and crop_scale.
+    data.views = ""
+    # How training crops are resized. OpenCV's bilinear and bicubic: fast, no antialiasing beyond the decoder's
+    # halvings; area: antialiased. Pillow's, as torchvision and timm train, antialiased: pillow-bilinear and
+    # pillow-bicubic.
     data.train_filter = "bilinear"
     # Reduce a JPEG to 1/2, 3/8, 1/4 or 1/8 while it is decoded, where the crop is at least so much larger than
     # `image_size`.

@@ -27,6 +27,7 @@ from vision_jax.config.plan import (
     objective_name,
 )
 from vision_jax.config.store import flatten, parent
+from vision_jax.data.views import parse_views
 from vision_jax.devices import sharding
 from vision_jax.errors import ConfigError, check_no_url, suggest
 from vision_jax.evaluators import EVALUATORS
@@ -36,7 +37,7 @@ from vision_jax.objectives import OBJECTIVES, options_of
 _CHOICES = {
     "dtype": ("auto", "float32", "bfloat16", "float16"),
     "data.source": ("digits", "tfds", "folder", "synthetic"),
-    "data.train_filter": ("bilinear", "area", "pillow-bilinear", "pillow-bicubic"),
+    "data.train_filter": ("bilinear", "bicubic", "area", "pillow-bilinear", "pillow-bicubic"),
     "data.eval_filter": ("bilinear", "bicubic"),
     "optimizer.learning_rate_scaling": ("linear", "sqrt"),
     "loss.name": ("softmax", "sigmoid"),
@@ -422,6 +423,14 @@ def _check_data(config: ConfigDict) -> Iterator[str]:
         if len(data[path]) != 2 or not 0 < data[path][0] <= data[path][1] <= top:
             limit = " and at most 1" if top == 1 else ""
             yield f"data.{path} is {data[path]}: it takes (least, largest), positive{limit}."
+    if data.views:
+        try:
+            names = [view.name for view in parse_views(data.views)]
+        except ConfigError as error:
+            yield f"data.views: {error}"
+        else:
+            if data.progressive_sizes and "image" not in names:
+                yield f"data.progressive_sizes are those of the view 'image', and data.views has {', '.join(names)}."
     if data.source in ("tfds", "folder"):
         if not data.dir:
             yield (

@@ -71,13 +71,14 @@ def _check_chunk(source: Source, channels: int, max_pixels: int, first: int) -> 
 def _problem(source: Source, index: int, channels: int, max_pixels: int) -> str | None:
     """Returns what is wrong with a record, if anything."""
     try:
-        image, label = source[index]
+        record = source[index]
     except Exception as error:  # whatever a format's reader raises on damage
         return f"it cannot be read: {error}"
     try:
-        decode.decode(image, channels, max_pixels=max_pixels)
+        decode.decode(record["image"], channels, max_pixels=max_pixels)
     except ValueError as error:
         return str(error)
+    label = record["label"]
     if not 0 <= label < source.num_classes:
         return f"it has the label {label}, and there are {source.num_classes} classes, 0 to {source.num_classes - 1}"
     return None

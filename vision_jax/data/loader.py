@@ -11,22 +11,21 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol, Self
 
 import numpy as np
 
 from vision_jax.data.decode import DecodeError
 from vision_jax.data.order import random_bits
-from vision_jax.data.sources import Source
+from vision_jax.data.sources import Record, Source, check_record
+from vision_jax.data.views import Field
 from vision_jax.errors import DataError, Interrupted
 
 if TYPE_CHECKING:
     import jax  # for types alone: processes that only load do without it
 
-    from vision_jax.data.workers import ProcessLoader
-
-    Placer = Callable[[str, np.ndarray], jax.Array]
+    Placer = Callable[[Mapping[str, np.ndarray]], dict[str, jax.Array]]
 
 log = logging.getLogger(__name__)
 
@@ -48,26 +47,29 @@ class Order(Protocol):
 
 
 class Transform(Protocol):
-    """Decodes the images of some rows; see `vision_jax.data.decode`."""
-
-    @property
-    def size(self) -> int:
-        """Height and width of what it makes."""
-        ...
-
-    @property
-    def max_size(self) -> int:
-        """The largest `size` at any step."""
-        ...
-
-    @property
-    def channels(self) -> int: ...
+    """Makes rows of a batch of records; see `vision_jax.data.transforms`."""
 
     def at(self, step: int) -> "Transform":
         """Returns the transform of a step."""
         ...
 
-    def __call__(self, images: Sequence[bytes], records: np.ndarray, visits: np.ndarray, out: np.ndarray) -> None: ...
+    def largest(self) -> "Transform":
+        """Returns the transform of a step whose fields take the most memory."""
+        ...
+
+    def fields(self) -> dict[str, Field]:
+        """Returns the fields of the batch that it writes, all of them in each row."""
+        ...
+
+    def __call__(
+        self, records: Sequence[Record], numbers: np.ndarray, visits: np.ndarray, out: Mapping[str, np.ndarray]
+    ) -> None:
+        """Writes n records, of which the numbers in the source and the visits are given, into n rows.
+
+        Raises:
+            DecodeError: for a record that is damaged.
+        """
+        ...
 
 
 def _nothing() -> None:
@@ -79,22 +81,26 @@ class HostBatch:
     """The rows of a global batch that one process holds.
 
     Attributes:
-        image: (rows, size, size, channels) uint8; zeros where `mask` is 0.
-        label: (rows,) int32.
-        mask: (rows,) float32, 1 for examples and 0 for what fills up a last batch.
-        replaced: (rows,) float32, 1 where another record stands for a damaged one; None if that is not allowed.
+        arrays: by name, each with the rows as its first axis; see `batch_fields`.
         release: to be called once the batch has been used, after which its memory may be written again.
     """
 
-    image: np.ndarray
-    label: np.ndarray
-    mask: np.ndarray
-    replaced: np.ndarray | None = None
+    arrays: dict[str, np.ndarray]
     release: Callable[[], None] = _nothing
 
-    def as_dict(self) -> dict[str, np.ndarray]:
-        batch = {"image": self.image, "label": self.label, "mask": self.mask}
-        return batch if self.replaced is None else {**batch, "replaced": self.replaced}
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self.arrays[name]
+
+
+def batch_fields(transform: Transform, *, replaces: bool = False) -> dict[str, Field]:
+    """Returns all fields of a batch: those of the transform, and what the loader adds.
+
+    That is `mask`, float32, 1 for examples and 0 for what fills up a last batch, where all else is 0 too; and, where
+    damaged records may be replaced, `replaced`, float32, 1 where another record stands for one.
+    """
+    number = Field((), np.dtype(np.float32))
+    fields = transform.fields() | {"mask": number}
+    return fields | {"replaced": number} if replaces else fields
 
 
 def usable_cores() -> int:
@@ -104,50 +110,39 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
-class Loader:
-    """Reads and decodes batches on a pool of threads, straight into the rows of the batch.
+class RecordLoader:
+    """Reads and decodes given records on a pool of threads, straight into the rows of a batch.
 
     Args:
-        source: the records.
-        order: which of them each step sees.
-        transform: how they are decoded, cropped and resized.
-        rows: the positions in the global batch that this process loads, (n,) integers.
+        source: where they come from.
         num_threads: None is one a core that this process may use.
-        max_bad_records: so many damaged records may be replaced by others before it is an error. Which others depends
-            on the record and its visit alone.
-
-    Attributes:
-        lookahead: so many batches are to be begun that the threads find work while the last rows of one are finished.
+        max_bad_records: so many damaged records are tolerated before it is an error.
+        leave_out: damaged records become rows that do not count (`mask` is 0), as evaluations have it; False: others
+            stand for them. Which others depends on the record and its visit alone.
     """
 
     def __init__(
-        self,
-        source: Source,
-        order: Order,
-        transform: Transform,
-        rows: np.ndarray,
-        num_threads: int | None = None,
-        *,
-        max_bad_records: int = 0,
+        self, source: Source, num_threads: int | None = None, *, max_bad_records: int = 0, leave_out: bool = False
     ):
         self.source = source
-        self.order = order
-        self.transform = transform
-        self.rows = rows
         self.max_bad_records = max_bad_records
+        self.leave_out = leave_out
         self._bad: set[int] = set()
-        self._spare: list[HostBatch] = []
-        num_threads = num_threads or usable_cores()
-        self._pool = concurrent.futures.ThreadPoolExecutor(num_threads, thread_name_prefix=_DECODE)
+        self._lock = threading.Lock()  # of `_bad`
+        self._num_threads = num_threads or usable_cores()
+        self._pool = concurrent.futures.ThreadPoolExecutor(self._num_threads, thread_name_prefix=_DECODE)
         self._unfinished: set[concurrent.futures.Future[None]] = set()
-        self.lookahead = 1 + -(-num_threads * CHUNK // max(1, len(rows)))
 
-    def start(self, step: int, batch: HostBatch | None = None) -> Callable[[], HostBatch]:
+    def load(
+        self, transform: Transform, numbers: np.ndarray, visits: np.ndarray, batch: HostBatch
+    ) -> Callable[[], HostBatch]:
         """Begins a batch in the background.
 
         Args:
-            step: which one.
-            batch: where it is written; None: memory of a batch that was released, or new one.
+            transform: that of the step.
+            numbers: (rows,) integers, the records' numbers in the source; -1 for what fills up a batch, at its end.
+            visits: (rows,) integers, the how manieth time each is seen.
+            batch: where it is written.
 
         Returns:
             a function that waits for the batch and returns it.
@@ -155,15 +150,16 @@ class Loader:
         Raises (by that function):
             DataError: if a record cannot be decoded or has a label out of range; it names the record.
         """
-        records = np.asarray(self.order.records(step))[self.rows]
-        visits = np.asarray(self.order.visits(step))[self.rows]
-        transform = self.transform.at(step)
-        if batch is None:
-            batch = self._memory(transform)
-        batch.mask[:] = records >= 0
-        chunks = [slice(i, i + CHUNK) for i in range(0, len(records), CHUNK)]
+        chunks = [slice(i, i + CHUNK) for i in range(0, len(numbers), CHUNK)]
         futures = [
-            self._pool.submit(self._fill, batch, chunk, records[chunk], visits[chunk], transform) for chunk in chunks
+            self._pool.submit(
+                self._fill,
+                transform,
+                numbers[chunk],
+                visits[chunk],
+                {name: rows[chunk] for name, rows in batch.arrays.items()},
+            )
+            for chunk in chunks
         ]
         self._unfinished.update(futures)
         for future in futures:
@@ -181,99 +177,96 @@ class Loader:
 
         return wait
 
-    def _memory(self, transform: Transform) -> HostBatch:
-        """Returns memory for a batch. That of another one is better: the system clears new memory page by page."""
-        self._spare = [batch for batch in self._spare if batch.image.shape[1] == transform.size]
-        if self._spare:
-            return self._spare.pop()
-        batch = empty_batch(len(self.rows), transform, replaces=self.max_bad_records > 0)
-        batch = dataclasses.replace(batch, release=lambda: self._spare.append(batch))
-        return batch
-
-    def _fill(
-        self, batch: HostBatch, chunk: slice, records: np.ndarray, visits: np.ndarray, transform: Transform
-    ) -> None:
-        """Fills the rows `chunk` of a batch."""
-        valid = int(np.count_nonzero(records >= 0))  # what fills a batch up comes last
-        first, out = chunk.start, batch.image[chunk]
-        out[valid:] = 0
-        batch.label[first + valid : chunk.stop] = 0
-        wanted, records, visits = records[:valid], records[:valid].copy(), visits[:valid]
+    def _fill(self, transform: Transform, numbers: np.ndarray, visits: np.ndarray, out: dict[str, np.ndarray]) -> None:
+        """Fills some rows of a batch."""
+        valid = int(np.count_nonzero(numbers >= 0))  # what fills a batch up comes last
+        for rows in out.values():
+            rows[valid:] = 0
+        out["mask"][:valid] = 1
+        wanted, numbers, visits = numbers[:valid], numbers[:valid].copy(), visits[:valid]
         attempts = [0] * valid
+        left_out: set[int] = set()
 
         def replace(row: int, problem: str) -> None:
-            self._tolerate(int(records[row]), problem)
+            self._tolerate(int(numbers[row]), problem)
+            if self.leave_out:
+                left_out.add(row)
+                return
             attempts[row] += 1
             if attempts[row] > _MAX_ATTEMPTS:
                 name = self.source.describe(int(wanted[row]))
                 raise DataError(f"{name} is damaged, and so are {_MAX_ATTEMPTS} others that were to stand for it.")
             bits = random_bits(_REPLACEMENT_STREAM, int(wanted[row]), int(visits[row]), attempts[row])
-            records[row] = int(bits[0] % np.uint64(len(self.source)))
+            numbers[row] = int(bits[0] % np.uint64(len(self.source)))
 
-        def read(row: int) -> bytes:
-            while True:
+        def read(row: int) -> Record | None:
+            while row not in left_out:
                 try:
-                    image, batch.label[first + row] = self._read(int(records[row]))
-                    return image
+                    return self._read(int(numbers[row]))
                 except _UnreadableError as error:
                     replace(row, f"Cannot read {{}}: {error}")
+            return None
 
-        images = [read(row) for row in range(valid)]
-        while images:
+        records = [read(row) for row in range(valid)]
+        written = {name: out[name][:valid] for name in transform.fields()}
+        while len(left_out) < valid:
+            # What is left out takes up a row all the same, for which any record will do.
+            any_record = next(record for record in records if record is not None)
             try:
-                transform(images, records, visits, out[:valid])
+                transform([any_record if r is None else r for r in records], numbers, visits, written)
                 break
             except DecodeError as error:
                 replace(error.row, f"Cannot decode {{}}: {error}")
-                images[error.row] = read(error.row)
-        if batch.replaced is not None:
-            batch.replaced[first : chunk.stop] = 0
-            batch.replaced[first : first + valid] = records != wanted
+                records[error.row] = read(error.row)
+        for rows in out.values():
+            rows[sorted(left_out)] = 0
+        if "replaced" in out:
+            out["replaced"][:valid] = numbers != wanted
 
-    def _read(self, record: int) -> tuple[bytes, int]:
-        """Returns an encoded image and its label.
+    def _read(self, number: int) -> Record:
+        """Returns a record.
 
         Raises:
             DataError: if the storage fails, or the label is out of range: another record would be no better.
             _UnreadableError: if the record is damaged.
         """
         try:
-            image, label = self.source[record]
+            record = self.source[number]
         except DataError:
             raise
         except OSError as error:
-            raise DataError(f"Cannot read {self.source.describe(record)}: {error}") from error
+            raise DataError(f"Cannot read {self.source.describe(number)}: {error}") from error
         except Exception as error:  # whatever a format's reader raises
             raise _UnreadableError(str(error)) from error
-        if not 0 <= label < self.source.num_classes:
-            raise DataError(
-                f"{self.source.describe(record)} has the label {label}, but there are {self.source.num_classes} "
-                f"classes, 0 to {self.source.num_classes - 1}. Correct or remove it."
-            )
-        return image, label
+        check_record(self.source, number, record)
+        return record
 
-    def _tolerate(self, record: int, problem: str) -> None:
+    def _tolerate(self, number: int, problem: str) -> None:
         """Notes a damaged record.
 
         Args:
-            record: its number.
+            number: its number.
             problem: what is wrong, with {} for its name.
 
         Raises:
             DataError: if it is one too many.
         """
-        new = record not in self._bad
-        self._bad.add(record)
-        if not new:
+        with self._lock:
+            if number in self._bad:
+                return
+            self._bad.add(number)
+            found = len(self._bad)
+        message = problem.replace("{}", self.source.describe(number), 1)
+        what = "It is left out" if self.leave_out else "Others stand for it from now on"
+        if found <= self.max_bad_records:
+            log.warning("%s. %s (%d of at most %d).", message, what, found, self.max_bad_records)
             return
-        message = problem.replace("{}", self.source.describe(record), 1)
-        if len(self._bad) <= self.max_bad_records:
-            log.warning(
-                "%s. Others stand for it from now on (%d of at most %d).", message, len(self._bad), self.max_bad_records
-            )
-            return
-        limit = f" That is more than data.max_bad_records={self.max_bad_records}." if self.max_bad_records else ""
-        raise DataError(f"{message}. Repair or remove it, or raise data.max_bad_records.{limit}")
+        field = "data.max_bad_eval_records" if self.leave_out else "data.max_bad_records"
+        limit = f" That is more than {field}={self.max_bad_records}." if self.max_bad_records else ""
+        advice = f"Repair or remove it, or raise {field}"
+        if self.leave_out:
+            advice += " to leave such images out of the count; data.check_val_images finds all of them before training"
+        raise DataError(f"{message}. {advice}.{limit}")
 
     def cancel(self) -> None:
         """Gives up the batches that are waiting; what a thread has begun to read or decode it still finishes."""
@@ -294,6 +287,64 @@ class Loader:
         self.close()
 
 
+class Loader(RecordLoader):
+    """Loads the batches of the steps on a pool of threads.
+
+    Args:
+        source: the records.
+        order: which of them each step sees.
+        transform: how they become rows of a batch.
+        rows: the positions in the global batch that this process loads, (n,) integers.
+        num_threads, max_bad_records, leave_out: see `RecordLoader`.
+
+    Attributes:
+        lookahead: so many batches are to be begun that the threads find work while the last rows of one are finished.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        order: Order,
+        transform: Transform,
+        rows: np.ndarray,
+        num_threads: int | None = None,
+        *,
+        max_bad_records: int = 0,
+        leave_out: bool = False,
+    ):
+        super().__init__(source, num_threads, max_bad_records=max_bad_records, leave_out=leave_out)
+        self.order = order
+        self.transform = transform
+        self.rows = rows
+        self._spare: list[HostBatch] = []
+        self.lookahead = 1 + -(-self._num_threads * CHUNK // max(1, len(rows)))
+
+    def start(self, step: int) -> Callable[[], HostBatch]:
+        """Begins the batch of a step in the background; see `RecordLoader.load`.
+
+        It is written into memory of a batch that was released, or into new one.
+        """
+        numbers, visits = np.asarray(self.order.records(step)), np.asarray(self.order.visits(step))
+        transform = self.transform.at(step)
+        return self.load(transform, numbers[self.rows], visits[self.rows], self._memory(transform))
+
+    def _memory(self, transform: Transform) -> HostBatch:
+        """Returns memory for a batch. That of another one is better: the system clears new memory page by page."""
+        fields = batch_fields(transform, replaces=self.max_bad_records > 0 and not self.leave_out)
+        self._spare = [batch for batch in self._spare if _fits(batch, fields)]
+        if self._spare:
+            return self._spare.pop()
+        num_rows = len(self.rows)
+        arrays = {name: np.empty((num_rows, *field.shape), field.dtype) for name, field in fields.items()}
+        batch = HostBatch(arrays, release=lambda: self._spare.append(batch))
+        return batch
+
+
+def _fits(batch: HostBatch, fields: Mapping[str, Field]) -> bool:
+    """Returns whether the arrays of a batch are those of the fields."""
+    return {name: Field(rows.shape[1:], rows.dtype) for name, rows in batch.arrays.items()} == fields
+
+
 def hanging_threads() -> list[str]:
     """Returns the names of threads that outlived their loader, as they hang in a file; all loaders must be closed."""
     return [thread.name for thread in threading.enumerate() if thread.name.startswith((_DECODE, _PREFETCH))]
@@ -303,14 +354,21 @@ class _UnreadableError(Exception):
     """A record is damaged."""
 
 
-def empty_batch(num_rows: int, transform: Transform, *, replaces: bool) -> HostBatch:
-    """Returns memory for a batch: what is in it is not defined."""
-    return HostBatch(
-        image=np.empty((num_rows, transform.size, transform.size, transform.channels), np.uint8),
-        label=np.empty(num_rows, np.int32),
-        mask=np.empty(num_rows, np.float32),
-        replaced=np.empty(num_rows, np.float32) if replaces else None,
-    )
+class BatchLoader(Protocol):
+    """Loads batches by their steps: a `Loader`, or a `workers.ProcessLoader`."""
+
+    @property
+    def lookahead(self) -> int:
+        """So many batches are to be begun at a time."""
+        ...
+
+    def start(self, step: int) -> Callable[[], HostBatch]:
+        """Begins a batch, and returns a function that waits for it."""
+        ...
+
+    def cancel(self) -> None:
+        """Gives up the batches that are waiting."""
+        ...
 
 
 class Prefetcher:
@@ -319,8 +377,8 @@ class Prefetcher:
     Args:
         loader: decodes the rows of this process, on threads or in processes. It is not closed.
         steps: which batches.
-        place: makes a global array on the devices of (key, rows of this process). When it returns, the rows must have
-            been copied: the loader will write to them again.
+        place: makes global arrays on the devices of the rows of this process, by name. When it returns, the rows must
+            have been copied: the loader will write to them again.
         depth: batches kept ready on the devices.
         give_up: asked now and then while the consumer waits: whether it is to stop waiting.
 
@@ -330,7 +388,7 @@ class Prefetcher:
 
     def __init__(
         self,
-        loader: "Loader | ProcessLoader",
+        loader: BatchLoader,
         steps: range,
         place: "Placer",
         depth: int,
@@ -345,7 +403,7 @@ class Prefetcher:
         self._thread = threading.Thread(target=self._run, args=(loader, steps, place), name=_PREFETCH, daemon=True)
         self._thread.start()
 
-    def _run(self, loader: "Loader | ProcessLoader", steps: range, place: "Placer") -> None:
+    def _run(self, loader: BatchLoader, steps: range, place: "Placer") -> None:
         last: BaseException | None = None  # what ends the consumer's iteration
         try:
             begun: collections.deque[Callable[[], HostBatch]] = collections.deque()
@@ -356,7 +414,7 @@ class Prefetcher:
                 if not begun:
                     break
                 batch = begun.popleft()()
-                arrays = {key: place(key, rows) for key, rows in batch.as_dict().items()}
+                arrays = place(batch.arrays)
                 batch.release()
                 self._put(arrays)
         except BaseException as error:

@@ -1,4 +1,7 @@
-"""Where records come from. A source answers `len`, `source[i] -> (encoded bytes, label)`, `num_classes`, `describe(i)`.
+"""Where records come from. A source answers `len`, `source[i] -> {"image": bytes, ...}`, `num_classes`, `describe(i)`.
+
+A record is a dict: `image` are the bytes of an encoded image, `label` is an integer; what else there is, transforms
+that know of it turn into fields of the batch.
 
 Access is at random and safe from many threads; a source has no order of its own. It can be pickled, for processes that
 load.
@@ -30,9 +33,11 @@ from vision_jax.errors import DataError, suggest
 
 log = logging.getLogger(__name__)
 
+Record = dict[str, Any]  # the encoded image as `image`, and what goes with it, such as `label`
+
 
 class Source(Protocol):
-    """Encoded images with labels, at random access."""
+    """Encoded images with what goes with them, at random access."""
 
     @property
     def num_classes(self) -> int:
@@ -46,7 +51,7 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> tuple[bytes, int]: ...
+    def __getitem__(self, index: int) -> Record: ...
 
     def describe(self, index: int) -> str:
         """Returns words by which a person finds the record."""
@@ -144,9 +149,12 @@ class TfdsSource:
         first, take = self._spans[span]
         return self._parse(self._records[first + index - self._ends[span] + take]).features.feature
 
-    def __getitem__(self, index: int) -> tuple[bytes, int]:
+    def __getitem__(self, index: int) -> Record:
         features = self._features(index)
-        return features[self._image_key].bytes_list.value[0], features[self._label_key].int64_list.value[0]
+        return {
+            "image": features[self._image_key].bytes_list.value[0],
+            "label": features[self._label_key].int64_list.value[0],
+        }
 
     def describe(self, index: int) -> str:
         name = ""
@@ -189,7 +197,7 @@ class TfdsSource:
         found = np.concatenate(labels).astype(np.int32)
         # Were the shards of another preparation, most of these would differ.
         for index in np.linspace(0, len(self) - 1, min(len(self), 16), dtype=int).tolist():
-            if self[index][1] != found[index]:
+            if self[index]["label"] != found[index]:
                 log.warning("The labels beside %s are not those of its records, which are read.", self.describe(index))
                 return None
         return found
@@ -280,9 +288,9 @@ class FolderSource:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index: int) -> tuple[bytes, int]:
+    def __getitem__(self, index: int) -> Record:
         with open(self._images.path(index), "rb") as file:
-            return file.read(), int(self.labels[index])
+            return {"image": file.read(), "label": int(self.labels[index])}
 
     def describe(self, index: int) -> str:
         return os.fsdecode(self._images.path(index))
@@ -321,7 +329,7 @@ class SubsetSource:
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, index: int) -> tuple[bytes, int]:
+    def __getitem__(self, index: int) -> Record:
         return self.source[int(self.indices[index])]
 
     def describe(self, index: int) -> str:
@@ -347,19 +355,38 @@ class RelabeledSource:
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, index: int) -> tuple[bytes, int]:
-        image, label = self.source[index]
+    def __getitem__(self, index: int) -> Record:
+        record = self.source[index]
+        label = record["label"]
         if not 0 <= label < len(self.labels):  # an index below 0 would be one from the end
             raise DataError(
                 f"{self.describe(index)} has the label {label}, but there are {len(self.labels)} classes: correct it."
             )
-        return image, int(self.labels[label])
+        return {**record, "label": int(self.labels[label])}
 
     def describe(self, index: int) -> str:
         return self.source.describe(index)
 
     def fingerprint(self) -> str:
         return _digest("relabeled", self.source.fingerprint(), self.labels, self.class_names)
+
+
+def check_record(source: Source, index: int, record: Record) -> None:
+    """Checks that a record fits its source.
+
+    Args:
+        source, index: where it comes from.
+        record: what was read.
+
+    Raises:
+        DataError: if it has a label that is out of range.
+    """
+    label = record.get("label")
+    if label is not None and not 0 <= label < source.num_classes:
+        raise DataError(
+            f"{source.describe(index)} has the label {label}, but there are {source.num_classes} classes, 0 to "
+            f"{source.num_classes - 1}. Correct or remove it."
+        )
 
 
 def read_labels(source: Source, num_threads: int | None = None) -> np.ndarray:
@@ -425,9 +452,13 @@ def _read_labels(source: Source, num_threads: int | None) -> np.ndarray:
     def read(first: int) -> None:
         for index in range(first, min(first + 1000, len(source))):
             try:
-                labels[index] = source[index][1]
+                record = source[index]
             except Exception as error:  # whatever a format's reader raises
                 raise DataError(f"Cannot read {source.describe(index)}: {error}. Repair or remove it.") from error
+            if "label" not in record:
+                raise DataError(f"{source.describe(index)} has no label, which balanced sampling needs.")
+            check_record(source, index, record)
+            labels[index] = record["label"]
 
     with concurrent.futures.ThreadPoolExecutor(num_threads) as pool:
         collections.deque(pool.map(read, range(0, len(source), 1000)), maxlen=0)
@@ -466,9 +497,9 @@ class SyntheticSource:
     def __len__(self) -> int:
         return self.num_examples
 
-    def __getitem__(self, index: int) -> tuple[bytes, int]:
+    def __getitem__(self, index: int) -> Record:
         picture = int(order.random_bits(2, self.seed, index)[0] % np.uint64(self.num_pictures))
-        return self._pictures[picture], picture % self.num_classes
+        return {"image": self._pictures[picture], "label": picture % self.num_classes}
 
     def describe(self, index: int) -> str:
         return f"synthetic record {index}"

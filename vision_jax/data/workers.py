@@ -1,10 +1,11 @@
 """Loading in several processes, for hosts with more cores than one process can keep busy.
 
 Python runs one thread at a time, and every image needs its turn, so a few threads are enough to fill one process. Here
-each process loads some of the rows of every batch, straight into memory that all of them share. A batch is a function
-of its step, so nothing needs to be agreed upon: the main process says which step goes where, and the others say when
-their rows are there. The memory has no name in the file system, and a process ends when its connection does, so nothing
-is left behind however the main process ends.
+each process loads some of the rows of every batch, straight into memory that all of them share. The main process says
+which records go where, and the others say when their rows are there. The memory has no name in the file system, and a
+process ends when its connection does, so nothing is left behind however the main process ends.
+
+The source is pickled once for all processes, with its arrays (the paths of a million files) in the shared memory.
 """
 
 import collections
@@ -13,8 +14,10 @@ import dataclasses
 import faulthandler
 import functools
 import json
+import math
 import mmap
 import os
+import pickle
 import queue
 import signal
 import socket
@@ -22,14 +25,24 @@ import subprocess
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from typing import Any, Self
 
 import numpy as np
 
-from vision_jax.data.loader import CHUNK, HostBatch, Loader, Order, Transform, usable_cores
+from vision_jax.data.loader import (
+    CHUNK,
+    HostBatch,
+    Loader,
+    Order,
+    RecordLoader,
+    Transform,
+    batch_fields,
+    usable_cores,
+)
 from vision_jax.data.sources import Source
+from vision_jax.data.views import Field
 from vision_jax.errors import ConfigError, DataError
 
 _SECONDS_TO_END = 10
@@ -50,10 +63,11 @@ def create_loader(
     num_workers: int = 0,
     num_threads: int | None = None,
     max_bad_records: int = 0,
+    leave_out: bool = False,
 ) -> "Loader | ProcessLoader":
     """Returns a loader on threads of this process, or in `num_workers` others; see `Loader` for the arguments."""
     if not num_workers:
-        return Loader(source, order, transform, rows, num_threads, max_bad_records=max_bad_records)
+        return Loader(source, order, transform, rows, num_threads, max_bad_records=max_bad_records, leave_out=leave_out)
     return ProcessLoader(
         source,
         order,
@@ -62,6 +76,7 @@ def create_loader(
         num_workers=num_workers,
         num_threads=num_threads,
         max_bad_records=max_bad_records,
+        leave_out=leave_out,
     )
 
 
@@ -69,14 +84,15 @@ class ProcessLoader:
     """As `Loader`, with the same batches, loaded by other processes. It is used by one thread at a time.
 
     Args:
-        source, order, transform: see `Loader`; they must be picklable.
+        source, order, transform: see `Loader`; source and transform must be picklable.
         rows: see `Loader`.
         num_workers: processes.
         num_threads: threads that decode, in all of them together; None: one a core that this process may use.
-        max_bad_records: see `Loader`; of each process.
+        max_bad_records, leave_out: see `RecordLoader`; of each process.
 
     Raises:
         ConfigError: if the system has no memory without a name (it is not Linux).
+        DataError: if source or transform cannot be pickled.
     """
 
     def __init__(
@@ -89,26 +105,34 @@ class ProcessLoader:
         num_workers: int,
         num_threads: int | None = None,
         max_bad_records: int = 0,
+        leave_out: bool = False,
     ):
         if not hasattr(os, "memfd_create"):
             raise ConfigError(f"data.num_workers is {num_workers}, which needs Linux: set it to 0.")
         num_workers = max(1, min(num_workers, len(rows)))
         threads = -(-(num_threads or usable_cores()) // num_workers)
-        self.transform = transform
+        self.order, self.transform, self.rows = order, transform, rows
         self.lookahead = 2 + threads * num_workers * CHUNK // max(1, len(rows))
-        self._layout = _Layout(len(rows), transform.max_size, transform.channels, replaces=max_bad_records > 0)
+        replaces = max_bad_records > 0 and not leave_out
+        self._layout = _Layout(len(rows), batch_fields(transform.largest(), replaces=replaces))
         self._free = collections.deque(range(self.lookahead))
         self._workers: list[_Worker] = []
         self._memory: mmap.mmap | None = None
-        num_bytes = self._layout.num_bytes * self.lookahead
+        job, arrays = _pickle(_Job(source, transform, threads, max_bad_records, leave_out, self._layout))
+        spans = _spans(self._layout.num_bytes * self.lookahead, arrays)
         descriptor = os.memfd_create("vision_jax", os.MFD_CLOEXEC)
         try:
+            num_bytes = spans[-1].stop if spans else self._layout.num_bytes * self.lookahead
             os.ftruncate(descriptor, num_bytes)
             self._memory = mmap.mmap(descriptor, num_bytes)
+            for span, array in zip(spans, arrays, strict=True):
+                self._memory[span] = array
             self._workers += [_Worker(descriptor) for _ in range(num_workers)]
-            for worker, part in zip(self._workers, np.array_split(np.arange(len(rows)), num_workers), strict=True):
-                here = slice(int(part[0]), int(part[-1]) + 1)
-                worker.send(_Job(source, order, transform, rows[here], here, threads, max_bad_records, self._layout))
+            self._parts = [
+                slice(int(part[0]), int(part[-1]) + 1) for part in np.array_split(np.arange(len(rows)), num_workers)
+            ]
+            for worker, here in zip(self._workers, self._parts, strict=True):
+                worker.send((job, spans, here))
         except BaseException:
             self.close()
             raise
@@ -120,15 +144,17 @@ class ProcessLoader:
         if not self._free:
             raise RuntimeError(f"{self.lookahead} batches have been begun, and none of them released.")
         slot = self._free.popleft()
-        for worker in self._workers:
-            worker.send((step, slot))
+        numbers = np.asarray(self.order.records(step))[self.rows]
+        visits = np.asarray(self.order.visits(step))[self.rows]
+        for worker, here in zip(self._workers, self._parts, strict=True):
+            worker.send((step, slot, numbers[here], visits[here]))
 
         def wait() -> HostBatch:
             for worker in self._workers:
                 worker.wait_for(step)
             if self._memory is None:
                 raise RuntimeError("The loader is closed.")
-            batch = self._layout.batch(self._memory, slot, self.transform.at(step).size)
+            batch = self._layout.batch(self._memory, slot, self.transform.at(step))
             return dataclasses.replace(batch, release=functools.partial(self._free.append, slot))
 
         return wait
@@ -160,50 +186,72 @@ class _Layout:
 
     Attributes:
         num_rows: of a batch.
-        max_size: the largest height and width of its images.
-        channels: of its images.
-        replaces: whether it has `replaced`.
+        largest: the fields of the step that takes the most. Each field of each step begins where it does there.
     """
 
     num_rows: int
-    max_size: int
-    channels: int
-    replaces: bool
+    largest: dict[str, Field]
 
-    @property
-    def _column(self) -> int:
-        """Bytes that one value of four bytes a row takes."""
-        return -(-4 * self.num_rows // _ALIGNMENT) * _ALIGNMENT
+    def _num_bytes(self, field: Field) -> int:
+        return _aligned(self.num_rows * field.num_bytes)
 
     @property
     def num_bytes(self) -> int:
         """Bytes of a slot."""
-        images = self.num_rows * self.max_size**2 * self.channels
-        return 3 * self._column + -(-images // _ALIGNMENT) * _ALIGNMENT
+        return sum(self._num_bytes(field) for field in self.largest.values())
 
-    def batch(self, memory: mmap.mmap, slot: int, size: int) -> HostBatch:
-        """Returns the batch of a slot, with images of the given height and width; nothing is copied."""
+    def batch(self, memory: mmap.mmap, slot: int, transform: Transform) -> HostBatch:
+        """Returns the batch of a slot, as the transform of a step writes it; nothing is copied."""
+        fields = batch_fields(transform, replaces="replaced" in self.largest)
         offset = slot * self.num_bytes
-        label = np.frombuffer(memory, np.int32, self.num_rows, offset)
-        mask = np.frombuffer(memory, np.float32, self.num_rows, offset + self._column)
-        replaced = np.frombuffer(memory, np.float32, self.num_rows, offset + 2 * self._column)
-        shape = (self.num_rows, size, size, self.channels)
-        image = np.frombuffer(memory, np.uint8, int(np.prod(shape)), offset + 3 * self._column).reshape(shape)
-        return HostBatch(image, label, mask, replaced if self.replaces else None)
+        arrays = {}
+        for name, largest in self.largest.items():
+            shape, dtype = (self.num_rows, *fields[name].shape), fields[name].dtype
+            arrays[name] = np.frombuffer(memory, dtype, math.prod(shape), offset).reshape(shape)
+            offset += self._num_bytes(largest)
+        return HostBatch(arrays)
+
+
+def _aligned(num_bytes: int) -> int:
+    """Rounds up to where an array may begin."""
+    return -(-num_bytes // _ALIGNMENT) * _ALIGNMENT
 
 
 @dataclasses.dataclass(frozen=True)
 class _Job:
-    """What a process is told at its start: the arguments of its loader, and which rows of a batch are its own."""
+    """What a process is told at its start, the same for all."""
 
     source: Source
-    order: Order
     transform: Transform
-    rows: np.ndarray
-    here: slice
     num_threads: int
     max_bad_records: int
+    leave_out: bool
     layout: _Layout
+
+
+def _pickle(job: _Job) -> tuple[bytes, list[memoryview]]:
+    """Pickles a job, except for the bytes of its arrays.
+
+    Raises:
+        DataError: if it cannot be.
+    """
+    arrays: list[pickle.PickleBuffer] = []
+    try:
+        data = pickle.dumps(job, protocol=5, buffer_callback=arrays.append)
+    except Exception as error:  # whatever the parts of a source raise
+        raise DataError(
+            f"What loads the data cannot be sent to another process: {error!r}. Set data.num_workers to 0."
+        ) from error
+    return data, [array.raw() for array in arrays]
+
+
+def _spans(start: int, arrays: Sequence[memoryview]) -> list[slice]:
+    """Returns where arrays are in the shared memory, from `start` on."""
+    spans = []
+    for array in arrays:
+        spans.append(slice(start, start + array.nbytes))
+        start = _aligned(start + array.nbytes)
+    return spans
 
 
 _running: "set[subprocess.Popen[bytes]]" = set()
@@ -302,38 +350,41 @@ def serve(connection_descriptor: int, memory_descriptor: int) -> None:
     """What a process does: it loads what it is told to until its connection ends.
 
     Args:
-        connection_descriptor: of a socket. First comes a `_Job`, then (step, slot) for each batch; back go (step, None
-            or an exception), or (None, an exception) if it cannot even begin.
+        connection_descriptor: of a socket. First comes a pickled `_Job`, with where its arrays are in the memory and
+            which rows of a batch are this process's; then (step, slot, records, visits) for each batch. Back go (step,
+            None or an exception), or (None, an exception) if it cannot even begin.
         memory_descriptor: of the shared memory.
     """
     faulthandler.register(signal.SIGUSR2, all_threads=True)
     connection = Connection(connection_descriptor)
+    memory = mmap.mmap(memory_descriptor, 0)
     try:
-        job: _Job = connection.recv()
+        data, spans, here = connection.recv()
+        arrays = memoryview(memory).toreadonly()
+        job: _Job = pickle.loads(data, buffers=[arrays[span] for span in spans])
     except EOFError:
         return
-    except Exception as error:
-        message = f"What loads the data cannot be sent to another process: {error!r}. Set data.num_workers to 0."
+    except Exception as error:  # what this process does not find, or cannot open
+        message = f"What loads the data cannot be had in another process: {error!r}. Set data.num_workers to 0."
         connection.send((None, DataError(message)))
         return
-    memory = mmap.mmap(memory_descriptor, 0)
     begun: queue.Queue[tuple[int, Callable[[], HostBatch]]] = queue.Queue()
-    with Loader(
-        job.source, job.order, job.transform, job.rows, job.num_threads, max_bad_records=job.max_bad_records
+    with RecordLoader(
+        job.source, job.num_threads, max_bad_records=job.max_bad_records, leave_out=job.leave_out
     ) as loader:
 
-        def begin(step: int, slot: int) -> Callable[[], HostBatch]:
-            whole = job.layout.batch(memory, slot, job.transform.at(step).size)
-            replaced = None if whole.replaced is None else whole.replaced[job.here]
-            mine = HostBatch(whole.image[job.here], whole.label[job.here], whole.mask[job.here], replaced)
-            return loader.start(step, mine)
+        def begin(step: int, slot: int, numbers: np.ndarray, visits: np.ndarray) -> Callable[[], HostBatch]:
+            transform = job.transform.at(step)
+            whole = job.layout.batch(memory, slot, transform)
+            mine = HostBatch({name: rows[here] for name, rows in whole.arrays.items()})
+            return loader.load(transform, numbers, visits, mine)
 
         def receive() -> None:
             try:
                 while True:
-                    step, slot = connection.recv()
+                    step, *rest = connection.recv()
                     try:
-                        begun.put((step, begin(step, slot)))
+                        begun.put((step, begin(step, *rest)))
                     except Exception as error:
                         begun.put((step, functools.partial(_raise, error)))
             except (EOFError, OSError):  # the main process has closed the connection, or is no more

@@ -13,6 +13,7 @@ import numpy as np
 from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from vision_jax.data.views import Field
 from vision_jax.errors import ConfigError
 
 # From the one that may cross the slowest network to the one that needs the fastest.
@@ -143,20 +144,9 @@ def place(tree: Any, layouts: Any) -> Any:
     return jax.tree.map(place_one, tree, layouts)
 
 
-def abstract_batch(
-    mesh: Mesh, batch_size: int, image_shape: tuple[int, int, int], *, replaces: bool = False
-) -> dict[str, jax.ShapeDtypeStruct]:
-    """Returns shapes, dtypes and layout of a global batch of uint8 images (height, width, channels).
-
-    `replaces` says whether it tells which rows stand for damaged records.
-    """
-    batch = {
-        "image": jax.ShapeDtypeStruct((batch_size, *image_shape), np.uint8),
-        "label": jax.ShapeDtypeStruct((batch_size,), np.int32),
-        "mask": jax.ShapeDtypeStruct((batch_size,), np.float32),
-    }
-    if replaces:
-        batch["replaced"] = jax.ShapeDtypeStruct((batch_size,), np.float32)
+def abstract_batch(mesh: Mesh, batch_size: int, fields: Mapping[str, Field]) -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns shapes, dtypes and layout of a global batch that has the given fields a row."""
+    batch = {name: jax.ShapeDtypeStruct((batch_size, *field.shape), field.dtype) for name, field in fields.items()}
     return abstract(batch, along_batch(mesh))
 
 
@@ -172,24 +162,23 @@ def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
     return np.unique(np.concatenate([np.arange(batch_size)[index] for index in indices]))
 
 
-def batch_placer(mesh: Mesh, batch_size: int) -> Callable[[str, np.ndarray], jax.Array]:
-    """Returns a function that makes a global array of this process's rows, in the order of `local_rows`.
+def batch_placer(mesh: Mesh, batch_size: int) -> Callable[[Mapping[str, np.ndarray]], dict[str, jax.Array]]:
+    """Returns a function that makes a global batch of this process's rows, which are in the order of `local_rows`.
 
-    It returns when the rows have been copied, so that they may be written to again.
+    It begins to copy all fields, and returns when they have been copied, so that the rows may be written to again.
     """
     sharding = along_batch(mesh)
     rows = local_rows(mesh, batch_size)
     # On a CPU, an array of JAX could otherwise be the same memory.
     copies = mesh.devices.flat[0].platform == "cpu"
 
-    def place(key: str, values: np.ndarray) -> jax.Array:
+    def place(values: np.ndarray) -> jax.Array:
         def shard(index: tuple[slice, ...] | None) -> np.ndarray:
             start, stop, _ = (index[0] if index else slice(None)).indices(batch_size)
             first = int(np.searchsorted(rows, start))
             part = values[first : first + stop - start]
             return part.copy() if copies else part
 
-        array = jax.make_array_from_callback((batch_size, *values.shape[1:]), sharding, shard)
-        return jax.block_until_ready(array)
+        return jax.make_array_from_callback((batch_size, *values.shape[1:]), sharding, shard)
 
-    return place
+    return lambda batch: jax.block_until_ready({name: place(values) for name, values in batch.items()})

@@ -16,12 +16,12 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from vision_jax.data.loader import Prefetcher, Transform
+from vision_jax.data.loader import Prefetcher, Transform, batch_fields
 from vision_jax.data.order import EvalOrder
 from vision_jax.data.sources import Source
 from vision_jax.data.workers import create_loader
 from vision_jax.devices import sharding
-from vision_jax.errors import Interrupted
+from vision_jax.errors import DataError, Interrupted
 from vision_jax.objectives.base import Objective, Variables
 from vision_jax.runtime import writers
 from vision_jax.runtime.preemption import Preemption
@@ -48,6 +48,7 @@ class Context:
         seed: of what is random in an evaluation.
         constants: values of the objective's constants, on the devices.
         num_workers, num_threads, prefetch: of the loader.
+        max_bad_records: so many damaged records each process may leave out of the count.
         preemption: asked before each batch whether to stop, and while waiting for one; None: nobody is asked.
         watchdog: told of each batch.
     """
@@ -63,13 +64,13 @@ class Context:
     num_workers: int = 0
     num_threads: int | None = None
     prefetch: int = 2
+    max_bad_records: int = 0
     preemption: Preemption | None = None
     watchdog: Watchdog = dataclasses.field(default_factory=lambda: Watchdog(0))
 
     def abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Returns shapes, dtypes and layouts of a batch."""
-        shape = (self.transform.size, self.transform.size, self.transform.channels)
-        return sharding.abstract_batch(self.mesh, self.batch_size, shape)
+        return sharding.abstract_batch(self.mesh, self.batch_size, batch_fields(self.transform))
 
     def compile(self, step: Step, variables: Any) -> Step:
         """Compiles (variables, batch) -> pytree for this split, whose results every device then holds in full.
@@ -102,6 +103,8 @@ class Context:
                 sharding.local_rows(self.mesh, self.batch_size),
                 num_workers=self.num_workers,
                 num_threads=self.num_threads,
+                max_bad_records=self.max_bad_records,
+                leave_out=True,
             ) as loader,
             Prefetcher(
                 loader,
@@ -149,9 +152,17 @@ class Evaluator:
         return self._programs[id(objective)][1]
 
     def check_count(self, count: int) -> int:
-        """Returns how many examples were counted, after checking that each was counted once."""
-        if count != len(self.context.source):
-            raise AssertionError(f"{count} examples were counted, and there are {len(self.context.source)}.")
+        """Returns how many examples were counted, after checking that each was counted once, and saying what was not.
+
+        What was not are damaged records, where these may be left out.
+        """
+        there, context = len(self.context.source), self.context
+        if not 0 <= there - count <= context.max_bad_records * jax.process_count():
+            raise AssertionError(f"{count} examples were counted, and there are {there}.")
+        if not count:
+            raise DataError(f"All {there} examples are damaged: nothing is left to be measured.")
+        if count < there:
+            log.warning("%d of %d examples are damaged and left out: means are over the others.", there - count, there)
         return count
 
     def __call__(self, objective: Objective, variables: Prefixed) -> dict[str, float]:

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from vision_jax import augment
+from vision_jax.data.views import View
 
 Rows = Mapping[str, jax.Array]
 Views = dict[str, jax.Array]
@@ -110,6 +111,7 @@ class Setup:
     Attributes:
         model: the backbone; it has `num_classes`, which is 0 where the objective does not use its classifier.
         image_shape: (height, width, channels) of the model's input.
+        inputs: what the configuration says is cut out of each image.
         mean, std: normalization; see `augment.normalize`.
         augmentation: what is done to images on the devices, and by mixing to their targets.
         ema: how the moving average moves; None: none is kept.
@@ -122,6 +124,7 @@ class Setup:
     std: tuple[float, ...]
     augmentation: augment.Augmentation = NO_AUGMENTATION
     ema: Ema | None = None
+    inputs: tuple[View, ...] = (View(),)
     steps_per_epoch: int = 1
     total_steps: int = 1
 
@@ -142,6 +145,10 @@ class Objective:
     metrics: ClassVar[Mapping[str, bool]] = {}
 
     setup: Setup
+
+    def inputs(self) -> tuple[View, ...]:
+        """Returns what the loader cuts out of each image; the first is called `image`."""
+        return self.setup.inputs
 
     def init(self, key: jax.Array, inputs: Rows) -> dict[str, Any]:
         """Returns the initial variables: the backbone's, and heads beside its children.

@@ -1,0 +1,320 @@
+"""From records to rows of a batch: decode once, cut out all views, resize each.
+
+A transform takes some records at once, so that whatever NumPy can do for all of them is done in one call; what is left
+for each image runs in C without Python's lock.
+"""
+
+import bisect
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+import PIL.Image
+
+from vision_jax.data import jpeg
+from vision_jax.data.crops import choose_crops
+from vision_jax.data.decode import DecodeError, decode, decode_part, header_and_size
+from vision_jax.data.pillow import MAX_PIXELS
+from vision_jax.data.views import Field, View, check_names
+from vision_jax.errors import ConfigError
+
+# The loader has a thread for each core: OpenCV's own would only get in their way.
+cv2.setNumThreads(1)
+
+_CV2_FILTERS = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC, "area": cv2.INTER_AREA}
+_PILLOW_FILTERS = {"bilinear": PIL.Image.Resampling.BILINEAR, "bicubic": PIL.Image.Resampling.BICUBIC}
+# Crops that together span this share of an image are cut out of all of it: putting a part together costs more.
+_NEARLY_ALL = 0.7
+# What is copied out of a record as it is, by name.
+Copied = tuple[tuple[str, Field], ...]
+LABEL: Copied = (("label", Field((), np.dtype(np.int32))),)
+
+
+def _copy(copied: Copied, records: Sequence[Mapping[str, Any]], out: Mapping[str, np.ndarray]) -> None:
+    for name, _ in copied:
+        for row, record in enumerate(records):
+            out[name][row] = record[name]
+
+
+class _Decoded(NamedTuple):
+    """Pixels of an image, perhaps a part and perhaps reduced.
+
+    Attributes:
+        pixels: (height, width, channels) uint8.
+        top, left: where they begin, in pixels of the whole image.
+        factor: what their number in each direction was multiplied with.
+    """
+
+    pixels: np.ndarray
+    top: int
+    left: int
+    factor: float
+
+    def cut(self, crop: Sequence[int]) -> np.ndarray:
+        """Returns the pixels of a crop (top, left, height, width), in pixels of the whole image."""
+        top, left, height, width = crop
+        top, left, factor = top - self.top, left - self.left, self.factor
+        bottom = min(self.pixels.shape[0], round((top + height) * factor))
+        right = min(self.pixels.shape[1], round((left + width) * factor))
+        top, left = round(top * factor), round(left * factor)
+        return self.pixels[min(top, bottom - 1) : bottom, min(left, right - 1) : right]
+
+    def halved(self) -> "_Decoded":
+        """Returns the means of two by two pixels; a last row or column that is left over falls away."""
+        height, width = self.pixels.shape[0] // 2, self.pixels.shape[1] // 2
+        half = cv2.resize(self.pixels[: 2 * height, : 2 * width], (width, height), interpolation=cv2.INTER_AREA)
+        return _Decoded(half.reshape(height, width, -1), self.top, self.left, self.factor / 2)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainTransform:
+    """The random resized crops of training, one or many of each image, which is decoded once.
+
+    Of a JPEG only what the crops together need is decoded, as far as the file allows it (see `jpeg.part`); where all of
+    them are at least twice their output it is reduced while it is decoded, which is both faster and antialiased. Where
+    only some are, those are cut out of pixels that were halved as often as it takes. What is left, a factor below two,
+    is up to `filter`.
+
+    Attributes:
+        views: what is cut out; see `crops.choose_crops` for where.
+        channels: 3 for RGB, 1 for grayscale.
+        seed: keys the crops, with the visit, the record and the number of the view.
+        filter: "bilinear", "bicubic" or "area", OpenCV's; "pillow-bilinear" or "pillow-bicubic", antialiased, as
+            torchvision and timm train, and slower.
+        scaled_decoding: reduce images while they are decoded, or afterwards, as above.
+        fast_dct, fast_upsampling: libjpeg-turbo's faster and less exact ways.
+        sizes: (first step, size) pairs, ascending: from that step on the view `image` has another size (progressive
+            resizing).
+        copied: what of a record is a field of the batch as it is.
+        max_pixels: larger images are refused before they are decoded.
+
+    Raises:
+        ConfigError: if two views have the same name, or there are `sizes` but no view `image`.
+    """
+
+    views: tuple[View, ...]
+    channels: int
+    seed: int
+    filter: str = "bilinear"
+    scaled_decoding: bool = True
+    fast_dct: bool = False
+    fast_upsampling: bool = False
+    sizes: tuple[tuple[int, int], ...] = ()
+    copied: Copied = LABEL
+    max_pixels: int = MAX_PIXELS
+
+    def __post_init__(self) -> None:
+        check_names(self.views)
+        names = [view.name for view in self.views]
+        if self.sizes and "image" not in names:
+            raise ConfigError(f"Progressive sizes are those of the view 'image', and the views are {names}.")
+
+    def at(self, step: int) -> "TrainTransform":
+        """Returns the transform of a step."""
+        index = bisect.bisect_right([first for first, _ in self.sizes], step)
+        return self._resized(self.sizes[index - 1][1]) if index else self
+
+    def largest(self) -> "TrainTransform":
+        """Returns the transform of a step whose fields take the most."""
+        return self._resized(max(size for _, size in self.sizes)) if self.sizes else self
+
+    def _resized(self, size: int) -> "TrainTransform":
+        views = (dataclasses.replace(view, size=size) if view.name == "image" else view for view in self.views)
+        return dataclasses.replace(self, views=tuple(views))
+
+    def fields(self) -> dict[str, Field]:
+        """Returns the fields of the batch that it writes."""
+        images = {name: field for view in self.views for name, field in view.fields(self.channels).items()}
+        return images | dict(self.copied)
+
+    def __call__(
+        self,
+        records: Sequence[Mapping[str, Any]],
+        numbers: np.ndarray,
+        visits: np.ndarray,
+        out: Mapping[str, np.ndarray],
+    ) -> None:
+        """Decodes records into rows of a batch.
+
+        Args:
+            records: n of them, with the encoded image as `image`, and what is copied.
+            numbers: (n,) integers, their numbers in the source.
+            visits: (n,) integers, the how manieth time each is seen in the training.
+            out: n rows of each of `fields()`, contiguous.
+
+        Raises:
+            DecodeError: for the first image that is damaged or of no known format.
+        """
+        _copy(self.copied, records, out)
+        headers: list[jpeg.Header | None] = []
+        sizes = np.empty((len(records), 2), np.int64)
+        for row, record in enumerate(records):
+            try:
+                header, sizes[row] = header_and_size(record["image"], self.max_pixels)
+            except ValueError as error:
+                raise DecodeError(row, str(error)) from error
+            headers.append(header)
+        crops = choose_crops(self.views, self.seed, numbers, visits, sizes)
+        self._write_boxes(crops, sizes, out)
+        outputs = [view.size for view in self.views for _ in range(view.count)]
+        for row, (record, header) in enumerate(zip(records, headers, strict=True)):
+            targets: list[np.ndarray] = []
+            for view in self.views:
+                rows = out[view.name]
+                targets += [rows[row]] if view.count == 1 else list(rows[row])
+            try:
+                self._cut_all(record["image"], header, crops[row].tolist(), outputs, targets)
+            except ValueError as error:
+                raise DecodeError(row, str(error)) from error
+
+    def _write_boxes(self, crops: np.ndarray, sizes: np.ndarray, out: Mapping[str, np.ndarray]) -> None:
+        """Writes where the crops lie, for the views that want it."""
+        first = 0
+        for view in self.views:
+            here = slice(first, first := first + view.count)
+            if view.geometry:
+                boxes = crops[:, here].copy()
+                boxes[..., 2:] += boxes[..., :2]
+                out[f"{view.name}_box"][:] = (boxes / np.tile(sizes, 2)[:, None]).reshape(out[f"{view.name}_box"].shape)
+
+    def _cut_all(
+        self,
+        data: bytes,
+        header: jpeg.Header | None,
+        crops: Sequence[Sequence[int]],
+        sizes: Sequence[int],
+        targets: Sequence[np.ndarray],
+    ) -> None:
+        """Decodes an image once and writes its crops.
+
+        Args:
+            data, header: the image.
+            crops: top, left, height, width of each.
+            sizes: heights and widths of the results.
+            targets: where they are written.
+        """
+        levels = [self._decode(data, header, crops, sizes)]
+        for crop, size, target in zip(crops, sizes, targets, strict=True):
+            level = 0
+            if self.scaled_decoding and len(crops) > 1:
+                # A crop that is alone was reduced by the decoder, which of several serves the one that needs the most.
+                level = max(0, math.floor(math.log2(min(crop[2:]) * levels[0].factor / size)))
+                while len(levels) <= level:
+                    levels.append(levels[-1].halved())
+            self._resize(levels[level].cut(crop), size, target)
+
+    def _decode(
+        self, data: bytes, header: jpeg.Header | None, crops: Sequence[Sequence[int]], sizes: Sequence[int]
+    ) -> _Decoded:
+        """Decodes as little of an image as its crops need, reduced if all of them are large."""
+        if header is not None:
+            if len(crops) == 1:
+                region = crops[0]
+            else:
+                top, left = min(crop[0] for crop in crops), min(crop[1] for crop in crops)
+                bottom, right = max(crop[0] + crop[2] for crop in crops), max(crop[1] + crop[3] for crop in crops)
+                region = [top, left, bottom - top, right - left]
+                if region[2] * region[3] > _NEARLY_ALL * header.height * header.width:
+                    region = [0, 0, header.height, header.width]
+            shrink = 1.0
+            if self.scaled_decoding:
+                shrink = max(size / min(crop[2:]) for crop, size in zip(crops, sizes, strict=True))
+            fast = {"fastdct": self.fast_dct, "fastupsample": self.fast_upsampling}
+            part = decode_part(data, header, region, shrink, self.channels, fast)
+            if part is not None:
+                pixels, box = part
+                rows, columns = box.bottom - box.top, box.right - box.left
+                # The decoder reduces to so many eighths, and rounds the size up.
+                eighths = next(
+                    n for n in (8, *range(1, 8)) if (-(-rows * n // 8), -(-columns * n // 8)) == pixels.shape[:2]
+                )
+                return _Decoded(pixels, box.top, box.left, eighths / 8)
+        return _Decoded(decode(data, self.channels, max_pixels=self.max_pixels), 0, 0, 1.0)
+
+    def _resize(self, pixels: np.ndarray, size: int, out: np.ndarray) -> None:
+        """Resizes (height, width, channels) into (size, size, channels)."""
+        if (code := _CV2_FILTERS.get(self.filter)) is not None:
+            target = out if self.channels == 3 else out[:, :, 0]
+            cv2.resize(pixels, (size, size), dst=target, interpolation=code)
+        else:
+            filter_name = self.filter.removeprefix("pillow-")
+            image = _as_pillow(pixels).resize((size, size), _PILLOW_FILTERS[filter_name])
+            out[:] = np.asarray(image).reshape(out.shape)
+
+
+def _as_pillow(pixels: np.ndarray) -> PIL.Image.Image:
+    """Returns (height, width, 1 or 3) uint8 as a Pillow image."""
+    return PIL.Image.fromarray(np.ascontiguousarray(pixels if pixels.shape[2] == 3 else pixels[:, :, 0]))
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalTransform:
+    """Resize and center crop, as torchvision and timm evaluate: exact decoding, then Pillow's antialiased filters.
+
+    Of an image more than sixteen times as long as wide only the middle is resized: the rest could take gigabytes.
+
+    Attributes:
+        size: height and width of the result.
+        resize: the shorter side is resized to it first; the longer one in proportion, rounded down.
+        channels: 3 for RGB, 1 for grayscale.
+        filter: "bilinear" or "bicubic".
+        copied: what of a record is a field of the batch as it is.
+        max_pixels: larger images are refused before they are decoded.
+    """
+
+    size: int
+    resize: int
+    channels: int
+    filter: str = "bilinear"
+    copied: Copied = LABEL
+    max_pixels: int = MAX_PIXELS
+
+    def at(self, step: int) -> "EvalTransform":
+        """Returns the transform of a step: this one."""
+        return self
+
+    def largest(self) -> "EvalTransform":
+        """Returns the transform of a step whose fields take the most: this one."""
+        return self
+
+    def fields(self) -> dict[str, Field]:
+        """Returns the fields of the batch that it writes: `image`, (size, size, channels) uint8, and what is copied."""
+        return {"image": Field((self.size, self.size, self.channels), np.dtype(np.uint8))} | dict(self.copied)
+
+    def __call__(
+        self,
+        records: Sequence[Mapping[str, Any]],
+        numbers: np.ndarray,
+        visits: np.ndarray,
+        out: Mapping[str, np.ndarray],
+    ) -> None:
+        """Decodes `records` into `out`, n rows of each of `fields()`. Nothing depends on `numbers` or `visits`.
+
+        Raises:
+            DecodeError: for the first image that is damaged or of no known format.
+        """
+        _copy(self.copied, records, out)
+        for row, record in enumerate(records):
+            try:
+                pixels = decode(record["image"], self.channels, max_pixels=self.max_pixels)
+            except ValueError as error:
+                raise DecodeError(row, str(error)) from error
+            height, width = pixels.shape[:2]
+            longest = 16 * min(height, width)
+            if max(height, width) > longest:
+                top, left = max(0, height - longest) // 2, max(0, width - longest) // 2
+                pixels = pixels[top : top + longest, left : left + longest]
+                height, width = pixels.shape[:2]
+            if height <= width:
+                new_height, new_width = self.resize, self.resize * width // height
+            else:
+                new_height, new_width = self.resize * height // width, self.resize
+            image = _as_pillow(pixels)
+            if (new_height, new_width) != (height, width):
+                image = image.resize((new_width, new_height), _PILLOW_FILTERS[self.filter])
+            top, left = round((new_height - self.size) / 2), round((new_width - self.size) / 2)
+            crop = image.crop((left, top, left + self.size, top + self.size))
+            out["image"][row] = np.asarray(crop).reshape(self.size, self.size, self.channels)
