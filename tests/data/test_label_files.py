@@ -109,7 +109,7 @@ def test_validation_split_with_a_file(flat: pathlib.Path):
         source(flat, val_labels="other.csv")
     for name in ("val.csv", "val_labels.csv", "LOC_val_solution.csv", "val/labels.csv"):
         (flat / name).write_text(text)  # found without being named
-        assert [label for _, label in map(source(flat).__getitem__, range(4))] == [1, 0, 0, 1]
+        assert [source(flat)[i]["label"] for i in range(4)] == [1, 0, 0, 1]
         (flat / name).unlink()
     # The other way round: the training split has a file.
     other = source(flat, train=True, train_split="val", train_labels="mine.csv")
