@@ -171,7 +171,7 @@ def test_spikes(poison, tmp_path: pathlib.Path, policy: str):
     config = configuration(guard__spikes=policy, guard__spike_deviations=8.0, guard__window=4)
     config.loss.class_weights = tuple(weights)
     if policy == "stop":
-        with pytest.raises(NonFiniteError, match=r"At step 7 .* far above those of the steps before .*checkpoint is step 4"):
+        with pytest.raises(NonFiniteError, match=r"At step 7 .* far above .*checkpoint is step 4"):
             run(config, tmp_path)
         return
     config.total_steps = 10
