@@ -57,6 +57,10 @@ class Topology:
     def arguments(self) -> list[str]:
         return [f"--config.mesh.{self.axis}=2", "--config.mesh.fsdp_min_size=1"] if self.axis else []
 
+    def divides(self) -> bool:
+        """Returns whether the processes hold different parts of the state."""
+        return self.processes > 1 and self.axis == "fsdp"
+
     def __str__(self) -> str:
         return f"{self.processes} x {self.devices}" + (f", {self.axis}=2" if self.axis else "")
 
@@ -285,9 +289,9 @@ class Chaos:
     def _start_once(self, workdir: Workdir, faults: int) -> bool:
         """Starts the run, with what is left of the faults, and returns whether it has become complete."""
         before, aside = workdir.saved(), workdir.set_aside()
-        topology, counted = self._choose_topology(), len(self.faults)
-        damage = None
-        if len(self.faults) < faults and self._peek() == "damage":
+        damages, damage = len(self.faults) < faults and self._peek() == "damage", None
+        topology, counted = self._choose_topology(damages), len(self.faults)
+        if damages:
             # With one checkpoint, the run would rightly refuse to go on.
             damage = self._damage(workdir, topology) if len(before) > 1 else self._put_off()
         final = None
@@ -447,9 +451,13 @@ class Chaos:
             except ChaosError as error:
                 raise ChaosError(f"{error}\nAttempt {self._attempts} on {topology}: see {log}") from error
 
-    def _choose_topology(self) -> Topology:
-        others = [each for each in self.topologies if each != self._previous]
-        self._previous = self.random.choice(others or list(self.topologies))
+    def _choose_topology(self, damages: bool) -> Topology:
+        """Returns one at random. The first damage is to be found where one process alone reads what is damaged."""
+        wanted = list(self.topologies)
+        if damages and not any(fault.kind == "damage" and fault.topology.divides() for fault in self.faults):
+            wanted = [each for each in wanted if each.divides()] or wanted
+        others = [each for each in wanted if each != self._previous]
+        self._previous = self.random.choice(others or wanted)
         return self._previous
 
     def _peek(self) -> str:

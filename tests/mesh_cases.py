@@ -67,10 +67,12 @@ class Case:
         config = make_config(self.model, self.mesh_name)
         self.mesh = mesh = sharding.make_mesh(config.mesh, self.devices)
         plan = config_lib.make_plan(config, num_examples=160)
-        model = build.build_model(config, num_classes=8)
-        self.initialize, train_step, self.abstract_state = build.make_functions(config, plan, model, mesh)
+        program = build.make_program(config, plan, build.make_objective(config, 8, plan), mesh)
+        self.initialize, self.abstract_state = program.initialize, program.abstract_state
         batch = sharding.abstract_batch(mesh, BATCH_SIZE, IMAGE_FIELDS)
-        self.step = compilation.compile_step(compilation.trace_step(mesh, train_step, self.abstract_state, batch))
+        self.step = compilation.compile_step(
+            compilation.trace_step(mesh, program.train_step, self.abstract_state, batch, {})
+        )
 
     def train(self, state, first: int, last: int):
         """Returns the state after steps `first` to `last` - 1, and their losses and norms of gradients."""
@@ -83,7 +85,7 @@ class Case:
                 "label": random.randint(0, 8, BATCH_SIZE).astype(np.int32),
                 "mask": np.ones(BATCH_SIZE, np.float32),
             }
-            state, metrics = self.step(state, place({name: values[rows] for name, values in batch.items()}), None)
+            state, metrics = self.step(state, place({name: values[rows] for name, values in batch.items()}), {})
             found.append([float(metrics["loss"]), float(metrics["grad_norm"])])
         return state, found
 

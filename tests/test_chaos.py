@@ -1,5 +1,6 @@
 """The short form of `chaos.py`: two processes on the same topology, whose end is that of an undisturbed run to the bit.
 
+Each of them holds a part of the state, so that damage is found by one of them alone.
 SIGTERM and a frozen process are in test_processes.py, a file system that fills up in test_resume.py.
 """
 
@@ -14,7 +15,7 @@ import pytest
 def test_faults_leave_no_trace(tmp_path: pathlib.Path, cache: pathlib.Path, capsys: pytest.CaptureFixture[str]):
     run = chaos.Chaos(
         "tests/small_vit.py",
-        (chaos.Topology(2, 1),),
+        (chaos.Topology(2, 1, "fsdp"),),
         directory=tmp_path,
         disk=tmp_path,
         random=random.Random(0),

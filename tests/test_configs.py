@@ -1,17 +1,16 @@
 """Every file in configs/ makes training steps, without data and with few blocks."""
 
+import dataclasses
 import importlib.util
 import pathlib
 import types
-from collections.abc import Callable
 
-import flax.linen as nn
 import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from vision_jax import build, evaluate, models, steps
+from vision_jax import build, models
 from vision_jax import config as config_lib
 from vision_jax.devices import sharding
 
@@ -49,8 +48,8 @@ def reduced(recipe: str) -> ConfigDict:
     return config
 
 
-def make(config: ConfigDict) -> tuple[nn.Module, Callable, steps.TrainStep, object]:
-    """Returns the model with one block a stage, what makes the state, the step, and the teacher's shapes if any."""
+def make(config: ConfigDict) -> tuple[build.Program, object]:
+    """Returns the program of a model with one block a stage, and the shapes of the objective's constants."""
     options = build.all_model_options(config, config.model.num_classes or 10)
     fields = models.registry.option_names(config.model.name)
     if "depths" in fields:
@@ -60,13 +59,9 @@ def make(config: ConfigDict) -> tuple[nn.Module, Callable, steps.TrainStep, obje
     model = models.create_model(config.model.name, dtype=build.compute_dtype(config), **options)
     plan = config_lib.make_plan(config, 16)
     mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
-    initialize, train_step, _ = build.make_functions(config, plan, model, mesh)
-    teacher = None
-    if config.distill.teacher is not None:
-        theirs = build.build_teacher(config, model.num_classes).model
-        images = jax.ShapeDtypeStruct((1, *evaluate.image_shape(config)), np.float32)
-        teacher = jax.eval_shape(lambda x: theirs.init(jax.random.key(0), x, train=False), images)
-    return model, initialize, train_step, teacher
+    objective = build.make_objective(config, options["num_classes"], plan)
+    objective = dataclasses.replace(objective, setup=dataclasses.replace(objective.setup, model=model))
+    return build.make_program(config, plan, objective, mesh), build.abstract_constants(objective, mesh)
 
 
 def shapes(tree: object) -> object:
@@ -85,13 +80,14 @@ def batch_of(size: int, channels: int) -> dict[str, jax.ShapeDtypeStruct]:
 def test_a_step_gives_what_it_takes(recipe: str):
     """So there can be any number of them; and an evaluation at its own size."""
     config = reduced(recipe)
-    model, initialize, train_step, teacher = make(config)
-    state = jax.eval_shape(initialize)
+    program, constants = make(config)
+    state = jax.eval_shape(program.initialize)
     for size in {config.data.image_size, *config.data.progressive_sizes[:1]}:
-        after, metrics = jax.eval_shape(train_step, state, batch_of(size, config.data.channels), teacher)
+        after, metrics = jax.eval_shape(program.train_step, state, batch_of(size, config.data.channels), constants)
         assert shapes(after) == shapes(state)
         assert {"loss", "top1", "grad_norm", "learning_rate"} <= metrics.keys()
-    eval_step = steps.make_eval_step(model, mean=config.data.mean, std=config.data.std, flip=config.eval.flip)
+    evaluator = build.make_evaluators(config, program.objective, None, None)["val"]
+    eval_step = evaluator.make_step(program.objective)
     batch = batch_of(config_lib.eval_size(config), config.data.channels)
     assert jax.eval_shape(eval_step, {"": state.variables}, batch).keys() == {"loss", "top1", "top5", "count"}
 
@@ -104,14 +100,16 @@ def test_two_steps_are_taken(recipe: str):
     if config.model.name != "inception_v3":  # whose auxiliary classifier would have nothing left
         config.data.image_size = min(config.data.image_size, 112)
     config.data.eval_size = None
-    _, initialize, train_step, _ = make(config)
-    state = initialize()
-    step = jax.jit(train_step, compiler_options={"xla_backend_optimization_level": 0})
+    program, _ = make(config)
+    state = program.initialize()
+    step = jax.jit(program.train_step, compiler_options={"xla_backend_optimization_level": 0})
     before = jax.device_get(state.params)
     random = np.random.default_rng(0)
     for _ in range(2):
-        image = random.integers(0, 256, (8, *evaluate.image_shape(config)), np.uint8)
-        state, metrics = step(state, {"image": image, "label": np.arange(8, dtype=np.int32)})
+        image = random.integers(0, 256, (8, *build.image_shape(config)), np.uint8)
+        state, metrics = step(
+            state, {"image": image, "label": np.arange(8, dtype=np.int32), "mask": np.ones(8, np.float32)}
+        )
         assert np.isfinite(metrics["loss"])
         assert np.isfinite(metrics["grad_norm"])
     assert not all(jax.tree.leaves(jax.tree.map(np.array_equal, before, jax.device_get(state.params))))

@@ -5,11 +5,13 @@ import pytest
 from conftest import Pictures
 
 import vision_jax
+from vision_jax import build, evaluate
 from vision_jax import config as config_lib
-from vision_jax import evaluate
+from vision_jax.data.sources import check_classes
 from vision_jax.data.transforms import EvalTransform
 from vision_jax.devices import sharding
 from vision_jax.errors import DataError
+from vision_jax.runtime.checkpoint import score
 
 
 class Source(Pictures):
@@ -32,10 +34,11 @@ def test_counts_each_example_once(length: int, num_devices: int):
     """Against a plain loop over the examples, one at a time."""
     config, source = config_of(8), Source(length)
     model = vision_jax.create_model("lenet5", num_classes=5, in_channels=3)
-    variables = model.init(jax.random.key(0), jnp.zeros((1, 16, 16, 3)), train=False)
+    variables = {"batch_stats": {}, **model.init(jax.random.key(0), jnp.zeros((1, 16, 16, 3)), train=False)}
     mesh = sharding.make_mesh(config.mesh, jax.devices()[:num_devices])
     placed = jax.device_put(dict(variables), sharding.replicated(mesh))
-    results = evaluate.Evaluator(config, mesh, model, source)({"": placed})
+    objective = build.make_objective(config, 5)
+    results = evaluate.measure(build.make_evaluators(config, objective, mesh, source), objective, {"": placed})
 
     top1 = top5 = 0
     loss = 0.0
@@ -58,15 +61,15 @@ def test_classes_must_be_those_of_training():
     source = Source(1)
     source.class_names = ["a", "b", "c", "d", "f"]
     with pytest.raises(DataError, match=r"missing are \['e'\], only there are \['f'\]"):
-        evaluate.check_classes(source, 5, ["a", "b", "c", "d", "e"], "validation")
+        check_classes(source, 5, ["a", "b", "c", "d", "e"], "validation")
     with pytest.raises(DataError, match="has 5 classes and the training data 6"):
-        evaluate.check_classes(Source(1), 6, [], "validation")
+        check_classes(Source(1), 6, [], "validation")
 
 
 def test_scores():
-    assert evaluate.score("val/top1", {"val/top1": 0.5}) == 0.5
-    assert evaluate.score("val/loss", {"val/loss": 0.5}) == -0.5
-    assert evaluate.score("val/loss", {"val/loss": None}) is None
+    assert score("val/top1", {"val/top1": 0.5}) == 0.5
+    assert score("val/loss", {"val/loss": 0.5}) == -0.5
+    assert score("val/loss", {"val/loss": None}) is None
 
 
 def test_table():

@@ -7,10 +7,11 @@ import subprocess
 import sys
 import time
 
+import jax
 import pytest
-from conftest import Command, encode, picture, records
+from conftest import REPOSITORY, Command, encode, picture, records
 
-from vision_jax import evaluate
+from vision_jax import evaluate, main
 from vision_jax.data import tfds_format
 from vision_jax.errors import CheckpointError
 
@@ -83,6 +84,10 @@ def test_a_finished_run_is_evaluated_to_the_same_numbers(command: Command, tmp_p
     assert "Going on from step 3 of 6" in printed
     assert records(tmp_path)[-1] == trained[6]
 
+    # A batch twice as large makes it another place in the training, and this is said.
+    printed = command(*allowed, "--config.batch_size=128", "--config.total_steps=7")
+    assert "Step 6 was epoch 0.272727 and is epoch 0.545455 now; the learning rate was 0 and is " in printed
+
 
 @pytest.mark.slow
 def test_resnet_recipe_takes_steps_without_data(command: Command, tmp_path: pathlib.Path):
@@ -143,7 +148,9 @@ def test_help_and_import_are_quick_and_never_import_tensorflow(command: Command,
         (["--config.batch_size=2000"], 1, "more than the 1437 examples"),
         (["--config.model.num_classes=3"], 1, "model.num_classes is 3, but the data has 10 classes"),
         (["--config.data.image_size=8", "--config.data.eval_resize=8"], 1, "lenet5 cannot take images of"),
-        (["--workdir=/dev/null/x"], 1, "Cannot use the workdir /dev/null/x"),
+        (["--workdir=/dev/null/x"], 1, "Cannot use the workdir /dev/null/x: /dev/null is not a directory"),
+        (["--workdir=gs://bucket/run"], 1, "--workdir is 'gs://bucket/run': URLs are not supported here; mount"),
+        (["--config.data.dir=s3://bucket/data"], 1, "data.dir is 's3://bucket/data': URLs are not supported here"),
     ],
 )
 def test_bad_input_is_one_message(
@@ -153,7 +160,54 @@ def test_bad_input_is_one_message(
     assert message in printed
     assert printed.count("error: ") == 1
     assert "Traceback" not in printed
-    assert not (tmp_path / "w" / "checkpoints").exists()
+    assert not (tmp_path / "w").exists()
+    assert not any((REPOSITORY / name).exists() for name in ("gs:", "s3:"))
+
+
+@pytest.mark.skipif(any(pathlib.Path("/dev").glob("nvidia*")), reason="there may be a GPU")
+def test_a_platform_that_is_not_there(command: Command, tmp_path: pathlib.Path):
+    printed = command(*TINY, f"--workdir={tmp_path / 'w'}", status=1, JAX_PLATFORMS="cuda")
+    assert printed.startswith("error: JAX_PLATFORMS is 'cuda', which JAX cannot use: ")
+    assert printed.count("\n") == 1
+    assert not (tmp_path / "w").exists()
+
+
+@pytest.mark.parametrize("directory", [None, "FILE/x"])
+def test_compiled_programs_need_no_cache(
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    directory: str | None,
+):
+    """With none that can be made, a run says so and goes on."""
+    file = tmp_path / "file"
+    file.touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(file))
+    before = jax.config.jax_compilation_cache_dir
+    main._enable_compilation_cache(directory and directory.replace("FILE", str(file)))
+    assert "Compiled programs are not kept for the next run: " in caplog.text
+    assert str(file) in caplog.text
+    assert jax.config.jax_compilation_cache_dir == before
+
+
+def test_streams_that_are_closed(command: Command, tmp_path: pathlib.Path):
+    """And no file gets the number of one of them, so that nothing is printed into it."""
+    program = (sys.executable, "-m", "vision_jax.main", *TINY, f"--workdir={tmp_path / 'w'}")
+    closed = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh"]
+    done = subprocess.run([*closed, *program], env=command.environment, cwd=REPOSITORY)
+    assert done.returncode == 0
+    assert [line["step"] for line in records(tmp_path / "w")] == [1, 2, 3, 3, 4, 5, 6, 6]
+
+
+def test_what_is_said_after_ctrl_c(tmp_path: pathlib.Path):
+    assert main._what_is_saved(None) == main._what_is_saved(tmp_path) == ": no checkpoint had been saved yet"
+    checkpoints = tmp_path / "checkpoints"
+    (checkpoints / "3.orbax-checkpoint-tmp").mkdir(parents=True)
+    assert main._what_is_saved(tmp_path) == ": no checkpoint had been saved yet"
+    (checkpoints / "3").mkdir()
+    assert main._what_is_saved(tmp_path) == ": the same command goes on from the last checkpoint"
+    (tmp_path / "loop").symlink_to("loop")  # there may be one that cannot be seen
+    assert main._what_is_saved(tmp_path / "loop") == ": the same command goes on from the last checkpoint"
 
 
 def test_config_files_that_cannot_be_used(command: Command, tmp_path: pathlib.Path):
@@ -168,11 +222,10 @@ def test_config_files_that_cannot_be_used(command: Command, tmp_path: pathlib.Pa
     assert 'Did you mean "batch_size" instead of "batchsize"? (' in printed
     assert "config.py, line 4)" in printed
     assert "Traceback" not in printed
-    (tmp_path / "config.py").write_text("def get_config():\n  return 1 / 0\n")
-    printed = command(f"--config={tmp_path / 'config.py'}", status=2)
-    assert "ZeroDivisionError in the config file: division by zero" in printed
     (tmp_path / "config.py").write_text("def get_config():\n  return {'batch_size': 3}\n")
-    command(f"--config={tmp_path / 'config.py'}", status=2)
+    printed = command(f"--config={tmp_path / 'config.py'}", "--config.batch_size=3", "--workdir=gs://b", status=2)
+    assert printed.startswith(f"error: get_config() of {tmp_path / 'config.py'} returns a dict, not a ConfigDict. A ")
+    assert printed.count("\n") == 2  # the other one says how to get help
     assert "Neither --config nor --workdir" in command(status=1)
 
 

@@ -1,12 +1,16 @@
 """Several processes train as one does."""
 
+import json
 import pathlib
+import re
 import signal
 import socket
+import subprocess
+import sys
 import time
 
 import pytest
-from conftest import LONG_EVALUATION, Command, encode, picture, records
+from conftest import LONG_EVALUATION, REPOSITORY, Command, encode, picture, records
 
 from vision_jax.data import order, tfds_format
 from vision_jax.errors import STATUS_HANG
@@ -145,6 +149,76 @@ def test_what_ends_or_freezes_one_of_two_processes_ends_both(command: Command, t
     assert failing[1].returncode == 1
     printed = failing[0].communicate(timeout=60)[1]
     assert failing[0].returncode not in (0, 75), printed
+
+
+@pytest.fixture(scope="module")
+def found(cache: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, dict]:
+    """Returns what two processes found in the cases of process_cases.py."""
+    directory = tmp_path_factory.mktemp("cases")
+    launcher = ("launch/local.py", "--processes=2", "--devices=1", "--module=process_cases", "--")
+    environment = {"PYTHONPATH": f"{REPOSITORY}:{pathlib.Path(__file__).parent}"}
+    done = subprocess.run(
+        [sys.executable, *launcher, f"--directory={directory}"],
+        cwd=REPOSITORY,
+        env={**Command(cache).environment, **environment, "XLA_FLAGS": "--xla_backend_optimization_level=0"},
+        capture_output=True,
+        text=True,
+        timeout=180,
+    )
+    assert done.returncode == 0, done.stderr
+    first, second = (json.loads((directory / f"process_{i}.json").read_text()) for i in range(2))
+    return first, second
+
+
+@pytest.mark.slow
+def test_both_go_back_if_one_cannot_read_its_part_of_a_checkpoint(found: tuple[dict, dict]):
+    """With FSDP, where each reads other files; in evaluation, which may be told not to, and in training."""
+    for process in found:
+        assert process["damaged"]["evaluated"] == 4
+        kind, text = process["damaged"]["wanted"]
+        assert kind == "DamagedError"
+        assert re.search(r"checkpoints/8 is damaged: .+ \(process [01]\)$", text)
+        assert process["damaged"]["steps"] == [12, 12]
+        assert sum("GOING BACK" in message for message in process["messages"]) == 2
+    moved = [
+        message for process in found for message in process["messages"] if "checkpoint of step 8 is now" in message
+    ]
+    assert len(moved) == 1
+
+
+@pytest.mark.slow
+def test_the_first_process_tells_what_it_reads(found: tuple[dict, dict]):
+    for index, process in enumerate(found):
+        value, error, unexpected, gathered = process["told"]
+        assert value == {"process": 0, "é": [1.5, None]}
+        assert error == ["CheckpointError", "There is none."]
+        expected = ["OSError", "stale handle"], ["DistributedError", "Process 0 failed with OSError: stale handle"]
+        assert unexpected == expected[index]
+        assert gathered == ["", "x"]
+
+
+@pytest.mark.slow
+def test_processes_that_see_other_data_stop_and_say_so(found: tuple[dict, dict]):
+    for process in found:
+        length, names, contents, same = process["data"]
+        assert same is None
+        for kind, text in (length, names, contents):
+            assert kind == "DistributedError"
+            assert text.startswith("The processes do not see the same data:\n  the ")
+            assert "Each process must see the same files in data.dir" in text
+            assert text.count(" in process 1\n") == 1
+            assert "training data" not in text
+        assert "the number of records in the validation data is 9 in process 0 and 10 in process 1" in length[1]
+        assert "the hash of the class names of the validation data is " in names[1]
+        assert 'the fingerprint of the validation data is "same" in process 0 and "ame" in process 1' in contents[1]
+
+
+@pytest.mark.slow
+def test_weights_of_the_host_are_placed_without_collectives(found: tuple[dict, dict]):
+    for index, process in enumerate(found):
+        by_jax, local = process["placed"]
+        assert by_jax == "compared"
+        assert local == [[0, 1, 2], [[0, 1], [2, 3]][index], [0, 1, 2], [0, 1, 2, 3]]
 
 
 def test_incomplete_flags(command: Command, tmp_path: pathlib.Path):

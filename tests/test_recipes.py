@@ -116,9 +116,7 @@ def decays_of(config: ConfigDict) -> tuple[int, int]:
         "blur_pool",
         "remat",
     )
-    options = {
-        f"model.{k}": v for k, v in build.model_options(config).items() if k not in (*shapeless, "scan_blocks")
-    }
+    options = {f"model.{k}": v for k, v in build.model_options(config).items() if k not in (*shapeless, "scan_blocks")}
     takes = registry.option_names(config.model.name)
     if "scan_blocks" in takes:
         options["model.scan_blocks"] = True

@@ -1,5 +1,6 @@
 """What becomes of steps whose numbers are bad: the run goes back, and on with the batches after them."""
 
+import dataclasses
 import json
 import pathlib
 import types
@@ -66,30 +67,30 @@ def poison(monkeypatch: pytest.MonkeyPatch):
     source.close = lambda: None
     monkeypatch.setattr(build, "create_source", lambda config, train: source)
     monkeypatch.setattr(jax, "device_count", lambda: 1)
-    make_mesh, make_functions = sharding.make_mesh, build.make_functions
+    make_mesh, make_program = sharding.make_mesh, build.make_program
     monkeypatch.setattr(sharding, "make_mesh", lambda mesh: make_mesh(mesh, jax.devices()[:1]))
 
     made: list[Any] = []  # a test trains several times with the same functions: they are made and compiled once
     compile_steps = build.compile_steps
 
     def poisoned(*arguments: Any):
-        return made[0] if made else made.append(poison_step(*make_functions(*arguments))) or made[0]
+        return made[0] if made else made.append(poison_step(make_program(*arguments))) or made[0]
 
     def compiled(*arguments: Any):
         return made[1] if len(made) > 1 else made.append(compile_steps(*arguments)) or made[1]
 
-    def poison_step(initialize: Any, step: Any, abstract: Any):
+    def poison_step(program: build.Program):
 
-        def train_step(state: Any, batch: Any, teacher: Any = None):
-            state, metrics = step(state, batch, teacher)
+        def train_step(state: Any, batch: Any, constants: Any = None):
+            state, metrics = program.train_step(state, batch, constants)
             bad = jnp.isin(batch["label"], jnp.array([*records, -1])).any()
             poison = jnp.where(bad, jnp.nan, 0.0)
             params = jax.tree.map(lambda x: x + poison, state.params)
             return state.replace(params=params), {**metrics, "loss": metrics["loss"] + poison}
 
-        return initialize, train_step, abstract
+        return dataclasses.replace(program, train_step=train_step)
 
-    monkeypatch.setattr(build, "make_functions", poisoned)
+    monkeypatch.setattr(build, "make_program", poisoned)
     monkeypatch.setattr(build, "compile_steps", compiled)
     return types.SimpleNamespace(records=records, source=source)
 
@@ -114,10 +115,9 @@ def by_hand(config: Any, source: Any, batches: list[int]):
     """Trains on the given batches, one after another."""
     plan = config_lib.make_plan(config, RECORDS)
     mesh = sharding.make_mesh(config.mesh)
-    model = train.build.build_model(config, RECORDS)
-    initialize, train_step, abstract = build.make_functions(config, plan, model, mesh)
-    state = initialize()
-    compiled = build.compile_steps(build.trace_steps(config, plan, train_step, abstract, mesh))
+    program = build.make_program(config, plan, build.make_objective(config, RECORDS, plan), mesh)
+    state = program.initialize()
+    compiled = build.compile_steps(build.trace_steps(config, plan, program, mesh))
     place = sharding.batch_placer(mesh, BATCH)
     with build.make_train_loader(config, plan, mesh, source) as loader:
         for number in batches:

@@ -1,4 +1,7 @@
+import dataclasses
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -12,11 +15,17 @@ import vision_jax
 from vision_jax import augment, optim
 from vision_jax import config as config_lib
 from vision_jax import losses as losses_lib
+from vision_jax.build import create_state
 from vision_jax.devices import sharding
+from vision_jax.errors import ConfigError
+from vision_jax.evaluators import Classification as Accuracy
+from vision_jax.evaluators import Context
+from vision_jax.models import registry
 from vision_jax.models.layers import BatchNorm
 from vision_jax.models.resnet import BasicBlock, ResNet
-from vision_jax.state import TrainState, create_state
-from vision_jax.steps import Ema, Teacher, make_eval_step, make_train_step
+from vision_jax.objectives import Classification, Distillation, Ema, Setup
+from vision_jax.state import TrainState
+from vision_jax.steps import Sam, make_train_step, move_average
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SHAPE = (16, 16, 3)
@@ -40,17 +49,31 @@ class Small(nn.Module):
 
     num_classes: int = 5
     norm: bool = False
+    drop_rate: float = 0.0
+    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         x = nn.Conv(6, (3, 3), strides=2, name="conv")(x)
         x = BatchNorm(name="bn")(x, train=train) if self.norm else x
-        return nn.Dense(self.num_classes, name="fc")(nn.relu(x).reshape(len(x), -1))
+        x = nn.Dropout(self.drop_rate)(nn.relu(x).reshape(len(x), -1), deterministic=not train)
+        return nn.Dense(self.num_classes, name="fc")(x)
 
 
 QUICK = {"xla_backend_optimization_level": 0}  # compiles in half the time
 SMALL, WITH_NORM = Small(), Small(norm=True)
 FLIP = augment.AugmentConfig(flip=0.5)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WithLoss(Classification):
+    """Classification by any loss."""
+
+    loss_fn: Callable[[jax.Array, jax.Array], jax.Array]
+
+    @property
+    def loss_of(self) -> Callable[[jax.Array, jax.Array], jax.Array]:
+        return self.loss_fn
 
 
 def train(
@@ -60,40 +83,38 @@ def train(
     model: nn.Module = SMALL,
     fields: augment.AugmentConfig = FLIP,
     guard: dict[str, float] | None = None,
-    teacher_variables: dict | None = None,
+    ema: Ema | None = None,
+    minimizes: type[Classification] = Classification,
+    constants: dict | None = None,
+    frozen: tuple[str, ...] = (),
+    optimizer: optax.GradientTransformation | None = None,
+    accumulate: int = 1,
+    sam: Sam | None = None,
     **options: object,
 ):
     """Trains a small model on so many devices; returns the states and metrics after each step, on the host.
 
-    With `guard`, steps may be skipped; `options` are those of `make_train_step`.
+    With `guard`, steps may be skipped; `options` are those of the objective.
     """
     mesh = mesh_of(num_devices)
     schedule = optim.create_schedule("cosine", 0.05, total_steps=num_steps + 1, warmup_steps=1)
-    optimizer = optim.create_optimizer(
-        "sgd", schedule, weight_decay=1e-3, decay_mask=optim.decay_mask, momentum=0.9, nesterov=True
-    )
+    if optimizer is None:
+        optimizer = optim.create_optimizer(
+            "sgd", schedule, weight_decay=1e-3, decay_mask=optim.decay_mask, momentum=0.9, nesterov=True
+        )
     if guard is not None:
         optimizer = optim.guard(optimizer, **guard)
-    augmentation = augment.create_augmentation(fields)
-    step = make_train_step(
-        model,
-        optimizer,
-        schedule,
-        seed=0,
-        mean=MEAN,
-        std=STD,
-        augmentation=augmentation,
-        label_smoothing=0.1,
-        **options,
-    )
-    create = functools.partial(create_state, model, optimizer, SHAPE, seed=0, ema=options.get("ema") is not None)
+    setup = Setup(model, SHAPE, MEAN, STD, augment.create_augmentation(fields), ema)
+    objective = minimizes(setup=setup, label_smoothing=0.1, **options)
+    rules = optim.GroupRules(frozen=frozen)
+    step = make_train_step(objective, optimizer, schedule, seed=0, accumulate=accumulate, sam=sam, rules=rules)
+    create = functools.partial(create_state, objective, optimizer, rules, seed=0)
     state = jax.jit(create, out_shardings=sharding.replicated(mesh), compiler_options=QUICK)()
     jitted = jax.jit(step, donate_argnums=0, compiler_options=QUICK)
     states, metrics = [jax.device_get(state)], []
     place = sharding.batch_placer(mesh, 16)
     for i in range(num_steps):
-        batch = place(batch_of(i))
-        state, values = jitted(state, batch, teacher_variables)
+        state, values = jitted(state, place(batch_of(i)), constants or {})
         states.append(jax.device_get(state))
         metrics.append(jax.device_get(values))
     return states, metrics
@@ -177,7 +198,7 @@ def test_accumulated_parts_are_normalized_one_after_another():
 def test_sam_looks_up_the_loss_every_other_step():
     """Against the two gradients of the paper, taken one after the other."""
     options = {"model": WITH_NORM, "fields": augment.AugmentConfig()}
-    states, metrics = train(1, 3, sam_rho=0.5, sam_every=2, **options)
+    states, metrics = train(1, 3, sam=Sam(0.5, every=2), **options)
 
     def gradients(params: object, state: TrainState, batch: dict) -> object:
         def loss_fn(params: object) -> jax.Array:
@@ -192,10 +213,10 @@ def test_sam_looks_up_the_loss_every_other_step():
     for i in range(3):
         grads = jitted(states[i].params, states[i], batch_of(i))
         if i % 2 == 0:
-            scale = 0.5 / optax.global_norm(grads)
+            scale = 0.5 / optax.tree.norm(grads)
             disturbed = jax.tree.map(lambda p, g, s=scale: p + s * g, states[i].params, grads)
             grads = jitted(disturbed, states[i], batch_of(i))
-        assert metrics[i]["grad_norm"] == pytest.approx(float(optax.global_norm(grads)), rel=1e-4)
+        assert metrics[i]["grad_norm"] == pytest.approx(float(optax.tree.norm(grads)), rel=1e-4)
 
 
 def broken_loss(logits: jax.Array, targets: jax.Array) -> jax.Array:
@@ -210,7 +231,7 @@ def broken_loss(logits: jax.Array, targets: jax.Array) -> jax.Array:
 
 
 def test_steps_that_are_not_finite_are_skipped():
-    states, metrics = train(1, 3, model=WITH_NORM, ema=Ema(0.9), guard={}, loss=broken_loss)
+    states, metrics = train(1, 3, model=WITH_NORM, ema=Ema(0.9), guard={}, minimizes=WithLoss, loss_fn=broken_loss)
     assert [m["skipped_steps"] for m in metrics] == [0, 1, 1]
     assert [m["skipped_in_a_row"] for m in metrics] == [0, 1, 0]
     assert np.isnan(metrics[1]["loss"])
@@ -226,7 +247,7 @@ def test_steps_that_are_not_finite_are_skipped():
 
 
 def test_spikes_are_skipped():
-    options = {"fields": augment.AugmentConfig(), "loss": broken_loss}
+    options = {"fields": augment.AugmentConfig(), "minimizes": WithLoss, "loss_fn": broken_loss}
     states, metrics = train(1, 22, guard={"spike_deviations": 6.0, "window": 18}, **options)
     assert [i for i in range(22) if metrics[i]["skipped_in_a_row"]] == [1, 20]
     jax.tree.map(np.testing.assert_array_equal, states[20].params, states[21].params)
@@ -264,15 +285,29 @@ def cross_entropy(logits: np.ndarray, targets: np.ndarray) -> float:
     return -(targets * log_p).sum(1).mean()
 
 
+NAME = "small_teacher"
+if NAME not in registry.list_models():
+    registry.register(NAME, lambda num_classes=5, **_: Small(num_classes), library="")
+
+
 @pytest.mark.parametrize("kind", ["soft", "hard"])
 @pytest.mark.parametrize("model", [SMALL, TwoHeads()], ids=["one", "two"])
 def test_distillation_equals_its_formula(model: nn.Module, kind: str):
     """The teacher has its own normalization; of two heads, the second one learns from it."""
-    teacher = Teacher(SMALL, kind, 3.0, 0.7, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     images = batch_of(0)["image"] / 127.5 - 1
     variables = jax.device_get(SMALL.init(jax.random.key(5), images[:1], train=False))
+    teacher = {"teacher": NAME, "pretrained": "", "teacher_mean": (0.5,) * 3, "teacher_std": (0.5,) * 3}
     states, metrics = train(
-        1, 1, model=model, fields=augment.AugmentConfig(), teacher=teacher, teacher_variables=variables
+        1,
+        1,
+        model=model,
+        fields=augment.AugmentConfig(),
+        minimizes=Distillation,
+        constants={"teacher": variables},
+        kind=kind,
+        temperature=3.0,
+        weight=0.7,
+        **teacher,
     )
     logits, targets = logits_and_targets(states[0])
     student = logits[:, ::-1] if isinstance(model, TwoHeads) else logits
@@ -294,6 +329,105 @@ def test_auxiliary_classifiers_learn():
     logits, targets = logits_and_targets(states[0])
     others = cross_entropy(logits / 2, targets) + cross_entropy(-logits, targets)
     assert metrics[0]["loss"] == pytest.approx(cross_entropy(logits, targets) + 0.4 * others, rel=1e-5)
+
+
+def test_an_average_of_slow_decay_settles_at_the_value():
+    """In float32, against float64: factors that are rounded each by itself would leave it at 0.9998 of the value."""
+    random = np.random.RandomState(0)
+    move = jax.jit(lambda average, new: move_average(average, new, 0.9999))
+    average, exact = jnp.zeros(8), np.zeros(8)
+    for _ in range(3000):
+        new = 1 + 0.1 * random.randn(8).astype(np.float32)
+        average, exact = move(average, new), exact + (1 - 0.9999) * (new - exact)
+    np.testing.assert_allclose(average, exact, rtol=2e-5)
+    ones = jnp.ones(8)
+    np.testing.assert_array_equal(move_average(ones, ones, 0.99998), ones)
+    np.testing.assert_array_equal(move_average(ones, ones * 0.7, jnp.float32(0)), ones * 0.7)
+
+
+def test_frozen_parameters_cost_no_backward_pass_and_count_in_no_norm():
+    """As a step of a model whose body is a constant; and the operations, counted, are fewer."""
+    plain = augment.AugmentConfig()
+    states, metrics = train(1, 2, fields=plain, frozen=("^conv/",), sam=Sam(0.5))
+    body = states[0].params["conv"]
+    for state in states[1:]:
+        jax.tree.map(np.testing.assert_array_equal, state.params["conv"], body)
+    images, targets = augment.normalize(batch_of(0)["image"], MEAN, STD), 0.02 + 0.9 * np.eye(5)[batch_of(0)["label"]]
+
+    def head_loss(head: dict) -> jax.Array:
+        logits = SMALL.apply({"params": {"conv": body, "fc": head}}, images, train=True)
+        return -(targets * jax.nn.log_softmax(logits)).sum(1).mean()
+
+    head = states[0].params["fc"]
+    grads = jax.grad(head_loss)(head)
+    perturbed = jax.tree.map(lambda p, g: p + 0.5 * g / optax.tree.norm(grads), head, grads)
+    assert metrics[0]["grad_norm"] == pytest.approx(float(optax.tree.norm(jax.grad(head_loss)(perturbed))), rel=1e-4)
+
+    def operations(frozen: tuple[str, ...]) -> int:
+        rules, objective = optim.GroupRules(frozen=frozen), Classification(setup=Setup(SMALL, SHAPE, MEAN, STD))
+        step = make_train_step(objective, optax.sgd(0.1), lambda _: 0.1, seed=0, rules=rules)
+        state = jax.eval_shape(functools.partial(create_state, objective, optax.sgd(0.1), rules, seed=0))
+        compiled = jax.jit(step).lower(state, batch_of(0)).compile()
+        return compiled.cost_analysis()["flops"]
+
+    assert operations(("^conv/",)) < 0.75 * operations(())
+
+
+def test_each_micro_batch_drops_units_of_its_own():
+    """Two micro-batches of the same images, which differ by what is dropped alone."""
+    batch = {name: np.repeat(x[:8], 2, axis=0) for name, x in batch_of(0).items()}  # rows 0, 2, ... and 1, 3, ...
+    model = Small(drop_rate=0.5)
+    losses = []
+
+    class Recorded(Classification):
+        def loss(self, *arguments: Any, train: bool) -> Any:
+            out = super().loss(*arguments, train=train)
+            jax.debug.callback(lambda value: losses.append(float(value)), out.loss)
+            return out
+
+    objective = Recorded(setup=Setup(model, SHAPE, MEAN, STD))
+    step = jax.jit(
+        make_train_step(objective, optax.sgd(0.1), lambda _: 0.1, seed=0, accumulate=2), compiler_options=QUICK
+    )
+    jax.block_until_ready(step(create_state(objective, optax.sgd(0.1), seed=0), batch))
+    jax.effects_barrier()
+    assert len(losses) == 2
+    assert losses[0] != losses[1]
+
+
+def test_an_objective_that_couples_examples_takes_no_micro_batches():
+    class Coupled(Classification):
+        couples = True
+
+    objective = Coupled(setup=Setup(SMALL, SHAPE, MEAN, STD))
+    with pytest.raises(ConfigError, match=r"Coupled compares the examples .* set optimizer.accumulate to 1, not 2"):
+        make_train_step(objective, optax.sgd(0.1), lambda _: 0.1, seed=0, accumulate=2)
+
+
+def test_what_no_gradient_reaches_moves_after_the_update():
+    """Sums over micro-batches, rows in the batch's order, progress of the next step; and no move in a skipped step."""
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Queue(WithLoss):
+        def init_extra(self, variables: Any) -> Any:
+            return {"sum": jnp.zeros(()), "rows": jnp.zeros(16, jnp.int32), "epoch": jnp.zeros(())}
+
+        def loss(self, variables: Any, views: Any, targets: Any, key: Any, progress: Any, *, train: bool) -> Any:
+            out = super().loss(variables, views, targets, key, progress, train=train)
+            return out._replace(sums=views["label"].sum().astype(jnp.float32), rows=views["label"])
+
+        def after(self, params: Any, extra: Any, sums: Any, rows: Any, progress: Any) -> Any:
+            return {"sum": sums, "rows": rows, "epoch": progress.epoch}
+
+    whole = {"loss_fn": broken_loss, "guard": {}}  # skips the second step
+    parts = {"loss_fn": losses_lib.softmax_cross_entropy, "accumulate": 4}
+    for options, second in ((whole, 0), (parts, 1)):
+        states, _ = train(1, 3, minimizes=Queue, fields=augment.AugmentConfig(), **options)
+        for done, number in ((1, 0), (2, second), (3, 2)):
+            labels, extra = batch_of(number)["label"], states[done].extra
+            np.testing.assert_array_equal(extra["rows"], labels)
+            assert extra["sum"] == labels.sum()
+            assert extra["epoch"] == number + 1
 
 
 def test_without_ema_none_is_kept():
@@ -318,7 +452,7 @@ def test_one_step_equals_torch_formulas():
     jax.tree.map(np.testing.assert_array_equal, params, states[0].params)
     loss, grads = jax.jit(jax.value_and_grad(loss_fn))(params)
     assert metrics[1]["loss"] == pytest.approx(float(loss), rel=1e-5)
-    assert metrics[1]["grad_norm"] == pytest.approx(float(optax.global_norm(grads)), rel=1e-4)
+    assert metrics[1]["grad_norm"] == pytest.approx(float(optax.tree.norm(grads)), rel=1e-4)
     assert (metrics[0]["learning_rate"], metrics[1]["learning_rate"]) == (0.0, pytest.approx(0.05))
 
     trace = states[1].opt_state
@@ -341,7 +475,8 @@ def test_eval_step_sums_what_is_not_masked(flip: bool):
     batch["mask"][10:] = 0
     params = jax.jit(lambda: SMALL.init(jax.random.key(0), jnp.zeros((1, *SHAPE)), train=False))()["params"]
     other = jax.tree.map(lambda x: -x, params)
-    step = jax.jit(make_eval_step(SMALL, mean=MEAN, std=STD, flip=flip))
+    context = Context(mesh_of(1), None, None, 16, MEAN, STD)
+    step = jax.jit(Accuracy(context=context, flip=flip).make_step(Classification(setup=Setup(SMALL, SHAPE, MEAN, STD))))
     sums = step({"": {"params": params}, "ema_": {"params": other}}, batch)
     for prefix, values in (("", params), ("ema_", other)):
         images = ((batch["image"][:10] / 255 - np.array(MEAN)) / np.array(STD)).astype(np.float32)
@@ -358,8 +493,9 @@ def test_eval_step_sums_what_is_not_masked(flip: bool):
 def test_the_state_is_a_frozen_pytree_of_float32():
     optimizer = optim.create_optimizer("sgd", 0.1, momentum=0.9)
     model = small_resnet(dtype=jnp.bfloat16)
-    step = make_train_step(model, optimizer, lambda _: 0.1, seed=0, mean=MEAN, std=STD, ema=Ema(0.9))
-    state = jax.eval_shape(functools.partial(create_state, model, optimizer, SHAPE, seed=0, ema=True))
+    objective = Classification(setup=Setup(model, SHAPE, MEAN, STD, ema=Ema(0.9)))
+    step = make_train_step(objective, optimizer, lambda _: 0.1, seed=0)
+    state = jax.eval_shape(functools.partial(create_state, objective, optimizer, seed=0))
     after, metrics = jax.eval_shape(step, state, batch_of(0))
     assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(lambda x: (x.shape, x.dtype), state)
     assert {str(x.dtype) for x in jax.tree.leaves(after)} == {"float32", "int32"}
@@ -389,9 +525,10 @@ def test_mixed_targets_and_erased_images_reach_the_loss():
 
 def test_replaced_records_are_counted():
     optimizer = optim.create_optimizer("sgd", 0.1, momentum=0.9)
-    step = make_train_step(SMALL, optimizer, lambda _: 0.1, seed=0, mean=MEAN, std=STD)
-    state = jax.eval_shape(functools.partial(create_state, SMALL, optimizer, SHAPE, seed=0, ema=False))
+    objective = Classification(setup=Setup(SMALL, SHAPE, MEAN, STD))
+    step = make_train_step(objective, optimizer, lambda _: 0.1, seed=0)
+    state = jax.eval_shape(functools.partial(create_state, objective, optimizer, seed=0))
     assert "replaced_records" not in jax.eval_shape(step, state, batch_of(0))[1]
-    state = create_state(SMALL, optimizer, SHAPE, seed=0, ema=False)
+    state = create_state(objective, optimizer, seed=0)
     replaced = (np.arange(16) % 5 == 0).astype(np.float32)
     assert jax.jit(step)(state, {**batch_of(0), "replaced": replaced})[1]["replaced_records"] == 4

@@ -1,5 +1,6 @@
 """What the training program makes of a configuration, without running all of it."""
 
+import dataclasses
 import json
 import pathlib
 
@@ -9,7 +10,7 @@ import pytest
 from conftest import Command, image_fields, records
 from jax.sharding import PartitionSpec
 
-from vision_jax import build, models, train
+from vision_jax import build, train
 from vision_jax import config as config_lib
 from vision_jax.data.loader import batch_fields
 from vision_jax.data.views import View
@@ -29,9 +30,11 @@ def test_progressive_resizing_compiles_every_size_beforehand():
     mesh = sharding.make_mesh(config.mesh, jax.devices()[:2])
     model = ResNet(block=BasicBlock, depths=(1, 0, 0, 0), num_classes=5, small_stem=True, zero_init_last=False)
     config.data.image_size = 16
-    initialize, train_step, abstract = build.make_functions(config, plan, model, mesh)
-    state = initialize()
-    compiled = build.compile_steps(build.trace_steps(config, plan, train_step, abstract, mesh))
+    objective = build.make_objective(config, 5, plan)
+    objective = dataclasses.replace(objective, setup=dataclasses.replace(objective.setup, model=model))
+    program = build.make_program(config, plan, objective, mesh)
+    state = program.initialize()
+    compiled = build.compile_steps(build.trace_steps(config, plan, program, mesh))
     place = sharding.batch_placer(mesh, 8)
     for size in (8, 16):
         shapes = sharding.abstract_batch(mesh, 8, image_fields(size, replaces=True))
@@ -51,11 +54,13 @@ def test_the_configuration_reaches_optimizer_schedule_and_groups():
     config.schedule.update({"name": "step", "warmup_factor": 0.1, "milestone_epochs": (2,), "factor": 0.5})
     plan = config_lib.make_plan(config, num_examples=80)
     mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
-    initialize, train_step, _ = build.make_functions(config, plan, models.create_model("lenet5", num_classes=5), mesh)
-    state = initialize()
+    config.model.name = "lenet5"
+    program = build.make_program(config, plan, build.make_objective(config, 5, plan), mesh)
+    state = program.initialize()
     assert "conv1" not in str(jax.tree_util.tree_leaves_with_path(state.opt_state))  # no moments are kept
     batch = {"image": jax.numpy.ones((8, 16, 16, 1), "uint8"), "label": jax.numpy.arange(8) % 5}
-    step = jax.jit(train_step)
+    batch["mask"] = jax.numpy.ones(8)
+    step = jax.jit(program.train_step)
     after, metrics = step(state, batch)
     assert metrics["learning_rate"] == pytest.approx(1e-4)
     assert (after.params["conv1"]["kernel"] == state.params["conv1"]["kernel"]).all()
@@ -110,7 +115,7 @@ def test_a_run_with_damaged_records_and_the_rest(
         assert "The mesh of the training is not for these devices" in printed
         again = json.loads((tmp_path / "w" / "metrics.jsonl").read_text().splitlines()[-1])
         assert again["val/loss"] == pytest.approx(lines[-1]["val/loss"], rel=1e-5)
-        _, variables = build.restore_model(
+        _, variables = build.restore_variables(
             Checkpointer(tmp_path / "w" / "checkpoints"), 6, config, sharding.make_mesh(config.mesh)
         )
         assert variables[""]["params"]["fc1"]["kernel"].sharding.spec == PartitionSpec("fsdp", None)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from vision_jax.commands import VERBS
 from vision_jax.errors import suggest
+from vision_jax.runtime.streams import open_closed_streams
 
 
 def usage() -> str:
@@ -28,6 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: the verb and its arguments; None: those of the command line.
     """
+    open_closed_streams()
     verb, *arguments = (sys.argv[1:] if argv is None else argv) or ("--help",)
     if verb in ("-h", "--help"):
         print(usage())

@@ -6,12 +6,11 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from vision_jax import build, optim, steps, train
+from vision_jax import build, optim, train
 from vision_jax.config import Plan
 from vision_jax.data.loader import batch_fields
 from vision_jax.data.sources import closing
 from vision_jax.devices import compilation, flops, partition, sharding
-from vision_jax.state import TrainState
 
 
 def describe(config: ConfigDict) -> str:
@@ -22,14 +21,16 @@ def describe(config: ConfigDict) -> str:
     Raises:
         ConfigError, DataError: for input that cannot work.
     """
-    config, plan, model, train_source, val_source = train.check_input(config)
-    with closing(train_source, val_source):
-        summary = train.summarize(config, plan, len(train_source), len(val_source))
+    checked = train.check_input(config)
+    config, plan = checked.config, checked.plan
+    with closing(checked.train_source, checked.val_source):
+        summary = train.summarize(checked)
     schedule = build.make_schedule(config, plan)
     last = plan.total_steps - 1
     rates = [f"  {step:>10}{float(schedule(step)):14.6g}" for step in sorted({0, plan.warmup_steps, last // 2, last})]
     mesh = sharding.make_mesh(config.mesh)
-    _, train_step, state = build.make_functions(config, plan, model, mesh)
+    program = build.make_program(config, plan, checked.objective, mesh)
+    state = program.abstract_state
     params = jax.tree.leaves(state.params)
     layouts = {
         "layout": [partition.format_spec(x.sharding.spec, x.ndim) for x in params],
@@ -40,26 +41,28 @@ def describe(config: ConfigDict) -> str:
             *(summary, f"  {'step':>10}{'learning rate':>14}", *rates, ""),
             *(optim.format_table(build.make_rules(config).table(state.params), layouts), ""),
             f"Mesh: {', '.join(f'{name}={size}' for name, size in mesh.shape.items())}.",
-            _memory(config, plan, mesh, train_step, state),
+            _memory(config, plan, mesh, program),
         ]
     )
 
 
-def _memory(config: ConfigDict, plan: Plan, mesh: Mesh, train_step: steps.TrainStep, state: TrainState) -> str:
-    """Returns what a step takes of each device, by the layouts and as compiled, and what that means for the batch.
-
-    The teacher of a distillation is not in it.
-    """
-    batch = sharding.abstract_batch(mesh, config.batch_size, batch_fields(build.make_transform(config, plan).largest()))
+def _memory(config: ConfigDict, plan: Plan, mesh: Mesh, program: build.Program) -> str:
+    """Returns what a step takes of each device, by the layouts and as compiled, and what that means for the batch."""
+    state, objective = program.abstract_state, program.objective
+    constants = build.abstract_constants(objective, mesh)
+    fields = batch_fields(build.make_transform(config, plan, objective.inputs()).largest())
+    batch = sharding.abstract_batch(mesh, config.batch_size, fields)
     parts = {
         "parameters": state.params,
         "optimizer": state.opt_state,
         "average": state.ema,
         "statistics": state.batch_stats,
+        **({"extra": state.extra} if jax.tree.leaves(state.extra) else {}),
+        **constants,
         "batch": batch,
     }
     rows = [(name, partition.bytes_per_device(part)) for name, part in parts.items()]
-    traced = compilation.trace_step(mesh, train_step, state, batch, None)
+    traced = compilation.trace_step(mesh, program.train_step, state, batch, constants)
     memory = compilation.compile_step(traced).memory_analysis()
     if memory is not None:
         rows.append(("compiled: state and batch", memory.argument_size_in_bytes))

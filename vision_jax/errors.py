@@ -24,6 +24,10 @@ class CheckpointError(VisionJaxError):
     """A checkpoint is missing, damaged or does not fit, or a workdir cannot be used."""
 
 
+class DamagedError(CheckpointError):
+    """The files of a checkpoint are incomplete or altered."""
+
+
 class NonFiniteError(VisionJaxError):
     """The loss or the gradients of a step are not finite."""
 

@@ -4,7 +4,6 @@ Exit status: 0 done; 75 saved after SIGTERM, run the same command again; 79 a ha
 1 failed; 2 wrong flags; 130 Ctrl-C.
 """
 
-import contextlib
 import logging
 import os
 import pathlib
@@ -17,9 +16,20 @@ from typing import Any
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
+from vision_jax.config import loading
 from vision_jax.devices import cluster
-from vision_jax.errors import STATUS_PREEMPTED, ConfigError, Interrupted, Preempted, VisionJaxError
+from vision_jax.errors import (
+    STATUS_PREEMPTED,
+    CheckpointError,
+    ConfigError,
+    DataError,
+    Interrupted,
+    Preempted,
+    VisionJaxError,
+    check_no_url,
+)
 from vision_jax.runtime.preemption import Preemption
+from vision_jax.runtime.streams import open_closed_streams
 
 
 class _OrNone(flags.ArgumentParser):
@@ -43,12 +53,24 @@ _PARSERS: dict[type, flags.ArgumentParser] = {
 for _type, _parser in _PARSERS.items():
     config_flags.register_flag_parser_for_type(_type, _OrNone(_parser))
 
+
+class _ConfigFile(flags.ArgumentParser):
+    """Reads a config file, in place of ml_collections' parser, which says of few mistakes what they are."""
+
+    def parse(self, argument: Any) -> ConfigDict:
+        return loading.load(argument)
+
+    def flag_type(self) -> str:
+        return "config file"
+
+
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
     None,
     "A file such as configs/resnet50.py; --config.FIELD=VALUE overrides a field of it.",
     lock_config=True,
 )
+flags.FLAGS["config"].parser = _ConfigFile()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lives; default: runs/ and the name of the config file.")
 _MODE = flags.DEFINE_enum(
     "mode",
@@ -70,12 +92,14 @@ _BEGUN = time.monotonic()
 
 def run() -> int:
     """Does what the flags say and returns the exit status."""
-    join = None
+    join = workdir = None
     # What asks for a profile would end the process until the training loop handles it.
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     with Preemption() as preemption:
         try:
             workdir = _workdir()
+            _check_start(_CONFIG.value)
+            _configure_logging()
             join = cluster.discover(
                 os.environ,
                 *(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value),
@@ -86,13 +110,15 @@ def run() -> int:
 
                 topology = distributed.start(join)
                 preemption.hand_over()
-            _configure_logging()
+            else:
+                from vision_jax.devices import backend
+
+                backend.start()
+            _quiet_other_processes()
             if join is not None:
                 log.info("%s", topology)
             if _MODE.value == "eval":
                 return _evaluate(_CONFIG.value, workdir, preemption)
-            if _CONFIG.value is None:
-                raise ConfigError("--config is missing: pass a file, such as --config=configs/quickstart.py.")
             if _MODE.value == "dry_run":
                 return _dry_run(_CONFIG.value)
             return _train(_CONFIG.value, workdir, preemption)
@@ -100,7 +126,7 @@ def run() -> int:
             print(f"error: {error}", file=sys.stderr)
             status = 1
         except KeyboardInterrupt:
-            print("interrupted: the same command goes on from the last checkpoint", file=sys.stderr)
+            print(f"interrupted{_what_is_saved(workdir) if _MODE.value == 'train' else ''}", file=sys.stderr)
             status = 130
         except Exception:
             if join is None:
@@ -168,12 +194,47 @@ def _evaluate(config: ConfigDict | None, workdir: pathlib.Path, preemption: Pree
     return 0
 
 
+def _check_start(config: ConfigDict | None) -> None:
+    """Checks what can be checked before JAX is started, which takes seconds and, on a TPU, keeps others from it."""
+    if config is None:
+        if _MODE.value != "eval":
+            raise ConfigError("--config is missing: pass a file, such as --config=configs/quickstart.py.")
+        return
+    from vision_jax.config import check_urls
+
+    check_urls(config)
+
+
+def _what_is_saved(workdir: pathlib.Path | None) -> str:
+    """Returns what to say after Ctrl-C of how a training goes on."""
+    try:
+        saved = workdir is not None and any(path.name.isdigit() for path in (workdir / "checkpoints").iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        saved = False
+    except OSError:  # there may be one
+        saved = True
+    return ": the same command goes on from the last checkpoint" if saved else ": no checkpoint had been saved yet"
+
+
 def _workdir() -> pathlib.Path:
-    """Returns the workdir that the flags name."""
+    """Returns the workdir that the flags name.
+
+    Raises:
+        ConfigError: if it is a URL, or none is named.
+        CheckpointError: if it is, or lies in, what is not a directory.
+    """
     if _STEP.value is not None and _STEP.value != "best" and not _STEP.value.isdigit():
         raise ConfigError(f"--step is {_STEP.value!r}: give a number or best.")
     if _WORKDIR.value is not None:
-        return pathlib.Path(_WORKDIR.value).expanduser()
+        check_no_url("--workdir", _WORKDIR.value)
+        workdir = pathlib.Path(_WORKDIR.value).expanduser()
+        # `Path.exists` raises where a folder may not be read, which is not the question here.
+        nearest = next(path for path in (workdir, *workdir.absolute().parents) if os.path.exists(path))
+        if not nearest.is_dir():
+            raise CheckpointError(
+                f"Cannot use the workdir {workdir}: {nearest} is not a directory. Give another --workdir."
+            )
+        return workdir
     if _CONFIG.value is None:
         raise ConfigError("Neither --config nor --workdir is given: pass --config=configs/quickstart.py, say.")
     filename = config_flags.get_config_filename(flags.FLAGS["config"])
@@ -184,22 +245,22 @@ def _enable_compilation_cache(directory: str | None) -> None:
     """Keeps compiled programs between runs: in `directory`, by default vision_jax's cache; nowhere if it is empty."""
     import jax
 
-    from vision_jax.data.sources import cache_dir
+    from vision_jax.data.cache import cache_dir
 
     if directory == "":
         return
-    path = pathlib.Path(directory).expanduser() if directory else cache_dir() / "compiled"
-    # Before anything is compiled; a folder that cannot be written to costs warnings, not the run.
-    with contextlib.suppress(OSError):
+    try:
+        path = pathlib.Path(directory).expanduser() if directory else cache_dir() / "compiled"
         path.mkdir(mode=0o700, parents=True, exist_ok=True)  # private to the user; JAX would not see to that
+    except (OSError, DataError) as error:
+        log.warning("Compiled programs are not kept for the next run: %s", error)
+        return
     jax.config.update("jax_compilation_cache_dir", os.fspath(path))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
 def _configure_logging() -> None:
-    """Shows this package's messages of the first process, and every warning; other libraries' only from warnings on."""
-    import jax
-
+    """Shows this package's messages and every warning; other libraries' only from warnings on."""
     from vision_jax.runtime.writers import ProgressHandler
 
     handler = ProgressHandler()
@@ -207,11 +268,19 @@ def _configure_logging() -> None:
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(logging.WARNING)
-    logging.getLogger("vision_jax").setLevel(logging.INFO if jax.process_index() == 0 else logging.WARNING)
+    logging.getLogger("vision_jax").setLevel(logging.INFO)
     # Orbax logs the traceback of what it raises anyway, and asyncio that of each array of a damaged checkpoint.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     sys.unraisablehook = _report_unraisable
+
+
+def _quiet_other_processes() -> None:
+    """Leaves the messages of this package that are no warnings to the first process."""
+    import jax
+
+    if jax.process_index() > 0:
+        logging.getLogger("vision_jax").setLevel(logging.WARNING)
 
 
 def _report_unraisable(unraisable: Any) -> None:
@@ -236,35 +305,27 @@ def _parse_flags(argv: list[str]) -> list[str]:
         rest = flags.FLAGS(argv)
         if len(rest) > 1:
             raise flags.Error(f"there are arguments that are not flags: {' '.join(rest[1:])}")
-        if _CONFIG.value is not None and not isinstance(_CONFIG.value.lock(), ConfigDict):  # lock() raises load errors
-            raise flags.Error("the config file does not return a ConfigDict.")
         return rest
     except flags.Error as error:
         message = str(error)
         if "config." in message and not any(a.startswith(("--config=", "-config=")) for a in argv):
             message += " --config.FIELD needs --config=FILE before it."
-    except Exception as error:  # the config file is the user's program, and may raise anything
-        message = _config_file_problem(error)
+    except ConfigError as error:  # of the config file
+        message = str(error)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:  # of a field that a flag sets
+        message = _field_problem(error)
     print(f"error: {message}\nSee `python -m vision_jax.main --help`.", file=sys.stderr)
     sys.exit(2)
 
 
-def _config_file_problem(error: Exception) -> str:
-    """Returns what went wrong in the config file, or with a field that is set by a flag, and where."""
-    lines = str(error).replace("\\n", "\n").strip("\"'").splitlines()
-    hint = next((line for line in lines if line.startswith("Did you mean")), None)
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.name == "get_config"]
-    if isinstance(error, ConfigError):
-        what = str(error)
-    elif isinstance(error, AttributeError) and not frames and hint is None:
-        what = f"the configuration has no field {lines[0]!r}; vision_jax/config.py lists all of them."
-    elif hint is not None:
-        what = f"unknown field of the configuration. {hint.rstrip(chr(34) + chr(39))}"
-    elif isinstance(error, OSError):
-        what = f"cannot load the config file: {lines[-1].strip()}"
-    else:
-        what = f"{type(error).__name__} in the config file: {lines[0] if lines else 'no message'}"
-    return what + (f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else "")
+def _field_problem(error: Exception) -> str:
+    """Returns what is wrong with a flag --config.FIELD."""
+    if hint := loading.find_hint(error):
+        return hint
+    if isinstance(error, AttributeError | KeyError):
+        field = loading.first_line(error).rpartition("Attempting to lookup: ")[2].strip("'")
+        return f"the configuration has no field {field!r}; vision_jax/config/fields.py lists all of them."
+    return f"{type(error).__name__} in a flag --config.FIELD: {loading.first_line(error)}"
 
 
 def main(argv: list[str]) -> None:
@@ -281,4 +342,5 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    open_closed_streams()
     app.run(main, flags_parser=_parse_flags)

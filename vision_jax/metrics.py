@@ -27,12 +27,12 @@ def classification_sums(logits: jax.Array, labels: jax.Array, mask: jax.Array) -
         mask: (batch,) of 1 for examples and 0 for padding.
 
     Returns:
-        () float32 each, under loss, top1, top5 and count. A count is exact up to 2^24 examples.
+        () each, under loss, top1, top5, float32, and count, int32.
     """
     values = {
         "loss": softmax_cross_entropy(logits, labels),
         "top1": in_top_k(logits, labels, 1),
         "top5": in_top_k(logits, labels, 5),
-        "count": jnp.ones_like(mask),
     }
-    return {name: jnp.sum(jnp.where(mask > 0, value.astype(jnp.float32), 0.0)) for name, value in values.items()}
+    sums = {name: jnp.sum(jnp.where(mask > 0, value.astype(jnp.float32), 0.0)) for name, value in values.items()}
+    return {**sums, "count": jnp.sum(mask > 0, dtype=jnp.int32)}

@@ -1,5 +1,6 @@
 """What the files in `configs/` share."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import TypeVar
 
@@ -87,3 +88,24 @@ def rising_sizes(
     later = range((first // step + 1) * step, size + 1, step)
     epochs = [start + (end - start) * (x / size - scale) / (1 - scale) for x in later]
     return (0.0, *epochs), (first, *later)
+
+
+def objective(name: str, **options: object) -> ConfigDict:
+    """Returns `config.objective` with all options of an objective, so that flags can set them.
+
+    Args:
+        name: of `vision_jax.objectives.OBJECTIVES`.
+        **options: those that differ from their defaults.
+
+    Raises:
+        ConfigError: if there is no such objective or option.
+    """
+    from vision_jax.objectives import OBJECTIVES, options_of  # here, because it imports JAX
+
+    if name not in OBJECTIVES:
+        raise ConfigError(f"There is no objective {name!r}: {suggest(name, OBJECTIVES)}")
+    fields = options_of(OBJECTIVES[name])
+    if unknown := sorted(options.keys() - fields.keys()):
+        raise ConfigError(f"{unknown[0]!r} is no option of {name}: {suggest(unknown[0], list(fields))}")
+    defaults = {key: field.default for key, field in fields.items() if field.default is not dataclasses.MISSING}
+    return ConfigDict({"name": name, **defaults, **options})

@@ -1,271 +1,246 @@
-"""The training and evaluation steps: pure functions of (state, batch), to be jitted.
+"""The training step: a pure function of (state, batch), to be jitted. It knows no label and no loss.
 
-A batch is a dict of `image`, (batch, height, width, channels) uint8, `label`, (batch,) int32, and `mask`, (batch,)
-float32, 0 where a row only fills up the last batch of an evaluation. One of training may have `replaced`, (batch,)
+A batch is a dict of arrays whose first axis is the example, as the loader describes it. `mask`, (batch,) float32, is in
+every batch: 0 where a row only fills up the last one of an evaluation. One of training may have `replaced`, (batch,)
 float32, 1 where another record stands for a damaged one.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
 
 from vision_jax import augment, optim
-from vision_jax.losses import Loss, distillation_loss, smooth_targets, softmax_cross_entropy
-from vision_jax.metrics import classification_sums, in_top_k
+from vision_jax.errors import ConfigError
+from vision_jax.objectives.base import Objective, Views
 from vision_jax.state import TrainState
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
 TrainStep = Callable[..., tuple[TrainState, Metrics]]
 
-# Sets the key of dropout apart from those of mixing, which are made of the same key.
-_DROPOUT = 2**32 - 2
-
-NO_AUGMENTATION = augment.create_augmentation(augment.AugmentConfig())
+# Set the keys of the loss (dropout) and of the targets apart from those of mixing, which are made of the same key.
+_LOSS, _TARGETS = 2**32 - 2, 2**32 - 4
 
 
 @dataclasses.dataclass(frozen=True)
-class Ema:
-    """How the moving average of parameters and batch statistics moves.
+class Sam:
+    """Sharpness-aware minimization; see `optim.sam_gradients`.
 
     Attributes:
-        decay: average = decay * average + (1 - decay) * new.
-        every: steps between its updates.
-        start: updates of the parameters until then it is the parameters and statistics themselves.
-        warmup: in its n-th update the decay is at most (1 + n) / (10 + n), so that it soon forgets where it began.
+        rho: how far up the loss is looked.
+        every: it is done every so many steps; such a step costs a second gradient.
     """
 
-    decay: float
+    rho: float
     every: int = 1
-    start: int = 0
-    warmup: bool = False
-
-    def decay_at(self, step: jax.Array) -> jax.Array | float:
-        """Returns the decay after so many updates of the parameters; 1 where the average does not move."""
-        if (self.every, self.start, self.warmup) == (1, 0, False):
-            return self.decay
-        since = step - self.start
-        decay: jax.Array | float = self.decay
-        if self.warmup:
-            n = jnp.maximum(0, since) // self.every
-            decay = jnp.minimum(decay, (1 + n) / (10 + n))
-        return jnp.where(since <= 0, 0.0, jnp.where(since % self.every == 0, decay, 1.0))
 
 
-@dataclasses.dataclass(frozen=True)
-class Teacher:
-    """A model that another one learns from.
+class _Sums(NamedTuple):
+    """What is added over micro-batches: gradients of `loss / rows`, and the sums and weights of `Out`."""
 
-    Attributes:
-        model: the module; its variables are an argument of the training step.
-        kind, temperature: see `losses.distillation_loss`.
-        weight: what its loss counts; that of the labels counts one minus it.
-        mean, std: normalization of its images, which are those of the student otherwise.
-    """
-
-    model: nn.Module
-    kind: str
-    temperature: float
-    weight: float
-    mean: Sequence[float]
-    std: Sequence[float]
+    grads: Any
+    loss: jax.Array
+    weight: jax.Array
+    metrics: dict[str, tuple[jax.Array, jax.Array]]
+    sums: Any
 
 
 def make_train_step(
-    model: nn.Module,
+    objective: Objective,
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
     *,
     seed: int,
-    mean: Sequence[float],
-    std: Sequence[float],
-    augmentation: augment.Augmentation = NO_AUGMENTATION,
-    label_smoothing: float = 0.0,
-    loss: Loss = softmax_cross_entropy,
-    auxiliary_weight: float = 0.3,
-    teacher: Teacher | None = None,
-    ema: Ema | None = None,
     accumulate: int = 1,
-    sam_rho: float | None = None,
-    sam_every: int = 1,
+    sam: Sam | None = None,
+    rules: optim.GroupRules | None = None,
 ) -> TrainStep:
     """Returns the function that does one update.
 
-    With `accumulate`, the gradients are the mean of those of so many parts of the batch, computed one after another:
-    part i has the rows i, i + accumulate, i + 2 * accumulate and so on, so that each device has its share of each.
-    Augmentation and mixing see the whole batch. Without batch norm the update is that of the whole batch but for
-    rounding; with it, each part is normalized by itself, and the running statistics move with each part.
+    With `accumulate`, the gradients are those of so many micro-batches, computed one after another: micro-batch i has
+    the rows i, i + accumulate, i + 2 * accumulate and so on, so that each device has its share of each. Mixing sees the
+    whole batch; if there is none, only one micro-batch is augmented at a time. Without batch norm the update is that of
+    the whole batch but for rounding; with it, each micro-batch is normalized by itself, and the running statistics move
+    with each.
+
+    Parameters that are frozen are no argument of the loss that is differentiated: they cost no backward pass, and count
+    in no norm.
 
     Args:
-        model: the module; it has `num_classes`. If it has `aux_logits` set, its auxiliary classifiers learn too; if it
-            has `heads`, the second one learns from the teacher.
-        optimizer: an optax transformation; of `optim.guard`, it may skip steps.
+        objective: what is minimized.
+        optimizer: of the trained parameters; of `optim.guard`, it may skip steps, which leave all but the step counter
+            as it was, `extra` and the average too.
         schedule: the learning rate by step, for the metrics only.
-        seed: keys the augmentation and dropout, with the step and the example's position.
-        mean, std: normalization; see `augment.normalize`.
-        augmentation: what is done to the images, and by mixing to the targets.
-        label_smoothing: see `smooth_targets`.
-        loss: of logits and targets; see `losses.create_loss`.
-        auxiliary_weight: what the loss of each auxiliary classifier counts.
-        teacher: whose logits for the same images are learned too.
-        ema: how the moving average moves; None: none is kept.
-        accumulate: parts of the batch; see above.
-        sam_rho, sam_every: see `optim.sam_gradients`: the distance, and every how many steps; None: not at all.
+        seed: keys augmentation and dropout, with the step and the example's position.
+        accumulate: micro-batches; see above.
+        sam: perturb the parameters before the gradient; None: not at all.
+        rules: what holds for which parameters: it says which of them are frozen; None: none is.
 
     Returns:
-        (state, batch, variables of the teacher) -> (new state, metrics); without a teacher the last may be left out.
-        The metrics are () float32: loss, top1, grad_norm, learning_rate, with a guard skipped_steps (in the training so
-        far) and skipped_in_a_row, and replaced_records if the batch tells which they are.
+        (state, batch, values of the objective's constants) -> (new state, metrics); without constants the last may be
+        left out. The metrics are () float32: loss, grad_norm (of the trained parameters), learning_rate, those of the
+        objective, with a guard skipped_steps (in the training so far) and skipped_in_a_row, and replaced_records if the
+        batch tells which they are.
+
+    Raises:
+        ConfigError: if the objective couples examples and is to accumulate, or when the step is traced, if a pattern
+            matches no parameter.
     """
-    forward = _make_forward(model, teacher)
+    if objective.couples and accumulate > 1:
+        raise ConfigError(
+            f"{type(objective).__name__} compares the examples of a batch with each other, so micro-batches would give "
+            f"another loss: set optimizer.accumulate to 1, not {accumulate}."
+        )
     optimizer = optax.with_extra_args_support(optimizer)
+    # Where the batch is not mixed, each micro-batch is augmented in its turn, which saves memory; perturbed parameters
+    # see the same views and targets, so these are kept.
+    rules = rules or optim.GroupRules()
+    lazy = accumulate > 1 and not objective.mixes and sam is None
 
-    def part_loss(params: Any, batch_stats: Any, part: Batch, key: jax.Array, teacher_variables: Any) -> Any:
-        variables = {"params": params, "batch_stats": batch_stats}
-        (logits, auxiliary, student), batch_stats = forward(variables, part["image"], key)
-        value = loss(logits, part["target"]).mean()
-        for other in auxiliary:
-            value += auxiliary_weight * loss(other, part["target"]).mean()
-        if teacher is not None:
-            images = part["image"]
-            if (tuple(mean), tuple(std)) != (tuple(teacher.mean), tuple(teacher.std)):
-                images = augment.normalize(
-                    255 * (images * jnp.asarray(std) + jnp.asarray(mean)), teacher.mean, teacher.std
-                )
-            theirs: Any = teacher.model.apply(teacher_variables, images, train=False)
-            distance = distillation_loss(student, theirs, kind=teacher.kind, temperature=teacher.temperature)
-            value = (1 - teacher.weight) * value + teacher.weight * distance.mean()
-        if student is not logits:
-            logits = (logits + student) / 2
-        return value, (batch_stats, in_top_k(logits, part["label"], 1).mean(dtype=jnp.float32))
+    def train_step(state: TrainState, batch: Batch, constants: Mapping[str, Any] | None = None) -> Any:
+        rows = {name: values for name, values in batch.items() if name != "replaced"}
+        size = rows["mask"].shape[0]
+        keys = augment.example_keys(seed, state.step, size)
+        key = augment.batch_key(seed, state.step, size)
+        progress = objective.progress(state.step)
+        trained, rest = rules.split(state.params)
 
-    def train_step(state: TrainState, batch: Batch, teacher_variables: Any = None) -> tuple[TrainState, Metrics]:
-        examples, key = _prepare(batch, state.step)
-        parts = jax.tree.map(lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), examples)
+        def targets_of(views: Views, number: jax.Array | int) -> Any:
+            key_ = _part_key(jax.random.fold_in(key, _TARGETS), number)
+            targets = objective.targets(state.variables, state.ema, state.extra, constants or {}, views, key_, progress)
+            return jax.lax.stop_gradient(targets)
 
-        def objective(params: Any) -> jax.Array:
-            """Of the first part, for optimizers that look at more than its gradient."""
-            first = examples if accumulate == 1 else jax.tree.map(lambda x: x[0], parts)
-            return part_loss(params, state.batch_stats, first, key, teacher_variables)[0]
-
-        def gradients(params: Any) -> tuple[Any, tuple[jax.Array, Any, jax.Array]]:
-            grad_fn = jax.value_and_grad(part_loss, has_aux=True)
+        def whole() -> Any:
+            """Returns views and targets of all micro-batches, or of the batch if there is but one."""
+            views = objective.mix(key, objective.views(keys, rows))
             if accumulate == 1:
-                (value, (stats, top1)), grads = grad_fn(params, state.batch_stats, examples, key, teacher_variables)
-                return grads, (value, stats, top1)
+                return views, targets_of(views, 0)
+            parts = _split_rows(views, accumulate)
+            return parts, jax.lax.map(lambda part: targets_of(*part), (parts, jnp.arange(accumulate)))
 
-            def add(carry: Any, part: tuple[jax.Array, Batch]) -> tuple[Any, None]:
-                stats, sums = carry
-                key_ = jax.random.fold_in(key, part[0])
-                (value, (stats, top1)), grads = grad_fn(params, stats, part[1], key_, teacher_variables)
-                return (stats, jax.tree.map(jnp.add, sums, (grads, value, top1))), None
+        parts: Any = _split_rows((keys, rows), accumulate) if lazy else whole()
 
-            zero = jnp.zeros((), jnp.float32)
-            start = (state.batch_stats, (jax.tree.map(jnp.zeros_like, params), zero, zero))
-            (stats, sums), _ = jax.lax.scan(add, start, (jnp.arange(accumulate), parts))
-            grads, value, top1 = jax.tree.map(lambda x: x / accumulate, sums)
-            return grads, (value, stats, top1)
+        def make(part: Any, number: jax.Array | int) -> Any:
+            """Returns views and targets of a micro-batch."""
+            if not lazy:
+                return part
+            views = objective.views(*part)
+            return views, targets_of(views, number)
 
-        if sam_rho is None:
-            grads, (value, batch_stats, top1) = gradients(state.params)
+        def part_loss(trained: Any, stats: Any, views: Views, targets: Any, number: jax.Array | int) -> Any:
+            variables = {"params": optim.merge(trained, rest), "batch_stats": stats}
+            key_ = _part_key(jax.random.fold_in(key, _LOSS), number)
+            out = objective.loss(variables, views, targets, key_, progress, train=True)
+            # Divided by the rows, gradients have the usual size whatever is summed up; the weight comes at the end.
+            return out.loss / (size // accumulate), out
+
+        def gradients(trained: Any) -> tuple[Any, tuple[_Sums, Any, Any]]:
+            def add(stats: Any, part: Any, number: jax.Array | int) -> tuple[Any, _Sums, Any]:
+                views, targets = make(part, number)
+                (_, out), grads = jax.value_and_grad(part_loss, has_aux=True)(trained, stats, views, targets, number)
+                stats = out.variables.get("batch_stats", stats)
+                return stats, _Sums(grads, out.loss, out.weight, out.metrics, out.sums), out.rows
+
+            if accumulate == 1:
+                stats, sums, rows_ = add(state.batch_stats, parts, 0)
+            else:
+                stats, sums, rows_ = _accumulate(add, state.batch_stats, parts, accumulate)
+            per_part = sums.weight / (size // accumulate)
+            return jax.tree.map(lambda g: g / per_part.astype(g.dtype), sums.grads), (sums, stats, rows_)
+
+        def first_loss(trained: Any) -> jax.Array:
+            """Loss of the first micro-batch, for optimizers that need the function itself (Sophia)."""
+            part = parts if accumulate == 1 else jax.tree.map(lambda x: x[0], parts)
+            views, targets = make(part, 0)
+            out = part_loss(trained, state.batch_stats, views, targets, 0)[1]
+            return out.loss / out.weight
+
+        due = sam is not None and (True if sam.every == 1 else state.step % sam.every == 0)
+        if sam is None:
+            grads, (sums, stats, rows_) = gradients(trained)
         else:
-            due = True if sam_every == 1 else state.step % sam_every == 0
-            grads, (value, batch_stats, top1) = optim.sam_gradients(gradients, state.params, sam_rho, apply=due)
-        after = _update(state, grads, value, batch_stats, objective)
+            grads, (sums, stats, rows_) = optim.sam_gradients(gradients, trained, sam.rho, apply=due)
+        value = sums.loss / sums.weight
+        metrics = {"loss": value, **{name: total / weight for name, (total, weight) in sums.metrics.items()}}
+        metrics["grad_norm"] = optax.tree.norm(grads)
+
+        updates, opt_state = optimizer.update(grads, state.opt_state, trained, loss=value, obj_fn=first_loss)
+        params = optim.merge(optax.apply_updates(trained, updates), rest)
+        after = _after(objective, state, params, stats, opt_state, sums.sums, rows_)
         updates_done = state.step
-        metrics = {"loss": value, "top1": top1, "grad_norm": optax.tree.norm(grads)}
-        if isinstance(after.opt_state, optim.GuardState):
+        if isinstance(opt_state, optim.GuardState):
             updates_done -= state.opt_state.skipped  # which a schedule does not count
-            metrics["skipped_steps"] = after.opt_state.skipped.astype(jnp.float32)
-            metrics["skipped_in_a_row"] = after.opt_state.in_a_row.astype(jnp.float32)
+            metrics["skipped_steps"] = opt_state.skipped.astype(jnp.float32)
+            metrics["skipped_in_a_row"] = opt_state.in_a_row.astype(jnp.float32)
         metrics["learning_rate"] = jnp.asarray(schedule(updates_done), jnp.float32)
         if "replaced" in batch:
             metrics["replaced_records"] = batch["replaced"].sum()
         return after, metrics
 
-    def _prepare(batch: Batch, step: jax.Array) -> tuple[Batch, jax.Array]:
-        """Returns augmented images, labels and targets, and the key of what drops units."""
-        images, labels = batch["image"], batch["label"]
-        keys = augment.example_keys(seed, step, labels.shape[0])
-        images = jax.vmap(augmentation.augment_image)(keys, images)
-        images = augment.normalize(images, mean, std)
-        images = jax.vmap(augmentation.after_normalize)(keys, images)
-        targets = smooth_targets(labels, model.num_classes, label_smoothing)
-        key = augment.batch_key(seed, step, labels.shape[0])
-        images, targets = augmentation.mix(key, augmentation.col_out(key, images), targets)
-        return {"image": images, "label": labels, "target": targets}, jax.random.fold_in(key, _DROPOUT)
-
-    def _update(
-        state: TrainState, grads: Any, value: jax.Array, batch_stats: Any, objective: Callable[[Any], jax.Array]
-    ) -> TrainState:
-        """Returns the next state; of a step that is skipped, the same one but for the counters."""
-        guarded = isinstance(state.opt_state, optim.GuardState)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params, loss=value, obj_fn=objective)
-        params = optax.apply_updates(state.params, updates)
-        decay = ema.decay_at(state.step + 1) if ema is not None else 1.0
-        if guarded:
-            accepted = opt_state.accepted
-            batch_stats = jax.tree.map(lambda new, old: jnp.where(accepted, new, old), batch_stats, state.batch_stats)
-            decay = jnp.where(accepted, decay, 1.0)
-        average = state.ema
-        if ema is not None:
-            new = {"params": params, "batch_stats": batch_stats}
-            average = jax.tree.map(lambda old, value: decay * old + (1 - decay) * value, average, new)
-        return TrainState(state.step + 1, params, batch_stats, opt_state, average)
+    def _part_key(key: jax.Array, number: jax.Array | int) -> jax.Array:
+        return key if accumulate == 1 else jax.random.fold_in(key, number)
 
     return train_step
 
 
-def _make_forward(model: nn.Module, teacher: Teacher | None) -> Callable[..., Any]:
-    """Returns the function from (variables, images, key) to what the model makes of them in training.
-
-    It gives (logits, auxiliary logits, logits that learn from a teacher), and the new batch statistics.
-    """
-    has_heads = teacher is not None and hasattr(model, "heads")
-    method = "heads" if has_heads else "logits_and_auxiliary" if getattr(model, "aux_logits", False) else None
-
-    def forward(variables: dict[str, Any], images: jax.Array, key: jax.Array) -> Any:
-        result: Any
-        result, updates = model.apply(
-            variables, images, train=True, mutable=["batch_stats"], rngs={"dropout": key}, method=method
-        )
-        batch_stats = updates.get("batch_stats", variables["batch_stats"])
-        if has_heads:
-            return (result[0], (), result[1]), batch_stats
-        logits, auxiliary = result if method else (result, ())
-        return (logits, auxiliary, logits), batch_stats
-
-    return forward
+def _split_rows(tree: Any, parts: int) -> Any:
+    """Splits the first axis into micro-batches, of which row i falls to i % parts: (parts, rows / parts, ...)."""
+    return jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), tree)
 
 
-def make_eval_step(
-    model: nn.Module, *, mean: Sequence[float], std: Sequence[float], flip: bool = False
-) -> Callable[[dict[str, dict], Batch], Metrics]:
-    """Returns the function that evaluates one batch, with each of several sets of variables.
+def _accumulate(add: Callable[..., tuple[Any, _Sums, Any]], stats: Any, parts: Any, number: int) -> Any:
+    """Adds up what `add` makes of each micro-batch, and joins rows in the batch's order.
 
     Args:
-        model: the module.
-        mean, std: normalization; see `augment.normalize`.
-        flip: average the logits with those of the mirrored image.
-
-    Returns:
-        ({prefix: variables}, batch) -> sums over the examples, () float32, under prefix + loss, top1, top5, count.
+        add: (batch statistics, micro-batch, its number) -> (new statistics, sums, rows).
+        stats: batch statistics before the first one.
+        parts: all micro-batches, stacked.
+        number: of them.
     """
+    first = jax.tree.map(lambda x: x[0], parts)
+    shapes = jax.eval_shape(add, stats, first, jnp.int32(0))[1]
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
-    def eval_step(variables: dict[str, dict], batch: Batch) -> Metrics:
-        images = augment.normalize(batch["image"], mean, std)
-        sums = {}
-        for prefix, values in variables.items():
-            logits: Any = model.apply(values, images, train=False)
-            if flip:
-                logits = (logits + model.apply(values, images[:, :, ::-1], train=False)) / 2
-            for name, value in classification_sums(logits, batch["label"], batch["mask"]).items():
-                sums[prefix + name] = value
-        return sums
+    def body(carry: Any, part: Any) -> Any:
+        stats, sums = carry
+        stats, more, rows = add(stats, *part)
+        return (stats, jax.tree.map(jnp.add, sums, more)), rows
 
-    return eval_step
+    (stats, sums), rows = jax.lax.scan(body, (stats, zeros), (parts, jnp.arange(number)))
+    return stats, sums, jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), rows)
+
+
+def _after(
+    objective: Objective, state: TrainState, params: Any, stats: Any, opt_state: Any, sums: Any, rows: Any
+) -> TrainState:
+    """Returns the next state; of a step that is skipped, the same one but for the counters."""
+    next_ = objective.progress(state.step + 1)
+    extra = objective.after(params, state.extra, sums, rows, next_)
+    decay = objective.ema_decay(next_)
+    if isinstance(opt_state, optim.GuardState):
+        accepted = opt_state.accepted
+
+        def taken(new: Any, old: Any) -> Any:
+            return jax.tree.map(lambda new, old: jnp.where(accepted, new, old), new, old)
+
+        stats, extra = taken(stats, state.batch_stats), taken(extra, state.extra)
+        decay = None if decay is None else jnp.where(accepted, decay, 1.0)
+    average = state.ema
+    if average is not None and decay is not None:
+        average = move_average(average, {"params": params, "batch_stats": stats}, decay)
+    return TrainState(state.step + 1, params, stats, opt_state, average, extra)
+
+
+def move_average(average: Any, new: Any, decay: jax.Array | float) -> Any:
+    """Returns average + (1 - decay) * (new - average), for each array of a tree.
+
+    In this form its fixed point is the value itself: decay * average + (1 - decay) * new is not, since both factors are
+    rounded to float32. With a decay of 0 it is a copy.
+    """
+    if isinstance(decay, float | int):
+        return jax.tree.map(lambda old, x: old + (1 - decay) * (x - old), average, new)
+    return jax.tree.map(lambda old, x: jnp.where(decay == 0, x, old + (1 - decay) * (x - old)), average, new)

@@ -4,8 +4,8 @@
 `_train` makes the pure functions of the run (`build.py`), restores or initializes the state, and compiles the step
 ahead of time. `_loop` does the updates. After each, in this order: save if due, stop if told to, evaluate if due. A
 state is saved before it is evaluated, so neither a signal nor a crash in the evaluation loses it, and a run that was
-stopped there begins with that evaluation. Metrics are fetched a step late, when the next step is under way
-(`tracker.py`): the devices never wait for the host.
+stopped there begins with that evaluation. Metrics are fetched a few steps late, when others are under way
+(`runtime/tracker.py`): the devices never wait for the host.
 
 A step whose numbers are bad may send the run back (`guard`): `_loop` ends with `Rewind`, and `_train` enters it again
 with the last checkpoint and an order of the data that leaves out the batches up to the bad one. The list of these
@@ -18,28 +18,31 @@ import json
 import logging
 import pathlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import flax.linen as nn
 import jax
 from clu import parameter_overview
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from vision_jax import build, evaluate, steps
+from vision_jax import build, evaluate, position, steps
 from vision_jax import config as config_lib
 from vision_jax.config import Plan
 from vision_jax.data.loader import Prefetcher
+from vision_jax.data.order import BalancedOrder, TrainOrder
 from vision_jax.data.sources import Source, check_classes, closing
 from vision_jax.devices import compilation, distributed, sharding
 from vision_jax.errors import CheckpointError, ConfigError, Interrupted, Preempted
+from vision_jax.evaluators import Evaluator
+from vision_jax.objectives import Objective
 from vision_jax.runtime import writers
+from vision_jax.runtime.background import Background
 from vision_jax.runtime.checkpoint import Checkpointer, score, scores_by_step
 from vision_jax.runtime.goodput import Goodput
 from vision_jax.runtime.preemption import Preemption
 from vision_jax.runtime.profiling import Profiler
-from vision_jax.runtime.tracker import Rewind, Tracker
+from vision_jax.runtime.tracker import BadNumbers, Counts, Outputs, Rewind, Tracker
 from vision_jax.runtime.watchdog import Watchdog
 from vision_jax.state import TrainState
 
@@ -78,32 +81,56 @@ def train_and_evaluate(
                 config, workdir, allow_config_change=allow_config_change, preemption=preemption, begun=begun
             )
     workdir = pathlib.Path(workdir)
-    config, plan, model, train_source, val_source = check_input(config)
-    distributed.check_agreement({**config.to_dict(), "the workdir": str(workdir.absolute())})
+    checked = check_input(config)
+    distributed.check_agreement(
+        {**checked.config.to_dict(), "the workdir": str(workdir.absolute())},
+        {"training data": checked.train_source, "validation data": checked.val_source},
+    )
     is_first = jax.process_index() == 0
     with (
-        closing(train_source, val_source),
+        closing(checked.train_source, checked.val_source),
         writers.open_workdir(workdir, enabled=is_first),
-        Watchdog(config.watchdog_seconds, workdir / "stacks", process_index=jax.process_index()) as watchdog,
+        Watchdog(checked.config.watchdog_seconds, workdir / "stacks", process_index=jax.process_index()) as watchdog,
     ):
         if is_first:
-            config_lib.check_same_config(workdir, config, allow_config_change=allow_config_change)
+            config_lib.check_same_config(workdir, checked.config, allow_config_change=allow_config_change)
         sharding.wait_for_all("the workdir is open")
-        return _train(config, workdir, plan, model, train_source, val_source, preemption, watchdog, begun)
+        return _train(checked, workdir, preemption, watchdog, begun)
 
 
-def check_input(config: ConfigDict) -> tuple[ConfigDict, Plan, nn.Module, Source, Source]:
+@dataclasses.dataclass(frozen=True)
+class Checked:
+    """A configuration, and what follows from it and the data, all of it in order.
+
+    Attributes:
+        config: with what it asks for filled in.
+        plan: the length of the training and so on.
+        objective: what is minimized.
+        train_source, val_source: the splits.
+    """
+
+    config: ConfigDict
+    plan: Plan
+    objective: Objective
+    train_source: Source
+    val_source: Source
+
+
+def check_input(config: ConfigDict) -> Checked:
     """Returns the resolved configuration and what follows from it and the data, after checking all of it."""
     config = config_lib.resolve(config)
     config_lib.validate(config, jax.device_count())
     train_source, val_source = build.create_source(config, train=True), build.create_source(config, train=False)
     check_classes(val_source, train_source.num_classes, train_source.class_names, config.data.val_split)
     plan = config_lib.make_plan(config, len(train_source))
-    model = build.build_model(config, train_source.num_classes)
+    objective = build.make_objective(config, train_source.num_classes, plan)
+    model: Any = objective.setup.model
     build.check_sizes(config, model, train=True)
-    if (weights := len(config.loss.class_weights)) not in (0, model.num_classes):
+    if objective.classifies and (weights := len(config.loss.class_weights)) not in (0, model.num_classes):
         raise ConfigError(f"loss.class_weights has {weights} values, and there are {model.num_classes} classes.")
-    return config, plan, model, train_source, val_source
+    if config.data.check_val_images:
+        build.check_images(config, val_source)
+    return Checked(config, plan, objective, train_source, val_source)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,61 +138,61 @@ class _Run:
     """What `_loop` works with besides the state and the batches.
 
     Attributes:
-        train_step: the compiled step.
+        checked: the configuration and what follows from it.
+        mesh: of all devices.
+        train_step: the compiled step, (state, batch) -> (state, metrics).
         ideal_step_seconds: see `compilation.make_ideal_step_seconds`.
+        evaluators: by name.
         evaluated: steps that have been evaluated.
-        about: what each checkpoint says of the run.
+        checkpointer: of the run's checkpoints.
+        metadata: what each checkpoint says of the run.
+        writer: of metrics.jsonl.
+        goodput, profiler, preemption, watchdog: what watches the run.
     """
 
-    config: ConfigDict
-    plan: Plan
+    checked: Checked
     mesh: Mesh
-    train_source: Source
     train_step: Callable[[TrainState, steps.Batch], tuple[TrainState, steps.Metrics]]
     ideal_step_seconds: Callable[[int], float] | None
-    evaluator: evaluate.Evaluator
+    evaluators: Mapping[str, Evaluator]
     evaluated: set[int]
     checkpointer: Checkpointer
-    about: dict[str, Any]
+    metadata: dict[str, Any]
     writer: writers.MetricWriter
     goodput: Goodput
     profiler: Profiler
     preemption: Preemption
     watchdog: Watchdog
+    order: TrainOrder | BalancedOrder
 
 
 def _train(
-    config: ConfigDict,
-    workdir: pathlib.Path,
-    plan: Plan,
-    model: nn.Module,
-    train_source: Source,
-    val_source: Source,
-    preemption: Preemption,
-    watchdog: Watchdog,
-    begun: float,
+    checked: Checked, workdir: pathlib.Path, preemption: Preemption, watchdog: Watchdog, begun: float
 ) -> TrainState:
     """Does what `train_and_evaluate` says, once its input has been checked."""
+    config, plan, objective = checked.config, checked.plan, checked.objective
     is_first = jax.process_index() == 0
     mesh = sharding.make_mesh(config.mesh)
-    initialize, train_step, abstract_state = build.make_functions(config, plan, model, mesh)
-    _log_run(config, plan, abstract_state, len(train_source), len(val_source))
-    scores = scores_by_step(workdir, config.checkpoint.best_metric)
+    program = build.make_program(config, plan, objective, mesh)
+    _log_run(checked, program.abstract_state)
+    evaluations = _read_evaluations(workdir, config)
+    scores = scores_by_step(evaluations, config.checkpoint.best_metric)
     keep, on_error = config.checkpoint.keep, config.checkpoint.on_error
     with (
-        Goodput(workdir / "goodput.json", begun=begun, enabled=is_first) as goodput,
+        Background() as background,  # it writes all files but the checkpoints
+        Goodput(workdir / "goodput.json", begun=begun, enabled=is_first, worker=background) as goodput,
         Profiler(workdir / "profile", config.log.profile_steps) as profiler,
-        Checkpointer(workdir / "checkpoints", keep=keep, scores=scores, on_error=on_error) as checkpointer,
+        Checkpointer(
+            workdir / "checkpoints", keep=keep, scores=scores, on_error=on_error, watchdog=watchdog
+        ) as checkpointer,
     ):
 
         def begin() -> TrainState:
             """Returns the state of the last checkpoint, or if there is none, that before the first step."""
-            if (state := checkpointer.restore_latest(abstract_state)) is not None:
+            if (state := checkpointer.restore_latest(program.abstract_state)) is not None:
                 return state
             with watchdog.suspended():  # it is compiled, and weights may have to be downloaded
-                if config.model.pretrained:
-                    return initialize(build.load_pretrained(config, model.num_classes, classifier_seed=config.seed))
-                return initialize()
+                return program.initialize(build.load_initial(config, objective, checked.train_source.class_names, mesh))
 
         state = begin()
         start = int(state.step)
@@ -176,7 +203,10 @@ def _train(
             )
         if start:
             log.info("Going on from step %d of %d.", start, plan.total_steps)
-        evaluated = {r["step"]: r for r in writers.training_records(workdir) if "val/count" in r and r["step"] <= start}
+            metadata = checkpointer.about(start)
+            if is_first and (change := position.describe_change(metadata, config, len(checked.train_source), start)):
+                log.warning("%s", change)
+        evaluated = {record["step"]: record for record in evaluations if record["step"] <= start}
         if start == plan.total_steps and start in evaluated:
             log.info("The training is complete.\n%s", evaluate.format_results(evaluated[start]))
             return state
@@ -184,37 +214,51 @@ def _train(
             config_lib.write_config(workdir, config)
         goodput.continue_from(start)
         with watchdog.suspended(), goodput.phase("compilation"):
-            teacher = build.load_teacher(config, model.num_classes, mesh)
-            traced = build.trace_steps(config, plan, train_step, abstract_state, mesh, teacher)
-            compiled = build.compile_steps(traced, teacher)
-            ideal_step_seconds = compilation.make_ideal_step_seconds(
-                traced, plan.train_sizes or [(0, config.data.image_size)], mesh, build.compute_dtype(config)
-            )
+            constants = build.load_constants(objective, mesh)
+            traced = build.trace_steps(config, plan, program, mesh, constants)
+            compiled = build.compile_steps(traced, constants)
+            sizes = plan.train_sizes or [(0, config.data.image_size)]
+            ideal = compilation.make_ideal_step_seconds(traced, sizes, mesh, build.compute_dtype(config))
         goodput.mark(start)
         rewinds = stored_rewinds(checkpointer, start)
+        with watchdog.suspended(), goodput.phase("input"):  # it may read all labels
+            order = build.make_order(config, checked.train_source)
         with writers.MetricWriter(
-            workdir, last_step=start, tensorboard=config.log.tensorboard, on_error=on_error, enabled=is_first
+            workdir,
+            last_step=start,
+            tensorboard=config.log.tensorboard,
+            on_error=on_error,
+            enabled=is_first,
+            worker=background,
         ) as writer:
             run = _Run(
-                config=config,
-                plan=plan,
+                checked=checked,
                 mesh=mesh,
-                train_source=train_source,
                 train_step=compiled,
-                ideal_step_seconds=ideal_step_seconds,
-                evaluator=evaluate.Evaluator(config, mesh, model, val_source, preemption=preemption, watchdog=watchdog),
+                ideal_step_seconds=ideal,
+                evaluators=build.make_evaluators(
+                    config,
+                    objective,
+                    mesh,
+                    checked.val_source,
+                    constants=constants,
+                    preemption=preemption,
+                    watchdog=watchdog,
+                ),
                 evaluated=set(evaluated),
                 checkpointer=checkpointer,
-                about={
+                metadata={
                     "config": json.loads(config_lib.to_json(config)),
-                    "num_classes": train_source.num_classes,
-                    "class_names": list(train_source.class_names),
+                    "num_examples": len(checked.train_source),
+                    "num_classes": checked.train_source.num_classes,
+                    "class_names": list(checked.train_source.class_names),
                 },
                 writer=writer,
                 goodput=goodput,
                 profiler=profiler,
                 preemption=preemption,
                 watchdog=watchdog,
+                order=order,
             )
             while True:
                 try:
@@ -234,9 +278,19 @@ def _train(
                 )
 
 
+def _read_evaluations(workdir: pathlib.Path, config: ConfigDict) -> list[dict[str, Any]]:
+    """Returns what training wrote of its evaluations: process 0 reads it, since others may not see it yet."""
+    counts = [f"{name}/count" for name in config.evals]
+
+    def read() -> list[dict[str, Any]]:
+        return [record for record in writers.training_records(workdir) if any(count in record for count in counts)]
+
+    return distributed.from_first(read)
+
+
 def stored_rewinds(checkpointer: Checkpointer, step: int) -> list[tuple[int, int]]:
     """Returns the rewinds that came before the checkpoint of a step; none if there is no such checkpoint."""
-    if step not in checkpointer.steps():
+    if not distributed.from_first(lambda: step in checkpointer.steps()):
         return []
     return [(bad, good) for bad, good in checkpointer.about(step).get("rewinds", [])]
 
@@ -247,10 +301,10 @@ def _attempt(run: _Run, state: TrainState, rewinds: Sequence[tuple[int, int]]) -
     Raises:
         Rewind: there.
     """
-    config, plan, start = run.config, run.plan, int(state.step)
-    run.about["rewinds"] = rewinds
+    config, plan, start = run.checked.config, run.checked.plan, int(state.step)
+    run.metadata["rewinds"] = rewinds
     with (
-        build.make_train_loader(config, plan, run.mesh, run.train_source, rewinds) as loader,
+        build.make_train_loader(config, plan, run.mesh, run.checked.train_source, rewinds, order=run.order) as loader,
         Prefetcher(
             loader,
             range(start, plan.total_steps),
@@ -263,14 +317,11 @@ def _attempt(run: _Run, state: TrainState, rewinds: Sequence[tuple[int, int]]) -
         ) as progress,
         run.goodput.phase("steps"),
     ):
+        guard = config.guard
         tracker = Tracker(
-            config,
-            plan,
-            run.writer,
-            progress,
-            batches,
-            run.checkpointer,
-            run.goodput,
+            Counts(config.batch_size, plan.steps_per_epoch, plan.total_steps, config.log.every_steps),
+            Outputs(run.writer, progress, batches, run.checkpointer, run.goodput),
+            BadNumbers(guard.nonfinite, guard.spikes, guard.max_skips, guard.max_rewinds),
             rewinds=len(rewinds),
             ideal_step_seconds=run.ideal_step_seconds,
         )
@@ -279,13 +330,13 @@ def _attempt(run: _Run, state: TrainState, rewinds: Sequence[tuple[int, int]]) -
 
 def _loop(run: _Run, state: TrainState, batches: Prefetcher, tracker: Tracker) -> TrainState:
     """Does the updates that are left. The order of operations is explained at the top of this file."""
-    plan, goodput = run.plan, run.goodput
+    plan, goodput = run.checked.plan, run.goodput
 
     def save(step: int) -> None:
         tracker.settle()  # so that nothing that is not finite is saved
-        run.writer.retry()
+        run.writer.flush()
         with goodput.phase("saves"):
-            run.checkpointer.save(step, state, run.about)
+            run.checkpointer.save(step, state, run.metadata)
         goodput.mark(step)
 
     def stop(step: int) -> Preempted:
@@ -333,28 +384,30 @@ def _evaluate(run: _Run, step: int, state: TrainState) -> None:
     """
     variables = {"": state.variables} | ({"ema_": state.ema} if state.ema is not None else {})
     with run.goodput.phase("evaluation"):
-        results = run.evaluator(variables)
+        due = {name: run.evaluators[name] for name in run.checked.plan.evals_at(step)}
+        results = evaluate.measure(due, run.checked.objective, variables)
     run.evaluated.add(step)
-    if (value := score(run.config.checkpoint.best_metric, results)) is not None:
+    if (value := score(run.checked.config.checkpoint.best_metric, results)) is not None:
         run.checkpointer.record(step, value)
     run.writer.write(step, results)
-    log.info("Step %d of %d, evaluated:\n%s", step, run.plan.total_steps, evaluate.format_results(results))
+    log.info("Step %d of %d, evaluated:\n%s", step, run.checked.plan.total_steps, evaluate.format_results(results))
 
 
-def _log_run(config: ConfigDict, plan: Plan, state: TrainState, num_train: int, num_val: int) -> None:
+def _log_run(checked: Checked, state: TrainState) -> None:
     """Logs what is about to be trained, on what, and for how long."""
     log.info(
         "Parameters of %s:\n%s",
-        config.model.name,
+        checked.config.model.name,
         parameter_overview.get_parameter_overview(state.params, include_stats=False),
     )
     devices = jax.devices()
     log.info("Devices: %d x %s, in %d processes.", len(devices), devices[0].device_kind, jax.process_count())
-    log.info("%s", summarize(config, plan, num_train, num_val))
+    log.info("%s", summarize(checked))
 
 
-def summarize(config: ConfigDict, plan: Plan, num_train: int, num_val: int) -> str:
+def summarize(checked: Checked) -> str:
     """Returns a sentence on the length of a training and its learning rate."""
+    config, plan = checked.config, checked.plan
     rate = f"{plan.learning_rate:.6g}"
     if (reference := config.optimizer.learning_rate_batch_size) is not None:
         rate += (
@@ -362,7 +415,7 @@ def summarize(config: ConfigDict, plan: Plan, num_train: int, num_val: int) -> s
             f"{config.optimizer.learning_rate_scaling} scaling)"
         )
     return (
-        f"{num_train} training and {num_val} validation examples; {plan.total_steps} steps of {config.batch_size} "
-        f"examples ({plan.total_steps / plan.steps_per_epoch:.4g} epochs), of which {plan.warmup_steps} warm up to a "
-        f"learning rate of {rate}; computing in {build.compute_dtype(config)}."
+        f"{len(checked.train_source)} training and {len(checked.val_source)} validation examples; {plan.total_steps} "
+        f"steps of {config.batch_size} examples ({plan.total_steps / plan.steps_per_epoch:.4g} epochs), of which "
+        f"{plan.warmup_steps} warm up to a learning rate of {rate}; computing in {build.compute_dtype(config)}."
     )

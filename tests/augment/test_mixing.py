@@ -8,7 +8,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from test_ops import QUICK
 
 from vision_jax.augment import AugmentConfig, create_augmentation
-from vision_jax.augment.mixing import apply_mix, mix
+from vision_jax.augment.mixing import apply_mix, boxes_around, mix
 
 BATCH, HEIGHT, WIDTH = 256, 12, 16
 RANDOM = np.random.RandomState(0)
@@ -125,6 +125,32 @@ def test_probability_of_mixing():
         areas.append(rows * (min(x + w // 2, WIDTH) - max(x - w // 2, 0)) / (HEIGHT * WIDTH))
     shares = np.concatenate([1 - run(seed)[1] for seed in range(16)])
     assert abs(shares.mean() - 0.25 * np.mean(areas)) < 0.01
+
+
+def rand_bbox(row: int, column: int, lam: float) -> tuple[int, int, int, int]:
+    """timm's function of this name, for a given centre and without a margin: top, bottom, left and right."""
+    ratio = np.sqrt(1 - lam)
+    cut_h, cut_w = int(HEIGHT * ratio), int(WIDTH * ratio)
+    rows = np.clip([row - cut_h // 2, row + cut_h // 2], 0, HEIGHT)
+    columns = np.clip([column - cut_w // 2, column + cut_w // 2], 0, WIDTH)
+    return *rows, *columns
+
+
+def test_rectangles_are_those_of_timm_around_every_pixel():
+    rows, columns, lams = (
+        x.reshape(-1) for x in np.meshgrid(np.arange(HEIGHT), np.arange(WIDTH), [0.0, 0.1, 0.3, 0.45, 0.8, 0.99, 1.0])
+    )
+    boxes = boxes_around(*map(jnp.asarray, (rows, columns, lams.astype(np.float32))), HEIGHT, WIDTH)
+    expected = [rand_bbox(*arguments) for arguments in zip(rows, columns, lams, strict=True)]
+    np.testing.assert_array_equal(boxes, expected)
+
+
+def test_every_pixel_may_be_pasted():
+    """Also those of the last row and column."""
+    run = compiled(cutmix_alpha=1.0, mode="elem")
+    images, _ = run(0)
+    pasted = (images != IMAGES).any(-1).any(0)
+    assert pasted.all()
 
 
 def test_an_odd_batch():

@@ -169,6 +169,8 @@ BY_HAND = [
     (tables.AUGMIX, "ShearX", 3, -1, 9, 9, -0.09),
     (tables.AUGMIX, "TranslateX", 3, -1, 9, 224, -22),  # int(22.4)
     (tables.AUGMIX, "TranslateY", 3, 1, 224, 9, 22),
+    (tables.AUGMIX, "TranslateX", 3.6, 1, 9, 25, 3),  # int(3.0), which is 2.9999998 in float32
+    (tables.AUGMIX, "TranslateY", 7.2, -1, 25, 9, -6),
 ]
 
 

@@ -198,6 +198,8 @@ def test_undecodable_image_is_an_error(tmp_path: pathlib.Path):
         ("--loaders=vision_jax,tfdata", "--loaders has 'tfdata': did you mean tf.data"),
         ("--loaders=pillow", "which must be there"),
         ("--json=/nowhere/x.json", "there is no folder /nowhere"),
+        ("--json=gs://bucket/x.json", "--json is 'gs://bucket/x.json': URLs are not supported here"),
+        ("--data=s3://bucket/x", "--data is 's3://bucket/x': URLs are not supported here"),
         ("--views=2x0", "--views: '2x0' in '2x0': "),
     ],
 )

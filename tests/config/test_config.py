@@ -58,6 +58,14 @@ def test_json_keeps_patterns_and_pairs():
     config_lib.validate(stored, num_devices=8)
 
 
+def test_what_helps_a_run_that_ended_over_an_image_is_no_other_run():
+    before, after = synthetic(), synthetic()
+    after.data.update({"max_pixels": 10**9, "check_val_images": True, "max_bad_eval_records": 3, "val_labels": "v.csv"})
+    changed, free = config_lib.differences(before, after)
+    assert not changed
+    assert len(free) == 4
+
+
 def test_stored_field_that_is_unknown():
     with pytest.raises(ConfigError, match=r"data\.colour"):
         config_lib.from_dict({"data": {"colour": 3}})
@@ -75,6 +83,14 @@ def test_stored_field_that_is_unknown():
         ({"mesh.data": 4}, "mesh.data=4, mesh.fsdp=1, mesh.tensor=1 make 4 devices, but there are 8"),
         ({"data.source": "digit"}, "did you mean digits"),
         ({"data.source": "tfds"}, "data.dir is not set"),
+        (
+            {"data.source": "tfds", "data.dir": "gs://bucket/x"},
+            "data.dir is 'gs://bucket/x': URLs are not supported here",
+        ),
+        ({"data.val_labels": "s3://b/val.csv"}, "data.val_labels is 's3://b/val.csv': URLs"),
+        ({"data.train_labels": "a.csv"}, "data.train_labels is set, which is for data.source=folder"),
+        ({"data.max_pixels": 0}, "data.max_pixels is 0, which must be positive"),
+        ({"data.max_bad_eval_records": -1}, "data.max_bad_eval_records is -1, which must not be negative"),
         ({"data.source": "folder", "data.dir": "/nowhere"}, "'/nowhere', and there is no such directory"),
         ({"data.channels": 2}, "data.channels is 2"),
         ({"data.mean": (0.5,)}, "data.mean has 1 values"),
@@ -93,6 +109,7 @@ def test_stored_field_that_is_unknown():
         ({"checkpoint.best_metric": "val/ema_top1"}, "ema_decay is not set"),
         ({"checkpoint.best_metric": "val/top2"}, "did you mean"),
         ({"dtype": "float8"}, "dtype is 'float8'"),
+        ({"dtype": "float16"}, "dtype is 'float16', and training in it needs loss scaling"),
         ({"optimizer.name": "sgdd"}, "optimizer.name is 'sgdd': did you mean sgd"),
         ({"optimizer.b1": 0.9}, "optimizer.b1 is set to 0.9, but sgd has no such option"),
         ({"schedule.name": "cosin"}, "schedule.name is 'cosin': did you mean cosine"),
@@ -129,6 +146,28 @@ def test_stored_field_that_is_unknown():
 def test_what_cannot_work_is_said(fields: dict, message: str):
     with pytest.raises(ConfigError, match=re.escape(message)):
         config_lib.validate(synthetic(**fields), num_devices=8)
+
+
+def test_float16_is_for_evaluation():
+    config_lib.validate(synthetic(dtype="float16"), num_devices=8, train=False)
+
+
+@pytest.mark.parametrize("path", ["data.dir", "compilation_cache", "model.pretrained", "distill.pretrained"])
+def test_urls_are_refused(path: str):
+    config = synthetic(**{path: "gs://bucket/folder"})
+    message = (
+        f"^{path} is 'gs://bucket/folder': URLs are not supported here; mount the bucket \\(gcsfuse, s3fs, ...\\) and "
+        "give its path.$"
+    )
+    with pytest.raises(ConfigError, match=message):
+        config_lib.check_urls(config)
+    with pytest.raises(ConfigError, match=message):
+        config_lib.validate(config, num_devices=8)
+    config_lib.check_urls(synthetic(**{path: "folder:/x"}))
+
+
+def test_weights_may_be_on_the_hub():
+    config_lib.check_urls(synthetic(**{"model.pretrained": "hf://timm/resnet50.a1_in1k"}))
 
 
 def test_fields_that_are_none_or_missing_or_unknown():

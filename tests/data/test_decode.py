@@ -1,5 +1,9 @@
 import io
 import math
+import re
+import struct
+import tracemalloc
+import zlib
 
 import cv2
 import numpy as np
@@ -12,6 +16,7 @@ from vision_jax.data import decode, jpeg, order
 from vision_jax.data.crops import random_crops
 from vision_jax.data.transforms import EvalTransform, TrainTransform
 from vision_jax.data.views import View
+from vision_jax.preparation import convert
 
 
 def crop_of_one(height: int, width: int, uniforms: list[float], scale, ratio) -> tuple[int, int, int, int]:
@@ -230,3 +235,213 @@ def test_harmless_damage_is_read_and_real_damage_refused():
                 run(mine, [good, bad, good])
             assert caught.value.row == 1
             assert "BytesIO" not in str(caught.value)
+
+
+def noisy(height: int, width: int, seed: int = 0) -> np.ndarray:
+    """A picture with detail in every block, so that the code of each takes some bytes."""
+    noise = np.random.RandomState(seed).randint(-40, 40, (height, width, 3))
+    return np.clip(picture(height, width, seed) + noise, 0, 255).astype(np.uint8)
+
+
+def jpegs(height: int, width: int) -> dict[str, bytes]:
+    """JPEGs of all kinds."""
+    pixels = noisy(height, width)
+    cmyk = io.BytesIO()
+    PIL.Image.fromarray(pixels).convert("CMYK").save(cmyk, "JPEG")
+    return {
+        "baseline": encode(pixels),
+        "progressive": encode(pixels, progressive=True),
+        "444": encode(pixels, subsampling="4:4:4"),
+        "restarts": encode(pixels, restart_marker_blocks=1),
+        "ours": jpeg.encode(PIL.Image.fromarray(pixels), 90),
+        "grey": encode(pixels[:, :, 0]),
+        "cmyk": cmyk.getvalue(),
+    }
+
+
+def everywhere(data: bytes) -> list[np.ndarray]:
+    """The whole image as evaluation, training and `prepare` decode it.
+
+    Raises:
+        ValueError, DecodeError: if one of them refuses it, after checking that all do.
+    """
+    size = 64
+
+    def of_prepare(encoding: str) -> np.ndarray:
+        fields = {"quality": 90, "short_side": 0, "apply_exif_orientation": False, "max_pixels": 10**6}
+        return decode.decode(convert.Conversion(encoding=encoding, **fields)(data), 3)
+
+    ways = [
+        lambda: decode.decode(data, 3),
+        lambda: run(EvalTransform(size=size, resize=size, channels=3), [data])[0],
+        lambda: run(transform(size=size, scale=(1.0, 1.0), ratio=(1.0, 1.0)), [data])[0],
+        lambda: of_prepare("original"),
+        lambda: of_prepare("raw"),
+    ]
+    results, errors = [], []
+    for way in ways:
+        try:
+            results.append(way())
+        except (ValueError, decode.DecodeError) as error:
+            errors.append(error)
+    assert not (results and errors), errors
+    if errors:
+        raise errors[0]
+    return results
+
+
+@pytest.mark.parametrize("kind", jpegs(64, 64))
+def test_truncated_jpegs_with_an_end_marker_are_refused(kind: str):
+    """libjpeg fills what is missing with grey and merely warns."""
+    data = jpegs(64, 64)[kind]
+    whole = everywhere(data)
+    refused = []
+    for cut in np.random.RandomState(0).randint(2, len(data) - 2, 30).tolist():
+        try:
+            mine = everywhere(data[:cut] + data[-2:])
+        except (ValueError, decode.DecodeError) as error:
+            refused.append(str(error))
+        else:
+            assert all((a == b).all() for a, b in zip(mine, whole, strict=True))
+    assert len(refused) >= 28
+    assert all(re.search("damaged|cut off", message) for message in refused)
+
+
+@pytest.mark.parametrize("kind", jpegs(64, 64))
+def test_flipped_bits_that_libjpeg_notices_are_refused(kind: str):
+    data = jpegs(64, 64)[kind]
+    whole, colorspace = decode.decode(data, 3), "CMYK" if kind == "cmyk" else "RGB"
+    random = np.random.RandomState(1)
+    noticed = 0
+    for position in random.randint(len(data) // 3, len(data) - 2, 300).tolist():
+        flipped = bytearray(data)
+        flipped[position] ^= 1 << random.randint(8)
+        try:
+            simplejpeg.decode_jpeg(bytes(flipped), colorspace)
+            continue
+        except ValueError as error:
+            if "before marker 0xd9" in str(error):
+                continue  # as in files that are merely untidy
+        noticed += 1
+        try:
+            mine = decode.decode(bytes(flipped), 3)
+        except ValueError:
+            continue
+        assert (mine == whole).all()
+    assert noticed >= 1
+
+
+def test_oddities_that_change_no_pixel_are_read():
+    data = encode(noisy(64, 64))
+    scan = data.index(b"\xff\xda")
+    odd = {
+        "before the end": data[:-2] + bytes(1503) + data[-2:],
+        "behind the end": data + b"thumbnail",
+        "no end": data[:-2],
+        "revision": data.replace(b"JFIF\0\x01\x01", b"JFIF\0\x02\x01"),
+        "revision 0": data.replace(b"JFIF\0\x01\x01", b"JFIF\0\x00\x00"),
+        "parameters of the scan": data[: scan + 11] + bytes(3) + data[scan + 14 :],
+        "between segments": data[:20] + b"\0\0" + data[20:],
+        "fill bytes": data[:20] + b"\xff\xff" + data[20:],
+    }
+    whole = everywhere(data)
+    for name, changed in odd.items():
+        assert changed != data
+        assert all((a == b).all() for a, b in zip(everywhere(changed), whole, strict=True)), name
+        # Of its first warning libjpeg tells, and of no other: damage behind an oddity is found all the same.
+        if name not in ("before the end", "behind the end", "no end"):
+            with pytest.raises((ValueError, decode.DecodeError), match="damaged"):
+                everywhere(changed[: len(changed) * 2 // 3] + data[-2:])
+    with pytest.raises(ValueError, match="damaged"):
+        decode.decode(encode(noisy(64, 64), progressive=True)[:-20], 3)
+
+
+def test_unusual_sampling_is_left_to_pillow(monkeypatch: pytest.MonkeyPatch):
+    def refuse(*_: object, **__: object) -> None:
+        raise ValueError("tjDecompressHeader3(): Could not determine subsampling level of JPEG image")
+
+    data = encode(noisy(64, 64))
+    whole = decode.decode(data, 3)
+    monkeypatch.setattr(simplejpeg, "decode_jpeg", refuse)
+    assert (decode.decode(data, 3) == whole).all()
+    for cut in (len(data) // 2, len(data) - 300):
+        with pytest.raises(ValueError, match="ends too early"):
+            decode.decode(data[:cut] + data[-2:], 3)
+
+
+@pytest.mark.parametrize("image_format", ["PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "JPEG2000", "TGA"])
+def test_truncated_files_of_other_formats_are_refused(image_format: str):
+    data = encode(noisy(40, 40), image_format)
+    whole = decode.decode(data, 3)
+    refused = []
+    for cut in np.random.RandomState(0).randint(0, len(data), 20).tolist():
+        try:
+            mine = decode.decode(data[:cut], 3)
+        except ValueError as error:
+            refused.append(str(error))
+        else:
+            assert (mine == whole).all()
+    assert all(refused)
+    assert len(refused) >= 18
+
+
+@pytest.mark.parametrize("image_format", ["JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM"])
+def test_one_limit_of_pixels(image_format: str, recwarn: pytest.WarningsRecorder, monkeypatch: pytest.MonkeyPatch):
+    data = encode(picture(40, 50), image_format)
+    monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 1000)  # a program's own setting neither matters nor changes
+    message = r"50x40 pixels, more than data\.max_pixels=1999: raise that"
+    with pytest.raises(ValueError, match=message):
+        decode.decode(data, 3, max_pixels=1999)
+    for mine in (transform(max_pixels=1999), EvalTransform(size=32, resize=36, channels=3, max_pixels=1999)):
+        with pytest.raises(decode.DecodeError, match=message):
+            run(mine, [data])
+    assert decode.decode(data, 3, max_pixels=2000).shape == (40, 50, 3)
+    assert run(transform(max_pixels=2000), [data]).shape == (1, 32, 32, 3)
+    assert PIL.Image.MAX_IMAGE_PIXELS == 1000
+    assert not recwarn.list
+
+
+def claiming(height: int, width: int) -> dict[str, bytes]:
+    """Small files whose headers claim a size."""
+    plain, png = encode(picture(40, 50)), bytearray(encode(picture(40, 50), "PNG"))
+    frame = jpeg.read_header(plain).frame
+    struct.pack_into(">II", png, 16, width, height)
+    struct.pack_into(">I", png, 29, zlib.crc32(png[12:29]))
+    huge = plain[: frame + 5] + struct.pack(">HH", height, width) + plain[frame + 9 :]
+    return {"JPEG": huge, "PNG": bytes(png), "PPM": b"P6 %d %d 255\n" % (width, height)}
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "PPM"])
+def test_images_that_claim_to_be_huge_take_no_memory(kind: str):
+    data = claiming(20_000, 20_000)[kind]
+    ways = [
+        lambda: decode.decode(data, 3),
+        lambda: run(transform(), [data]),
+        lambda: run(EvalTransform(size=32, resize=32, channels=3), [data]),
+    ]
+    tracemalloc.start()
+    try:
+        for way in ways:
+            with pytest.raises((ValueError, decode.DecodeError), match="20000x20000 pixels, more than") as caught:
+                way()
+            assert "DOS" not in str(caught.value)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_threads_keep_no_large_memory():
+    assert decode._scratch(1000) is decode._scratch(1000)
+    kept = decode._local.buffer.size
+    assert decode._scratch((64 << 20) + 1).size > 64 << 20
+    assert decode._local.buffer.size == kept
+
+
+@pytest.mark.parametrize("channels", [3, 1])
+def test_transparent_palettes_warn_of_nothing(channels: int, recwarn: pytest.WarningsRecorder):
+    palette = PIL.Image.fromarray(picture(32, 32)).quantize(64)
+    file = io.BytesIO()
+    palette.save(file, "PNG", transparency=bytes(range(0, 256, 4)))
+    expected = np.asarray(palette.convert("RGB" if channels == 3 else "L")).reshape(32, 32, channels)
+    assert (decode.decode(file.getvalue(), channels) == expected).all()
+    assert not recwarn.list

@@ -12,6 +12,7 @@ from vision_jax import build
 from vision_jax import config as config_lib
 from vision_jax.data import decode, digits, sources, tfds_format
 from vision_jax.data.arrayrecord import ArrayRecordFiles
+from vision_jax.devices import sharding
 from vision_jax.errors import DataError
 
 
@@ -149,12 +150,40 @@ def test_folder_source(image_folder: pathlib.Path):
 def test_folder_source_says_what_is_wrong(image_folder: pathlib.Path):
     with pytest.raises(DataError, match=r"\['train', 'validation'\]"):
         sources.FolderSource(image_folder, "test")
-    (image_folder / "train" / "dog").mkdir()
-    with pytest.raises(DataError, match="dog holds no images"):
-        sources.FolderSource(image_folder, "train")
     (image_folder / "flat").mkdir()
-    with pytest.raises(DataError, match="no class folders"):
+    with pytest.raises(DataError, match="no class folders: a class needs"):
         sources.FolderSource(image_folder, "flat")
+    (image_folder / "flat" / "dog").mkdir()
+    (image_folder / "flat" / "dog" / "film.mp4").touch()
+    with pytest.raises(DataError, match=r"no images in its class folders \(dog\); there is 1 \.mp4"):
+        sources.FolderSource(image_folder, "flat")
+    (image_folder / "flat" / "1.jpg").touch()
+    with pytest.raises(DataError, match=r"holds 1 images, but no class folders.* CSV file .* by data\.val_labels"):
+        sources.FolderSource(image_folder, "flat", labels_option="data.val_labels")
+
+
+def test_fingerprints_are_those_of_the_data(image_folder: pathlib.Path, tmp_path: pathlib.Path):
+    """Equal for copies elsewhere, other for data that differ in a name, a record, a shard or an argument."""
+    copy = shutil.copytree(image_folder, tmp_path / "copy")
+    here, there = sources.FolderSource(image_folder, "train"), sources.FolderSource(copy, "train")
+    assert here.fingerprint() == there.fingerprint()
+    seen = {here.fingerprint(), sources.FolderSource(copy, "validation").fingerprint()}
+    (copy / "train" / "bee" / "bee1.jpg").unlink()
+    seen.add(sources.FolderSource(copy, "train").fingerprint())
+    (copy / "train" / "bee").rename(copy / "train" / "wasp")
+    seen.add(sources.FolderSource(copy, "train").fingerprint())
+    seen |= {sources.SubsetSource(here, np.arange(n)).fingerprint() for n in (3, 4)}
+    first, second = write(tmp_path / "a" / "1.0.0", train=5), write(tmp_path / "b" / "1.0.0", train=5)
+    whole = sources.TfdsSource(first, "train")
+    assert whole.fingerprint() == sources.TfdsSource(second, "train").fingerprint()
+    seen |= {whole.fingerprint(), sources.TfdsSource(first, "train[:3]").fingerprint()}
+    seen.add(sources.TfdsSource(write(tmp_path / "c" / "1.0.0", train=6), "train").fingerprint())
+    seen |= {sources.SyntheticSource(100, 10, 32, seed=seed).fingerprint() for seed in (0, 1)}
+    assert sources.SyntheticSource(100, 10, 32, seed=0).fingerprint() in seen
+    assert len(seen) == 11
+    (shard,) = second.glob("*.array_record-*")
+    shard.write_bytes(shard.read_bytes()[:-10])  # a copy that is not whole
+    assert whole.fingerprint() != sources.TfdsSource(second, "train").fingerprint()
 
 
 def test_synthetic_source_is_a_function_of_the_seed():
@@ -205,3 +234,16 @@ def test_create_source(image_folder: pathlib.Path):
     assert len(build.create_source(config, train=False)) == 9
     config.data.source = "synthetic"
     assert len(build.create_source(config, train=True)) == 1_281_167
+
+
+def test_balanced_labels_are_read_once_a_run(image_folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch):
+    config = config_lib.default_config()
+    config.data.source, config.data.dir, config.data.balanced, config.batch_size = "folder", str(image_folder), True, 8
+    source = build.create_source(config, train=True)
+    read = []
+    monkeypatch.setattr(build, "read_labels", lambda *_: read.append(1) or source.labels)
+    order = build.make_order(config, source)
+    plan, mesh = config_lib.make_plan(config, len(source)), sharding.make_mesh(config.mesh)
+    for rewinds in ([], [(3, 1)]):
+        with build.make_train_loader(config, plan, mesh, source, rewinds, order=order):
+            assert len(read) == 1

@@ -1,5 +1,4 @@
 import io
-import pickle
 
 import cv2
 import numpy as np
@@ -10,7 +9,6 @@ from conftest import encode, picture
 from test_decode import RATIO, SCALE, crop_of_one
 
 from vision_jax.data import crops, decode, jpeg, order
-from vision_jax.data.strings import Strings
 from vision_jax.data.transforms import LABEL, TrainTransform
 from vision_jax.data.views import Field, View, parse_views
 from vision_jax.errors import ConfigError
@@ -218,14 +216,3 @@ def test_chosen_crops_fit_images_of_all_sizes():
     assert (chosen[..., 2:] > 0).all()
     assert (chosen[..., :2] >= 0).all()
     assert (chosen[..., :2] + chosen[..., 2:] <= sizes[:, None]).all()
-
-
-def test_strings_are_those_of_the_list():
-    names = ["a/ä.jpg", "", "b/\udcff.png", "c" * 300]
-    for mine in (Strings(names), pickle.loads(pickle.dumps(Strings(names)))):
-        assert list(mine) == names
-        assert mine[1:] == names[1:]
-        assert (mine[-1], len(mine)) == (names[-1], 4)
-        with pytest.raises(IndexError):
-            mine[4]
-    assert not list(Strings([]))

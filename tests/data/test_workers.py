@@ -1,3 +1,4 @@
+import dataclasses
 import gc
 import os
 import pathlib
@@ -12,7 +13,6 @@ from conftest import REPOSITORY, Pictures
 
 from vision_jax.data import order, sources, workers
 from vision_jax.data.loader import Loader, Prefetcher, batch_fields
-from vision_jax.data.strings import Strings
 from vision_jax.data.transforms import TrainTransform
 from vision_jax.data.views import View
 from vision_jax.data.workers import ProcessLoader, create_loader
@@ -183,13 +183,14 @@ def test_a_source_is_pickled_once_and_the_order_stays_here():
 
 def test_paths_are_shared_and_not_sent(image_folder: pathlib.Path):
     folder = sources.FolderSource(image_folder, "train")
-    folder._paths = Strings([*folder._paths, *(f"{image_folder}/{i}.jpg" for i in range(20_000))])
-    folder.labels = np.resize(folder.labels, len(folder._paths))
+    names = np.concatenate([folder._images.names, [f"{i:0100d}.jpg".encode() for i in range(20_000)]])
+    folder._images = dataclasses.replace(folder._images, names=names, labels=np.resize(folder.labels, len(names)))
+    folder.labels = folder._images.labels
     sent, arrays = workers._pickle(
-        workers._Job(folder, TRANSFORM, 1, 0, workers._Layout(4, batch_fields(TRANSFORM.largest())))
+        workers._Job(folder, TRANSFORM, 1, 0, False, workers._Layout(4, batch_fields(TRANSFORM.largest())))
     )
     assert len(sent) < 10_000
-    assert sum(array.nbytes for array in arrays) > 20_000 * len(str(image_folder))
+    assert sum(array.nbytes for array in arrays) > 20_000 * 100
     train = order.TrainOrder(24, 24, seed=0)
     with ProcessLoader(folder, train, TRANSFORM, np.arange(24), num_workers=2, num_threads=2) as loader:
         batch = loader.start(0)()

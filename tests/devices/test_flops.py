@@ -10,27 +10,23 @@ from jax.experimental.pallas import tpu as pltpu
 
 import vision_jax
 from vision_jax import steps
+from vision_jax.build import create_state
 from vision_jax.commands.models import facts
 from vision_jax.devices import flops
-from vision_jax.state import create_state
+from vision_jax.objectives import Classification, Setup
 
 
 def traced_step(name: str, size: int, batch: int, *, accumulate: int = 1, **options: Any) -> Any:
     """The trace of a training step."""
     model = vision_jax.create_model(name, **options)
-    step = steps.make_train_step(
-        model,
-        optax.sgd(0.1),
-        optax.constant_schedule(0.1),
-        seed=0,
-        mean=(0.5,) * 3,
-        std=(0.5,) * 3,
-        accumulate=accumulate,
-    )
-    state = jax.eval_shape(lambda: create_state(model, optax.sgd(0.1), (size, size, 3), seed=0, ema=False))
+    objective = Classification(setup=Setup(model, (size, size, 3), (0.5,) * 3, (0.5,) * 3))
+    schedule = optax.constant_schedule(0.1)
+    step = steps.make_train_step(objective, optax.sgd(0.1), schedule, seed=0, accumulate=accumulate)
+    state = jax.eval_shape(lambda: create_state(objective, optax.sgd(0.1), seed=0))
     images = jax.ShapeDtypeStruct((batch, size, size, 3), jnp.uint8)
     labels = jax.ShapeDtypeStruct((batch,), jnp.int32)
-    return jax.jit(step).trace(state, {"image": images, "label": labels})
+    mask = jax.ShapeDtypeStruct((batch,), jnp.float32)
+    return jax.jit(step).trace(state, {"image": images, "label": labels, "mask": mask})
 
 
 @pytest.mark.parametrize(

@@ -74,6 +74,8 @@ SIZES = {"data": 2, "fsdp": 4, "tensor": 2}
         ("blocks/3/attn/qkv/kernel", (512, 1536), P("tensor", "fsdp")),
         ("blocks/attn/qkv/kernel", (12, 512, 1536), P(None, "tensor", "fsdp")),  # stacked
         ("blocks/3/attn/proj/kernel", (512, 512), P("tensor", "fsdp")),
+        ("decoder/blocks/attn/proj/kernel", (4, 512, 512), P(None, "tensor", "fsdp")),  # a head with blocks of its own
+        ("projector/0/kernel", (512, 2048), P(None, "fsdp")),
         ("blocks/3/mlp/fc1/kernel", (512, 2048), P("fsdp", "tensor")),
         ("blocks/3/mlp/fc1/kernel", (512, 2049), P("fsdp", None)),
         ("blocks/3/mlp/fc1/bias", (2048,), P("tensor")),
@@ -102,11 +104,23 @@ def test_layouts_that_are_given():
             partition.Rules(SIZES, (("bias", layout),)).spec("head/bias", (10,))
 
 
+def test_a_placed_batch_is_no_view_of_the_memory_that_it_came_from():
+    """The loader writes the next batch there. JAX takes over memory that is aligned as here, instead of copying it."""
+    mesh = sharding.make_mesh(config_lib.default_config().mesh, jax.devices()[:2])
+    memory = np.zeros(2**16 + 64, np.uint8)
+    rows = memory[-memory.ctypes.data % 64 :][: 2**16].reshape(8, -1)
+    rows[:] = np.arange(8)[:, None]
+    placed = sharding.batch_placer(mesh, 8)("image", rows)
+    rows[:] = 255
+    np.testing.assert_array_equal(placed[:, 0], np.arange(8))
+
+
 def test_averages_and_optimizer_are_laid_out_as_their_parameters():
     config = mesh_cases.make_config("vit", "tensor")
     config.mesh.update({"data": 2, "fsdp": 2, "tensor": 2, "rules": (("^head/kernel$", "fsdp+tensor,-"),)})
     mesh = sharding.make_mesh(config.mesh)
-    state = build.make_functions(config, config_lib.make_plan(config, 160), build.build_model(config, 8), mesh)[2]
+    plan = config_lib.make_plan(config, 160)
+    state = build.make_program(config, plan, build.make_objective(config, 8, plan), mesh).abstract_state
     moments = [optax.tree.get(state.opt_state, name) for name in ("mu", "nu")]
     for tree in (state.params, state.ema["params"], *moments):
         assert tree["head"]["kernel"].sharding.spec == P(("fsdp", "tensor"), None)
@@ -128,11 +142,12 @@ def test_data_parallel_steps_are_the_same_program_as_on_a_mesh_without_further_a
     case = Case("resnet", "data")
     plain = Mesh(np.array(jax.devices()), ("data",), axis_types=(AxisType.Auto,))
     config = mesh_cases.make_config("resnet", "data")
-    step = build.make_functions(config, config_lib.make_plan(config, 160), build.build_model(config, 8), case.mesh)[1]
+    plan = config_lib.make_plan(config, 160)
+    step = build.make_program(config, plan, build.make_objective(config, 8, plan), case.mesh).train_step
     whole, rows = NamedSharding(plain, P()), NamedSharding(plain, P("data"))
     batch = sharding.abstract(sharding.abstract_batch(case.mesh, BATCH_SIZE, image_fields(8)), rows)
     jitted = jax.jit(step, donate_argnums=0, out_shardings=whole)
-    other = jitted.lower(sharding.abstract(case.abstract_state, whole), batch, None).compile()
+    other = jitted.lower(sharding.abstract(case.abstract_state, whole), batch, {}).compile()
     assert instructions(case.step) == instructions(other)
 
 
@@ -146,10 +161,11 @@ def test_fsdp_divides_the_state_of_a_large_vit():
     config.schedule.warmup_epochs = 0.0
     config.mesh.update({"data": 1, "fsdp": -1})
     mesh = sharding.make_mesh(config.mesh)
-    plan, model = config_lib.make_plan(config, 160), build.build_model(config, 1000)
-    _, step, state = build.make_functions(config, plan, model, mesh)
+    plan = config_lib.make_plan(config, 160)
+    program = build.make_program(config, plan, build.make_objective(config, 1000, plan), mesh)
+    state = program.abstract_state
     compiled = compilation.compile_step(
-        compilation.trace_step(mesh, step, state, sharding.abstract_batch(mesh, 8, image_fields(32)))
+        compilation.trace_step(mesh, program.train_step, state, sharding.abstract_batch(mesh, 8, image_fields(32)), {})
     )
     total = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
     assert total > 4 * 300e6 * 4  # parameters, their average and two moments

@@ -8,6 +8,7 @@ import pytest
 
 import vision_jax
 from vision_jax import pretrained
+from vision_jax.errors import DataError
 from vision_jax.models import swin
 
 NAME = "swin_tiny_patch4_window7_224"
@@ -118,6 +119,15 @@ def test_weights_for_another_image_size_are_resampled():
     assert last.shape == (9, 4)
     table = state["layers.3.blocks.0.attn.relative_position_bias_table"]
     np.testing.assert_allclose(last[4], table[84], atol=1e-6)  # the bias of no offset
+
+
+def test_tables_of_windows_that_are_not_square_are_refused():
+    state = pretrained.to_torch(NAME, _variables())
+    name = "layers.3.blocks.0.attn.relative_position_bias_table"
+    for rows in (13 * 21, 12 * 12):  # of 7 x 11; of no window
+        state[name] = np.ones((rows, 4), np.float32)
+        with pytest.raises(DataError, match=f"{name} has {rows} rows, which are not those of a square window"):
+            pretrained.from_torch(NAME, state, img_size=64, **SMALL)
 
 
 def test_torchvisions_state_dict_has_its_buffers():

@@ -1,7 +1,10 @@
 """Groups of parameters; layers and decay against timm's."""
 
 import functools
+import re
+from collections.abc import Callable
 
+import families
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,8 +12,9 @@ import optax
 import pytest
 
 import vision_jax
+from vision_jax.config import default_config
 from vision_jax.errors import ConfigError
-from vision_jax.optim import GroupRules, create_optimizer, decay_mask, format_table, layer_ids
+from vision_jax.optim import GroupRules, create_optimizer, decay_mask, format_table, layer_ids, masks, merge
 
 # Of each layer that timm 1.0.31's param_groups_layer_decay makes, from the stem to the head: how many parameters it
 # has, and of how many it lets the weights decay (with the model's no_weight_decay).
@@ -164,13 +168,13 @@ def test_multipliers_freezing_and_decay_in_one_step():
     )
     for layout in (lambda x: x, stacked):
         params, grads = layout(tree(0)), layout(tree(1))
-        optimizer = rules.wrap(create_optimizer("sgd", 0.1, weight_decay=0.2, decay_mask=rules.decay_mask))
+        optimizer = rules.wrap(create_optimizer("sgd", 0.1, weight_decay=0.2, decay_mask=rules.decay_mask), params)
+        (params, frozen), (grads, _) = rules.split(params), rules.split(grads)
+        assert set(frozen) == {"patch_embed", "pos_embed"}
         updates, _ = QUICK(optimizer.update)(grads, optimizer.init(params), params)
         for (path, u), g, p in zip(flat(updates).items(), jax.tree.leaves(grads), jax.tree.leaves(params), strict=True):
             factor = (10.0 if path.startswith("head") else 1.0) * (0.5 if path.endswith("bias") else 1.0)
             decay = 0.2 * (path.endswith("kernel") and not path.startswith("head"))
-            if path.startswith("patch_embed") or path == "pos_embed":
-                factor = 0.0
             np.testing.assert_allclose(u, -0.1 * factor * (g + decay * p), rtol=1e-5, atol=1e-7)
 
 
@@ -178,7 +182,7 @@ def test_layer_decay_of_stacked_blocks_in_one_step():
     """Stem, two blocks, head: factors 0.5 ** (3, 2, 1, 0)."""
     rules = GroupRules(layer_decay=0.5)
     params, grads = stacked(tree(0)), stacked(tree(1))
-    optimizer = rules.wrap(create_optimizer("sgd", 1.0))
+    optimizer = rules.wrap(create_optimizer("sgd", 1.0), params)
     updates, _ = QUICK(optimizer.update)(grads, optimizer.init(params), params)
     factors = {"patch_embed": 0.125, "cls_token": 0.125, "pos_embed": 0.125, "head": 1.0}
     for path, u in flat(updates).items():
@@ -189,26 +193,61 @@ def test_layer_decay_of_stacked_blocks_in_one_step():
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_frozen_parameters_have_no_state_and_do_not_count(name: str):
-    """Training with parts frozen is training the others alone, also where gradients are clipped by their norm."""
+    """Training with parts frozen is training the others alone, also where gradients are clipped by their norm.
+
+    In the state, optax's MaskedNode is in place of what is frozen: checkpoints have it, and restore for no other tree.
+    """
     rules = GroupRules(decay="timm", frozen=("^patch_embed", r"blocks/0/"))
-    params, grads = tree(0), tree(1)
+    (params, frozen), (grads, _) = rules.split(tree(0)), rules.split(tree(1))
     create = functools.partial(create_optimizer, name, 0.1, weight_decay=0.1, clip_global_norm=1.0)
-    frozen = rules.wrap(create(decay_mask=rules.decay_mask))
+    optimizer = rules.wrap(create(decay_mask=rules.decay_mask), tree(0))
     alone = create(decay_mask=functools.partial(decay_mask, rule="timm"))
-    rest = lambda tree: {**tree, "patch_embed": {}, "blocks": {"1": tree["blocks"]["1"]}}  # noqa: E731
-    state, other = QUICK(frozen.init)(params), QUICK(alone.init)(rest(params))
-    assert sum(x.size for x in jax.tree.leaves(state)) == sum(x.size for x in jax.tree.leaves(other))
-    update, update_alone = QUICK(frozen.update), QUICK(alone.update)
+    state, other = QUICK(optimizer.init)(params), QUICK(alone.init)(params)
+    masked = merge(params, jax.tree.map(lambda _: optax.MaskedNode(), frozen))
+    assert jax.tree.structure(state) == jax.tree.structure(QUICK(create(decay_mask=rules.decay_mask).init)(masked))
+    assert flat(state).keys() == flat(other).keys()
+    update, update_alone = QUICK(optimizer.update), QUICK(alone.update)
     for _ in range(2):
         updates, state = update(grads, state, params)
-        expected, other = update_alone(rest(grads), other, rest(params))
+        expected, other = update_alone(grads, other, params)
+        assert jax.tree.structure(updates) == jax.tree.structure(params)
         for path, x in flat(updates).items():
-            np.testing.assert_allclose(x, flat(expected).get(path, np.zeros_like(x)), rtol=1e-6, atol=1e-7)
+            np.testing.assert_allclose(x, flat(expected)[path], rtol=1e-6, atol=1e-7)
+
+
+def test_split_and_merge():
+    """What is trained and what is frozen are apart, without empty dicts in place of the other, and together all."""
+    params = tree(0) | {"projector": {"0": {"kernel": jnp.ones((8, 2))}}, "nothing": {}}
+    trained, frozen = GroupRules(frozen=("^patch_embed", r"blocks/0/", "bias$")).split(params)
+    assert set(flat(frozen)) == {path for path in flat(params) if re.search("^patch_embed|blocks/0/|bias$", path)}
+    assert set(flat(trained)) == set(flat(params)) - set(flat(frozen))
+    assert set(trained) == {"cls_token", "pos_embed", "blocks", "head", "projector", "nothing"}
+    assert set(trained["blocks"]) == {"1"}
+    merged = merge(trained, frozen)
+    assert jax.tree.structure(merged) == jax.tree.structure(params)
+    assert all(one is other for one, other in zip(jax.tree.leaves(merged), jax.tree.leaves(params), strict=True))
+    assert GroupRules().split(params)[1] == {}
+    with pytest.raises(
+        ConfigError, match=r"optimizer.frozen: the pattern '\^stem' matches no parameter; there are such"
+    ):
+        GroupRules(frozen=("^stem",)).split(params)
+    with pytest.raises(ValueError, match="a leaf at 'kernel'"):
+        merge(params, trained)
+
+
+def test_of_stacked_blocks_all_are_frozen_or_they_are_trained():
+    """An array of which a part is frozen is trained, with factors of zero."""
+    params = jax.eval_shape(lambda: stacked(tree(0)))
+    rules = GroupRules(frozen=("blocks/0/", "blocks/./norm1"))
+    frozen = rules.split(params)[1]
+    assert set(flat(frozen)) == {"blocks/norm1/bias", "blocks/norm1/scale"}
+    assert {row.path for row in rules.table(params) if row.frozen} == set(flat(frozen))
+    assert {row.multiplier for row in rules.table(params) if row.path == "blocks/attn/kernel"} == {(0.0, 1.0)}
 
 
 def test_without_rules_the_optimizer_is_as_it_was():
     optimizer = optax.sgd(0.1)
-    assert GroupRules().wrap(optimizer) is optimizer
+    assert GroupRules().wrap(optimizer, tree(0)) is optimizer
 
 
 def test_table():
@@ -226,7 +265,14 @@ def test_table():
 @pytest.mark.parametrize(
     ("rules", "message"),
     [
-        ({"frozen": ("^stem",)}, r"'\^stem' matches no parameter; there are such as blocks/0/attn/bias"),
+        (
+            {"frozen": ("^stem",)},
+            r"optimizer.frozen: the pattern '\^stem' matches no parameter; there are such as blocks/0/attn/bias",
+        ),
+        ({"no_decay": ("bn1",)}, "optimizer.no_decay: the pattern 'bn1' matches no parameter"),
+        ({"multipliers": (("^head", 2.0), ("^fc", 2.0))}, r"optimizer.multipliers: the pattern '\^fc' matches no"),
+        ({"no_clip_adaptive": ("^fc/",)}, "optimizer.no_clip_adaptive: the pattern '.fc/' matches no parameter"),
+        ({"layers": ("patch", "norm2", "ls1")}, "layers: the pattern 'norm2' matches no parameter"),
         ({"multipliers": (("(", 1.0),)}, "no regular expression"),
         ({"decay": "kernel"}, "no rule 'kernel'.*did you mean kernels"),
         ({"layer_decay": 1.5}, "above 0 and at most 1"),
@@ -235,7 +281,7 @@ def test_table():
 )
 def test_wrong_rules(rules: dict, message: str):
     with pytest.raises(ConfigError, match=message):
-        GroupRules(**rules).wrap(create_optimizer("sgd", 0.1)).init(tree(0))
+        GroupRules(**rules).wrap(create_optimizer("sgd", 0.1), tree(0))
 
 
 def test_decay_cannot_differ_among_stacked_blocks():
@@ -245,11 +291,50 @@ def test_decay_cannot_differ_among_stacked_blocks():
         rules.table(stacked(tree(0)))
 
 
-def test_models_of_further_families_have_layers():
-    """The head is the last layer, and the stem the first."""
-    for name in ("mixer_s32_224", "vgg11", "regnety_002"):
-        rows = GroupRules(layer_decay=0.9).table(shapes(name))
-        layers = sorted({row.layer for row in rows})
-        assert layers == list(range(len(layers)))
-        last = {row.path.split("/")[0] for row in rows if row.layer == layers[-1]}
-        assert last & {"head", "fc", "classifier"}, name
+def test_the_classifier_need_not_be_there_to_be_spared_by_adaptive_clipping():
+    """A model of features has none; the default pattern is for all families."""
+    rules, params = GroupRules(), tree(0)
+    assert not any(flat(rules.clip_adaptive_mask(params))[f"head/{name}"] for name in ("kernel", "bias"))
+    assert sum(flat(rules.clip_adaptive_mask(params)).values()) == len(jax.tree.leaves(params)) - 2
+    del params["head"]
+    rules.check(params)
+    assert tuple(default_config().optimizer.no_clip_adaptive) == rules.no_clip_adaptive
+
+
+@pytest.mark.parametrize("layout", [lambda x: x, stacked])
+def test_rules_hold_with_heads_beside_the_backbone(layout: Callable[[dict], dict]):
+    """What holds for the backbone's parameters stays, and a head's blocks are as the backbone's are."""
+    backbone = layout(tree(0))
+    decoder = {"blocks": backbone["blocks"], "embed": {"kernel": jnp.ones((8, 8)), "bias": jnp.ones(8)}}
+    params = {**backbone, "projector": {"0": {"kernel": jnp.ones((8, 4))}}, "decoder": decoder}
+    rules = GroupRules(decay="timm", layer_decay=0.5, multipliers=(("attn", 3.0),), frozen=("^patch_embed",))
+    alone = {row.path: row for row in rules.table(backbone)}
+    table = {row.path: row for row in rules.table(params)}
+    assert {path: table[path] for path in alone} == alone
+    head = alone["head/kernel"]
+    for path in set(table) - set(alone):
+        last = table[path].layer if isinstance(table[path].layer, tuple) else (table[path].layer,)
+        assert set(last) == {head.layer}  # all of the learning rate
+        assert table[path].multiplier == (3.0 if "attn" in path else 1.0)
+        assert table[path].decays == path.endswith("kernel")
+    assert masks.is_stacked("decoder/blocks/attn/kernel")
+    assert not masks.is_stacked("decoder/blocks/0/attn/kernel")
+    assert not masks.is_stacked("stages/0/blocks/0/norm/scale")
+    assert rules.split(params)[0].keys() == params.keys() - {"patch_embed"}
+
+
+@pytest.mark.parametrize("name", families.names())
+def test_every_family_has_layers(name: str):
+    """The stem is the first; the last has the classifier, dense layers before it and what else comes after the blocks.
+
+    A module of which nothing is known would be in the last one too, with all of the learning rate.
+    """
+    params = families.shapes(name)[0]["params"]
+    rows = GroupRules(layer_decay=0.9).table(params)
+    layers = sorted({row.layer for row in rows})
+    assert layers == list(range(len(layers)))
+    last = {row.path for row in rows if row.layer == layers[-1]}
+    known = re.compile(r"(head|head_dist|fc\d?|classifier|pre_logits|conv_head|features/norm5)/")
+    assert not [path for path in last if not known.match(path)]
+    stem = re.compile(r"(stem|patch_embed|conv_stem|conv1|prep|features/(0|conv0)|Conv2d_1a_3x3)/")
+    assert {row.layer for row in rows if stem.match(row.path)} == {0}

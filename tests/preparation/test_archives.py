@@ -64,6 +64,18 @@ def test_archives_that_are_not_right(
         archives.ImageNetArchives(edited(downloads, archive, data)).index(tmp_path)
 
 
+def test_a_damaged_index_is_made_again(downloads: pathlib.Path, tmp_path: pathlib.Path):
+    expected = archives.ImageNetArchives(downloads).index(tmp_path).splits
+    kept = sorted(tmp_path.iterdir())
+    assert len(kept) == 2
+    for size in (0, 100, -100):
+        for path in kept:
+            path.write_bytes(path.read_bytes()[:size])
+        again = archives.ImageNetArchives(downloads).index(tmp_path).splits
+        assert all((again[split] == expected[split]).all() for split in ("train", "validation"))
+    assert sorted(tmp_path.iterdir()) == kept
+
+
 def test_links_in_archives_are_refused(downloads: pathlib.Path, tmp_path: pathlib.Path):
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode="w") as archive:

@@ -22,7 +22,7 @@ from conftest import REPOSITORY, Command, encode, picture
 from miniature import CMYK, IDS, VALIDATION_IDS, WNIDS, train_images, validation_images, write_archives, write_tfrecord
 
 from vision_jax.commands import prepare
-from vision_jax.data import decode, tfds_format
+from vision_jax.data import decode, sources, tfds_format
 from vision_jax.preparation import archives, manifest, shards
 
 pytestmark = pytest.mark.filterwarnings("ignore:Corrupt EXIF")
@@ -296,7 +296,7 @@ def test_folders(folder: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.Ca
     assert sorted(names) == sorted(
         f"{name}/{'sub/' if i == 3 else ''}{i}.jpg".encode() for name in ("ant", "bée") for i in range(10)
     )
-    assert "1 files in" in caplog.text  # notes.txt
+    assert "My Images: 1 .txt." in caplog.text
     assert (tmp_path / "held" / "label.labels.txt").read_text().split() == ["ant", "bée"]
     assert (tmp_path / "held" / "my_images-train.array_record-00000-of-00001").exists()
     run(capsys, folder, tmp_path / "again", "--holdout=0.2")
@@ -319,7 +319,70 @@ def test_folders(folder: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.Ca
         capsys, tree, tmp_path / "y", "--holdout=0.5", status=1
     )
     (tree / "val" / "cat").mkdir()
-    assert "has classes that train has not: cat" in run(capsys, tree, tmp_path / "z", status=1)
+    run(capsys, tree, tmp_path / "empty")
+    assert "as they hold no image: 1 folders in" in caplog.text
+    (tree / "val" / "cat" / "1.png").write_bytes(encode(picture(9, 9), "PNG"))
+    assert "has classes that the training split has not: cat" in run(capsys, tree, tmp_path / "z", status=1)
+
+
+def flat_tree(root: pathlib.Path) -> pathlib.Path:
+    """Class folders in train, and validation images without any."""
+    for i in range(6):
+        for path in (root / "train" / f"n0{i % 2}" / f"{i}.png", root / "val" / f"ILSVRC2012_val_{i:08d}.JPEG"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(encode(picture(12, 9, seed=i), "PNG"))
+    return root
+
+
+@pytest.mark.usefixtures("in_process")
+def test_files_of_labels(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture, caplog: pytest.LogCaptureFixture):
+    tree = flat_tree(tmp_path / "ILSVRC" / "Data" / "CLS-LOC")
+    printed = run(capsys, tree, tmp_path / "none", status=1)
+    assert "val holds images, but no class folders: give their labels by --labels=val=FILE" in printed
+    words = [1, 0, 0, 1, 1, 0]
+    lines = [f"ILSVRC2012_val_{i:08d},n0{word} 1 2 3 4 " for i, word in enumerate(words)]
+    table = tmp_path / "LOC_val_solution.csv"
+    table.write_text("\n".join(["ImageId,PredictionString", *reversed(lines)]))
+
+    def labels(directory: pathlib.Path) -> list[int]:
+        return [example["label"] for example in sorted(read(directory, "validation"), key=lambda e: e["file_name"])]
+
+    run(capsys, tree, tmp_path / "found")  # where Kaggle's archive has it
+    assert labels(tmp_path / "found") == words
+    assert (tmp_path / "found" / "label.labels.txt").read_text().split() == ["n00", "n01"]
+    table.rename(tmp_path / "mine.csv")
+    run(capsys, tree, tmp_path / "given", "--name=cls_loc", f"--labels=val={tmp_path / 'mine.csv'}")
+    assert content(tmp_path / "given") == content(tmp_path / "found")
+    (tmp_path / "mine.csv").write_text("\n".join(lines).replace("n01", "n00"))
+    printed = run(capsys, tree, tmp_path / "given", f"--labels=val={tmp_path / 'mine.csv'}", status=1)
+    assert "was prepared from other input" in printed
+    (tmp_path / "mine.csv").write_text("\n".join(lines).replace("n01", "n02"))
+    printed = run(capsys, tree, tmp_path / "x", f"--labels=val={tmp_path / 'mine.csv'}", status=1)
+    assert "line 1: 'n02' is no class of the training split" in printed
+
+    # Images to be tested on mostly have no labels; they are left out, and it is said.
+    (tmp_path / "mine.csv").write_text("\n".join(lines))
+    shutil.copytree(tree / "val", tree / "test")
+    run(capsys, tree, tmp_path / "test", f"--labels=val={tmp_path / 'mine.csv'}")
+    assert f"the images in {tree / 'test'} have no labels" in caplog.text
+    assert set(manifest.read(tmp_path / "test")["splits"]) == {"train", "validation"}
+    # A single folder with a file for all of its images.
+    run(capsys, tree / "val", tmp_path / "one", f"--labels=train={tmp_path / 'mine.csv'}", "--holdout=0.34")
+    assert [values["examples"] for values in manifest.read(tmp_path / "one")["splits"].values()] == [4, 2]
+
+
+@pytest.mark.usefixtures("in_process")
+def test_labels_are_kept_beside_the_shards(folder: pathlib.Path, tmp_path: pathlib.Path, capsys):
+    out = tmp_path / "out"
+    run(capsys, folder, out, "--shards=3", "--holdout=0.2")
+    for split, count in (("train", 16), ("validation", 4)):
+        source = sources.TfdsSource(out, split)
+        labels = source.prepared_labels()
+        assert labels is not None
+        assert labels.tolist() == [source[i]["label"] for i in range(count)] == [e["label"] for e in read(out, split)]
+    path = tfds_format.labels_path(out, "train")
+    path.write_bytes(path.read_bytes()[:-1] + b"\x07")
+    assert "labels-train.npy is damaged" in run(capsys, "--verify", out, status=1)
 
 
 @pytest.mark.usefixtures("in_process")
@@ -429,6 +492,16 @@ def test_what_cannot_be_used(
         ((folder, full), 1, "is not empty (thesis.tex)"),
         ((folder, "/dev/null/x"), 1, "Cannot use /dev/null/x"),
         ((folder, folder / "out"), 1, "is inside"),
+        (
+            ("gs://bucket/images", tmp_path / "x"),
+            1,
+            "INPUT is 'gs://bucket/images': URLs are not supported here; mount",
+        ),
+        ((folder, "s3://bucket/out"), 1, "OUTPUT is 's3://bucket/out': URLs"),
+        (("--verify", "gs://bucket/out"), 1, "--verify is 'gs://bucket/out': URLs"),
+        ((folder, tmp_path / "x", "--labels=dev=a.csv"), 2, "'dev=a.csv' is not SPLIT=FILE with one of train, val"),
+        ((folder, tmp_path / "x", "--labels=val=gone.csv"), 1, "no file of labels 'gone.csv'"),
+        ((folder, tmp_path / "x", "--labels=val=ant/notes.txt"), 1, "--labels=validation=FILE is given, but"),
         ((folder,), 2, "give INPUT and OUTPUT"),
         ((folder, tmp_path / "x", "--verify", full), 2, "--verify DIR alone"),
         ((folder, tmp_path / "x", "--quality=101"), 2, "101 is not between 1 and 100"),

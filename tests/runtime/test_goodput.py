@@ -2,12 +2,14 @@
 
 import json
 import pathlib
+import time
 
 import jax
 import numpy as np
 import pytest
 
 from vision_jax.runtime import writers
+from vision_jax.runtime.background import Background
 from vision_jax.runtime.goodput import CATEGORIES, Goodput
 
 
@@ -149,6 +151,27 @@ def test_a_full_disk_costs_one_warning(
     monkeypatch.setattr(writers.os, "fsync", full)
     assert run(tmp_path / "goodput.json", clock, 0, 9).seconds["steps"] == 18
     assert [record.getMessage().count("No space left") for record in caplog.records] == [1]
+
+
+def test_marks_that_pile_up_are_written_once(tmp_path: pathlib.Path, clock: Clock, monkeypatch: pytest.MonkeyPatch):
+    """Storage that is slower than the steps holds up neither them nor what is written after the account."""
+    written, write_atomically = [], writers.write_atomically
+
+    def slowly(path: pathlib.Path, text: str) -> None:
+        time.sleep(0.1)
+        written.append(json.loads(text)["marks"][-1][0])
+        write_atomically(path, text)
+
+    monkeypatch.setattr(writers, "write_atomically", slowly)
+    with Background() as background, start(tmp_path / "goodput.json", clock, worker=background) as goodput:
+        goodput.continue_from(0)
+        for step in range(1, 50):
+            goodput.mark(step)
+        assert len(written) < 10
+        background.flush()
+    assert written[-1] == 49
+    assert len(written) < 10
+    assert json.loads((tmp_path / "goodput.json").read_text())["marks"][-1][0] == 49
 
 
 def test_only_the_first_process_writes(tmp_path: pathlib.Path, clock: Clock):

@@ -116,8 +116,6 @@ def test_a_file_system_that_does_not_answer(command: Command, tmp_path: pathlib.
     """A pipe in place of an image hangs whoever opens it. Left alone the run ends; when told to, it saves at once."""
     images = sorted((image_folder / "train").glob("*/*"))
     bad = images[order.permutation(0, 0, len(images))[18]]
-    bad.unlink()
-    os.mkfifo(bad)
     arguments = (
         "--config=configs/quickstart.py",
         "--config.data.source=folder",
@@ -131,6 +129,12 @@ def test_a_file_system_that_does_not_answer(command: Command, tmp_path: pathlib.
     )
     hung = command.start(*arguments, "--config.watchdog_seconds=15", "--config.data.num_workers=1")
     told = command.start(*arguments[:-1], f"--workdir={tmp_path / 'told'}")
+    # Not before the files are listed, since pipes are left out; the step is compiled before the first is read.
+    while not all((tmp_path / name / "config.json").exists() for name in ("w", "told")):
+        assert hung.poll() is told.poll() is None
+        time.sleep(0.02)
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "pipe").replace(bad)
     metrics = tmp_path / "told" / "metrics.jsonl"
     while not metrics.exists() or '"step": 1,' not in metrics.read_text():  # the third step has no data
         assert told.poll() is None

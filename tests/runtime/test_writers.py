@@ -1,7 +1,11 @@
+import io
 import json
 import logging
 import pathlib
 import resource
+import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -12,6 +16,8 @@ from vision_jax import config as config_lib
 from vision_jax.data import tfrecord
 from vision_jax.errors import CheckpointError
 from vision_jax.runtime import writers
+from vision_jax.runtime.appender import Appender
+from vision_jax.runtime.background import Background
 
 
 def write(workdir: pathlib.Path, last_step: int, *steps: int) -> None:
@@ -74,10 +80,10 @@ def test_a_full_disk_cuts_no_line(tmp_path: pathlib.Path, small_files, caplog: p
             assert [record["step"] for record in writers.read_metrics(tmp_path)] == [1]
         assert not caplog.text.count("unfinished or damaged")
         assert caplog.text.count("metrics.jsonl: [Errno 27] File too large. Its entries are kept") == 1
-        writer.retry()
+        writer.flush()
         assert [record["step"] for record in writers.read_metrics(tmp_path)] == [1]
         small_files(10**6)
-        writer.retry()
+        writer.flush()
         assert [record["step"] for record in writers.read_metrics(tmp_path)] == [1, 2, 3]
         writer.write(4, {"train/loss": 0.5})
         assert [record["step"] for record in writers.read_metrics(tmp_path)] == [1, 2, 3, 4]
@@ -109,6 +115,48 @@ def test_lines_that_cannot_be_written_end_the_run(tmp_path: pathlib.Path, small_
     writer.write(1, {"train/loss": 0.5})
     with pytest.raises(CheckpointError, match="Cannot write to"):  # not even at the end
         writer.close()
+
+
+def test_no_step_waits_for_slow_storage(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch):
+    """Lines and events are written by a thread; a save finds all of them on disk, and so does a rewind."""
+    flush = Appender._flush
+    monkeypatch.setattr(Appender, "_flush", lambda appender: (time.sleep(0.05), flush(appender))[1])
+    before = threading.active_count()
+    with (
+        Background() as background,
+        writers.MetricWriter(tmp_path, last_step=0, tensorboard=True, worker=background) as writer,
+    ):
+        start = time.monotonic()
+        for step in range(1, 11):
+            writer.write(step, {"train/loss": 0.5})
+        assert time.monotonic() - start < 0.5  # and not 20 times 0.05
+        writer.flush()
+        assert [record["step"] for record in writers.read_metrics(tmp_path)] == [*range(1, 11)]
+        writer.write(11, {"train/loss": 0.5})
+        writer.go_back(4)
+        writer.write(5, {"train/loss": 0.5})
+    assert [record["step"] for record in writers.read_metrics(tmp_path)] == [1, 2, 3, 4, 5]
+    assert threading.active_count() == before
+
+
+def test_errors_of_the_thread_end_the_run(tmp_path: pathlib.Path, small_files):
+    """At the next line, or where lines must be on disk."""
+
+    def train(last_call: Callable[[writers.MetricWriter], None]) -> None:
+        with (
+            Background() as background,
+            writers.MetricWriter(tmp_path, last_step=0, tensorboard=False, worker=background) as writer,
+        ):
+            small_files(0)
+            writer.write(1, {"train/loss": 0.5})
+            background._tasks.join()
+            last_call(writer)
+            pytest.fail("the run goes on")
+
+    for last_call in (lambda writer: writer.write(2, {"train/loss": 0.5}), writers.MetricWriter.flush):
+        with pytest.raises(CheckpointError, match=r"Cannot write to .*metrics\.jsonl: .*File too large"):
+            train(last_call)
+        small_files(10**6)
 
 
 def open_and_write(workdir: pathlib.Path, config: ConfigDict, *, allow_config_change: bool = False) -> None:
@@ -178,3 +226,16 @@ def test_progress_without_a_terminal_is_lines(caplog: pytest.LogCaptureFixture):
             progress.update({"loss": "0.5"})
     assert [r.getMessage().partition(",")[0] for r in caplog.records] == ["train 2/4", "train 3/4", "train 4/4"]
     assert "loss=0.5" in caplog.text
+
+
+def test_messages_that_nobody_reads_end_no_run(monkeypatch: pytest.MonkeyPatch):
+    class Gone(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError
+
+    log = logging.getLogger("test_writers.gone")
+    log.propagate = False
+    log.addHandler(writers.ProgressHandler())
+    for stream in (Gone(), None):
+        monkeypatch.setattr(sys, "stderr", stream)
+        log.warning("Is anybody there?")

@@ -72,13 +72,29 @@ def _draw(
     alpha = jnp.where(use_cutmix, cutmix_alpha or 1.0, mixup_alpha or 1.0)
     lam = jnp.where(applied < probability, jax.random.beta(lam_key, alpha, alpha), 1)
 
+    row, column = (row * height).astype(jnp.int32), (column * width).astype(jnp.int32)
+    boxes = boxes_around(row, column, lam, height, width)
+    top, bottom, left, right = jnp.moveaxis(boxes, -1, 0)
+    shown = 1 - (bottom - top) * (right - left) / (height * width)
+    return jnp.where(use_cutmix, shown, lam), boxes, use_cutmix
+
+
+def boxes_around(row: jax.Array, column: jax.Array, lam: jax.Array, height: int, width: int) -> jax.Array:
+    """Returns CutMix's rectangles: of 1 - lam of the image's area, but for what would be outside of it.
+
+    Args:
+        row, column: (n,) int32, the centres.
+        lam: (n,) float32.
+        height, width: of the images.
+
+    Returns:
+        (n, 4) int32; see `apply_mix`.
+    """
     side = jnp.sqrt(1 - lam)
     box_height, box_width = (height * side).astype(jnp.int32), (width * side).astype(jnp.int32)
-    row, column = (row * height).astype(jnp.int32), (column * width).astype(jnp.int32)
     top, bottom = jnp.maximum(row - box_height // 2, 0), jnp.minimum(row + box_height // 2, height)
     left, right = jnp.maximum(column - box_width // 2, 0), jnp.minimum(column + box_width // 2, width)
-    shown = 1 - (bottom - top) * (right - left) / (height * width)
-    return jnp.where(use_cutmix, shown, lam), jnp.stack([top, bottom, left, right], axis=-1), use_cutmix
+    return jnp.stack([top, bottom, left, right], axis=-1)
 
 
 def apply_mix(

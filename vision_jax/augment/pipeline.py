@@ -45,8 +45,8 @@ class AugmentConfig:
         erase_mode: const: erase to the mean; pixel: to normal noise.
         erase_count: the most rectangles that are erased.
         cutout: size of the square that is erased, in pixels; 0: none.
-        shift: how many pixels images are moved in each direction at most; black moves in, as in torchvision's random
-            crop with padding.
+        shift: how many pixels images are moved in each direction at most, as in torchvision's random crop with padding.
+        shift_mode: what moves in: constant: black; reflect: the image, mirrored at its outermost pixels.
         col_out: share of the rows and of the columns of a batch that is left out, which makes its images smaller.
         mixup, cutmix: alpha of the Beta distribution; 0: off.
         mix_prob: probability of mixing, where one of them is on.

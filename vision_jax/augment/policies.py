@@ -84,7 +84,7 @@ def scaled_arguments(
     def field(values: Sequence[float]) -> jax.Array:
         return jnp.asarray(np.array(values, np.float32))[positions]
 
-    # A hair is added because 0.3 * 10 is 2.9999998 in some order of rounding, and would be cut to 2.
+    # A hair is added because 25 / 30 * 3.6 is 2.9999998 in float32, and would be cut to 2.
     change = field([scale.slope * extents[scale.of] for scale in scales]) * levels
     whole = jnp.sign(change) * jnp.floor(jnp.abs(change) + 1e-4)
     rounding = field([("", "cut", "nearest").index(scale.rounding) for scale in scales])

@@ -22,7 +22,7 @@ from vision_jax.benchmark import budget, photos
 from vision_jax.benchmark.loaders import LOADERS, Job
 from vision_jax.benchmark.rounds import LoaderFailed, Measurement, Worker
 from vision_jax.data.views import View, parse_views
-from vision_jax.errors import ConfigError, DataError, VisionJaxError, suggest
+from vision_jax.errors import ConfigError, DataError, VisionJaxError, check_no_url, suggest
 from vision_jax.runtime.writers import write_atomically
 
 OURS = "vision_jax"
@@ -76,7 +76,7 @@ class Result:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of `input`."""
     add = parser.add_argument
-    add("--data", type=pathlib.Path, metavar="DIR", help="in tfds' layout, or DIR/SPLIT/CLASS/IMAGE; default: made up")
+    add("--data", metavar="DIR", help="in tfds' layout, or DIR/SPLIT/CLASS/IMAGE; default: made up")
     add("--split", default="train", help="of --data; default: %(default)s")
     add("--images", type=_positive(int), default=512, help="made up, or copied out of --data; default: %(default)s")
     add(
@@ -99,7 +99,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--seconds", type=_positive(float), default=3.0, help="of each measurement; default: %(default)s")
     add("--loaders", default=",".join(LOADERS), help="which to compare; default: %(default)s")
     add("--seed", type=int, default=0, help="of the made-up images and of the crops; default: %(default)s")
-    add("--json", type=pathlib.Path, metavar="FILE", help="write the results there, too")
+    add("--json", metavar="FILE", help="write the results there, too")
 
 
 def _positive(kind: type) -> Any:
@@ -119,6 +119,10 @@ def run(arguments: argparse.Namespace) -> None:
     Raises:
         VisionJaxError: if a flag cannot work, there is no such data, or our own loader fails.
     """
+    for name in ("data", "json"):
+        if (path := getattr(arguments, name)) is not None:
+            check_no_url(f"--{name}", path)
+            setattr(arguments, name, pathlib.Path(path))
     names = arguments.loaders.split(",")
     for name in names:
         if name not in LOADERS:

@@ -12,6 +12,7 @@ import PIL.Image
 
 from vision_jax.data import decode
 from vision_jax.data.crops import choose_crops
+from vision_jax.data.pillow import MAX_PIXELS
 from vision_jax.data.views import View
 from vision_jax.errors import DataError
 
@@ -127,7 +128,7 @@ def encode(example: Example, encoding: str) -> Example:
         short_side=256,
         quality=_QUALITY,
         apply_exif_orientation=False,
-        max_pixels=100_000_000,
+        max_pixels=MAX_PIXELS,
     )
     converted = conversion(data)
     if encoding == "plain256":

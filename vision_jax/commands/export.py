@@ -6,13 +6,14 @@ starts from it with `--config.model.pretrained=FILE`. Exit status: 0 done, 1 fai
 """
 
 import argparse
+import json
 import logging
 import os
 import pathlib
 import sys
 from collections.abc import Sequence
 
-from vision_jax.errors import CheckpointError, VisionJaxError
+from vision_jax.errors import CheckpointError, VisionJaxError, check_no_url
 
 log = logging.getLogger(__name__)
 
@@ -46,28 +47,31 @@ def export(
     import vision_jax
     from vision_jax import build, pretrained
     from vision_jax import config as config_lib
-    from vision_jax.devices import sharding
+    from vision_jax.devices import backend, sharding
     from vision_jax.runtime.checkpoint import Checkpointer, choose_checkpoints
 
     workdir, output = pathlib.Path(workdir), pathlib.Path(output).expanduser()
     if output.exists() and not overwrite:
         raise CheckpointError(f"{output} is there already: give another name, or --overwrite.")
+    backend.start()
     checkpointer = Checkpointer(workdir / "checkpoints")
     chosen = choose_checkpoints(checkpointer, workdir, step)[0]
     about = checkpointer.about(chosen)
     config = config_lib.from_dict(about["config"])
     config_lib.reset_mesh(config)  # one device is enough, wherever it was trained
     mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
-    _, variables = build.restore_model(checkpointer, chosen, config, mesh)
+    objective, variables = build.restore_variables(checkpointer, chosen, config, mesh)
     prefix = {"raw": "", "ema": "ema_", None: "ema_" if "ema_" in variables else ""}[weights]
     if prefix not in variables:
         raise CheckpointError(f"The checkpoint of step {chosen} in {workdir} has no moving average: use --weights=raw.")
     name = config.model.name
-    state = pretrained.to_torch(name, jax.device_get(variables[prefix]), library)
+    model_variables = build.without_heads(objective, variables[prefix])
+    state = pretrained.to_torch(name, jax.device_get(model_variables), library)
     metadata = {
         "format": "pt",  # what transformers and timm ask for
         "architecture": name,
         "num_classes": str(about["num_classes"]),
+        "class_names": json.dumps(list(about["class_names"])),
         "step": str(chosen),
         "weights": "ema" if prefix else "raw",
         "mean": str(tuple(config.data.mean)),
@@ -100,6 +104,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if flags.step is not None and flags.step != "best" and not flags.step.isdigit():
         parser.error(f"--step is {flags.step!r}: give a number or best")
     try:
+        check_no_url("--workdir", flags.workdir)
+        check_no_url("FILE", flags.output)
         export(
             flags.workdir,
             flags.output,

@@ -4,7 +4,10 @@ INPUT is one of
 
 - a folder with ImageNet's archives as downloaded: ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and
   ILSVRC2012_devkit_t12.tar.gz. They are read in place, never extracted;
-- a folder of classes: INPUT/train/CLASS/IMAGE and so on, or INPUT/CLASS/IMAGE with --holdout=FRACTION for validation;
+- a folder of classes: INPUT/train/CLASS/IMAGE and so on, or INPUT/CLASS/IMAGE with --holdout=FRACTION for validation.
+  Images of a split that are not in class folders, as INPUT/val/IMAGE, take --labels=val=FILE: a CSV file with a line
+  NAME,CLASS for each image, such as ImageNet's LOC_val_solution.csv. In INPUT it is found without the flag, under this
+  name and as val.csv or val_labels.csv;
 - the folder of a data set that tfds has prepared, in TFRecord or ArrayRecord files;
 - tfds:NAME, which tfds downloads and prepares (this needs TensorFlow).
 
@@ -26,9 +29,10 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from vision_jax.errors import VisionJaxError
+from vision_jax.data.pillow import MAX_PIXELS
+from vision_jax.errors import VisionJaxError, check_no_url
 
-_DEFAULT_MAX_PIXELS = 100_000_000
+_SPLITS = ("train", "val", "valid", "validation", "test")  # names of their folders
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -38,9 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("input", metavar="INPUT", nargs="?", help="a folder, or tfds:NAME[/CONFIG][:VERSION]")
     parser.add_argument("output", metavar="OUTPUT", nargs="?", help="the folder of the result, new or unfinished")
-    parser.add_argument(
-        "--verify", metavar="DIR", type=pathlib.Path, help="check a prepared data set, and nothing else"
-    )
+    parser.add_argument("--verify", metavar="DIR", help="check a prepared data set, and nothing else")
     parser.add_argument("--name", type=_name, help="of the data set; default: imagenet2012, or the folder's")
     parser.add_argument(
         "--encoding",
@@ -62,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--max_pixels",
         type=_integer(1),
-        default=_DEFAULT_MAX_PIXELS,
+        default=MAX_PIXELS,
         help="an image with more is refused (default: %(default)s)",
     )
     parser.add_argument(
@@ -78,6 +80,14 @@ def _parser() -> argparse.ArgumentParser:
         type=_fraction,
         default=0.0,
         help="of each class, for validation, from a folder of classes that has no splits",
+    )
+    parser.add_argument(
+        "--labels",
+        metavar="SPLIT=FILE",
+        type=_labels,
+        action="append",
+        default=[],
+        help="a CSV file of image names and classes, for images that are not in class folders; once for each split",
     )
     parser.add_argument("--shards", type=_integer(1), help="in each split; default: of about 256 MiB")
     parser.add_argument("--workers", type=_integer(1), default=None, help="processes; default: one a usable core")
@@ -102,6 +112,13 @@ def _fraction(text: str) -> float:
     if not 0 < value < 1:
         raise argparse.ArgumentTypeError(f"{value} is not between 0 and 1")
     return value
+
+
+def _labels(text: str) -> tuple[str, str]:
+    split, _, file = text.partition("=")
+    if split not in _SPLITS or not file:
+        raise argparse.ArgumentTypeError(f"{text!r} is not SPLIT=FILE with one of {', '.join(_SPLITS)}")
+    return split, file
 
 
 def _name(text: str) -> str:
@@ -147,8 +164,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("--apply_exif_orientation changes images, which --encoding=original does not")
     _configure_logging()
     try:
+        for what, value in (("INPUT", flags.input), ("OUTPUT", flags.output), ("--verify", flags.verify)):
+            check_no_url(what, value or "")
         if flags.verify is not None:
-            problems = verify(flags.verify)
+            problems = verify(pathlib.Path(flags.verify))
             for problem in problems:
                 print(f"error: {problem}", file=sys.stderr)
             print("damaged" if problems else "as it was prepared")
@@ -159,7 +178,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         options = preparation.Options(**{name: getattr(flags, name) for name in names})
         workers = flags.workers or len(os.sched_getaffinity(0))
         preparation.prepare(
-            flags.input, pathlib.Path(flags.output), options, skip_corrupt=flags.skip_corrupt, workers=workers
+            flags.input,
+            pathlib.Path(flags.output),
+            options,
+            labels=dict(flags.labels),
+            skip_corrupt=flags.skip_corrupt,
+            workers=workers,
         )
         return 0
     except (VisionJaxError, OSError) as error:

@@ -15,7 +15,7 @@ import PIL.Image
 import PIL.ImageDraw
 import PIL.ImageFont
 
-from vision_jax.errors import ConfigError, DataError, VisionJaxError
+from vision_jax.errors import ConfigError, DataError, VisionJaxError, check_no_url
 
 if TYPE_CHECKING:
     import jax
@@ -220,7 +220,7 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--output", type=pathlib.Path, default="preview.png", help="the picture (default: preview.png)")
+    add("--output", default="preview.png", help="the picture (default: preview.png)")
     add("--image", help="what is augmented (default: a photograph of scikit-learn's)")
     add("--policy", help="show this policy alone, such as rand-m9-mstd0.5-inc1")
     add("--size", type=_size, default=160, help="height and width of each image, in pixels (default: 160)")
@@ -231,9 +231,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Does what the flags say and returns the exit status."""
     arguments = _parser().parse_args(argv)
     try:
-        write_preview(
-            arguments.output.expanduser(), image=arguments.image, policy=arguments.policy, size=arguments.size
-        )
+        check_no_url("--output", arguments.output)
+        check_no_url("--image", arguments.image or "")
+        output = pathlib.Path(arguments.output).expanduser()
+        write_preview(output, image=arguments.image, policy=arguments.policy, size=arguments.size)
     except VisionJaxError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -18,7 +18,7 @@ from vision_jax.config.store import (
 )
 
 _LATER = {
-    "validate": "validation",
+    **dict.fromkeys(("check_urls", "validate"), "validation"),
     **dict.fromkeys(("Plan", "make_plan", "resolve", "eval_size", "eval_resize"), "plan"),
 }
 

@@ -8,6 +8,8 @@ decides, as the comment beside the field says.
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
+from vision_jax.data.pillow import MAX_PIXELS
+
 
 def default_config() -> ConfigDict:
     """Returns the locked configuration that every file in `configs/` starts from."""
@@ -20,8 +22,8 @@ def default_config() -> ConfigDict:
     config.epochs = 90.0
     # Length of the training in steps; overrides `epochs`.
     config.total_steps = placeholder(int)
-    # What the model computes in: float32, bfloat16, float16; auto is bfloat16 on GPU and TPU, float32 on CPU.
-    # Parameters, statistics, optimizer state and loss are float32 always.
+    # What the model computes in: float32 or bfloat16, or in evaluation alone float16; auto is bfloat16 on GPU and TPU,
+    # float32 on CPU. Parameters, statistics, optimizer state and loss are float32 always.
     config.dtype = "auto"
 
     config.model = model = ConfigDict()
@@ -63,9 +65,14 @@ def default_config() -> ConfigDict:
     # Compute activations within blocks anew in the backward pass, to save memory: full, or dots, which keeps what
     # matrix products give.
     model.remat = placeholder(str)
-    # Weights to start from, or to evaluate: a safetensors or npz file, or hf://timm/resnet50.a1_in1k, as timm or
-    # torchvision name their tensors. Another number of classes gets a new classifier; see vision_jax/pretrained.py.
+    # Weights to start from, or to evaluate: a safetensors, npz or torch file, or hf://timm/resnet50.a1_in1k, as timm,
+    # torchvision or the model's authors name their tensors. Another number of classes gets a new classifier, unless
+    # both sides' names are known and tell which rows to take over; see vision_jax/pretrained.
     model.pretrained = placeholder(str)
+    # What the classes of these weights are called: imagenet (the 1,000 WordNet ids, sorted), or a text file with one
+    # name a line. None: what the file says, or imagenet where the weights have 1,000 classes and all of the data's are
+    # WordNet ids among these. With model.num_classes set to the weights' number, labels are mapped into these classes.
+    model.pretrained_classes = placeholder(str)
 
     config.data = data = ConfigDict()
     # digits: scikit-learn's 1,797 digits. tfds: a data set in tfds' layout, of ArrayRecord files (as prepared by
@@ -78,6 +85,14 @@ def default_config() -> ConfigDict:
     # Names of the splits; for tfds also slices, such as train[:99%].
     data.train_split = "train"
     data.val_split = "validation"
+    # folder: a CSV file of images and their classes, for a split whose images are not in class folders; a path, also
+    # below `dir`. None: class folders, or a file of a usual name, such as LOC_val_solution.csv beside the split.
+    data.train_labels = placeholder(str)
+    data.val_labels = placeholder(str)
+    # Before training, read and decode every validation image, and refuse to start if one is damaged.
+    data.check_val_images = False
+    # Larger images count as damaged: this many pixels take half a gigabyte of a decoding thread's memory.
+    data.max_pixels = MAX_PIXELS
     # Take image_size, channels, mean, std, eval_crop and eval_filter from what the model's published weights expect (as
     # timm has them), whatever they are set to below.
     data.model_input = False
@@ -125,6 +140,9 @@ def default_config() -> ConfigDict:
     data.eval_filter = "bilinear"
     # Damaged training records that each process may replace by others before that is an error.
     data.max_bad_records = 0
+    # Damaged validation records that each process may leave out of an evaluation before that is an error; `val/count`
+    # says how many were evaluated.
+    data.max_bad_eval_records = 0
     # Threads that decode, for each process of the training; None: one a core.
     data.num_threads = placeholder(int)
     # Other processes that these threads are in, for each process of the training; 0: none. Python's lock keeps one
@@ -244,6 +262,11 @@ def default_config() -> ConfigDict:
     schedule.timescale = placeholder(float)
     schedule.decay_epochs = placeholder(float)
 
+    # What is minimized: a name of `vision_jax.objectives.OBJECTIVES`, and beside it the fields of that dataclass that
+    # differ from their defaults (`vision_jax.recipes.objective` has all of them). None: classification, or distillation
+    # where distill.teacher is set; both take their options from the fields below.
+    config.objective = ConfigDict({"name": placeholder(str)})
+
     # Share of the target that is spread evenly over all classes.
     config.label_smoothing = 0.0
     config.loss = loss = ConfigDict()
@@ -286,7 +309,8 @@ def default_config() -> ConfigDict:
     # rewind goes back to the last good checkpoint and on from there with the batches after this one.
     guard.nonfinite = "stop"
     # The same for a step whose loss or norm of gradients is so many standard deviations above the mean of the last
-    # `window` steps that were not skipped; None: no step is.
+    # `window` steps that were not skipped; None: no step is. After 8 skipped steps in a row this is taken for a lasting
+    # change, and the window begins anew.
     guard.spikes = "skip"
     guard.spike_deviations = placeholder(float)
     guard.window = 128
@@ -303,6 +327,11 @@ def default_config() -> ConfigDict:
     evaluation.batch_size = placeholder(int)
     # Average the logits with those of the mirrored image.
     evaluation.flip = False
+
+    # What is measured, by name: the metrics of `val` are val/top1 and so on. `kind` is a name of
+    # `vision_jax.evaluators.EVALUATORS`; None: classification, or the objective's own loss where that has no classes.
+    # `every_epochs` overrides eval.every_epochs; None: as often. Further fields are those of the kind's dataclass.
+    config.evals = ConfigDict({"val": {"kind": placeholder(str), "every_epochs": placeholder(float)}})
 
     config.checkpoint = checkpoint = ConfigDict()
     # Steps between checkpoints, besides those before evaluations and at the end; None: only those.
@@ -326,8 +355,8 @@ def default_config() -> ConfigDict:
     # Where compiled programs are kept between runs; None: vision_jax's cache. An empty string: nowhere.
     config.compilation_cache = placeholder(str)
 
-    # End the process, with the stacks of all its threads, when no step ends for so long; compiling does not count.
-    # 0: never.
+    # End the process, with the stacks of all its threads, when no step ends for so long; compiling does not count,
+    # nor do checkpoints. 0: never.
     config.watchdog_seconds = 900.0
 
     # Devices along each axis of the mesh; one of them may be -1: what is left. Batches are divided over data and fsdp.
@@ -364,3 +393,8 @@ SCHEDULE_OPTIONS = {
     **{"power": "power", "factor": "factor", "timescale": "timescale", "points": "points"},
     **{"every_epochs": "every", "milestone_epochs": "milestones", "decay_epochs": "decay_steps"},
 }
+
+# Fields that every evaluation of config.evals has; others are options of its kind.
+EVAL_FIELDS = ("kind", "every_epochs")
+# Beginnings of the paths of fields that are not listed here, but in the dataclasses of objectives and evaluators.
+OPEN_FIELDS = ("objective.", "evals.")

@@ -7,7 +7,9 @@ from ml_collections import ConfigDict
 
 from vision_jax import augment, optim
 from vision_jax.errors import ConfigError
+from vision_jax.evaluators import EVALUATORS
 from vision_jax.models import registry
+from vision_jax.objectives import OBJECTIVES
 
 
 def resolve(config: ConfigDict) -> ConfigDict:
@@ -24,6 +26,28 @@ def resolve(config: ConfigDict) -> ConfigDict:
             | {"eval_crop": spec.crop_pct, "eval_filter": spec.interpolation}
         )
     return config
+
+
+def objective_name(config: ConfigDict) -> str:
+    """Returns the name of what is minimized; see `vision_jax.objectives`."""
+    return config.objective.name or ("classification" if config.distill.teacher is None else "distillation")
+
+
+def eval_kind(config: ConfigDict, name: str) -> str:
+    """Returns the kind of an evaluation; see `vision_jax.evaluators`."""
+    classifies = OBJECTIVES[objective_name(config)].classifies
+    return config.evals[name].get("kind") or ("classification" if classifies else "objective")
+
+
+def metric_directions(config: ConfigDict) -> dict[str, bool]:
+    """Returns, for every metric that the evaluations of a run give, whether a higher value is better."""
+    directions: dict[str, bool] = {}
+    for name in config.evals:
+        kind = eval_kind(config, name)
+        metrics = EVALUATORS[kind].metrics if kind != "objective" else OBJECTIVES[objective_name(config)].metrics
+        for prefix in ("", "ema_"):
+            directions |= {f"{name}/{prefix}{metric}": higher for metric, higher in metrics.items()}
+    return directions
 
 
 def eval_size(config: ConfigDict) -> int:
@@ -53,7 +77,8 @@ class Plan:
         total_steps: updates in the whole training.
         warmup_steps: updates during which the learning rate rises.
         learning_rate: the peak, scaled to the batch.
-        eval_every: steps between evaluations.
+        eval_every: steps between evaluations, of those that have no other interval.
+        evals: (name, steps between evaluations) for each of `config.evals`.
         checkpoint_every: steps between checkpoints; None: only those before evaluations and at the end.
         train_sizes: (first step, size) of progressive resizing, ascending; empty without it.
         ema_start: updates until the moving average is one.
@@ -67,10 +92,15 @@ class Plan:
     checkpoint_every: int | None
     train_sizes: tuple[tuple[int, int], ...] = ()
     ema_start: int = 0
+    evals: tuple[tuple[str, int], ...] = ()
+
+    def evals_at(self, step: int) -> tuple[str, ...]:
+        """Returns the names of the evaluations that are due after `step` updates: all of them at the end."""
+        return tuple(name for name, every in self.evals if step > 0 and (step % every == 0 or step == self.total_steps))
 
     def evaluates_at(self, step: int) -> bool:
         """Returns whether the state is evaluated after `step` updates."""
-        return step > 0 and (step % self.eval_every == 0 or step == self.total_steps)
+        return bool(self.evals_at(step))
 
     def saves_at(self, step: int) -> bool:
         """Returns whether the state is saved after `step` updates: also before each evaluation."""
@@ -116,12 +146,19 @@ def make_plan(config: ConfigDict, num_examples: int) -> Plan:
     if (reference := config.optimizer.learning_rate_batch_size) is not None:
         scaling = config.optimizer.learning_rate_scaling
         learning_rate = optim.scale_learning_rate(learning_rate, config.batch_size, reference, scaling)
+    eval_every = steps("eval.every_epochs", config.eval.every_epochs, config.eval.every_steps)
+
+    def steps_between(name: str) -> int:
+        every = config.evals[name].get("every_epochs")
+        return eval_every if every is None else steps(f"evals.{name}.every_epochs", every, None)
+
     return Plan(
         steps_per_epoch=steps_per_epoch,
         total_steps=total_steps,
         warmup_steps=warmup_steps,
         learning_rate=learning_rate,
-        eval_every=steps("eval.every_epochs", config.eval.every_epochs, config.eval.every_steps),
+        eval_every=eval_every,
+        evals=tuple((name, steps_between(name)) for name in config.evals),
         checkpoint_every=config.checkpoint.every_steps,
         train_sizes=tuple(
             (round(epoch * steps_per_epoch), size)

@@ -4,12 +4,12 @@ import fnmatch
 import json
 import logging
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from vision_jax.config.fields import default_config
+from vision_jax.config.fields import OPEN_FIELDS, default_config
 from vision_jax.errors import CheckpointError, ConfigError
 from vision_jax.runtime.writers import write_atomically
 
@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)
 # one although `guard.*=rewind` goes back to what it has saved.
 _FREE = (
     *("mesh.*", "data.dir", "data.num_threads", "data.num_workers", "data.prefetch", "log.*"),
+    # Where labels are, and what decides whether a run ends because of an image.
+    *("data.train_labels", "data.val_labels", "data.max_pixels", "data.check_val_images", "data.max_bad_eval_records"),
     *("checkpoint.every_steps", "checkpoint.keep", "checkpoint.on_error", "compilation_cache", "watchdog_seconds"),
 )
 
@@ -38,12 +40,24 @@ def from_dict(fields: dict) -> ConfigDict:
     config = default_config()
     known = dict(flatten(config))
     values = dict(flatten(fields))
-    if unknown := sorted(values.keys() - known.keys()):
+    open_ = {path for path in values if path.startswith(OPEN_FIELDS)}
+    if unknown := sorted(values.keys() - known.keys() - open_):
         raise ConfigError(f"The stored configuration has fields that this version does not know: {', '.join(unknown)}.")
-    for path, value in values.items():
+    for path in values.keys() - open_:
         node, name = parent(config, path)
-        node[name] = _as(tuple, value)
+        node[name] = _as(tuple, values[path])
+    with config.unlocked():
+        for name in ("objective", "evals"):  # which fields they have is up to what they name
+            if name in fields:
+                config[name] = ConfigDict(_tuples(fields[name]))
     return config
+
+
+def _tuples(value: Any) -> Any:
+    """Returns JSON with tuples in place of lists."""
+    if isinstance(value, Mapping):
+        return {name: _tuples(v) for name, v in value.items()}
+    return _as(tuple, value)
 
 
 def _as(kind: type, value: object) -> Any:

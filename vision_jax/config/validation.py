@@ -1,19 +1,37 @@
 """The checks of a configuration that need no data."""
 
+import dataclasses
 import itertools
 import math
 import pathlib
-from collections.abc import Container, Iterator, Mapping
+import re
+from collections.abc import Container, Iterator, Mapping, Sequence
 
 from ml_collections import ConfigDict
 
 from vision_jax import augment, models, optim
-from vision_jax.config.fields import MODEL_OPTIONS, OPTIMIZER_OPTIONS, SCHEDULE_OPTIONS, default_config
-from vision_jax.config.plan import augmentation_fields, eval_resize, eval_size
+from vision_jax.config.fields import (
+    EVAL_FIELDS,
+    MODEL_OPTIONS,
+    OPEN_FIELDS,
+    OPTIMIZER_OPTIONS,
+    SCHEDULE_OPTIONS,
+    default_config,
+)
+from vision_jax.config.plan import (
+    augmentation_fields,
+    eval_kind,
+    eval_resize,
+    eval_size,
+    metric_directions,
+    objective_name,
+)
 from vision_jax.config.store import flatten, parent
 from vision_jax.data.views import parse_views
 from vision_jax.devices import sharding
-from vision_jax.errors import ConfigError, suggest
+from vision_jax.errors import ConfigError, check_no_url, suggest
+from vision_jax.evaluators import EVALUATORS
+from vision_jax.objectives import OBJECTIVES, options_of
 
 # What `validate` allows; fields that are not set are not checked.
 _CHOICES = {
@@ -28,6 +46,11 @@ _CHOICES = {
     "guard.spikes": ("stop", "skip", "rewind"),
     "checkpoint.on_error": ("stop", "continue"),
 }
+
+
+# Fields that are paths. Weights may also be named as hf://OWNER/NAME.
+_PATHS = ("data.dir", "compilation_cache")
+_WEIGHTS = ("model.pretrained", "distill.pretrained")
 
 
 # What tuples hold that do not hold numbers.
@@ -47,56 +70,84 @@ _STRING_PAIRS = {"mesh.rules": "(pattern, layout)"}
 _POSITIVE = (
     *("batch_size", "epochs", "total_steps", "model.num_classes", "data.image_size", "data.prefetch"),
     *("data.num_threads", "data.synthetic_train_examples", "data.synthetic_val_examples"),
-    *("data.train_examples", "data.repeats", "data.eval_size"),
+    *("data.train_examples", "data.repeats", "data.eval_size", "data.max_pixels"),
     *("optimizer.sam_rho", "optimizer.sam_every", "optimizer.accumulate", "distill.temperature"),
     *("ema_every_steps", "guard.spike_deviations", "guard.window", "guard.max_skips"),
     *("optimizer.learning_rate", "optimizer.learning_rate_batch_size", "optimizer.clip_global_norm"),
     *("optimizer.clip_value", "optimizer.clip_adaptive", "schedule.every_epochs", "schedule.decay_epochs"),
     *("eval.every_epochs", "eval.every_steps", "eval.batch_size"),
     *("checkpoint.every_steps", "checkpoint.keep", "log.every_steps"),
-    *("mesh.fsdp_min_size", "guard.max_rewinds"),
+    *("mesh.fsdp_min_size", "guard.max_rewinds", "optimizer.eps", "schedule.power", "schedule.timescale"),
 )
 
 
 _NOT_NEGATIVE = (
     *("seed", "optimizer.weight_decay", "model.bn_group_size", "data.num_workers", "data.max_bad_records"),
-    *("schedule.warmup_epochs", "schedule.warmup_steps", "schedule.end_factor", "schedule.warmup_factor"),
-    "schedule.cooldown_epochs",
+    "data.max_bad_eval_records",
+    *("schedule.warmup_epochs", "schedule.warmup_steps", "schedule.end_factor", "schedule.cooldown_epochs"),
     *("augment.mixup", "augment.cutmix", "augment.cutout", "augment.shift", "augment.col_out"),
     "augment.mix_group",
     *("optimizer.weight_decay_end", "loss.auxiliary_weight", "ema_start_epochs", "watchdog_seconds"),
+    "model.layer_scale",
 )
 
 
 _PROBABILITIES = (
     *("augment.flip", "augment.color_jitter_prob", "augment.greyscale", "augment.solarize", "augment.blur"),
-    *("augment.erase", "augment.mix_prob", "augment.mix_switch_prob", "distill.weight"),
+    *("augment.erase", "augment.mix_prob", "augment.mix_switch_prob"),
 )
+
+
+_SHARES = ("distill.weight", "schedule.warmup_factor")  # from 0 to 1
+
+
+_FACTORS = ("optimizer.layer_decay", "schedule.factor")  # more than 0, and at most 1
 
 
 _BELOW_ONE = (
     "label_smoothing",
     "ema_decay",
     "augment.col_out",
-    "schedule.warmup_share",
+    *("schedule.warmup_share", "loss.threshold"),
+    *(f"model.{name}" for name in ("drop_rate", "proj_drop_rate", "drop_path_rate")),
     *(f"optimizer.{name}" for name in ("momentum", "b1", "b2", "decay")),
 )
 
 
-def validate(config: ConfigDict, num_devices: int) -> None:
+def check_urls(config: ConfigDict) -> None:
+    """Checks that no path in a configuration is a URL: this needs neither JAX nor data, and comes before all else.
+
+    Raises:
+        ConfigError: if one is.
+    """
+    values = dict(flatten(config))
+    for path in (*_PATHS, *_WEIGHTS):
+        value = values.get(path)
+        if isinstance(value, str) and not (path in _WEIGHTS and value.startswith("hf://")):
+            check_no_url(path, value)
+
+
+def validate(config: ConfigDict, num_devices: int, *, train: bool = True) -> None:
     """Checks all fields together, before anything is read or allocated.
 
     Args:
         config: the configuration.
         num_devices: devices of all processes.
+        train: it is to be trained, and not only evaluated.
 
     Raises:
         ConfigError: with one line for each problem.
     """
+    check_urls(config)
     problems = list(_check_types(config))
     if not problems:  # the other checks compute with the values
         checks = (_check_ranges(config), _check_names(config), _check_data(config), _check_batches(config, num_devices))
         problems = [problem for check in checks for problem in check]
+        if train and config.dtype == "float16":
+            problems.append(
+                "dtype is 'float16', and training in it needs loss scaling, which there is not: small gradients would "
+                "become zero. Train in bfloat16 or float32; evaluation may be in float16."
+            )
     if problems:
         raise ConfigError("The configuration cannot work:\n" + "\n".join(f"  - {p}" for p in problems))
 
@@ -106,10 +157,17 @@ def _check_types(config: ConfigDict) -> Iterator[str]:
     reference = default_config()
     values, defaults = dict(flatten(config)), dict(flatten(reference))
     for path in sorted(values.keys() - defaults.keys()):
+        if path.startswith(OPEN_FIELDS):
+            continue
         yield f"{path} is no field of the configuration: {suggest(path, list(defaults), 'vision_jax/config/fields.py')}"
     for path in sorted(defaults.keys() - values.keys()):
+        if path.startswith(OPEN_FIELDS):
+            continue
         yield f"{path} is missing: start from vision_jax.config.default_config()."
+    yield from _check_kinds(config)
     for path in sorted(defaults.keys() & values.keys()):
+        if path.startswith(OPEN_FIELDS):
+            continue
         value = values[path]
         node, name = parent(reference, path)
         kind = node.get_type(name)
@@ -123,6 +181,68 @@ def _check_types(config: ConfigDict) -> Iterator[str]:
             yield f"{path} is {value!r}; it takes a finite number."
         elif isinstance(value, list):
             yield from _check_items(path, value)
+
+
+def _check_kinds(config: ConfigDict) -> Iterator[str]:
+    """Checks `objective` and `evals`, whose options are the fields of a dataclass each."""
+    if not isinstance(config.objective, ConfigDict) or "name" not in config.objective:
+        yield f"objective is {config.objective!r}: it takes a name and its options; see vision_jax/objectives."
+        return
+    name = config.objective.name
+    if name is not None and name not in OBJECTIVES:
+        yield f"objective.name is {name!r}: {suggest(str(name), OBJECTIVES)}"
+        return
+    name = objective_name(config)
+    kind = OBJECTIVES[name]
+    if kind.classifies:
+        if name == "distillation" and config.distill.teacher is None:
+            yield "objective.name is 'distillation', and distill.teacher is not set: it takes a name and weights."
+        if name == "classification" and config.distill.teacher is not None:
+            yield f"objective.name is 'classification', and distill.teacher is {config.distill.teacher!r}: unset one."
+        for option in set(config.objective) - {"name"}:
+            yield f"objective.{option} is set, but {name} has its options in label_smoothing, loss and distill."
+    else:
+        yield from _check_fields("objective", dict(config.objective), kind, ("name",))
+    if not isinstance(config.evals, ConfigDict) or not all(isinstance(v, ConfigDict) for v in config.evals.values()):
+        yield f"evals is {config.evals!r}: it takes names of evaluations, and for each its kind and options."
+        return
+    for name in config.evals:
+        if not re.fullmatch(r"[a-z][a-z0-9_-]*", name) or name == "train":
+            yield f"evals has {name!r}: a name is made of a-z, 0-9, _ and -, and is not train."
+        kind_name = config.evals[name].get("kind")
+        if kind_name is not None and kind_name not in EVALUATORS:
+            yield f"evals.{name}.kind is {kind_name!r}: {suggest(str(kind_name), EVALUATORS)}"
+            continue
+        every = config.evals[name].get("every_epochs")
+        if every is not None and not (isinstance(every, int | float) and every > 0):
+            yield f"evals.{name}.every_epochs is {every!r}, which must be positive."
+        yield from _check_fields(
+            f"evals.{name}", dict(config.evals[name]), EVALUATORS[eval_kind(config, name)], EVAL_FIELDS
+        )
+
+
+def _check_fields(path: str, values: Mapping[str, object], kind: type, others: Sequence[str]) -> Iterator[str]:
+    """Checks the options of an objective or evaluator against the fields of its dataclass.
+
+    Args:
+        path: of the node in the configuration.
+        values: what is set there.
+        kind: the dataclass.
+        others: fields of the node that are no options.
+    """
+    options = options_of(kind)
+    for name in sorted(values.keys() - options.keys() - set(others)):
+        yield f"{path}.{name} is no option of {kind.__name__}: {suggest(name, [*others, *options])}"
+    for name in sorted(values.keys() & options.keys()):
+        default, value = options[name].default, values[name]
+        if default is dataclasses.MISSING or default is None or value is None:
+            continue
+        allowed = (float, int) if isinstance(default, float) else (type(default),)
+        if not isinstance(value, allowed) or (isinstance(value, bool) and not isinstance(default, bool)):
+            yield f"{path}.{name} is {value!r}; it takes a {type(default).__name__}, such as {default!r}."
+    for name, option in options.items():
+        if option.default is dataclasses.MISSING and name not in values:
+            yield f"{path}.{name} is not set, and {kind.__name__} needs it."
 
 
 def _check_items(path: str, items: list) -> Iterator[str]:
@@ -167,6 +287,13 @@ def _check_ranges(config: ConfigDict) -> Iterator[str]:
     for path in _PROBABILITIES:
         if not 0 <= values[path] <= 1:  # type: ignore[operator]
             yield f"{path} is {values[path]!r}, a probability between 0 and 1."
+    for path in _SHARES:
+        if not 0 <= values[path] <= 1:  # type: ignore[operator]
+            yield f"{path} is {values[path]!r}, a share between 0 and 1."
+    for path in _FACTORS:
+        if values[path] is not None and not 0 < values[path] <= 1:  # type: ignore[operator]
+            yield f"{path} is {values[path]!r}, which must be more than 0 and at most 1."
+    yield from _check_points(config)
     if config.schedule.warmup_steps is not None and config.schedule.warmup_share is not None:
         yield "schedule.warmup_steps and schedule.warmup_share are both set: leave one of them unset."
     in_epochs = config.total_steps is None and config.schedule.warmup_steps is config.schedule.warmup_share is None
@@ -189,17 +316,33 @@ def _check_ranges(config: ConfigDict) -> Iterator[str]:
             f"distill.teacher is {config.distill.teacher!r} and distill.pretrained {config.distill.pretrained!r}: a "
             "teacher takes a name and weights, such as resnet50 and resnet50.safetensors."
         )
+    if config.model.pretrained_classes is not None and config.model.pretrained is None:
+        yield (
+            f"model.pretrained_classes is {config.model.pretrained_classes!r}, but there are no weights: set "
+            "model.pretrained too, or neither."
+        )
     profiled = config.log.profile_steps
     if profiled and not (
         len(profiled) == 2 and all(isinstance(step, int) for step in profiled) and 1 <= profiled[0] <= profiled[1]
     ):
         yield f"log.profile_steps is {tuple(profiled)}: it takes (first, last), positive integers, or () for none."
     best_metric = config.checkpoint.best_metric
-    names = [f"val/{prefix}{name}" for prefix in ("", "ema_") for name in ("top1", "top5", "loss")]
+    names = list(metric_directions(config))
     if best_metric not in names:
         yield f"checkpoint.best_metric is {best_metric!r}: {suggest(best_metric, names)}"
-    elif config.ema_decay is None and best_metric.startswith("val/ema_"):
+    elif config.ema_decay is None and best_metric.partition("/")[2].startswith("ema_"):
         yield f"checkpoint.best_metric is {best_metric!r}, but ema_decay is not set."
+
+
+def _check_points(config: ConfigDict) -> Iterator[str]:
+    """Checks the tuples of `config.schedule` and `config.optimizer` that hold numbers."""
+    milestones, points = config.schedule.milestone_epochs or (), config.schedule.points or ()
+    if any(epoch < 0 for epoch in milestones):
+        yield f"schedule.milestone_epochs is {tuple(milestones)}: no epoch may be negative."
+    if any(epoch < 0 or share < 0 for epoch, share in points):
+        yield f"schedule.points is {tuple(points)}: neither an epoch nor a share of the peak may be negative."
+    if any(factor < 0 for _, factor in config.optimizer.multipliers):
+        yield f"optimizer.multipliers is {tuple(config.optimizer.multipliers)}: no factor may be negative."
 
 
 def _check_names(config: ConfigDict) -> Iterator[str]:
@@ -245,6 +388,14 @@ def _check_options(
 def _check_data(config: ConfigDict) -> Iterator[str]:
     """Checks `config.data`, and that what is to be read is there."""
     data = config.data
+    for path in ("dir", "train_labels", "val_labels"):
+        try:
+            check_no_url(f"data.{path}", data[path] or "")
+        except ConfigError as error:
+            yield str(error)
+    for path in ("train_labels", "val_labels"):
+        if data[path] is not None and data.source != "folder":
+            yield f"data.{path} is set, which is for data.source=folder, and data.source is {data.source!r}: unset it."
     if data.source == "digits" and data.dir and pathlib.Path(data.dir).expanduser().is_file():
         yield f"data.dir is {data.dir!r}, a file: it takes the folder that the digits are cached in."
     if data.channels not in (1, 3):
@@ -252,6 +403,8 @@ def _check_data(config: ConfigDict) -> Iterator[str]:
     for path in ("mean", "std"):
         if len(data[path]) != data.channels:
             yield f"data.{path} has {len(data[path])} values for data.channels={data.channels}: give one a channel."
+    if any(not 0 <= mean <= 1 for mean in data.mean):
+        yield f"data.mean is {data.mean}: every value must be between 0 and 1, as pixels are."
     if any(not s > 0 for s in data.std):
         yield f"data.std is {data.std}: every value must be positive."
     if data.eval_crop is not None and not 0 < data.eval_crop <= 1:
@@ -261,6 +414,8 @@ def _check_data(config: ConfigDict) -> Iterator[str]:
         yield f"data.eval_resize is {resize}, less than data.{what}={eval_size(config)}: raise it."
     if data.balanced and data.repeats > 1:
         yield f"data.balanced and data.repeats={data.repeats} cannot go together: set repeats to 1."
+    if not config.augment.shift < data.image_size:
+        yield f"augment.shift is {config.augment.shift}, which must be less than data.image_size={data.image_size}."
     if data.repeats > config.batch_size:
         yield f"data.repeats is {data.repeats}, more than batch_size={config.batch_size}."
     yield from _check_progressive(config)
@@ -282,6 +437,8 @@ def _check_data(config: ConfigDict) -> Iterator[str]:
                 f"data.dir is not set, and data.source={data.source} reads from it: pass --config.data.dir=DIR, or "
                 "--config.data.source=synthetic for a run without data."
             )
+        elif "://" in data.dir:
+            pass  # said above
         elif not (directory := pathlib.Path(data.dir).expanduser()).is_dir():
             yield f"data.dir is {data.dir!r}, and there is no such directory."
         elif not any(directory.iterdir()):

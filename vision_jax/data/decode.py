@@ -87,7 +87,7 @@ def decode(
     if data[:2] == _JPEG:
         return _decode_jpeg(data, channels, least_size, max_pixels)
     if channels == 3 and (pixels := _ppm_pixels(data)) is not None:
-        pillow.check_pixels(*pixels.shape[:2], max_pixels)
+        pillow.check_pixels(pixels.shape[0], pixels.shape[1], max_pixels)
         return pixels
     return decode_with_pillow(data, channels, max_pixels)
 

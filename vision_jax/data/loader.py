@@ -25,8 +25,6 @@ from vision_jax.errors import DataError, Interrupted
 if TYPE_CHECKING:
     import jax  # for types alone: processes that only load do without it
 
-    from vision_jax.data.workers import ProcessLoader
-
     Placer = Callable[[Mapping[str, np.ndarray]], dict[str, jax.Array]]
 
 log = logging.getLogger(__name__)
@@ -118,13 +116,17 @@ class RecordLoader:
     Args:
         source: where they come from.
         num_threads: None is one a core that this process may use.
-        max_bad_records: so many damaged records may be replaced by others before it is an error. Which others depends
-            on the record and its visit alone.
+        max_bad_records: so many damaged records are tolerated before it is an error.
+        leave_out: damaged records become rows that do not count (`mask` is 0), as evaluations have it; False: others
+            stand for them. Which others depends on the record and its visit alone.
     """
 
-    def __init__(self, source: Source, num_threads: int | None = None, *, max_bad_records: int = 0):
+    def __init__(
+        self, source: Source, num_threads: int | None = None, *, max_bad_records: int = 0, leave_out: bool = False
+    ):
         self.source = source
         self.max_bad_records = max_bad_records
+        self.leave_out = leave_out
         self._bad: set[int] = set()
         self._lock = threading.Lock()  # of `_bad`
         self._num_threads = num_threads or usable_cores()
@@ -183,9 +185,13 @@ class RecordLoader:
         out["mask"][:valid] = 1
         wanted, numbers, visits = numbers[:valid], numbers[:valid].copy(), visits[:valid]
         attempts = [0] * valid
+        left_out: set[int] = set()
 
         def replace(row: int, problem: str) -> None:
             self._tolerate(int(numbers[row]), problem)
+            if self.leave_out:
+                left_out.add(row)
+                return
             attempts[row] += 1
             if attempts[row] > _MAX_ATTEMPTS:
                 name = self.source.describe(int(wanted[row]))
@@ -193,22 +199,27 @@ class RecordLoader:
             bits = random_bits(_REPLACEMENT_STREAM, int(wanted[row]), int(visits[row]), attempts[row])
             numbers[row] = int(bits[0] % np.uint64(len(self.source)))
 
-        def read(row: int) -> Record:
-            while True:
+        def read(row: int) -> Record | None:
+            while row not in left_out:
                 try:
                     return self._read(int(numbers[row]))
                 except _UnreadableError as error:
                     replace(row, f"Cannot read {{}}: {error}")
+            return None
 
         records = [read(row) for row in range(valid)]
         written = {name: out[name][:valid] for name in transform.fields()}
-        while records:
+        while len(left_out) < valid:
+            # What is left out takes up a row all the same, for which any record will do.
+            any_record = next(record for record in records if record is not None)
             try:
-                transform(records, numbers, visits, written)
+                transform([any_record if r is None else r for r in records], numbers, visits, written)
                 break
             except DecodeError as error:
                 replace(error.row, f"Cannot decode {{}}: {error}")
                 records[error.row] = read(error.row)
+        for rows in out.values():
+            rows[sorted(left_out)] = 0
         if "replaced" in out:
             out["replaced"][:valid] = numbers != wanted
 
@@ -246,11 +257,16 @@ class RecordLoader:
             self._bad.add(number)
             found = len(self._bad)
         message = problem.replace("{}", self.source.describe(number), 1)
+        what = "It is left out" if self.leave_out else "Others stand for it from now on"
         if found <= self.max_bad_records:
-            log.warning("%s. Others stand for it from now on (%d of at most %d).", message, found, self.max_bad_records)
+            log.warning("%s. %s (%d of at most %d).", message, what, found, self.max_bad_records)
             return
-        limit = f" That is more than data.max_bad_records={self.max_bad_records}." if self.max_bad_records else ""
-        raise DataError(f"{message}. Repair or remove it, or raise data.max_bad_records.{limit}")
+        field = "data.max_bad_eval_records" if self.leave_out else "data.max_bad_records"
+        limit = f" That is more than {field}={self.max_bad_records}." if self.max_bad_records else ""
+        advice = f"Repair or remove it, or raise {field}"
+        if self.leave_out:
+            advice += " to leave such images out of the count; data.check_val_images finds all of them before training"
+        raise DataError(f"{message}. {advice}.{limit}")
 
     def cancel(self) -> None:
         """Gives up the batches that are waiting; what a thread has begun to read or decode it still finishes."""
@@ -279,7 +295,7 @@ class Loader(RecordLoader):
         order: which of them each step sees.
         transform: how they become rows of a batch.
         rows: the positions in the global batch that this process loads, (n,) integers.
-        num_threads, max_bad_records: see `RecordLoader`.
+        num_threads, max_bad_records, leave_out: see `RecordLoader`.
 
     Attributes:
         lookahead: so many batches are to be begun that the threads find work while the last rows of one are finished.
@@ -294,8 +310,9 @@ class Loader(RecordLoader):
         num_threads: int | None = None,
         *,
         max_bad_records: int = 0,
+        leave_out: bool = False,
     ):
-        super().__init__(source, num_threads, max_bad_records=max_bad_records)
+        super().__init__(source, num_threads, max_bad_records=max_bad_records, leave_out=leave_out)
         self.order = order
         self.transform = transform
         self.rows = rows
@@ -313,7 +330,7 @@ class Loader(RecordLoader):
 
     def _memory(self, transform: Transform) -> HostBatch:
         """Returns memory for a batch. That of another one is better: the system clears new memory page by page."""
-        fields = batch_fields(transform, replaces=self.max_bad_records > 0)
+        fields = batch_fields(transform, replaces=self.max_bad_records > 0 and not self.leave_out)
         self._spare = [batch for batch in self._spare if _fits(batch, fields)]
         if self._spare:
             return self._spare.pop()
@@ -337,6 +354,23 @@ class _UnreadableError(Exception):
     """A record is damaged."""
 
 
+class BatchLoader(Protocol):
+    """Loads batches by their steps: a `Loader`, or a `workers.ProcessLoader`."""
+
+    @property
+    def lookahead(self) -> int:
+        """So many batches are to be begun at a time."""
+        ...
+
+    def start(self, step: int) -> Callable[[], HostBatch]:
+        """Begins a batch, and returns a function that waits for it."""
+        ...
+
+    def cancel(self) -> None:
+        """Gives up the batches that are waiting."""
+        ...
+
+
 class Prefetcher:
     """Iterates over batches on the devices, a few of which are kept ready by a thread.
 
@@ -354,7 +388,7 @@ class Prefetcher:
 
     def __init__(
         self,
-        loader: "Loader | ProcessLoader",
+        loader: BatchLoader,
         steps: range,
         place: "Placer",
         depth: int,
@@ -369,7 +403,7 @@ class Prefetcher:
         self._thread = threading.Thread(target=self._run, args=(loader, steps, place), name=_PREFETCH, daemon=True)
         self._thread.start()
 
-    def _run(self, loader: "Loader | ProcessLoader", steps: range, place: "Placer") -> None:
+    def _run(self, loader: BatchLoader, steps: range, place: "Placer") -> None:
         last: BaseException | None = None  # what ends the consumer's iteration
         try:
             begun: collections.deque[Callable[[], HostBatch]] = collections.deque()

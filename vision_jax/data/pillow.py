@@ -8,6 +8,7 @@ import contextlib
 import functools
 import io
 import struct
+import threading
 from collections.abc import Iterator
 
 import PIL.features
@@ -17,9 +18,10 @@ import PIL.ImageFile
 # Of an image, unless the caller says otherwise: Pillow's default, which takes half a gigabyte as RGB.
 MAX_PIXELS = 178_956_970
 
-# Formats of Pillow that hold no picture, need another program to be decoded, or are not told by any suffix.
+# Formats of Pillow that hold no picture, need another program to be decoded, are to be dropped by Pillow, or are not
+# told by any suffix.
 _NO_PICTURES = frozenset(
-    {"BUFR", "EPS", "FITS", "GRIB", "HDF5", "IMT", "IPTC", "MCIDAS", "MPEG", "SPIDER", "WMF", "XVTHUMB"}
+    {"BUFR", "EPS", "FITS", "GRIB", "HDF5", "IM", "IMT", "IPTC", "MCIDAS", "MPEG", "SPIDER", "WMF", "XVTHUMB"}
 )
 # These are tried first. The order of the others is Pillow's, and those that any data may be come last.
 _COMMON = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
@@ -80,13 +82,34 @@ def open_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Iterator[PIL.Image.
     try:
         with _open(data) as image:
             check_pixels(image.height, image.width, max_pixels)
-            yield image
+            with _without_pillows_limit(image.height * image.width):
+                yield image
     except ValueError:
         raise
     except PIL.Image.DecompressionBombError as error:  # of an image within, as icons have them
-        raise ValueError("an image within it is larger than its header says") from error
+        raise ValueError("it holds an image that is larger than its header says") from error
     except Exception as error:  # on damaged input they raise most of Python's exceptions, SyntaxError among them
         raise ValueError(str(error) or type(error).__name__) from error
+
+
+@contextlib.contextmanager
+def _without_pillows_limit(num_pixels: int) -> Iterator[None]:
+    """Keeps decoders that look at Pillow's limit themselves, as that of TIFF, from refusing what ours allows.
+
+    Only an image above that limit needs it. Two such images are not decoded at once.
+    """
+    if PIL.Image.MAX_IMAGE_PIXELS is None or num_pixels <= PIL.Image.MAX_IMAGE_PIXELS:
+        yield
+        return
+    with _lock:
+        before, PIL.Image.MAX_IMAGE_PIXELS = PIL.Image.MAX_IMAGE_PIXELS, None
+        try:
+            yield
+        finally:
+            PIL.Image.MAX_IMAGE_PIXELS = before
+
+
+_lock = threading.RLock()
 
 
 def _open(data: bytes) -> PIL.Image.Image:
@@ -94,7 +117,8 @@ def _open(data: bytes) -> PIL.Image.Image:
     for name in formats():
         factory, accept = PIL.Image.OPEN[name]
         try:
-            if accept is None or accept(data[:16]) is True:  # a string says why it cannot be decoded
+            verdict = accept is None or accept(data[:16])
+            if verdict and not isinstance(verdict, str):  # a string says why it cannot be decoded
                 return factory(io.BytesIO(data), "")
         except (SyntaxError, IndexError, TypeError, struct.error):  # how a plugin says that it is another format
             continue

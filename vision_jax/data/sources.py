@@ -13,6 +13,7 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import itertools
 import logging
 import os
@@ -24,17 +25,15 @@ import numpy as np
 import PIL.Image
 import simplejpeg
 
-from vision_jax.data import order, tfds_format
+from vision_jax.data import label_files, listing, order, tfds_format
 from vision_jax.data.arrayrecord import ArrayRecordFiles
-from vision_jax.data.strings import Strings
+from vision_jax.data.cache import optional_cache_dir, read_arrays, write_arrays
 from vision_jax.data.tfrecord import TfRecordFiles
 from vision_jax.errors import DataError, suggest
 
 log = logging.getLogger(__name__)
 
 Record = dict[str, Any]  # the encoded image as `image`, and what goes with it, such as `label`
-
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff", ".gif"})
 
 
 class Source(Protocol):
@@ -58,6 +57,19 @@ class Source(Protocol):
         """Returns words by which a person finds the record."""
         ...
 
+    def fingerprint(self) -> str:
+        """Returns what is equal for equal data, wherever it lies, and differs for other data; no record is read."""
+        ...
+
+
+def _digest(*values: object) -> str:
+    """Returns the start of a SHA-256 of values: arrays by their bytes, others by `repr`."""
+    digest = hashlib.sha256()
+    for value in values:
+        digest.update(value.tobytes() if isinstance(value, np.ndarray) else repr(value).encode())
+        digest.update(b"\0")
+    return digest.hexdigest()[:32]
+
 
 @contextlib.contextmanager
 def closing(*sources: Source) -> Iterator[None]:
@@ -66,21 +78,10 @@ def closing(*sources: Source) -> Iterator[None]:
         yield
     finally:
         for source in sources:
-            if isinstance(source, SubsetSource):
+            while isinstance(source, SubsetSource | RelabeledSource):
                 source = source.source
             if isinstance(source, TfdsSource):
                 source.close()
-
-
-def cache_dir() -> pathlib.Path:
-    """Returns $XDG_CACHE_HOME/vision_jax, or ~/.cache/vision_jax; it is made on first use, private to the user."""
-    root = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    path = pathlib.Path(root).expanduser() / "vision_jax"
-    try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"Cannot make the cache {path}: {error}. Point XDG_CACHE_HOME at another folder.") from error
-    return path
 
 
 class TfdsSource:
@@ -113,6 +114,7 @@ class TfdsSource:
         if not len(self):
             raise DataError(f"The split {split!r} of {self.directory} is empty.")
         lengths = {pathlib.Path(i.filename): i.examples_in_shard for i in instructions}
+        self._parts = _parts(info.splits, split, instructions)
         self._records = self._open(info.file_format.value, lengths)
         self._connect()
 
@@ -125,7 +127,7 @@ class TfdsSource:
                 f"{self.directory} holds {file_format} files, and only array_record and tfrecord can be read at "
                 "random: convert it with `python -m vision_jax prepare`."
             )
-        files = TfRecordFiles(list(lengths), cache_dir())
+        files = TfRecordFiles(list(lengths), optional_cache_dir())
         for path, expected, there in zip(lengths, lengths.values(), files.lengths, strict=True):
             if expected != there:
                 raise DataError(
@@ -161,6 +163,45 @@ class TfdsSource:
                 name = f" ({values[0].decode(errors='replace')})"
         return f"record {index}{name} of the split {self.split!r} in {self.directory}"
 
+    def fingerprint(self) -> str:
+        files = [(path.name, length) for path, length in zip(self._records.paths, self._records.lengths, strict=True)]
+        return _digest("tfds", files, self._file_sizes(), self._spans, self.class_names)
+
+    def local_key(self) -> str:
+        """Returns what differs for data in other files, and for files that have been written anew."""
+        times = [(str(path.absolute()), path.stat().st_mtime_ns) for path in self._records.paths]
+        return _digest(self.fingerprint(), times)
+
+    def _file_sizes(self) -> list[int]:
+        try:
+            return [path.stat().st_size for path in self._records.paths]
+        except OSError as error:
+            raise DataError(f"Cannot read the split {self.split!r} of {self.directory}: {error}.") from error
+
+    def prepared_labels(self) -> np.ndarray | None:
+        """Returns the labels that `python -m vision_jax prepare` has written, (n,) int32; None if it has not."""
+        labels = []
+        for split, total, first, take in self._parts:
+            path = tfds_format.labels_path(self.directory, split)
+            if not path.is_file():
+                return None
+            try:
+                stored = np.load(path, allow_pickle=False)
+            except (OSError, ValueError, EOFError) as error:
+                log.warning("%s is damaged (%s): the labels are read from the records.", path, error)
+                return None
+            if stored.shape != (total,) or stored.dtype.kind != "i":
+                log.warning("%s is of another data set: the labels are read from the records.", path)
+                return None
+            labels.append(stored[first : first + take])
+        found = np.concatenate(labels).astype(np.int32)
+        # Were the shards of another preparation, most of these would differ.
+        for index in np.linspace(0, len(self) - 1, min(len(self), 16), dtype=int).tolist():
+            if self[index]["label"] != found[index]:
+                log.warning("The labels beside %s are not those of its records, which are read.", self.describe(index))
+                return None
+        return found
+
     def close(self) -> None:
         """Closes the files; they are opened again when they are read again."""
         self._records.close()
@@ -187,50 +228,90 @@ def _spans(instructions: Sequence[Any]) -> list[tuple[int, int]]:
     return [(starts[i.filename] + i.skip, i.take) for i in instructions if i.take > 0]
 
 
+def _parts(splits: Any, split: str, instructions: Sequence[Any]) -> list[tuple[str, int, int, int]]:
+    """Turns tfds' file instructions into (split, its length, first record in it, how many)."""
+    starts: dict[str, tuple[str, int, int]] = {}
+    for name in {part.partition("[")[0].strip() for part in split.split("+")}:
+        lengths = list(splits[name].shard_lengths)
+        for path, end, length in zip(splits[name].filepaths, itertools.accumulate(lengths), lengths, strict=True):
+            starts[os.path.basename(path)] = (name, sum(lengths), end - length)
+    parts = []
+    for instruction in instructions:
+        name, total, start = starts[os.path.basename(instruction.filename)]
+        if instruction.take > 0:
+            parts.append((name, total, start + instruction.skip, instruction.take))
+    return parts
+
+
 class FolderSource:
-    """Images in class folders, as DIR/SPLIT/CLASS/IMAGE. Labels number the class names in sorted order.
+    """Images in class folders, as DIR/SPLIT/CLASS/IMAGE, or in one folder with a file of labels.
+
+    Labels number the class names in sorted order, as torchvision does, or those of the training split.
+    `vision_jax.data.listing` says what an image is.
+
+    Args:
+        directory: DIR.
+        split: the folder of the split.
+        labels: a file of labels (see `vision_jax.data.label_files`), as a path or below DIR; None: the images are in
+            class folders, or the file has one of the usual names.
+        class_names: of the training split; None: this is the training split.
+        labels_option: the field that `labels` comes from, for messages.
 
     Raises:
-        DataError: if the split or its classes are missing or empty.
+        DataError: if the split or its classes are missing or empty, or the labels do not fit.
     """
 
-    def __init__(self, directory: pathlib.Path, split: str):
+    def __init__(
+        self,
+        directory: pathlib.Path,
+        split: str,
+        *,
+        labels: str | None = None,
+        class_names: Sequence[str] | None = None,
+        labels_option: str = "data.train_labels",
+    ):
         root = directory / split
         if not root.is_dir():
-            there = sorted(path.name for path in directory.iterdir() if path.is_dir())
+            there = listing.folders_in(directory)
             raise DataError(
                 f"{root} does not exist. A folder data set is DIR/SPLIT/CLASS/IMAGE; in {directory} there are the "
                 f"folders {there}. Set data.dir, data.train_split and data.val_split accordingly."
             )
-        self.class_names = sorted(path.name for path in root.iterdir() if path.is_dir())
+        if (path := _label_file(directory, split, labels)) is not None:
+            self._images = label_files.list_labeled_images(root, path, class_names)
+        else:
+            self._images = listing.list_classes(root, class_names, labels_option=labels_option)
+        self.class_names = self._images.class_names
         self.num_classes = len(self.class_names)
-        all_paths: list[str] = []
-        labels: list[int] = []
-        for label, name in enumerate(self.class_names):
-            paths = sorted(
-                os.path.join(folder, file)
-                for folder, _, files in os.walk(root / name)
-                for file in files
-                if os.path.splitext(file)[1].lower() in IMAGE_SUFFIXES
-            )
-            if not paths:
-                raise DataError(f"{root / name} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}).")
-            all_paths += paths
-            labels += [label] * len(paths)
-        if not all_paths:
-            raise DataError(f"{root} holds no class folders.")
-        self._paths = Strings(all_paths)
-        self.labels = np.asarray(labels, np.int32)
+        self.labels = self._images.labels
 
     def __len__(self) -> int:
-        return len(self._paths)
+        return len(self.labels)
 
     def __getitem__(self, index: int) -> Record:
-        with open(self._paths[index], "rb") as file:
+        with open(self._images.path(index), "rb") as file:
             return {"image": file.read(), "label": int(self.labels[index])}
 
     def describe(self, index: int) -> str:
-        return self._paths[index]
+        return os.fsdecode(self._images.path(index))
+
+    def fingerprint(self) -> str:
+        return _digest("folder", self._images.names, self.labels, self.class_names)
+
+
+def _label_file(directory: pathlib.Path, split: str, labels: str | None) -> pathlib.Path | None:
+    """Returns the file with the labels of a split, given or found; None if its images are in class folders."""
+    return label_files.find_label_file(directory, split) if labels is None else label_files.locate(labels, directory)
+
+
+def folder_class_names(directory: pathlib.Path, split: str, labels: str | None = None) -> list[str] | None:
+    """Returns the class names that `FolderSource` would have, without listing all images; None if there is no split."""
+    root = directory / split
+    if not root.is_dir():
+        return None
+    if (path := _label_file(directory, split, labels)) is not None:
+        return label_files.read_class_names(path, root)
+    return listing.list_class_names(root) or None
 
 
 class SubsetSource:
@@ -254,6 +335,41 @@ class SubsetSource:
     def describe(self, index: int) -> str:
         return self.source.describe(int(self.indices[index]))
 
+    def fingerprint(self) -> str:
+        return _digest("subset", self.source.fingerprint(), self.indices)
+
+
+class RelabeledSource:
+    """The records of another source, whose labels are numbers among more classes.
+
+    Attributes:
+        source: the other one.
+        labels: (source.num_classes,) integers, for each label of it the new one.
+        class_names: for each of the new labels.
+    """
+
+    def __init__(self, source: Source, labels: np.ndarray, class_names: Sequence[str]):
+        self.source, self.labels = source, labels
+        self.num_classes, self.class_names = len(class_names), list(class_names)
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> Record:
+        record = self.source[index]
+        label = record["label"]
+        if not 0 <= label < len(self.labels):  # an index below 0 would be one from the end
+            raise DataError(
+                f"{self.describe(index)} has the label {label}, but there are {len(self.labels)} classes: correct it."
+            )
+        return {**record, "label": int(self.labels[label])}
+
+    def describe(self, index: int) -> str:
+        return self.source.describe(index)
+
+    def fingerprint(self) -> str:
+        return _digest("relabeled", self.source.fingerprint(), self.labels, self.class_names)
+
 
 def check_record(source: Source, index: int, record: Record) -> None:
     """Checks that a record fits its source.
@@ -274,12 +390,62 @@ def check_record(source: Source, index: int, record: Record) -> None:
 
 
 def read_labels(source: Source, num_threads: int | None = None) -> np.ndarray:
-    """Returns the label of every record, (n,) int32. Unless the source knows them, it reads all of its records."""
-    if isinstance(source, SubsetSource):
-        if isinstance(source.source, FolderSource):
-            return source.source.labels[source.indices]
-    elif isinstance(source, FolderSource):
-        return source.labels
+    """Returns the label of every record, (n,) int32.
+
+    Where neither the source knows them nor the cache, all records are read, which takes as long as an epoch of reading;
+    the cache keeps them for the next time.
+
+    Raises:
+        DataError: if a record cannot be read, or a label is out of range.
+    """
+    if isinstance(source, RelabeledSource):
+        return source.labels[read_labels(source.source, num_threads)]
+    if (labels := _known_labels(source)) is None:
+        path = _label_cache(source)
+        kept = read_arrays(path) if path is not None else None
+        if kept is not None and kept["labels"].shape == (len(source),):
+            labels = kept["labels"]
+        else:
+            labels = _read_labels(source, num_threads)
+            if path is not None:
+                write_arrays(path, labels=labels)
+    if len(wrong := np.flatnonzero((labels < 0) | (labels >= source.num_classes))):
+        index = int(wrong[0])
+        raise DataError(
+            f"{source.describe(index)} has the label {labels[index]}, but there are {source.num_classes} classes, 0 to "
+            f"{source.num_classes - 1}. Correct or remove it."
+        )
+    return labels
+
+
+def _known_labels(source: Source) -> np.ndarray | None:
+    """Returns the labels that can be had without reading the records."""
+    match source:
+        case SubsetSource():
+            labels = _known_labels(source.source)
+            return None if labels is None else labels[source.indices]
+        case FolderSource():
+            return source.labels
+        case TfdsSource():
+            return source.prepared_labels()
+    return None
+
+
+def _label_cache(source: Source) -> pathlib.Path | None:
+    """Returns the file that the labels of a source are kept in; None if they are not kept."""
+    match source:
+        case SubsetSource(source=TfdsSource() as whole):
+            key = _digest(whole.local_key(), source.indices)
+        case TfdsSource():
+            key = source.local_key()
+        case _:
+            return None
+    cache = optional_cache_dir()
+    return None if cache is None else cache / f"labels-{key}.npz"
+
+
+def _read_labels(source: Source, num_threads: int | None) -> np.ndarray:
+    """Reads all records for their labels."""
     log.info("Reading the labels of %d records, since the sampling is balanced by class.", len(source))
     labels = np.empty(len(source), np.int32)
 
@@ -337,6 +503,9 @@ class SyntheticSource:
 
     def describe(self, index: int) -> str:
         return f"synthetic record {index}"
+
+    def fingerprint(self) -> str:
+        return _digest("synthetic", dataclasses.astuple(self))
 
 
 def check_classes(source: Source, num_classes: int, class_names: Sequence[str], split: str) -> None:

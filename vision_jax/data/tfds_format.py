@@ -38,6 +38,14 @@ def shard_name(name: str, split: str, index: int, num_shards: int) -> str:
     return f"{name}-{split}.array_record-{index:05d}-of-{num_shards:05d}"
 
 
+def labels_path(directory: pathlib.Path, split: str) -> pathlib.Path:
+    """Returns the file with the labels of a split, (n,) int32 in the order of its records, for sampling by class.
+
+    It is this package's own: tfds does not know it.
+    """
+    return directory / f"labels-{split}.npy"
+
+
 def open_shard(path: pathlib.Path) -> Any:
     """Returns a writer with `write(bytes)` and `close()`. The bytes of the file depend on the records alone."""
     from array_record.python.array_record_module import ArrayRecordWriter

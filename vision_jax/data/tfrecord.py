@@ -7,21 +7,18 @@ the lengths through every file once, which reads a few bytes a record, and is ke
 
 import concurrent.futures
 import hashlib
-import logging
 import os
 import pathlib
 import resource
 import struct
 import threading
-import zipfile
 from collections.abc import Sequence
 from typing import Any, Self
 
 import numpy as np
 
+from vision_jax.data.cache import read_arrays, write_arrays
 from vision_jax.errors import DataError
-
-log = logging.getLogger(__name__)
 
 _HEADER = struct.Struct("<QI")  # the length and its checksum
 _FOOTER = 4  # the checksum of the data; it is not verified: reading would cost twice as much
@@ -99,7 +96,7 @@ class TfRecordFiles:
 
     Args:
         paths: the files, in order.
-        cache: a folder in which the index is kept, by the files' paths, sizes and times.
+        cache: a folder in which the index is kept, by the files' paths, sizes and times; None: it is not kept.
 
     Attributes:
         paths: the files.
@@ -110,7 +107,7 @@ class TfRecordFiles:
         DataError: if a file is missing, truncated or damaged.
     """
 
-    def __init__(self, paths: Sequence[pathlib.Path], cache: pathlib.Path):
+    def __init__(self, paths: Sequence[pathlib.Path], cache: pathlib.Path | None):
         self.paths = list(paths)
         counts, self.offsets, self.sizes = _load_or_make_index(self.paths, cache)
         self.lengths: list[int] = counts.tolist()
@@ -177,7 +174,9 @@ def _allow_descriptors(count: int) -> int:
     return max(0, soft - _SPARE_DESCRIPTORS)
 
 
-def _load_or_make_index(paths: list[pathlib.Path], cache: pathlib.Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _load_or_make_index(
+    paths: list[pathlib.Path], cache: pathlib.Path | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns the records in each file, and offset and length of each record, from the cache if it has them."""
     key = hashlib.sha256()
     for path in paths:
@@ -186,23 +185,15 @@ def _load_or_make_index(paths: list[pathlib.Path], cache: pathlib.Path) -> tuple
         except OSError as error:
             raise DataError(f"Cannot read {path}: {error}.") from error
         key.update(f"{path.absolute()}\0{status.st_size}\0{status.st_mtime_ns}\0".encode(errors="surrogateescape"))
-    cached = cache / f"tfrecord-index-{key.hexdigest()[:32]}.npz"
-    if cached.exists():
-        try:
-            with np.load(cached, allow_pickle=False) as arrays:  # its checksums are verified
-                return arrays["counts"], arrays["offsets"], arrays["sizes"]
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            log.warning("The index %s is damaged (%s) and is made again.", cached, error)
+    cached = None if cache is None else cache / f"tfrecord-index-{key.hexdigest()[:32]}.npz"
+    if cached is not None and (arrays := read_arrays(cached)) is not None:
+        return arrays["counts"], arrays["offsets"], arrays["sizes"]
     with concurrent.futures.ThreadPoolExecutor(min(_INDEXING_THREADS, max(1, len(paths)))) as pool:
         found = list(pool.map(index_file, paths))
     counts = np.asarray([len(offsets) for offsets, _ in found], np.int64)
     empty = [np.zeros(0, np.int64)]
     offsets = np.concatenate([*empty, *(offsets for offsets, _ in found)])
     sizes = np.concatenate([*empty, *(sizes for _, sizes in found)])
-    temporary = cached.with_name(f".{cached.name}.{os.getpid()}.{threading.get_ident()}.tmp")
-    with temporary.open("wb") as file:
-        np.savez(file, counts=counts, offsets=offsets, sizes=sizes)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(cached)
+    if cached is not None:
+        write_arrays(cached, counts=counts, offsets=offsets, sizes=sizes)
     return counts, offsets, sizes

@@ -63,10 +63,11 @@ def create_loader(
     num_workers: int = 0,
     num_threads: int | None = None,
     max_bad_records: int = 0,
+    leave_out: bool = False,
 ) -> "Loader | ProcessLoader":
     """Returns a loader on threads of this process, or in `num_workers` others; see `Loader` for the arguments."""
     if not num_workers:
-        return Loader(source, order, transform, rows, num_threads, max_bad_records=max_bad_records)
+        return Loader(source, order, transform, rows, num_threads, max_bad_records=max_bad_records, leave_out=leave_out)
     return ProcessLoader(
         source,
         order,
@@ -75,6 +76,7 @@ def create_loader(
         num_workers=num_workers,
         num_threads=num_threads,
         max_bad_records=max_bad_records,
+        leave_out=leave_out,
     )
 
 
@@ -86,7 +88,7 @@ class ProcessLoader:
         rows: see `Loader`.
         num_workers: processes.
         num_threads: threads that decode, in all of them together; None: one a core that this process may use.
-        max_bad_records: see `Loader`; of each process.
+        max_bad_records, leave_out: see `RecordLoader`; of each process.
 
     Raises:
         ConfigError: if the system has no memory without a name (it is not Linux).
@@ -103,6 +105,7 @@ class ProcessLoader:
         num_workers: int,
         num_threads: int | None = None,
         max_bad_records: int = 0,
+        leave_out: bool = False,
     ):
         if not hasattr(os, "memfd_create"):
             raise ConfigError(f"data.num_workers is {num_workers}, which needs Linux: set it to 0.")
@@ -110,12 +113,12 @@ class ProcessLoader:
         threads = -(-(num_threads or usable_cores()) // num_workers)
         self.order, self.transform, self.rows = order, transform, rows
         self.lookahead = 2 + threads * num_workers * CHUNK // max(1, len(rows))
-        replaces = max_bad_records > 0
+        replaces = max_bad_records > 0 and not leave_out
         self._layout = _Layout(len(rows), batch_fields(transform.largest(), replaces=replaces))
         self._free = collections.deque(range(self.lookahead))
         self._workers: list[_Worker] = []
         self._memory: mmap.mmap | None = None
-        job, arrays = _pickle(_Job(source, transform, threads, max_bad_records, self._layout))
+        job, arrays = _pickle(_Job(source, transform, threads, max_bad_records, leave_out, self._layout))
         spans = _spans(self._layout.num_bytes * self.lookahead, arrays)
         descriptor = os.memfd_create("vision_jax", os.MFD_CLOEXEC)
         try:
@@ -222,6 +225,7 @@ class _Job:
     transform: Transform
     num_threads: int
     max_bad_records: int
+    leave_out: bool
     layout: _Layout
 
 
@@ -365,7 +369,9 @@ def serve(connection_descriptor: int, memory_descriptor: int) -> None:
         connection.send((None, DataError(message)))
         return
     begun: queue.Queue[tuple[int, Callable[[], HostBatch]]] = queue.Queue()
-    with RecordLoader(job.source, job.num_threads, max_bad_records=job.max_bad_records) as loader:
+    with RecordLoader(
+        job.source, job.num_threads, max_bad_records=job.max_bad_records, leave_out=job.leave_out
+    ) as loader:
 
         def begin(step: int, slot: int, numbers: np.ndarray, visits: np.ndarray) -> Callable[[], HostBatch]:
             transform = job.transform.at(step)

@@ -1,7 +1,8 @@
 """Starting `jax.distributed`, and making sure that all processes run the same thing.
 
 `start` joins the processes and tries their connection with one collective, both within a limit. `check_agreement` stops
-all of them if they were started with different configurations or different software.
+all of them if they were started with different configurations or different software, or do not see the same data.
+`from_first` is for what is read from files that one process writes: the others may not see them yet.
 """
 
 import collections
@@ -13,7 +14,7 @@ import platform
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import vision_jax
+from vision_jax import errors
+from vision_jax.devices import backend
 from vision_jax.devices.cluster import Join
 from vision_jax.errors import DistributedError
 
@@ -112,6 +115,7 @@ def _within(seconds: float, function: Callable[[], Any], what: str) -> Any:
 
 def _count_devices() -> int:
     """Returns the sum of a one from each device."""
+    backend.start()
     mesh = jax.make_mesh((jax.device_count(),), ("all",), axis_types=(AxisType.Auto,))
     ones = jax.make_array_from_callback(
         (jax.device_count(),), NamedSharding(mesh, PartitionSpec("all")), lambda index: np.ones(1, np.int32)
@@ -137,19 +141,75 @@ def _count(number: int, noun: str) -> str:
 
 def gather(value: Any) -> list[Any]:
     """Returns what each process gives, in their order; every process is to call it. The values go through JSON."""
-    data = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    data = _encode(value)
+    if jax.process_count() == 1:
+        return [_decode(data)]
     sizes = multihost_utils.process_allgather(np.array([data.size], np.int32)).reshape(-1)
     padded = np.zeros(int(sizes.max()), np.uint8)
     padded[: data.size] = data
     rows = multihost_utils.process_allgather(padded).reshape(len(sizes), -1)
-    return [json.loads(row[:size].tobytes()) for row, size in zip(rows, sizes, strict=True)]
+    return [_decode(row[:size]) for row, size in zip(rows, sizes, strict=True)]
 
 
-def check_agreement(facts: Mapping[str, Any]) -> None:
-    """Makes sure that several processes have the same facts, code, packages and number of devices.
+def from_first(compute: Callable[[], Any]) -> Any:
+    """Returns, in all processes, what `compute` returns in process 0; every process is to call it.
+
+    The value goes through JSON, also if there is one process: tuples become lists, and keys strings.
+
+    Raises:
+        whatever `compute` raises in process 0, in that process; in the others the same if it is an error of this
+            package, else DistributedError.
+    """
+    if jax.process_count() == 1:
+        return _decode(_encode(compute()))
+    message, error = {}, None
+    if jax.process_index() == 0:
+        try:
+            message = {"value": compute()}
+        except Exception as caught:  # it is raised again, once the others know
+            error, message = caught, {"error": type(caught).__name__, "text": str(caught)}
+    data = _encode(message)
+    size = int(multihost_utils.broadcast_one_to_all(np.array(data.size, np.int32)))
+    padded = np.zeros(size, np.uint8)
+    if jax.process_index() == 0:
+        padded[:] = data
+    message = _decode(np.asarray(multihost_utils.broadcast_one_to_all(padded)))
+    if error is not None:
+        raise error
+    if "error" in message:
+        kind = getattr(errors, message["error"], None)
+        if kind is None:
+            raise DistributedError(f"Process 0 failed with {message['error']}: {message['text']}")
+        raise kind(message["text"])
+    return message["value"]
+
+
+def _encode(value: Any) -> np.ndarray:
+    return np.frombuffer(json.dumps(value).encode(), np.uint8)
+
+
+def _decode(data: np.ndarray) -> Any:
+    return json.loads(data.tobytes())
+
+
+class Readable(Protocol):
+    """What is compared of a source of records; `fingerprint() -> str` too, if it has one."""
+
+    @property
+    def num_classes(self) -> int: ...
+
+    @property
+    def class_names(self) -> Sequence[str]: ...
+
+    def __len__(self) -> int: ...
+
+
+def check_agreement(facts: Mapping[str, Any], sources: Mapping[str, Readable] | None = None) -> None:
+    """Makes sure that several processes have the same facts, code, packages, number of devices, and data.
 
     Args:
         facts: anything that must be the same in all, as JSON; mappings may be nested.
+        sources: what the processes read, by names such as "training data".
 
     Raises:
         DistributedError: in all processes, if they differ; it says in what, and which processes have what.
@@ -162,12 +222,33 @@ def check_agreement(facts: Mapping[str, Any]) -> None:
         "the number of local devices": jax.local_device_count(),
         "the kind of devices": jax.local_devices()[0].device_kind,
     }
-    if lines := differences(gather({**facts, **versions})):
+    data = [describe_source(name, source) for name, source in (sources or {}).items()]
+    everything = gather([{**facts, **versions}, {name: value for each in data for name, value in each.items()}])
+    if lines := differences([each for each, _ in everything]):
         raise DistributedError(
             "The processes were not started with the same things:\n  "
             + "\n  ".join(lines)
             + "\nStart all of them with one command and from one environment."
         )
+    if lines := differences([each for _, each in everything]):
+        raise DistributedError(
+            "The processes do not see the same data:\n  "
+            + "\n  ".join(lines)
+            + "\nEach process must see the same files in data.dir: use a file system that all share, or copy the whole "
+            "data set to every host again."
+        )
+
+
+def describe_source(name: str, source: Readable) -> dict[str, Any]:
+    """Returns what processes compare of a source: its length, its classes, and its fingerprint if it has one."""
+    classes = hashlib.sha256(json.dumps([source.num_classes, *source.class_names]).encode()).hexdigest()[:12]
+    described = {
+        f"the number of records in the {name}": len(source),
+        f"the hash of the class names of the {name}": f"{classes}, of {source.num_classes} classes",
+    }
+    if (fingerprint := getattr(source, "fingerprint", None)) is not None:
+        described[f"the fingerprint of the {name}"] = fingerprint()
+    return described
 
 
 def differences(facts: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -31,7 +31,7 @@ from vision_jax.optim import masks
 
 # For its product with the features, qkv's kernel is divided by heads; see `QueryKeyValue` in models/transformer.py.
 TENSOR_RULES = (
-    (r"^blocks/(\d+/)?attn/(qkv|proj)/kernel$", "tensor,-"),
+    (r"^([^/]+/)?blocks/(\d+/)?attn/(qkv|proj)/kernel$", "tensor,-"),  # of the backbone, or of a head with blocks
     (r"mlp(_tokens|_channels)?/fc1/kernel$", "-,tensor"),
     (r"mlp(_tokens|_channels)?/fc1/bias$", "tensor"),
     (r"mlp(_tokens|_channels)?/fc2/kernel$", "tensor,-"),
@@ -131,11 +131,7 @@ def layouts(rules: Rules, mesh: Mesh, params: Any, tree: Any) -> Any:
         ConfigError: if a pattern of the configuration matches no parameter, or its layout does not fit.
     """
     shapes = {masks.path_string(path): x.shape for path, x in jax.tree_util.tree_leaves_with_path(params)}
-    for pattern, _ in rules.given:
-        if not any(re.search(pattern, path) for path in shapes):
-            raise ConfigError(
-                f"mesh.rules: the pattern {pattern!r} matches no parameter; there are such as {next(iter(shapes))}."
-            )
+    masks.check_patterns("mesh.rules", [pattern for pattern, _ in rules.given], list(shapes))
     specs = {path: rules.spec(path, shape) for path, shape in shapes.items()}
     others = dataclasses.replace(rules, given=())
 

@@ -125,6 +125,25 @@ def abstract(tree: Any, layout: Any) -> Any:
     return jax.tree.map(lambda x, y: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=y), tree, layouts)
 
 
+def place(tree: Any, layouts: Any) -> Any:
+    """Returns a tree of arrays in the memory of the host as arrays on the devices.
+
+    All processes have the same values: each places what its own devices hold. `jax.device_put` would compare every
+    array over all processes, by a collective each.
+
+    Args:
+        tree: of arrays that nobody writes to any more, as those on CPUs may be the same memory.
+        layouts: one for all, or a tree of one for each.
+    """
+    layouts = jax.tree.map(lambda _: layouts, tree) if isinstance(layouts, NamedSharding) else layouts
+
+    def place_one(x: Any, layout: NamedSharding) -> jax.Array:
+        values = np.asarray(x)
+        return jax.make_array_from_callback(values.shape, layout, lambda index: values[index])
+
+    return jax.tree.map(place_one, tree, layouts)
+
+
 def abstract_batch(mesh: Mesh, batch_size: int, fields: Mapping[str, Field]) -> dict[str, jax.ShapeDtypeStruct]:
     """Returns shapes, dtypes and layout of a global batch that has the given fields a row."""
     batch = {name: jax.ShapeDtypeStruct((batch_size, *field.shape), field.dtype) for name, field in fields.items()}

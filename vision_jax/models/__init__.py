@@ -8,6 +8,7 @@ from vision_jax.models import (  # noqa: F401  each family registers its models
     efficientnet,
     googlenet,
     inception,
+    intermediates,
     lenet,
     mixer,
     mobilenet,
@@ -23,6 +24,7 @@ from vision_jax.models import (  # noqa: F401  each family registers its models
     vit,
     wideresnet,
 )
+from vision_jax.models.intermediates import apply_with_intermediates
 from vision_jax.models.registry import create_model, list_models
 
-__all__ = ["create_model", "list_models"]
+__all__ = ["apply_with_intermediates", "create_model", "list_models"]

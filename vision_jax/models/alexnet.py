@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from vision_jax.models import registry
-from vision_jax.models.layers import Conv, ImageModel, adaptive_avg_pool, dense_init, max_pool
+from vision_jax.models.layers import Classifier, Conv, ImageModel, adaptive_avg_pool, capture, dense_init, max_pool
 
 
 def local_response_norm(x: jax.Array) -> jax.Array:
@@ -41,39 +41,42 @@ class Convolutions(nn.Module):
         normalize = local_response_norm if self.original else lambda x: x
         maps = {}
         x = self.conv(first, 11, 4, padding=0 if self.original else 2, name="0")(x)
-        maps[4] = normalize(nn.relu(x))
+        maps[4] = capture(self, normalize(nn.relu(x)), "1")
         x = self.conv(second, 5, bias_init=self.bias_init, name="3")(max_pool(maps[4], 3, 2))
-        maps[8] = normalize(nn.relu(x))
-        x = nn.relu(self.conv(third, 3, name="6")(max_pool(maps[8], 3, 2)))
-        x = nn.relu(self.conv(fourth, 3, bias_init=self.bias_init, name="8")(x))
-        maps[16] = nn.relu(self.conv(fifth, 3, bias_init=self.bias_init, name="10")(x))
-        maps[32] = max_pool(maps[16], 3, 2)
+        maps[8] = capture(self, normalize(nn.relu(x)), "4")
+        x = capture(self, nn.relu(self.conv(third, 3, name="6")(max_pool(maps[8], 3, 2))), "7")
+        x = capture(self, nn.relu(self.conv(fourth, 3, bias_init=self.bias_init, name="8")(x)), "9")
+        maps[16] = capture(self, nn.relu(self.conv(fifth, 3, bias_init=self.bias_init, name="10")(x)), "11")
+        maps[32] = capture(self, max_pool(maps[16], 3, 2), "12")
         return maps
 
 
-class Classifier(nn.Module):
+class DenseLayers(nn.Module):
     """Two hidden layers of 4096 units, and the logits.
 
     Attributes:
         num_classes: length of the logits; 0: none.
         drop_rate: of the units of two layers.
         original: those are the hidden layers; otherwise each hidden layer's input.
-        dense: makes a layer.
+        kernel_init: of all layers.
         bias_init: of the hidden layers.
+        dtype: what the hidden layers compute in.
     """
 
     num_classes: int
     drop_rate: float
     original: bool
-    dense: Any
+    kernel_init: Any
     bias_init: Any
+    dtype: Any
 
     def setup(self) -> None:
         self.dropout = nn.Dropout(self.drop_rate)
         for number in ("1", "4"):
-            setattr(self, number, self.dense(4096, bias_init=self.bias_init))
+            hidden = nn.Dense(4096, dtype=self.dtype, kernel_init=self.kernel_init, bias_init=self.bias_init)
+            setattr(self, number, hidden)
         if self.num_classes:
-            setattr(self, "6", self.dense(self.num_classes))
+            setattr(self, "6", Classifier(self.num_classes, kernel_init=self.kernel_init))
 
     def hidden(self, x: jax.Array, train: bool) -> jax.Array:
         if not self.original:
@@ -109,9 +112,14 @@ class AlexNet(ImageModel, kw_only=True):
         # The original's rectifiers start with positive inputs, so that they learn from the first step on.
         bias_init = nn.initializers.ones if self.original else nn.initializers.zeros
         conv = functools.partial(Conv, use_bias=True, dtype=self.dtype, kernel_init=kernel_init)
-        dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=kernel_init)
         self.convolutions = Convolutions(self.widths, self.original, conv, bias_init, name="features")
-        self.classifier = Classifier(self.num_classes, self.drop_rate, self.original, dense, bias_init)
+        self.classifier = DenseLayers(
+            self.num_classes, self.drop_rate, self.original, kernel_init, bias_init, self.dtype
+        )
+
+    @property
+    def gradcam_layer(self) -> str:
+        return "features/11"
 
     def feature_maps(self, images: jax.Array, *, train: bool) -> dict[int, jax.Array]:
         return self.convolutions(self.prepare(images))

@@ -10,9 +10,11 @@ import jax.numpy as jnp
 
 from vision_jax.models import registry
 from vision_jax.models.layers import (
+    Classifier,
     Conv,
     DropPath,
     ImageModel,
+    capture,
     drop_path_rates,
     global_mean,
     maybe_remat,
@@ -116,7 +118,7 @@ class Blocks(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         for i, rate in enumerate(self.drop_path_rates):
-            x = self.block(rate, name=str(i))(x, train)
+            x = capture(self, self.block(rate, name=str(i))(x, train), str(i))
         return x
 
 
@@ -147,23 +149,22 @@ class Stages(nn.Module):
     def __call__(self, x: jax.Array, train: bool) -> list[jax.Array]:
         maps = []
         for i, (width, rates) in enumerate(zip(self.widths, self.drop_path_rates, strict=True)):
-            x = Stage(width, self.block, rates, self.dtype, name=str(i))(x, train)
+            x = capture(self, Stage(width, self.block, rates, self.dtype, name=str(i))(x, train), str(i))
             maps.append(x)
         return maps
 
 
 class Head(nn.Module):
-    """The norm of the pooled features, in float32, and the classifier."""
+    """The norm of the pooled features and the classifier, both in float32."""
 
     num_classes: int
     drop_rate: float
-    dtype: Any
 
     def setup(self) -> None:
         self.norm = LayerNorm(dtype=jnp.float32)
         self.dropout = nn.Dropout(self.drop_rate)
         if self.num_classes:
-            self.fc = nn.Dense(self.num_classes, dtype=self.dtype, kernel_init=transformer_init)
+            self.fc = Classifier(self.num_classes, kernel_init=transformer_init)
 
     def pool(self, x: jax.Array) -> jax.Array:
         return self.norm(global_mean(x))
@@ -203,10 +204,14 @@ class ConvNeXt(ImageModel, kw_only=True):
         )
         rates = tuple(map(tuple, drop_path_rates(self.drop_path_rate, self.depths)))
         self.stages = Stages(self.widths, block, rates, self.dtype)
-        self.head = Head(self.num_classes, self.drop_rate, self.dtype)
+        self.head = Head(self.num_classes, self.drop_rate)
+
+    @property
+    def gradcam_layer(self) -> str:
+        return f"stages/{len(self.depths) - 1}"
 
     def feature_maps(self, images: jax.Array, *, train: bool) -> dict[int, jax.Array]:
-        maps = self.stages(self.stem(self.prepare(images)), train)
+        maps = self.stages(capture(self, self.stem(self.prepare(images)), "stem"), train)
         return {4 * 2**i: x for i, x in enumerate(maps)}
 
     def features(self, images: jax.Array, *, train: bool) -> jax.Array:
@@ -232,6 +237,30 @@ def _torchvision(name: str, shape: Shape) -> tuple[str, Shape]:
             return f"{name}.layer_scale", (*shape, 1, 1)
         layer, _, leaf = rest.rpartition(".")
         name = f"{name}.{_TORCHVISION_LAYERS[layer]}.{leaf}"
+    return name, shape
+
+
+_AUTHORS_LAYERS = {"conv_dw": "dwconv", "norm": "norm", "mlp.fc1": "pwconv1", "mlp.fc2": "pwconv2", "mlp.grn": "grn"}
+
+
+def _authors(name: str, shape: Shape) -> tuple[str, Shape]:
+    """From timm's names to those of facebookresearch's ConvNeXt and ConvNeXt-V2."""
+    match name.split("."):
+        case ["stem", number, leaf]:
+            return f"downsample_layers.0.{number}.{leaf}", shape
+        case ["stages", stage, "downsample", number, leaf]:
+            return f"downsample_layers.{stage}.{number}.{leaf}", shape
+        case ["stages", stage, "blocks", number, "gamma"]:
+            return f"stages.{stage}.{number}.gamma", shape
+        case ["stages", stage, "blocks", number, *modules, leaf]:
+            layer = _AUTHORS_LAYERS[".".join(modules)]
+            if layer == "grn":
+                return f"stages.{stage}.{number}.grn.{'gamma' if leaf == 'weight' else 'beta'}", (1, 1, 1, *shape)
+            # Theirs are dense layers where timm's small models have 1x1 convolutions.
+            dense = layer.startswith("pwconv") and leaf == "weight"
+            return f"stages.{stage}.{number}.{layer}.{leaf}", shape[:2] if dense else shape
+        case ["head", module, leaf]:
+            return f"{'head' if module == 'fc' else module}.{leaf}", shape
     return name, shape
 
 
@@ -284,4 +313,5 @@ for _name, _input in VARIANTS.items():
         ),
         _input,
         torchvision=None if _second or _size not in ("tiny", "small", "base", "large") else _torchvision,
+        authors=_authors,
     )

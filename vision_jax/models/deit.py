@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from vision_jax.errors import ConfigError
+from vision_jax.models.layers import capture, capture_beside
 from vision_jax.models.registry import InputSpec
 from vision_jax.models.vit import VisionTransformer, register_variant
 
@@ -37,6 +38,7 @@ class DistilledVisionTransformer(VisionTransformer, kw_only=True):
     def heads(self, images: jax.Array, *, train: bool) -> tuple[jax.Array, jax.Array]:
         """Returns the logits of the class token and of the distillation token, (batch, num_classes) float32 each."""
         tokens, _ = self.encode(images, train=train)
+        capture_beside(self, lambda: self._average(tokens), "features")
 
         def logits(head: nn.Module, token: jax.Array) -> jax.Array:
             return head(self.dropout(token, deterministic=not train)).astype(jnp.float32)
@@ -44,7 +46,9 @@ class DistilledVisionTransformer(VisionTransformer, kw_only=True):
         return logits(self.head, tokens[:, 0]), logits(self.head_dist, tokens[:, 1])
 
     def features(self, images: jax.Array, *, train: bool) -> jax.Array:
-        tokens, _ = self.encode(images, train=train)
+        return self._average(self.encode(images, train=train)[0])
+
+    def _average(self, tokens: jax.Array) -> jax.Array:
         return tokens.astype(jnp.float32).mean(1)
 
     def classify(self, features: jax.Array, *, train: bool) -> jax.Array:
@@ -52,9 +56,9 @@ class DistilledVisionTransformer(VisionTransformer, kw_only=True):
 
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
         if not self.num_classes:
-            return self.features(images, train=train)
+            return capture(self, self.features(images, train=train), "features")
         first, second = self.heads(images, train=train)
-        return (first + second) / 2
+        return capture(self, (first + second) / 2, "logits")
 
 
 # size, patch_size, image sizes

@@ -10,9 +10,11 @@ import jax.numpy as jnp
 from vision_jax.models import registry
 from vision_jax.models.layers import (
     BatchNorm,
+    Classifier,
     Conv,
     ImageModel,
     avg_pool,
+    capture,
     dense_init,
     global_mean,
     max_pool,
@@ -51,7 +53,7 @@ class DenseBlock(nn.Module):
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         for i in range(1, self.depth + 1):
             new = self.layer(self.growth, self.conv, self.norm, name=f"denselayer{i}")(x, train)
-            x = jnp.concatenate([x, new], -1)
+            x = jnp.concatenate([x, capture(self, new, f"denselayer{i}")], -1)
         return x
 
 
@@ -80,15 +82,14 @@ class Body(nn.Module):
     def __call__(self, x: jax.Array, train: bool) -> dict[int, jax.Array]:
         """Returns the last map of each stride."""
         x = self.conv(2 * self.growth, 7, 2, name="conv0")(x)
-        maps = {2: nn.relu(self.norm(name="norm0")(x, train=train))}
+        maps = {2: capture(self, nn.relu(self.norm(name="norm0")(x, train=train)), "norm0")}
         x = max_pool(maps[2], 3, 2, padding=1)
         for i, depth in enumerate(self.depths, start=1):
-            x = DenseBlock(self.layer, depth, self.growth, self.conv, self.norm, name=f"denseblock{i}")(x, train)
-            maps[2 ** (i + 1)] = x
+            block = DenseBlock(self.layer, depth, self.growth, self.conv, self.norm, name=f"denseblock{i}")
+            x = maps[2 ** (i + 1)] = capture(self, block(x, train), f"denseblock{i}")
             if i < len(self.depths):
-                x = Transition(self.conv, self.norm, name=f"transition{i}")(x, train)
-        maps[32] = nn.relu(self.norm(name="norm5")(x, train=train))
-        return maps
+                x = capture(self, Transition(self.conv, self.norm, name=f"transition{i}")(x, train), f"transition{i}")
+        return maps | {32: capture(self, nn.relu(self.norm(name="norm5")(x, train=train)), "norm5")}
 
 
 class DenseNet(ImageModel, kw_only=True):
@@ -116,7 +117,11 @@ class DenseNet(ImageModel, kw_only=True):
         self.body = Body(layer, self.depths, self.growth, conv, norm, name="features")
         self.dropout = nn.Dropout(self.drop_rate)
         if self.num_classes:
-            self.classifier = nn.Dense(self.num_classes, dtype=self.dtype, kernel_init=dense_init)
+            self.classifier = Classifier(self.num_classes, kernel_init=dense_init)
+
+    @property
+    def gradcam_layer(self) -> str:
+        return "features/norm5"
 
     def feature_maps(self, images: jax.Array, *, train: bool) -> dict[int, jax.Array]:
         return self.body(self.prepare(images), train)

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 
 from vision_jax.models import registry
-from vision_jax.models.layers import Conv, global_mean
+from vision_jax.models.layers import Conv, capture, global_mean
 from vision_jax.models.mbconv import (
     ConvBlock,
     DepthwiseSeparable,
@@ -44,11 +44,15 @@ class EfficientNet(MobileNet, kw_only=True):
             self.conv_head = Conv(self.head_width, 1, dtype=self.dtype)
             self.bn2 = self.norm()
 
+    @property
+    def gradcam_layer(self) -> str:
+        return "conv_head" if self.head_width else super().gradcam_layer
+
     def features(self, images: jax.Array, *, train: bool) -> jax.Array:
         maps = self.feature_maps(images, train=train)
         x = maps[max(maps)]
         if self.head_width:
-            x = self.act(self.bn2(self.conv_head(x), train=train))
+            x = capture(self, self.act(self.bn2(self.conv_head(x), train=train)), "conv_head")
         return global_mean(x)
 
 

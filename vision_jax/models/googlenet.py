@@ -12,7 +12,17 @@ import jax
 import jax.numpy as jnp
 
 from vision_jax.models import registry
-from vision_jax.models.layers import BatchNorm, Conv, ImageModel, adaptive_avg_pool, global_mean, max_pool, maybe_remat
+from vision_jax.models.layers import (
+    BatchNorm,
+    Classifier,
+    Conv,
+    ImageModel,
+    adaptive_avg_pool,
+    capture,
+    global_mean,
+    max_pool,
+    maybe_remat,
+)
 
 googlenet_init = nn.initializers.normal(0.01)
 
@@ -88,12 +98,12 @@ class AuxiliaryHead(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=googlenet_init)
         x = self.layer(128, 1, name="conv")(adaptive_avg_pool(x, 4, 4), train)
         # In the order of torch, which flattens (channels, height, width).
-        x = nn.relu(dense(1024, name="fc1")(x.transpose(0, 3, 1, 2).reshape(x.shape[0], -1)))
+        hidden = nn.Dense(1024, dtype=self.dtype, kernel_init=googlenet_init, name="fc1")
+        x = nn.relu(hidden(x.transpose(0, 3, 1, 2).reshape(x.shape[0], -1)))
         x = nn.Dropout(0.7)(x, deterministic=not train)
-        return dense(self.num_classes, name="fc2")(x).astype(jnp.float32)
+        return Classifier(self.num_classes, kernel_init=googlenet_init, name="fc2")(x)
 
 
 # Widths of the blocks, by stride.
@@ -147,7 +157,7 @@ class GoogLeNet(ImageModel, kw_only=True):
                 setattr(self, name, block(widths, layer))
         self.dropout = nn.Dropout(self.drop_rate)
         if self.num_classes:
-            self.fc = nn.Dense(self.num_classes, dtype=self.dtype, kernel_init=googlenet_init)
+            self.fc = Classifier(self.num_classes, kernel_init=googlenet_init)
             if self.aux_logits:
                 for name in AUXILIARY.values():
                     setattr(self, name, AuxiliaryHead(self.num_classes, layer, self.dtype))
@@ -155,17 +165,21 @@ class GoogLeNet(ImageModel, kw_only=True):
     def _maps(self, images: jax.Array, train: bool) -> tuple[dict[int, jax.Array], dict[str, jax.Array]]:
         """Returns the maps by stride, and what the auxiliary classifiers see by their names."""
         maps, auxiliary = {}, {}
-        maps[2] = self.conv1(self.prepare(images), train)
-        x = self.conv2(max_pool(maps[2], 3, 2, ceil=True), train)
-        x = maps[4] = self.conv3(x, train)
+        maps[2] = capture(self, self.conv1(self.prepare(images), train), "conv1")
+        x = capture(self, self.conv2(max_pool(maps[2], 3, 2, ceil=True), train), "conv2")
+        x = maps[4] = capture(self, self.conv3(x, train), "conv3")
         for stride, blocks in BLOCKS.items():
             x = max_pool(x, 2 if stride == 32 else 3, 2, ceil=True)
             for name in blocks:
-                x = getattr(self, name)(x, train)
+                x = capture(self, getattr(self, name)(x, train), name)
                 if name in AUXILIARY:
                     auxiliary[AUXILIARY[name]] = x
             maps[stride] = x
         return maps, auxiliary
+
+    @property
+    def gradcam_layer(self) -> str:
+        return "inception5b"
 
     def feature_maps(self, images: jax.Array, *, train: bool) -> dict[int, jax.Array]:
         return self._maps(images, train)[0]
@@ -183,7 +197,7 @@ class GoogLeNet(ImageModel, kw_only=True):
         `feature_maps`; it needs `aux_logits`.
         """
         maps, auxiliary = self._maps(images, train)
-        logits = self.classify(global_mean(maps[32]), train=train).astype(jnp.float32)
+        logits = self.logits(capture(self, global_mean(maps[32]), "features"), train=train)
         return logits, tuple(getattr(self, name)(x, train) for name, x in auxiliary.items())
 
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:

@@ -13,7 +13,17 @@ import jax
 import jax.numpy as jnp
 
 from vision_jax.models import registry
-from vision_jax.models.layers import BatchNorm, Conv, ImageModel, avg_pool, global_mean, max_pool, maybe_remat
+from vision_jax.models.layers import (
+    BatchNorm,
+    Classifier,
+    Conv,
+    ImageModel,
+    avg_pool,
+    capture,
+    global_mean,
+    max_pool,
+    maybe_remat,
+)
 
 # Truncated, in the libraries, twenty deviations away.
 inception_init = nn.initializers.normal(0.1)
@@ -166,8 +176,7 @@ class AuxiliaryHead(nn.Module):
             raise ValueError(f"the auxiliary classifier needs a map of 17x17, as of 299x299 pixels, not {x.shape[1:3]}")
         x = self.layer(128, 1, name="conv0")(avg_pool(x, 5, 3), train)
         x = global_mean(self.layer(768, 5, padding=False, name="conv1")(x, train))
-        dense = nn.Dense(self.num_classes, dtype=self.dtype, kernel_init=nn.initializers.normal(0.001), name="fc")
-        return dense(x).astype(jnp.float32)
+        return Classifier(self.num_classes, kernel_init=nn.initializers.normal(0.001), name="fc")(x)
 
 
 class InceptionV3(ImageModel, kw_only=True):
@@ -212,20 +221,27 @@ class InceptionV3(ImageModel, kw_only=True):
 
         self.dropout = nn.Dropout(self.drop_rate)
         if self.num_classes:
-            self.fc = nn.Dense(self.num_classes, dtype=self.dtype, kernel_init=inception_init)
+            self.fc = Classifier(self.num_classes, kernel_init=inception_init)
             if self.aux_logits:
                 self.AuxLogits = AuxiliaryHead(self.num_classes, layer, self.dtype)
 
+    @property
+    def gradcam_layer(self) -> str:
+        return "Mixed_7c"
+
     def feature_maps(self, images: jax.Array, *, train: bool) -> dict[int, jax.Array]:
+        def layer(name: str, x: jax.Array) -> jax.Array:
+            return capture(self, getattr(self, name)(x, train), name)
+
         maps = {}
-        x = self.Conv2d_1a_3x3(self.prepare(images), train)
-        x = maps[2] = self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(x, train), train)
-        x = self.Conv2d_3b_1x1(max_pool(x, 3, 2), train)
-        x = maps[4] = self.Conv2d_4a_3x3(x, train)
+        x = layer("Conv2d_2a_3x3", layer("Conv2d_1a_3x3", self.prepare(images)))
+        x = maps[2] = layer("Conv2d_2b_3x3", x)
+        x = layer("Conv2d_3b_1x1", max_pool(x, 3, 2))
+        x = maps[4] = layer("Conv2d_4a_3x3", x)
         x = max_pool(x, 3, 2)
         for stride, blocks in ((8, ("5b", "5c", "5d")), (16, ("6a", "6b", "6c", "6d", "6e")), (32, ("7a", "7b", "7c"))):
             for block in blocks:
-                x = getattr(self, f"Mixed_{block}")(x, train)
+                x = layer(f"Mixed_{block}", x)
             maps[stride] = x
         return maps
 
@@ -241,7 +257,7 @@ class InceptionV3(ImageModel, kw_only=True):
         Arguments as for `feature_maps`; it needs `aux_logits`, and images of about 299x299 pixels or more.
         """
         maps = self.feature_maps(images, train=train)
-        logits = self.classify(global_mean(maps[32]), train=train).astype(jnp.float32)
+        logits = self.logits(capture(self, global_mean(maps[32]), "features"), train=train)
         return logits, (self.AuxLogits(maps[16], train),)
 
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:

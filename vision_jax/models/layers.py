@@ -20,10 +20,57 @@ dense_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 transformer_init = nn.initializers.normal(0.02)
 
 
+# Collections of variables: what `capture` stores, and what it adds. None is there unless it is asked for.
+INTERMEDIATES, ATTENTION, PERTURBATIONS = "intermediates", "attention", "perturbations"
+
+
+def capture(module: nn.Module, x: jax.Array, name: str = "", *, collection: str = INTERMEDIATES) -> jax.Array:
+    """Gives an activation a name under which `vision_jax.models.intermediates` finds it.
+
+    Where nobody asks for it the result is x itself, and nothing is computed or stored.
+
+    Args:
+        module: where the activation is; its path is the beginning of the name.
+        x: the activation.
+        name: what follows in the name; "": the activation is the module's own result.
+        collection: where it is stored, if that is mutable and the model is not being initialized.
+
+    Returns:
+        x, plus its perturbation if the variables have one: what the rest of the model is to use.
+    """
+    if module.has_variable(PERTURBATIONS, _key(name)):
+        x = x + module.get_variable(PERTURBATIONS, _key(name)).astype(x.dtype)
+    if is_captured(module, collection):
+        module.put_variable(collection, _key(name), x)
+    return x
+
+
+def capture_beside(module: nn.Module, x: Callable[[], jax.Array], name: str) -> None:
+    """Captures what a function gives, which the logits do not depend on; it is called only if that is asked for.
+
+    Raises:
+        ConfigError: if there is a perturbation of it, which would change nothing.
+    """
+    if module.has_variable(PERTURBATIONS, _key(name)):
+        raise ConfigError(f"The logits of this model do not depend on {name!r}: perturb a layer before it.")
+    if is_captured(module, INTERMEDIATES):
+        module.put_variable(INTERMEDIATES, _key(name), x())
+
+
+def is_captured(module: nn.Module, collection: str) -> bool:
+    """Returns whether the activations of a collection are asked for."""
+    return module.is_mutable_collection(collection) and not module.is_initializing()
+
+
+def _key(name: str) -> str:
+    return f"output:{name}" if name else "output"  # which no submodule is called
+
+
 class ImageModel(nn.Module, kw_only=True):
     """What all models have in common: their options, and the ways to apply them.
 
-    A model defines `setup`, `feature_maps`, `features` and `classify`. Modules and parameters carry the names that they
+    A model defines `setup`, `feature_maps`, `features`, `classify` and `gradcam_layer`, and gives its activations names
+    by `capture`. Modules and parameters carry the names that they
     have in the state dict of timm, or torchvision for what timm has not; `vision_jax.pretrained` relies on it.
 
     Attributes:
@@ -42,6 +89,16 @@ class ImageModel(nn.Module, kw_only=True):
     dtype: Any = jnp.float32
     drop_rate: float = 0.0
     drop_path_rate: float = 0.0
+
+    @property
+    def gradcam_layer(self) -> str:
+        """The layer that Grad-CAM explains by default: the last one with positions. See `models.intermediates`."""
+        raise NotImplementedError
+
+    @property
+    def num_prefix_tokens(self) -> int:
+        """How many tokens there are before those of the patches, in models that have tokens."""
+        return 0
 
     def prepare(self, images: jax.Array) -> jax.Array:
         """Returns the images in the dtype that the model computes in.
@@ -78,8 +135,25 @@ class ImageModel(nn.Module, kw_only=True):
 
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
         """Returns the logits, (batch, num_classes) float32. Arguments as for `feature_maps`."""
-        features = self.features(images, train=train)
-        return self.classify(features, train=train).astype(jnp.float32) if self.num_classes else features
+        features = capture(self, self.features(images, train=train), "features")
+        return self.logits(features, train=train) if self.num_classes else features
+
+    def logits(self, features: jax.Array, *, train: bool) -> jax.Array:
+        """Returns the logits of features, (batch, num_classes) float32, under that name."""
+        return capture(self, self.classify(features, train=train).astype(jnp.float32), "logits")
+
+
+def Classifier(num_classes: int, **options: Any) -> nn.Dense:
+    """Returns the dense layer that makes logits of features.
+
+    It computes in float32 whatever the dtype of the model, of which it is less than a thousandth: in bfloat16, logits
+    above 4 would be multiples of 1/32, and classes tie that do not.
+
+    Args:
+        num_classes: length of the logits.
+        **options: of `nn.Dense`.
+    """
+    return nn.Dense(num_classes, dtype=jnp.float32, **options)
 
 
 def Conv(

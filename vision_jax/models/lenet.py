@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from vision_jax.models import registry
-from vision_jax.models.layers import ImageModel, dense_init
+from vision_jax.models.layers import Classifier, ImageModel, capture, dense_init
 
 
 class LeNet5(ImageModel, kw_only=True):
@@ -27,15 +27,21 @@ class LeNet5(ImageModel, kw_only=True):
         self.fc2 = nn.Dense(84, dtype=self.dtype, kernel_init=dense_init)
         self.dropout = nn.Dropout(self.drop_rate)
         if self.num_classes:
-            self.fc3 = nn.Dense(self.num_classes, dtype=self.dtype, kernel_init=dense_init)
+            self.fc3 = Classifier(self.num_classes, kernel_init=dense_init)
+
+    @property
+    def gradcam_layer(self) -> str:
+        return "conv2"
 
     def feature_maps(self, images: jax.Array, *, train: bool) -> dict[int, jax.Array]:
-        first = nn.max_pool(nn.relu(self.conv1(self.prepare(images))), (2, 2), strides=(2, 2))
-        return {2: first, 4: nn.max_pool(nn.relu(self.conv2(first)), (2, 2), strides=(2, 2))}
+        x = capture(self, nn.relu(self.conv1(self.prepare(images))), "conv1")
+        first = capture(self, nn.max_pool(x, (2, 2), strides=(2, 2)), "pool1")
+        x = capture(self, nn.relu(self.conv2(first)), "conv2")
+        return {2: first, 4: capture(self, nn.max_pool(x, (2, 2), strides=(2, 2)), "pool2")}
 
     def features(self, images: jax.Array, *, train: bool) -> jax.Array:
         x = self.feature_maps(images, train=train)[4]
-        x = nn.relu(self.fc1(x.reshape(x.shape[0], -1)))
+        x = capture(self, nn.relu(self.fc1(x.reshape(x.shape[0], -1))), "fc1")
         return nn.relu(self.fc2(x)).astype(jnp.float32)
 
     def classify(self, features: jax.Array, *, train: bool) -> jax.Array:

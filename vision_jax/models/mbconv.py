@@ -15,7 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vision_jax.models.layers import BatchNorm, Conv, DropPath, ImageModel, maybe_remat
+from vision_jax.models.layers import BatchNorm, Classifier, Conv, DropPath, ImageModel, capture, maybe_remat
 from vision_jax.models.registry import Naming, Shape
 
 Activation = Callable[[jax.Array], jax.Array]
@@ -260,7 +260,7 @@ class Stage(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         for i, block in enumerate(self.blocks):
-            x = block(name=str(i))(x, train)
+            x = capture(self, block(name=str(i))(x, train), str(i))
         return x
 
 
@@ -273,7 +273,7 @@ class Trunk(nn.Module):
     def __call__(self, x: jax.Array, train: bool) -> list[jax.Array]:
         maps = []
         for i, blocks in enumerate(self.stages):
-            x = Stage(blocks, name=str(i))(x, train)
+            x = capture(self, Stage(blocks, name=str(i))(x, train), str(i))
             maps.append(x)
         return maps
 
@@ -333,7 +333,7 @@ class MobileNet(ImageModel, kw_only=True):
         )
         self.dropout = nn.Dropout(self.drop_rate)
         if self.num_classes:
-            self.classifier = nn.Dense(self.num_classes, dtype=self.dtype, kernel_init=classifier_init)
+            self.classifier = Classifier(self.num_classes, kernel_init=classifier_init)
 
     @property
     def norm(self) -> Callable[..., BatchNorm]:
@@ -346,8 +346,12 @@ class MobileNet(ImageModel, kw_only=True):
             momentum=self.norm_momentum,
         )
 
+    @property
+    def gradcam_layer(self) -> str:
+        return f"blocks/{len(self.stages) - 1}"
+
     def feature_maps(self, images: jax.Array, *, train: bool) -> dict[int, jax.Array]:
-        x = self.act(self.bn1(self.conv_stem(self.prepare(images)), train=train))
+        x = capture(self, self.act(self.bn1(self.conv_stem(self.prepare(images)), train=train)), "stem")
         stride, maps = 2, {2: x}
         for stage, result in zip(self.stages, self.blocks(x, train), strict=True):
             stride *= stage[0].stride

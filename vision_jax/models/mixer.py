@@ -14,7 +14,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from vision_jax.models import registry
-from vision_jax.models.layers import DropPath, ImageModel, drop_path_rates, global_mean, maybe_remat
+from vision_jax.models.layers import (
+    Classifier,
+    DropPath,
+    ImageModel,
+    capture,
+    drop_path_rates,
+    global_mean,
+    maybe_remat,
+)
 from vision_jax.models.registry import HALVES, InputSpec, Tensors
 from vision_jax.models.transformer import Mlp, PatchEmbed
 
@@ -97,7 +105,7 @@ class Blocks(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         for i, rate in enumerate(self.drop_path_rates):
-            x = self.block(drop_path_rate=rate, name=str(i))(x, train)
+            x = capture(self, self.block(drop_path_rate=rate, name=str(i))(x, train), str(i))
         return x
 
 
@@ -129,13 +137,17 @@ class MlpMixer(ImageModel, kw_only=True):
         self.dropout = nn.Dropout(self.drop_rate)
         if self.num_classes:
             zeros, bias_init = nn.initializers.zeros, nn.initializers.constant(self.head_bias)
-            self.head = nn.Dense(self.num_classes, dtype=self.dtype, kernel_init=zeros, bias_init=bias_init)
+            self.head = Classifier(self.num_classes, kernel_init=zeros, bias_init=bias_init)
 
     def _block(self) -> Callable[..., nn.Module]:
         return functools.partial(maybe_remat(MixerBlock, self.remat), dtype=self.dtype)
 
     def _norm(self) -> nn.Module:
         return _LayerNorm(dtype=self.dtype)
+
+    @property
+    def gradcam_layer(self) -> str:
+        return "norm"
 
     def feature_maps(self, images: jax.Array, *, train: bool) -> dict[int, jax.Array]:
         if images.shape[1:3] != (self.img_size, self.img_size):
@@ -144,11 +156,12 @@ class MlpMixer(ImageModel, kw_only=True):
                 f"{self.img_size} pixels: set img_size"
             )
         x = self.stem(self.prepare(images))
-        tokens = self.blocks(x.reshape(len(x), -1, self.embed_dim), train)
+        tokens = capture(self, x.reshape(len(x), -1, self.embed_dim), "stem")
+        tokens = self.blocks(tokens, train)
         return {self.patch_size: tokens.reshape(x.shape)}
 
     def features(self, images: jax.Array, *, train: bool) -> jax.Array:
-        return global_mean(self.norm(self.feature_maps(images, train=train)[self.patch_size]))
+        return global_mean(capture(self, self.norm(self.feature_maps(images, train=train)[self.patch_size]), "norm"))
 
     def classify(self, features: jax.Array, *, train: bool) -> jax.Array:
         return self.head(self.dropout(features, deterministic=not train))

@@ -51,7 +51,9 @@ class Entry:
         input: of the weights that timm (or torchvision) loads by default.
         library: "timm" or "torchvision", after whose state dict the tree of variables is named; "": neither has it.
         torchvision: from these names to torchvision's; None: it has no such model, or the same names.
-        in_torchvision: it has the model.
+        authors: from these names to those in the checkpoints of the model's authors; None: they are timm's, or
+            torchvision's.
+        in_torchvision: torchvision has the model.
         torchvision_buffers: from the tensors of torchvision's state dict to what it stores beside them, and misses when
             it loads strictly; None: nothing.
         big_vision: from the arrays of an `.npz` file as google-research/big_vision writes them to the state dict of
@@ -65,6 +67,7 @@ class Entry:
     input: InputSpec
     library: str
     torchvision: Naming | None
+    authors: Naming | None
     in_torchvision: bool
     torchvision_buffers: Callable[[Tensors], dict[str, np.ndarray]] | None
     big_vision: Callable[[Tensors], dict[str, np.ndarray]] | None
@@ -82,6 +85,7 @@ def register(
     *,
     library: str = "timm",
     torchvision: Naming | None = None,
+    authors: Naming | None = None,
     in_torchvision: bool = False,
     torchvision_buffers: Callable[[Tensors], dict[str, np.ndarray]] | None = None,
     big_vision: Callable[[Tensors], dict[str, np.ndarray]] | None = None,
@@ -100,7 +104,7 @@ def register(
         if known != name:
             _ALIASES[known] = (name, aliases[known] if isinstance(aliases, Mapping) else input)
     _MODELS[name] = Entry(
-        name, create, input, library, torchvision, in_torchvision, torchvision_buffers, big_vision, resample
+        name, create, input, library, torchvision, authors, in_torchvision, torchvision_buffers, big_vision, resample
     )
 
 

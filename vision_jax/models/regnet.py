@@ -12,9 +12,11 @@ import jax
 from vision_jax.models import registry
 from vision_jax.models.layers import (
     BatchNorm,
+    Classifier,
     Conv,
     DropPath,
     ImageModel,
+    capture,
     drop_path_rates,
     global_mean,
     maybe_remat,
@@ -112,7 +114,8 @@ class Stage(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         for i, rate in enumerate(self.drop_path_rates):
-            x = self.block(stride=2 if i == 0 else 1, drop_path_rate=rate, name=f"b{i + 1}")(x, train)
+            block = self.block(stride=2 if i == 0 else 1, drop_path_rate=rate, name=f"b{i + 1}")
+            x = capture(self, block(x, train), f"b{i + 1}")
         return x
 
 
@@ -120,12 +123,10 @@ class Head(nn.Module):
     """The classifier."""
 
     num_classes: int
-    dtype: Any
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        init = nn.initializers.normal(0.01)
-        return nn.Dense(self.num_classes, dtype=self.dtype, kernel_init=init, name="fc")(x)
+        return Classifier(self.num_classes, kernel_init=nn.initializers.normal(0.01), name="fc")(x)
 
 
 class RegNet(ImageModel, kw_only=True):
@@ -167,13 +168,17 @@ class RegNet(ImageModel, kw_only=True):
             setattr(self, f"s{i + 1}", Stage(block, tuple(rates[i])))
         self.dropout = nn.Dropout(self.drop_rate)
         if self.num_classes:
-            self.head = Head(self.num_classes, self.dtype)
+            self.head = Head(self.num_classes)
+
+    @property
+    def gradcam_layer(self) -> str:
+        return f"s{len(self.widths)}"
 
     def feature_maps(self, images: jax.Array, *, train: bool) -> dict[int, jax.Array]:
-        x = nn.relu(self.stem(self.prepare(images), train))
+        x = capture(self, nn.relu(self.stem(self.prepare(images), train)), "stem")
         maps = {2: x}
         for i in range(len(self.widths)):
-            x = getattr(self, f"s{i + 1}")(x, train)
+            x = capture(self, getattr(self, f"s{i + 1}")(x, train), f"s{i + 1}")
             maps[4 * 2**i] = x
         return maps
 

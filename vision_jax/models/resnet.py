@@ -19,10 +19,12 @@ from vision_jax.errors import ConfigError, suggest
 from vision_jax.models import registry
 from vision_jax.models.layers import (
     BatchNorm,
+    Classifier,
     Conv,
     DropPath,
     ImageModel,
     avg_pool,
+    capture,
     dense_init,
     drop_path_rates,
     global_mean,
@@ -223,7 +225,7 @@ class Stage(nn.Module):
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         for i, rate in enumerate(self.drop_path_rates):
             stride = self.stride if i == 0 else 1
-            x = self.block(self.width, stride, drop_path_rate=rate, name=str(i))(x, train)
+            x = capture(self, self.block(self.width, stride, drop_path_rate=rate, name=str(i))(x, train), str(i))
         return x
 
 
@@ -292,18 +294,22 @@ class ResNet(ImageModel, kw_only=True):
         self.dropout = nn.Dropout(self.drop_rate)
         if self.num_classes:
             bias_init = nn.initializers.constant(self.head_bias)
-            self.fc = nn.Dense(self.num_classes, dtype=self.dtype, kernel_init=dense_init, bias_init=bias_init)
+            self.fc = Classifier(self.num_classes, kernel_init=dense_init, bias_init=bias_init)
+
+    @property
+    def gradcam_layer(self) -> str:
+        return "layer4"
 
     def feature_maps(self, images: jax.Array, *, train: bool) -> dict[int, jax.Array]:
         x = self.prepare(images)
         x = self.conv1(x, train) if self.deep_stem and not self.small_stem else self.conv1(x)
-        x = nn.relu(self.bn1(x, train=train))
+        x = capture(self, nn.relu(self.bn1(x, train=train)), "stem")
         stride = 1 if self.small_stem else 2
         maps = {stride: x}
         if not self.small_stem:
             x, stride = self.maxpool(x, train) if self.strided_stem else self._pool(x), 4
         for i in range(4):
-            x = getattr(self, f"layer{i + 1}")(x, train)
+            x = capture(self, getattr(self, f"layer{i + 1}")(x, train), f"layer{i + 1}")
             maps[stride * 2**i] = x
         return maps
 

@@ -10,9 +10,11 @@ import jax.numpy as jnp
 from vision_jax.models import registry
 from vision_jax.models.layers import (
     BatchNorm,
+    Classifier,
     Conv,
     DropPath,
     ImageModel,
+    capture,
     dense_init,
     drop_path_rates,
     max_pool,
@@ -83,12 +85,16 @@ class ResNet9(ImageModel, kw_only=True):
         self.layer3 = layer(conv_norm, 512, residual=True, drop_path_rate=last)
         self.dropout = nn.Dropout(self.drop_rate)
         if self.num_classes:
-            self.fc = nn.Dense(self.num_classes, use_bias=False, dtype=self.dtype, kernel_init=dense_init)
+            self.fc = Classifier(self.num_classes, use_bias=False, kernel_init=dense_init)
+
+    @property
+    def gradcam_layer(self) -> str:
+        return "layer3"
 
     def feature_maps(self, images: jax.Array, *, train: bool) -> dict[int, jax.Array]:
-        maps = {1: self.prep(self.prepare(images), train)}
+        maps = {1: capture(self, self.prep(self.prepare(images), train), "stem")}
         for i in range(3):
-            maps[2 ** (i + 1)] = getattr(self, f"layer{i + 1}")(maps[2**i], train)
+            maps[2 ** (i + 1)] = capture(self, getattr(self, f"layer{i + 1}")(maps[2**i], train), f"layer{i + 1}")
         return maps
 
     def features(self, images: jax.Array, *, train: bool) -> jax.Array:

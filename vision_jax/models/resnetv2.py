@@ -19,6 +19,7 @@ from vision_jax.models.layers import (
     DropPath,
     ImageModel,
     avg_pool,
+    capture,
     conv_init,
     drop_path_rates,
     global_mean,
@@ -137,7 +138,7 @@ class Blocks(nn.Module):
         for i, rate in enumerate(self.drop_path_rates):
             first = i == 0
             block = self.block(stride=self.stride if first else 1, project=first, drop_path_rate=rate, name=str(i))
-            x = block(x, train)
+            x = capture(self, block(x, train), str(i))
         return x
 
 
@@ -172,22 +173,21 @@ class Stages(nn.Module):
         maps = []
         for i, rates in enumerate(self.drop_path_rates):
             block = functools.partial(self.block, features=self.features * 2**i)
-            x = Stage(block, 1 if i == 0 else 2, rates, name=str(i))(x, train)
+            x = capture(self, Stage(block, 1 if i == 0 else 2, rates, name=str(i))(x, train), str(i))
             maps.append(x)
         return maps
 
 
 class Head(nn.Module):
-    """The classifier, which is a 1x1 convolution in state dicts."""
+    """The classifier, which is a 1x1 convolution in state dicts; in float32, as `Classifier`."""
 
     num_classes: int
     bias: float
-    dtype: Any
 
     @nn.compact
     def __call__(self, features: jax.Array) -> jax.Array:
         init, bias_init = nn.initializers.normal(0.01), nn.initializers.constant(self.bias)
-        conv = functools.partial(Conv, kernel_init=init, bias_init=bias_init, dtype=self.dtype)
+        conv = functools.partial(Conv, kernel_init=init, bias_init=bias_init)
         fc = conv(self.num_classes, 1, use_bias=True, name="fc")
         return fc(features[:, None, None])[:, 0, 0]
 
@@ -233,12 +233,16 @@ class PreActResNet(ImageModel, kw_only=True):
         self.norm = norm()
         self.dropout = nn.Dropout(self.drop_rate)
         if self.num_classes:
-            self.head = Head(self.num_classes, self.head_bias, self.dtype)
+            self.head = Head(self.num_classes, self.head_bias)
+
+    @property
+    def gradcam_layer(self) -> str:
+        return "norm"
 
     def feature_maps(self, images: jax.Array, *, train: bool) -> dict[int, jax.Array]:
-        x = self.stem(self.prepare(images), train)
+        x = capture(self, self.stem(self.prepare(images), train), "stem")
         *maps, last = self.stages(self.pool(x), train)
-        maps = [x, *maps, nn.relu(self.norm(last, train=train))]
+        maps = [x, *maps, capture(self, nn.relu(self.norm(last, train=train)), "norm")]
         return {2 * 2**i: x for i, x in enumerate(maps)}
 
     def features(self, images: jax.Array, *, train: bool) -> jax.Array:

@@ -8,7 +8,17 @@ import jax
 import jax.numpy as jnp
 
 from vision_jax.models import registry
-from vision_jax.models.layers import BatchNorm, Conv, ImageModel, dense_init, global_mean, max_pool, maybe_remat
+from vision_jax.models.layers import (
+    BatchNorm,
+    Classifier,
+    Conv,
+    ImageModel,
+    capture,
+    dense_init,
+    global_mean,
+    max_pool,
+    maybe_remat,
+)
 
 
 def shuffle(x: jax.Array) -> jax.Array:
@@ -97,7 +107,8 @@ class Stage(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         for i in range(self.depth):
-            x = self.unit(self.width, 2 if i == 0 else 1, self.conv, self.norm, name=str(i))(x, train)
+            unit = self.unit(self.width, 2 if i == 0 else 1, self.conv, self.norm, name=str(i))
+            x = capture(self, unit(x, train), str(i))
         return x
 
 
@@ -126,15 +137,19 @@ class ShuffleNetV2(ImageModel, kw_only=True):
         self.conv5 = ConvNorm(self.widths[3], 1, 1, conv, norm)
         self.dropout = nn.Dropout(self.drop_rate)
         if self.num_classes:
-            self.fc = nn.Dense(self.num_classes, dtype=self.dtype, kernel_init=dense_init)
+            self.fc = Classifier(self.num_classes, kernel_init=dense_init)
+
+    @property
+    def gradcam_layer(self) -> str:
+        return "conv5"
 
     def feature_maps(self, images: jax.Array, *, train: bool) -> dict[int, jax.Array]:
-        maps = {2: self.conv1(self.prepare(images), train)}
-        maps[4] = max_pool(maps[2], 3, 2, padding=1)
-        maps[8] = self.stage2(maps[4], train)
-        maps[16] = self.stage3(maps[8], train)
-        maps[32] = self.conv5(self.stage4(maps[16], train), train)
-        return maps
+        maps = {2: capture(self, self.conv1(self.prepare(images), train), "stem")}
+        maps[4] = capture(self, max_pool(maps[2], 3, 2, padding=1), "maxpool")
+        maps[8] = capture(self, self.stage2(maps[4], train), "stage2")
+        maps[16] = capture(self, self.stage3(maps[8], train), "stage3")
+        last = capture(self, self.stage4(maps[16], train), "stage4")
+        return maps | {32: capture(self, self.conv5(last, train), "conv5")}
 
     def features(self, images: jax.Array, *, train: bool) -> jax.Array:
         return global_mean(self.feature_maps(images, train=train)[32])

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from vision_jax.models import registry
-from vision_jax.models.layers import Conv, ImageModel, global_mean, max_pool
+from vision_jax.models.layers import Conv, ImageModel, capture, capture_beside, global_mean, max_pool
 
 # He et al. 2015, uniform.
 squeezenet_init = nn.initializers.variance_scaling(2.0, "fan_in", "uniform")
@@ -47,29 +47,46 @@ class Convolutions(nn.Module):
     def __call__(self, x: jax.Array) -> dict[int, jax.Array]:
         """Returns the last map of each stride."""
         width, size = self.stem
-        x = nn.relu(self.conv(width, size, 2, padding=0, name="0")(x))
+        x = capture(self, nn.relu(self.conv(width, size, 2, padding=0, name="0")(x)), "1")
         stride, maps = 2, {2: x}
         for number, width in enumerate(self.fires, start=2):  # torch's numbers; 1 is the rectifier
             if width == POOL:
                 x, stride = max_pool(x, 3, 2, ceil=True), stride * 2
             else:
                 x = Fire(width, width * 4, self.conv, name=str(number))(x)
-            maps[stride] = x
+            maps[stride] = x = capture(self, x, str(number))
         return maps
 
 
+class PositionLogits(nn.Module):
+    """A 1x1 convolution to the logits of each position, in float32.
+
+    It is a quarter of the model, and so a product of matrices in the model's dtype: what is float32 are its sums.
+    """
+
+    num_classes: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        shape = (1, 1, x.shape[-1], self.num_classes)
+        kernel = self.param("kernel", nn.initializers.normal(0.01), shape, jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (self.num_classes,), jnp.float32)
+        x, kernel = x.astype(self.dtype), kernel[0, 0].astype(self.dtype)
+        return jnp.einsum("bhwf,fc->bhwc", x, kernel, preferred_element_type=jnp.float32) + bias
+
+
 class Classifier(nn.Module):
-    """A 1x1 convolution to the logits of each position, which are rectified and averaged."""
+    """The logits of each position, which are rectified and averaged."""
 
     num_classes: int
     drop_rate: float
-    conv: Any
+    dtype: Any
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         x = nn.Dropout(self.drop_rate)(x, deterministic=not train)
-        x = self.conv(self.num_classes, 1, kernel_init=nn.initializers.normal(0.01), name="1")(x)
-        return global_mean(nn.relu(x))
+        return global_mean(nn.relu(PositionLogits(self.num_classes, self.dtype, name="1")(x)))
 
 
 class SqueezeNet(ImageModel, kw_only=True):
@@ -94,7 +111,11 @@ class SqueezeNet(ImageModel, kw_only=True):
         conv = functools.partial(Conv, use_bias=True, dtype=self.dtype, kernel_init=squeezenet_init)
         self.convolutions = Convolutions(self.stem, self.fires, conv, name="features")
         if self.num_classes:
-            self.classifier = Classifier(self.num_classes, self.drop_rate, conv)
+            self.classifier = Classifier(self.num_classes, self.drop_rate, self.dtype)
+
+    @property
+    def gradcam_layer(self) -> str:
+        return f"features/{len(self.fires) + 1}"
 
     def feature_maps(self, images: jax.Array, *, train: bool) -> dict[int, jax.Array]:
         return self.convolutions(self.prepare(images))
@@ -108,7 +129,9 @@ class SqueezeNet(ImageModel, kw_only=True):
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
         if not self.num_classes:
             return self.features(images, train=train)
-        return self.classifier(self.feature_maps(images, train=train)[16], train)
+        x = self.feature_maps(images, train=train)[16]
+        capture_beside(self, lambda: global_mean(x), "features")
+        return capture(self, self.classifier(x, train), "logits")
 
 
 # stem, fires

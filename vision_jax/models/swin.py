@@ -15,17 +15,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vision_jax.errors import DataError
 from vision_jax.models import registry
 from vision_jax.models.layers import (
+    Classifier,
     DropPath,
     ImageModel,
+    capture,
     drop_path_rates,
     global_mean,
     maybe_remat,
     transformer_init,
 )
 from vision_jax.models.registry import InputSpec, Shape
-from vision_jax.models.transformer import Mlp, PatchEmbed
+from vision_jax.models.transformer import Mlp, PatchEmbed, attend
 
 PATCH_SIZE = 4
 # Added to the logits of pairs that lie side by side only because of the cyclic shift; timm's and torchvision's value.
@@ -99,7 +102,7 @@ class WindowAttention(nn.Module):
         qkv = nn.Dense(3 * features, dtype=self.dtype, kernel_init=transformer_init, name="qkv")(x)
         qkv = qkv.reshape(batch, area, count, 3, self.num_heads, features // self.num_heads)
         q, k, v = (qkv[:, :, :, i].reshape(batch, area, count * self.num_heads, -1) for i in range(3))
-        x = jax.nn.dot_product_attention(q, k, v, bias=self._bias(rows, columns))
+        x = attend(self, q, k, v, self._bias(rows, columns), groups=count)
         x = x.reshape(batch, area, count, features)
         x = nn.Dense(features, dtype=self.dtype, kernel_init=transformer_init, name="proj")(x)
         x = x.reshape(batch, side, side, rows, columns, features).transpose(0, 3, 1, 4, 2, 5)
@@ -163,7 +166,7 @@ class Chain(nn.Module):
     def __call__(self, x: jax.Array, train: bool) -> list[jax.Array]:
         results = []
         for i, make in enumerate(self.makers):
-            x = make(name=str(i))(x, train)
+            x = capture(self, make(name=str(i))(x, train), str(i))
             results.append(x)
         return results
 
@@ -187,12 +190,11 @@ class Head(nn.Module):
 
     num_classes: int
     drop_rate: float
-    dtype: Any
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         x = nn.Dropout(self.drop_rate)(x, deterministic=not train)
-        return nn.Dense(self.num_classes, dtype=self.dtype, kernel_init=transformer_init, name="fc")(x)
+        return Classifier(self.num_classes, kernel_init=transformer_init, name="fc")(x)
 
 
 class SwinTransformer(ImageModel, kw_only=True):
@@ -232,15 +234,19 @@ class SwinTransformer(ImageModel, kw_only=True):
         self.layers = Chain(tuple(stages))
         self.norm = _LayerNorm(dtype=self.dtype)
         if self.num_classes:
-            self.head = Head(self.num_classes, self.drop_rate, self.dtype)
+            self.head = Head(self.num_classes, self.drop_rate)
+
+    @property
+    def gradcam_layer(self) -> str:
+        return "norm"
 
     def feature_maps(self, images: jax.Array, *, train: bool) -> dict[int, jax.Array]:
-        maps = self.layers(self.patch_embed(self.prepare(images)), train)
+        maps = self.layers(capture(self, self.patch_embed(self.prepare(images)), "patch_embed"), train)
         return {PATCH_SIZE * 2**i: x for i, x in enumerate(maps)}
 
     def features(self, images: jax.Array, *, train: bool) -> jax.Array:
         maps = self.feature_maps(images, train=train)
-        return global_mean(self.norm(maps[max(maps)]))
+        return global_mean(capture(self, self.norm(maps[max(maps)]), "norm"))
 
     def classify(self, features: jax.Array, *, train: bool) -> jax.Array:
         return self.head(features, train)
@@ -261,6 +267,16 @@ def torchvision_name(name: str, shape: Shape) -> tuple[str, Shape]:
     return name, shape
 
 
+def authors_name(name: str, shape: Shape) -> tuple[str, Shape]:
+    """From timm's names to those of microsoft's Swin-Transformer, which merges patches at the end of a stage."""
+    match name.split("."):
+        case ["layers", stage, "downsample", *rest]:
+            name = ".".join(["layers", str(int(stage) - 1), "downsample", *rest])
+        case ["head", "fc", leaf]:
+            name = f"head.{leaf}"
+    return name, shape
+
+
 def torchvision_buffers(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Returns the indices that torchvision stores beside each table of biases."""
     tables = {name: len(value) for name, value in state.items() if name.endswith("relative_position_bias_table")}
@@ -275,9 +291,16 @@ def resample(name: str, table: np.ndarray, shape: Shape) -> np.ndarray:
 
     The old offsets are spread so that their distances grow geometrically from 1 beside the centre to reach the new
     edge, which leaves the biases of close positions where they were; between them it is linear along both axes.
+
+    Raises:
+        DataError: if the windows are not square.
     """
-    del name
     old, new = _side(len(table)), _side(shape[0])
+    if old**2 != len(table) or old % 2 == 0:
+        raise DataError(
+            f"{name} has {len(table)} rows, which are not those of a square window, such as {new**2}: only square "
+            "windows can be interpolated."
+        )
     low, high = 1.01, 1.5
     while high - low > 1e-6:
         ratio = (low + high) / 2
@@ -323,6 +346,7 @@ for _name, ((_dim, _depths, _heads), _window, _size, _crop, _alias) in VARIANTS.
         ),
         InputSpec(size=_size, crop_pct=_crop),
         torchvision=torchvision_name if _alias else None,
+        authors=authors_name,
         torchvision_buffers=torchvision_buffers if _alias else None,
         resample=resample,
         aliases={_alias: InputSpec(crop_pct=224 / _RESIZE[_alias])} if _alias else (),

@@ -9,7 +9,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vision_jax.models.layers import dense_init, over_tensor_axis, transformer_init
+from vision_jax.errors import DataError
+from vision_jax.models.layers import (
+    ATTENTION,
+    PERTURBATIONS,
+    capture,
+    dense_init,
+    is_captured,
+    over_tensor_axis,
+    transformer_init,
+)
 
 
 class _Projection(nn.Module):
@@ -85,6 +94,46 @@ class Mlp(nn.Module):
         return nn.Dropout(self.drop_rate)(y, deterministic=not train)
 
 
+def attend(
+    module: nn.Module,
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    bias: jax.Array | None = None,
+    *,
+    groups: int | None = None,
+) -> jax.Array:
+    """Returns softmax(query key^T / sqrt(features) + bias) value, with the softmax in float32.
+
+    The probabilities are captured as the module's own result, apart from other activations: they are computed a second
+    time, where the result may come from a kernel that does not have them all. Only if they are perturbed, it is made
+    of these.
+
+    Args:
+        module: the attention.
+        query, key, value: (batch, tokens, heads, features).
+        bias: to be broadcast to (batch, heads, tokens, tokens), or None.
+        groups: of the heads, such as windows, which have an axis of their own in what is captured.
+
+    Returns:
+        (batch, tokens, heads, features). Captured are (batch, heads, tokens, tokens) float32, or (batch, groups,
+        heads / groups, tokens, tokens).
+    """
+    result = jax.nn.dot_product_attention(query, key, value, bias=bias)
+    if not (is_captured(module, ATTENTION) or module.has_variable(PERTURBATIONS, "output")):
+        return result
+    products = jnp.einsum("bqhf,bkhf->bhqk", query, key, preferred_element_type=jnp.float32)
+    products = products / math.sqrt(query.shape[-1])
+    probabilities = jax.nn.softmax(products if bias is None else products + bias)
+    shape = probabilities.shape
+    if groups is not None:
+        probabilities = probabilities.reshape(shape[0], groups, -1, *shape[2:])
+    perturbed = capture(module, probabilities, collection=ATTENTION)
+    if perturbed is probabilities:
+        return result
+    return jnp.einsum("bhqk,bkhf->bqhf", perturbed.reshape(shape).astype(value.dtype), value)
+
+
 class QueryKeyValue(nn.Module):
     """The dense layer that makes queries, keys and values of features, (..., in_features).
 
@@ -139,12 +188,21 @@ def resample_positions(positions: np.ndarray, length: int) -> np.ndarray:
         length: tokens of the result.
 
     Returns:
-        (1, length, features); `positions` itself if the two do not have the same number of tokens before the grid.
+        (1, length, features).
+
+    Raises:
+        DataError: if what remains of `positions`, without as many as come before the grid in the result, is no square.
+            A square number of positions is taken for a square grid: 36 of 4 x 9 look the same.
     """
-    old, new = math.isqrt(positions.shape[1]), math.isqrt(length)
-    prefix = positions.shape[1] - old**2
-    if prefix != length - new**2:
-        return positions
+    new = math.isqrt(length)
+    prefix = length - new**2
+    count = positions.shape[1] - prefix
+    old = math.isqrt(max(count, 0))
+    if old < 1 or old**2 != count:
+        raise DataError(
+            f"There are {positions.shape[1]} positions, and without the model's {prefix} before the grid the other "
+            f"{count} are not a square grid: only square ones can be interpolated (to {new} x {new} here)."
+        )
     grid = positions[:, prefix:].reshape(old, old, -1)
     grid = np.asarray(jax.image.resize(grid, (new, new, grid.shape[-1]), "cubic", antialias=True))
     return np.concatenate([positions[:, :prefix], grid.reshape(1, new**2, -1)], axis=1)

@@ -11,7 +11,16 @@ import flax.linen as nn
 import jax
 
 from vision_jax.models import registry
-from vision_jax.models.layers import BatchNorm, Conv, ImageModel, adaptive_avg_pool, global_mean, max_pool
+from vision_jax.models.layers import (
+    BatchNorm,
+    Classifier,
+    Conv,
+    ImageModel,
+    adaptive_avg_pool,
+    capture,
+    global_mean,
+    max_pool,
+)
 
 WIDTHS = (64, 128, 256, 512, 512)
 # Of the dense layers, as in the paper; the convolutions have `layers.conv_init`.
@@ -41,10 +50,10 @@ class Convolutions(nn.Module):
                 x = self.conv(WIDTHS[stage], 3, name=str(number))(x)
                 if self.norm is not None:
                     x = self.norm(name=str(number + 1))(x, train=train)
-                x = nn.relu(x)
                 number += 2 if self.norm is None else 3
+                x = capture(self, nn.relu(x), str(number - 1))
             maps[2**stage] = x
-            x = max_pool(x, 2, 2)
+            x = capture(self, max_pool(x, 2, 2), str(number))
             number += 1
         return {**maps, 32: x}
 
@@ -68,12 +77,11 @@ class Head(nn.Module):
 
     num_classes: int
     drop_rate: float
-    dtype: Any
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         x = nn.Dropout(self.drop_rate)(x, deterministic=not train)
-        return nn.Dense(self.num_classes, dtype=self.dtype, kernel_init=dense_normal_init, name="fc")(x)
+        return Classifier(self.num_classes, kernel_init=dense_normal_init, name="fc")(x)
 
 
 class VGG(ImageModel, kw_only=True):
@@ -99,13 +107,20 @@ class VGG(ImageModel, kw_only=True):
         self.convolutions = Convolutions(self.depths, conv, norm if self.batch_norm else None, name="features")
         self.pre_logits = ConvMlp(self.drop_rate, functools.partial(conv, kernel_init=dense_normal_init))
         if self.num_classes:
-            self.head = Head(self.num_classes, self.drop_rate, self.dtype)
+            self.head = Head(self.num_classes, self.drop_rate)
+
+    @property
+    def gradcam_layer(self) -> str:
+        """The last map before pooling."""
+        layers = sum(self.depths) * (3 if self.batch_norm else 2) + len(self.depths)
+        return f"features/{layers - 2}"
 
     def feature_maps(self, images: jax.Array, *, train: bool) -> dict[int, jax.Array]:
         return self.convolutions(self.prepare(images), train)
 
     def features(self, images: jax.Array, *, train: bool) -> jax.Array:
-        return global_mean(self.pre_logits(self.feature_maps(images, train=train)[32], train))
+        x = self.pre_logits(self.feature_maps(images, train=train)[32], train)
+        return global_mean(capture(self, x, "pre_logits"))
 
     def classify(self, features: jax.Array, *, train: bool) -> jax.Array:
         return self.head(features, train)

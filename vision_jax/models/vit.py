@@ -15,10 +15,21 @@ import numpy as np
 
 from vision_jax.errors import ConfigError
 from vision_jax.models import registry
-from vision_jax.models.layers import ImageModel, drop_path_rates, global_mean, maybe_remat, transformer_init
+from vision_jax.models.layers import (
+    ATTENTION,
+    INTERMEDIATES,
+    PERTURBATIONS,
+    Classifier,
+    ImageModel,
+    capture,
+    drop_path_rates,
+    global_mean,
+    maybe_remat,
+    transformer_init,
+)
 from vision_jax.models.registry import HALVES, InputSpec
-from vision_jax.models.transformer import LayerScale, Mlp, PatchEmbed, QueryKeyValue
-from vision_jax.models.vit_weights import from_big_vision, resample, to_torchvision
+from vision_jax.models.transformer import LayerScale, Mlp, PatchEmbed, QueryKeyValue, attend
+from vision_jax.models.vit_weights import from_big_vision, resample, to_authors, to_torchvision
 
 
 class Attention(nn.Module):
@@ -38,7 +49,7 @@ class Attention(nn.Module):
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         batch, tokens, features = x.shape
         qkv = QueryKeyValue(self.num_heads, self.dtype, name="qkv")(x)
-        x = jax.nn.dot_product_attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]).reshape(batch, tokens, features)
+        x = attend(self, qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]).reshape(batch, tokens, features)
         x = nn.Dense(features, dtype=self.dtype, kernel_init=transformer_init, name="proj")(x)
         return nn.Dropout(self.drop_rate)(x, deterministic=not train)
 
@@ -78,7 +89,8 @@ class Block(nn.Module):
             keep = jax.random.bernoulli(self.make_rng("dropout"), 1 - rate, (len(y), 1, 1))
             return jnp.where(keep, y / (1 - rate), 0).astype(y.dtype)
 
-        y = Attention(self.num_heads, self.proj_drop_rate, self.dtype, name="attn")(norm(name="norm1")(x), train)
+        y = capture(self, norm(name="norm1")(x), "norm1")
+        y = Attention(self.num_heads, self.proj_drop_rate, self.dtype, name="attn")(y, train)
         x = x + drop(scale(y, "ls1"))
         y = Mlp(self.mlp_features, self.dtype, self.proj_drop_rate, name="mlp")(norm(name="norm2")(x), train)
         return x + drop(scale(y, "ls2"))
@@ -93,7 +105,7 @@ class Blocks(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         for i, rate in enumerate(self.drop_path_rates):
-            x = self.block(drop_path_rate=rate, name=str(i))(x, train)
+            x = capture(self, self.block(drop_path_rate=rate, name=str(i))(x, train), str(i))
         return x
 
 
@@ -152,6 +164,15 @@ class VisionTransformer(ImageModel, kw_only=True):
         counts = {"cls_token": int(self.class_token), "reg_token": self.num_registers}
         return {name: count for name, count in counts.items() if count}
 
+    @property
+    def gradcam_layer(self) -> str:
+        """What the last attention sees: of what comes after it, the class token alone reaches the classifier."""
+        return f"blocks/{self.depth - 1}/norm1"
+
+    @property
+    def num_prefix_tokens(self) -> int:
+        return sum(self.tokens().values())
+
     def setup(self) -> None:
         self.patch_embed = PatchEmbed(self.patch_size, self.embed_dim, self.dtype)
         for name, count in self.tokens().items():
@@ -159,7 +180,7 @@ class VisionTransformer(ImageModel, kw_only=True):
             setattr(self, name, self.param(name, init, (1, count, self.embed_dim), jnp.float32))
         if self.positions == "learned":
             length = (self.img_size // self.patch_size) ** 2
-            length += 0 if self.no_embed_class else sum(self.tokens().values())
+            length += 0 if self.no_embed_class else self.num_prefix_tokens
             self.pos_embed = self.param("pos_embed", transformer_init, (1, length, self.embed_dim), jnp.float32)
 
         block = functools.partial(
@@ -185,7 +206,7 @@ class VisionTransformer(ImageModel, kw_only=True):
     def make_head(self) -> nn.Module:
         """Returns a new classifier."""
         bias_init = nn.initializers.constant(self.head_bias)
-        return nn.Dense(self.num_classes, dtype=self.dtype, kernel_init=transformer_init, bias_init=bias_init)
+        return Classifier(self.num_classes, kernel_init=transformer_init, bias_init=bias_init)
 
     def encode(self, images: jax.Array, *, train: bool) -> tuple[jax.Array, jax.Array]:
         """Returns what becomes of the tokens before the patches, and of the patches.
@@ -194,10 +215,10 @@ class VisionTransformer(ImageModel, kw_only=True):
             (batch, tokens, features) and (batch, height / patch_size, width / patch_size, features).
         """
         patches = self.patch_embed(self.prepare(images))
-        batch, count = len(patches), sum(self.tokens().values())
+        batch, count = len(patches), self.num_prefix_tokens
         before = [getattr(self, name).astype(self.dtype) for name in self.tokens()]
         before = [jnp.broadcast_to(token, (batch, *token.shape[1:])) for token in before]
-        x = patches.reshape(batch, -1, self.embed_dim)
+        x = capture(self, patches.reshape(batch, -1, self.embed_dim), "patch_embed")
         positions = self._positions(*patches.shape[1:3])
         if positions.shape[1] == x.shape[1]:
             x = jnp.concatenate([*before, x + positions], axis=1)
@@ -205,7 +226,7 @@ class VisionTransformer(ImageModel, kw_only=True):
             x = jnp.concatenate([*before, x], axis=1) + positions
         x = self._scan(x, train) if self.scan_blocks else self.blocks(x, train)
         if self.norm is not None:
-            x = self.norm(x)
+            x = capture(self, self.norm(x), "norm")
         return x[:, :count], x[:, count:].reshape(patches.shape)
 
     def _drop_path_rates(self) -> list[float]:
@@ -226,11 +247,14 @@ class VisionTransformer(ImageModel, kw_only=True):
 
     def _scan(self, x: jax.Array, train: bool) -> jax.Array:
         def step(block: nn.Module, x: jax.Array, rate: jax.Array | None) -> tuple[jax.Array, None]:
-            return block(x, train, rate), None
+            return capture(block, block(x, train, rate)), None
 
         rates = jnp.asarray(self._drop_path_rates()) if self.drop_path_rate else None
         scan = nn.scan(
-            step, variable_axes={"params": 0}, split_rngs={"params": True, "dropout": True}, length=self.depth
+            step,
+            variable_axes=dict.fromkeys(("params", INTERMEDIATES, ATTENTION, PERTURBATIONS), 0),
+            split_rngs={"params": True, "dropout": True},
+            length=self.depth,
         )
         return scan(self.blocks, x, rates)[0]
 
@@ -292,7 +316,7 @@ def register_variant(
     embed_dim, depth, num_heads = SIZES[size]
     shape = {"patch_size": patch_size, "embed_dim": embed_dim, "depth": depth, "num_heads": num_heads}
     create = functools.partial(create, img_size=input.size, **shape, **(options or {}))
-    registry.register(name, create, input, resample=resample, **naming)
+    registry.register(name, create, input, resample=resample, authors=to_authors, **naming)
 
 
 # size, patch_size, image sizes; without class token: registers

@@ -100,6 +100,15 @@ _TORCHVISION_NAMES = (
 )
 
 
+def to_authors(name: str, shape: Shape) -> tuple[str, Shape]:
+    """Returns the name that a tensor has in DeiT III's checkpoints; DeiT's, DINO's and MAE's have timm's names."""
+    return re.sub(r"\.ls([12])\.gamma$", r".gamma_\1", name), shape
+
+
 def resample(name: str, value: np.ndarray, shape: Shape) -> np.ndarray:
-    """Returns a tensor for another image size: the position embeddings are interpolated."""
+    """Returns a tensor for another image size: the position embeddings are interpolated.
+
+    Raises:
+        DataError: if they are not those of a square grid.
+    """
     return resample_positions(value, shape[1]) if name == "pos_embed" else value

@@ -14,9 +14,11 @@ from vision_jax.errors import ConfigError
 from vision_jax.models import registry
 from vision_jax.models.layers import (
     BatchNorm,
+    Classifier,
     Conv,
     DropPath,
     ImageModel,
+    capture,
     dense_init,
     drop_path_rates,
     global_mean,
@@ -60,7 +62,8 @@ class Stage(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         for i, rate in enumerate(self.drop_path_rates):
-            x = self.block(stride=self.stride if i == 0 else 1, drop_path_rate=rate, name=str(i))(x, train)
+            block = self.block(stride=self.stride if i == 0 else 1, drop_path_rate=rate, name=str(i))
+            x = capture(self, block(x, train), str(i))
         return x
 
 
@@ -100,13 +103,17 @@ class WideResNet(ImageModel, kw_only=True):
         self.norm = norm()
         self.dropout = nn.Dropout(self.drop_rate)
         if self.num_classes:
-            self.fc = nn.Dense(self.num_classes, dtype=self.dtype, kernel_init=dense_init)
+            self.fc = Classifier(self.num_classes, kernel_init=dense_init)
+
+    @property
+    def gradcam_layer(self) -> str:
+        return "norm"
 
     def feature_maps(self, images: jax.Array, *, train: bool) -> dict[int, jax.Array]:
-        x, maps = self.conv1(self.prepare(images)), {}
+        x, maps = capture(self, self.conv1(self.prepare(images)), "stem"), {}
         for i in range(3):
-            maps[2**i] = x = getattr(self, f"layer{i + 1}")(x, train)
-        return maps | {4: nn.relu(self.norm(x, train=train))}
+            maps[2**i] = x = capture(self, getattr(self, f"layer{i + 1}")(x, train), f"layer{i + 1}")
+        return maps | {4: capture(self, nn.relu(self.norm(x, train=train)), "norm")}
 
     def features(self, images: jax.Array, *, train: bool) -> jax.Array:
         return global_mean(self.feature_maps(images, train=train)[4])

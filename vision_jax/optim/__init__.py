@@ -1,7 +1,7 @@
 """Optimizers, schedules, and what holds for which parameters."""
 
 from vision_jax.optim.clipping import clip_adaptive
-from vision_jax.optim.groups import GroupRules, Row, format_table, layer_ids
+from vision_jax.optim.groups import GroupRules, Row, format_table, layer_ids, merge
 from vision_jax.optim.guard import GuardState, guard
 from vision_jax.optim.masks import decay_mask
 from vision_jax.optim.optimizers import create_optimizer, list_optimizers, optimizer_arguments
@@ -28,6 +28,7 @@ __all__ = [
     "layer_ids",
     "list_optimizers",
     "list_schedules",
+    "merge",
     "optimizer_arguments",
     "sam_gradients",
     "scale_learning_rate",

@@ -6,8 +6,9 @@ and so on, so that the same rules hold for a model built either way.
 """
 
 import dataclasses
+import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -23,7 +24,7 @@ _PREVIOUS = 1_000_000_000  # sorts behind all blocks of a stage
 # with _PREVIOUS counts as the layer before; what no pattern matches is the head.
 _LAYERS: tuple[tuple[str, int, tuple[int, ...]], ...] = (
     (r"(cls_token|dist_token|reg_token|pos_embed|patch_embed)", 0, ()),  # vision transformers, Swin
-    (r"(stem|conv_stem|conv1|bn1|maxpool)(/|$)", 0, ()),
+    (r"(stem|conv_stem|conv1|bn1|maxpool|prep)(/|$)", 0, ()),
     (r"features/((conv|norm|pool)[012]|0)/", 0, ()),  # DenseNet; VGG and others that count their layers
     (r"Conv2d_[12]", 0, ()),  # Inception
     (r"Conv2d_[34]", 1, (0,)),
@@ -33,6 +34,7 @@ _LAYERS: tuple[tuple[str, int, tuple[int, ...]], ...] = (
     (r"layers/(\d+)/\w+/(\d+)", 1, ()),
     (r"stages/(\d+)/downsample", 1, (0,)),  # ConvNeXt
     (r"stages/(\d+)/blocks/(\d+)", 1, ()),  # and ResNetV2
+    (r"layer(\d+)/(?:res\d|0/(?:conv|bn)/)", 1, ()),  # ResNet-9, whose stages are its blocks
     (r"layer(\d+)/(\d+)", 1, ()),  # ResNet
     (r"s(\d+)/b(\d+)", 1, ()),  # RegNet
     (r"stage(\d+)/(\d+)", 1, ()),  # ShuffleNet
@@ -124,6 +126,10 @@ class GroupRules:
         layers: see `layer_ids`.
         frozen: patterns of what keeps its value: there is no update, no decay and no state in the optimizer. Running
             statistics are not parameters and go on.
+        no_clip_adaptive: patterns of what is not clipped adaptively.
+
+    The patterns of each field are found in at least one path, but for the default of `no_clip_adaptive`: a rule that
+    holds for nothing is a mistake.
     """
 
     decay: str = "kernels"
@@ -133,11 +139,12 @@ class GroupRules:
     min_layer_factor: float = 0.0
     layers: tuple[str, ...] | None = None
     frozen: tuple[str, ...] = ()
+    no_clip_adaptive: tuple[str, ...] = (masks.CLASSIFIER,)
 
     def __post_init__(self) -> None:
         if self.decay not in masks.DECAY_RULES:
             masks.decay_mask({}, self.decay)
-        for pattern in (*self._patterns(), *(self.layers or ())):
+        for pattern in (*itertools.chain(*self._patterns().values()), *(self.layers or ())):
             try:
                 re.compile(pattern)
             except re.error as error:
@@ -148,8 +155,30 @@ class GroupRules:
             if factor < 0:
                 raise ConfigError(f"The multiplier of {pattern!r} is {factor}: it must not be negative.")
 
-    def _patterns(self) -> tuple[str, ...]:
-        return (*self.no_decay, *(pattern for pattern, _ in self.multipliers), *self.frozen)
+    def _patterns(self) -> dict[str, tuple[str, ...]]:
+        """Returns the patterns of each field that has some."""
+        multiplied = tuple(pattern for pattern, _ in self.multipliers)
+        return {
+            "no_decay": self.no_decay,
+            "multipliers": multiplied,
+            "frozen": self.frozen,
+            "no_clip_adaptive": self.no_clip_adaptive,
+        }
+
+    def check(self, params: Any) -> None:
+        """Checks that each pattern is found in the path of a parameter.
+
+        Args:
+            params: arrays or their shapes, of all parameters, frozen ones too.
+
+        Raises:
+            ConfigError: naming the field and the pattern, if one is not.
+        """
+        paths = masks.all_paths(params)
+        for field, patterns in self._patterns().items():
+            named = [pattern for pattern in patterns if (field, pattern) != ("no_clip_adaptive", masks.CLASSIFIER)]
+            masks.check_patterns(f"optimizer.{field}", named, paths)
+        masks.check_patterns("layers", self.layers or (), paths)
 
     def table(self, params: Any) -> list[Row]:
         """Returns what holds for each of the parameters, in the order of `jax.tree.leaves`.
@@ -161,11 +190,9 @@ class GroupRules:
             ConfigError: if a pattern matches nothing, or picks out some of stacked blocks where that cannot be.
         """
         leaves = [(masks.path_string(path), x) for path, x in jax.tree_util.tree_leaves_with_path(params)]
-        paths = [_block_paths(path, x.shape) for path, x in leaves]
+        paths = [masks.block_paths(path, x.shape) for path, x in leaves]
         flat = [path for several in paths for path in several]
-        for pattern in self._patterns():
-            if not any(re.search(pattern, path) for path in flat):
-                raise ConfigError(f"The pattern {pattern!r} matches no parameter; there are such as {flat[0]}.")
+        self.check(params)
         ids = dict(zip(flat, layer_ids(flat, self.layers), strict=True)) if self.layer_decay is not None else {}
         decays = jax.tree.leaves(masks.decay_mask(params, self.decay))
         return [
@@ -200,68 +227,118 @@ class GroupRules:
             layer=layers if layers is None or stacked else layers[0],
         )
 
+    def split(self, params: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Returns the parameters that are trained, and those that keep their values; `merge` puts them together again.
+
+        What is differentiated, clipped, guarded and updated is then the first alone. Of blocks that a scan has stacked,
+        some may be frozen: those are trained with a factor of zero, as an array cannot be divided here.
+
+        Args:
+            params: nested dicts of arrays or of their shapes, of all parameters.
+
+        Returns:
+            (trained, frozen), nested dicts each of which lacks what the other one has, and what becomes empty by it.
+
+        Raises:
+            ConfigError: if a pattern of `frozen` matches nothing.
+        """
+        masks.check_patterns("optimizer.frozen", self.frozen, masks.all_paths(params))
+        return _split(params, self._is_frozen, "")
+
+    def _is_frozen(self, path: str, x: Any) -> bool:
+        return all(masks.matches(name, self.frozen) for name in masks.block_paths(path, x.shape))
+
+    def clip_adaptive_mask(self, params: Any) -> Any:
+        """Returns a tree of booleans, which of the parameters are clipped adaptively, for `create_optimizer`."""
+        return masks.decay_mask(params, "all", self.no_clip_adaptive)
+
     def decay_mask(self, params: Any) -> Any:
         """Returns a tree of booleans, which of the parameters decay; it is what `create_optimizer` takes."""
 
-        # Within `wrap` there are no frozen parameters in the tree, and a pattern may match nothing: hence no `table`.
+        # The tree may lack frozen parameters, and a pattern match nothing in it: hence no `table`.
         def decays(path: Any, decays: bool, x: Any) -> bool:
-            paths = _block_paths(masks.path_string(path), x.shape)
+            paths = masks.block_paths(masks.path_string(path), x.shape)
             return decays and not any(masks.matches(name, self.no_decay) for name in paths)
 
         return jax.tree_util.tree_map_with_path(decays, masks.decay_mask(params, self.decay), params)
 
-    def wrap(self, optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
-        """Returns the optimizer with the multipliers, and with what is frozen left alone.
+    def wrap(self, optimizer: optax.GradientTransformation, params: Any) -> optax.GradientTransformation:
+        """Returns the optimizer with the multipliers, for the parameters that are trained.
 
         All that the optimizer makes of a gradient is multiplied, decay included: it is a factor of the learning rate.
-        Frozen parameters are taken out before the optimizer sees them, so they do not count in the norm of gradients.
         Give the optimizer `decay_mask=rules.decay_mask`.
 
+        Args:
+            optimizer: what updates are made with.
+            params: arrays, or their shapes, of all parameters: depths are counted in the whole model. What the result
+                is initialized and called with is what `split` leaves of them.
+
         Raises:
-            ConfigError: when the state is made, as `table`.
+            ConfigError: as `table`.
         """
-        if not (self.frozen or self.multipliers or self.layer_decay is not None):
+        rows = {row.path: row for row in self.table(params)}
+        if all(row.multiplier == 1 for row in rows.values()):
             return optimizer
         inner = optax.with_extra_args_support(optimizer)
+        # The state has this in place of what is frozen, which checkpoints show. The optimizer does not see it.
+        nothing = jax.tree.map(lambda _: optax.MaskedNode(), self.split(params)[1])
 
-        def trained(tree: Any, rows: Any) -> Any:
-            return jax.tree.map(lambda row, x: optax.MaskedNode() if row.frozen else x, rows, tree)
-
-        def rows_of(tree: Any) -> Any:
-            return jax.tree.unflatten(jax.tree.structure(tree), self.table(tree))
+        def trained(tree: Any) -> dict[str, Any]:
+            return _split(tree, lambda path, _: rows[path].frozen, "")[0]
 
         def init(params: Any) -> Any:
-            return inner.init(trained(params, rows_of(params)))
+            return inner.init(merge(params, nothing))
 
         def update(grads: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
-            rows = rows_of(grads)
-            less = None if params is None else trained(params, rows)
-            if (objective := extra.pop("obj_fn", None)) is not None:
-                # The optimizer knows the trained parameters alone, and the loss is one of all of them.
-                extra["obj_fn"] = lambda some: objective(
-                    jax.tree.map(lambda row, all_, x: all_ if row.frozen else x, rows, params, some)
-                )
-            updates, state = inner.update(trained(grads, rows), state, less, **extra)
+            if (loss := extra.pop("obj_fn", None)) is not None:
+                extra["obj_fn"] = lambda params: loss(trained(params))
+            params = None if params is None else merge(params, nothing)
+            updates, state = inner.update(merge(grads, nothing), state, params, **extra)
 
-            def scaled(row: Row, grad: jax.Array, update: Any) -> jax.Array:
-                if row.frozen:
-                    return jax.numpy.zeros_like(grad)
-                if row.multiplier == 1:
+            def scaled(path: Any, update: Any) -> Any:
+                factor = np.asarray(rows[masks.path_string(path)].multiplier, np.float32)
+                if (factor == 1).all():
                     return update
-                factor = np.asarray(row.multiplier, np.float32)
                 return update * factor.reshape(-1, *[1] * (update.ndim - 1) if factor.ndim else ()).astype(update.dtype)
 
-            return jax.tree.map(scaled, rows, grads, updates), state
+            return jax.tree_util.tree_map_with_path(scaled, trained(updates)), state
 
         return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _block_paths(path: str, shape: Sequence[int]) -> list[str]:
-    """Returns the path, or of stacked parameters that of each block."""
-    if not masks.is_stacked(path):
-        return [path]
-    rest = path.removeprefix("blocks/")
-    return [f"blocks/{i}/{rest}" for i in range(shape[0])]
+def merge(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns one nested dict of two that have no leaf in common, such as those that `GroupRules.split` gives.
+
+    Raises:
+        ValueError: if both have the same leaf, or one has a leaf where the other one has a dict.
+    """
+    merged = dict(first)
+    for name, value in second.items():
+        if name not in merged:
+            merged[name] = value
+        elif isinstance(value, Mapping) and isinstance(merged[name], Mapping):
+            merged[name] = merge(merged[name], value)
+        else:
+            raise ValueError(f"both trees have a leaf at {name!r}: they do not come from one split")
+    return merged
+
+
+def _split(
+    tree: Mapping[str, Any], leaves_second: Callable[[str, Any], bool], prefix: str
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns the tree without the leaves for which the function of path and leaf is true, and those alone."""
+    first: dict[str, Any] = {}
+    second: dict[str, Any] = {}
+    for name, value in tree.items():
+        if not isinstance(value, Mapping):
+            (second if leaves_second(prefix + name, value) else first)[name] = value
+            continue
+        one, other = _split(value, leaves_second, f"{prefix}{name}/")
+        if one or not other:  # what was empty before stays
+            first[name] = one
+        if other:
+            second[name] = other
+    return first, second
 
 
 def format_table(rows: Sequence[Row], more: Mapping[str, Sequence[str]] | None = None) -> str:

@@ -8,6 +8,8 @@ import optax
 
 # So many steps must be known before a deviation from them means anything.
 _LEAST = 16
+# After so many skipped steps in a row, what is seen is no spike any more.
+_LASTING = 8
 
 
 class GuardState(NamedTuple):
@@ -19,7 +21,7 @@ class GuardState(NamedTuple):
         in_a_row: () int32: steps that were skipped since the last one that was not.
         losses, norms: (window,) float32: loss and norm of the gradients of the last steps that were not skipped; None
             where they are not needed.
-        known: () int32: steps that were not skipped.
+        known: () int32: steps that were not skipped, since the history last began anew.
     """
 
     inner: Any
@@ -43,6 +45,11 @@ def guard(
     A step is skipped if its loss or the norm of its gradients is not finite; and, with `spike_deviations`, if one of
     them is more than so many standard deviations above its mean in the last `window` steps that were not skipped, once
     there are 16 of these. The deviation counts as at least 1 % of the mean, so that a flat stretch makes no spikes.
+
+    A lasting change, as when images become larger or mixing begins, would be a spike for ever, since the history holds
+    accepted steps alone. So once 8 steps in a row were skipped, the next spike is accepted and the history begins anew
+    with it. A step that is not finite never is.
+
     What a skipped step would have done besides, to batch statistics and moving averages, is the caller's to undo:
     `state.accepted` says so.
 
@@ -65,11 +72,13 @@ def guard(
     ) -> tuple[Any, GuardState]:
         norm = optax.tree.norm(grads)
         accepted = jnp.isfinite(loss) & jnp.isfinite(norm)
-        losses, norms = state.losses, state.norms
+        losses, norms, known = state.losses, state.norms, state.known
         if spike_deviations is not None and losses is not None and norms is not None:
-            for value, history in ((loss, losses), (norm, norms)):
-                accepted &= ~_is_spike(value, history, state.known, spike_deviations)
-            place = state.known % window
+            spike = _is_spike(loss, losses, known, spike_deviations) | _is_spike(norm, norms, known, spike_deviations)
+            lasting = state.in_a_row >= _LASTING
+            known = jnp.where(accepted & spike & lasting, 0, known)
+            accepted &= ~spike | lasting
+            place = known % window
             losses = jnp.where(accepted, losses.at[place].set(loss), losses)
             norms = jnp.where(accepted, norms.at[place].set(norm), norms)
         updates, new = inner.update(grads, state.inner, params, **extra)
@@ -82,7 +91,7 @@ def guard(
             in_a_row=(state.in_a_row + 1) * (1 - taken),
             losses=losses,
             norms=norms,
-            known=state.known + taken,
+            known=known + taken,
         )
 
     return optax.GradientTransformationExtraArgs(init, update)

@@ -2,6 +2,9 @@
 
 A path is the names on the way to a parameter, joined by "/": `layer1/0/conv1/kernel`. Where a model is built by a scan
 over its blocks, their parameters are stacked along a first axis, and the number is missing: `blocks/attn/qkv/kernel`.
+
+The backbone is the root of the tree, and other heads stand beside its children: `projector/0/kernel`,
+`decoder/blocks/0/attn/qkv/kernel`. So rules that are written for the backbone hold whatever is trained with it.
 """
 
 import re
@@ -14,8 +17,10 @@ from vision_jax.errors import ConfigError, suggest
 
 Mask = Callable[[Any], Any] | Any
 
-_STACKED = re.compile(r"blocks/(?!\d+/)")
+# Of the backbone, or of a head that has blocks of its own, such as a decoder.
+_STACKED = re.compile(r"(?:[^/]+/)?blocks/(?!\d+/)")
 _NOT_DECAYED = re.compile(r"(^|/)(bias|pos_embed|cls_token|dist_token|reg_token|relative_position_bias_table)$")
+CLASSIFIER = r"^(head|head_dist|fc|classifier)/"  # of whatever family
 DECAY_RULES = ("kernels", "all", "timm", "not_norms")
 
 
@@ -29,9 +34,35 @@ def is_stacked(path: str) -> bool:
     return _STACKED.match(path) is not None
 
 
+def block_paths(path: str, shape: Sequence[int]) -> list[str]:
+    """Returns the path of a parameter of this shape; of stacked ones that of each block."""
+    if (stacked := _STACKED.match(path)) is None:
+        return [path]
+    return [f"{stacked[0]}{i}/{path[stacked.end() :]}" for i in range(shape[0])]
+
+
+def all_paths(params: Any) -> list[str]:
+    """Returns the path of each parameter, or shape, of a tree; of stacked ones, that of each block."""
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    return [name for path, x in leaves for name in block_paths(path_string(path), x.shape)]
+
+
 def matches(path: str, patterns: Sequence[str]) -> bool:
     """Returns whether one of the regular expressions is found in the path."""
     return any(re.search(pattern, path) for pattern in patterns)
+
+
+def check_patterns(field: str, patterns: Sequence[str], paths: Sequence[str]) -> None:
+    """Checks that each of the regular expressions is found in one of the paths.
+
+    Raises:
+        ConfigError: naming the field that has them, if one is not: a rule that holds for nothing is a misspelt one.
+    """
+    for pattern in patterns:
+        if not any(re.search(pattern, path) for path in paths):
+            raise ConfigError(
+                f"{field}: the pattern {pattern!r} matches no parameter; there are such as {', '.join(paths[:1])}."
+            )
 
 
 def decay_mask(params: Any, rule: str = "kernels", exclude: Sequence[str] = ()) -> Any:

@@ -18,7 +18,7 @@ import optax.contrib
 
 from vision_jax.errors import ConfigError, suggest
 from vision_jax.optim.clipping import clip_adaptive as clip_adaptively
-from vision_jax.optim.masks import Mask, is_stacked, matches, path_string
+from vision_jax.optim.masks import CLASSIFIER, Mask, is_stacked, matches, path_string
 
 Rate: TypeAlias = optax.ScalarOrSchedule
 Transformation: TypeAlias = optax.GradientTransformation
@@ -447,7 +447,7 @@ def muon(
     b1: float = 0.9,
     b2: float = 0.999,
     eps: float = 1e-8,
-    adam_patterns: Sequence[str] = (r"^(head|head_dist|fc|classifier)/",),
+    adam_patterns: Sequence[str] = (CLASSIFIER,),
     mu_dtype: Any = None,
 ) -> Transformation:
     """Returns Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon) for kernels and Adam for the rest.

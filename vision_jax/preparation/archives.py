@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from vision_jax.data.cache import read_arrays, write_arrays
 from vision_jax.errors import DataError
 from vision_jax.preparation.inputs import Index, Original, make_records
 from vision_jax.runtime.writers import Progress
@@ -183,17 +184,12 @@ def _read_devkit_file(path: pathlib.Path, name: str) -> bytes:
 def _cached(cache: pathlib.Path, archive: pathlib.Path, index: Callable[[pathlib.Path], np.ndarray]) -> np.ndarray:
     """Returns `index(archive)`, which is kept in `cache` for as long as the archive has the same size and time."""
     status = archive.stat()
-    path = cache / f"{archive.name}.{status.st_size}.{status.st_mtime_ns}.npy"
-    if path.exists():
-        return np.load(path, allow_pickle=False)
+    path = cache / f"{archive.name}.{status.st_size}.{status.st_mtime_ns}.npz"
+    if (arrays := read_arrays(path)) is not None:
+        return arrays["records"]
     log.info("Reading the headers of %s.", archive)
     records = index(archive)
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("wb") as file:
-        np.save(file, records)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    write_arrays(path, records=records)
     return records
 
 

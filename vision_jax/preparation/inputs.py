@@ -16,9 +16,8 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from vision_jax.data import tfds_format
+from vision_jax.data import label_files, listing, tfds_format
 from vision_jax.data.arrayrecord import ArrayRecordFiles
-from vision_jax.data.sources import IMAGE_SUFFIXES
 from vision_jax.data.tfrecord import TfRecordFiles
 from vision_jax.errors import DataError
 
@@ -119,13 +118,16 @@ class FolderReader:
 
 
 class FolderInput:
-    """Images in class folders: DIR/SPLIT/CLASS/IMAGE if DIR has folders named like splits, else DIR/CLASS/IMAGE.
+    """A folder of images: DIR/SPLIT/CLASS/IMAGE if DIR has folders named like splits, else DIR/CLASS/IMAGE.
 
-    Labels number the class names in sorted order. The name of a record is its path below the folder of its split.
+    The images of a split may also lie in DIR/SPLIT itself, with a file that tells their labels. Labels number the class
+    names of the first split in sorted order. The name of a record is its path below the folder of its split.
+    `vision_jax.data.listing` says what is an image.
 
     Args:
         directory: DIR.
         holdout: the share of each class that becomes the validation split, chosen by a hash of the names.
+        labels: files of labels by the name of the split; others are found under the usual names.
 
     Raises:
         DataError: if there are no splits, classes or images, or the classes of the splits do not fit together.
@@ -133,12 +135,14 @@ class FolderInput:
 
     kind = "folder of classes"
 
-    def __init__(self, directory: pathlib.Path, holdout: float = 0.0):
+    def __init__(self, directory: pathlib.Path, holdout: float = 0.0, labels: Mapping[str, str] | None = None):
         self.name = re.sub(r"[^a-z0-9]+", "_", directory.resolve().name.lower()).strip("_") or "images"
         if not self.name[0].isalpha():
             self.name = f"images_{self.name}"
         self._directory = directory
         self._holdout = holdout
+        given = (labels or {}).items()
+        self._labels = {SPLIT_NAMES[split]: label_files.locate(file, directory) for split, file in given}
         self._folders = self._find_splits()
         if holdout and set(self._folders) != {"train"}:
             raise DataError(
@@ -147,37 +151,69 @@ class FolderInput:
             )
 
     def _find_splits(self) -> dict[str, pathlib.Path]:
-        """Returns the folder of each split; without splits all is training."""
-        below = _folders_in(self._directory)
-        # A class may be called «test»; a split has folders in it.
-        named = [path for path in below if path.name in SPLIT_NAMES and _folders_in(path)]
-        if not named:
-            return {"train": self._directory}
-        if others := sorted({path.name for path in below} - {path.name for path in named}):
-            log.warning("Left out, as these folders of %s are no splits: %s.", self._directory, ", ".join(others))
+        """Returns the folder of each split, and notes where its labels are; without splits all is training."""
+        below = listing.folders_in(self._directory)
+        by_split = self._named_like_splits(below)
         folders: dict[str, pathlib.Path] = {}
-        for path in named:
-            split = SPLIT_NAMES[path.name]
-            if split in folders:
-                raise DataError(f"{self._directory} has two {split} splits, {folders[split].name} and {path.name}.")
-            folders[split] = path
+        flat: dict[str, pathlib.Path] = {}  # no labels are known for what is in these
+        for split, name in by_split.items():
+            folder = self._directory / name
+            if split not in self._labels and (found := label_files.find_label_file(self._directory, name)) is not None:
+                self._labels[split] = found
+            (folders if split in self._labels or listing.folders_in(folder) else flat)[split] = folder
+        if unknown := sorted(set(self._labels) - set(by_split)):
+            if by_split or unknown != ["train"]:
+                raise DataError(f"--labels={unknown[0]}=FILE is given, but {self._directory} has no such folder.")
+            return {"train": self._directory}
+        if not folders and set(below) - set(by_split.values()):
+            return {"train": self._directory}  # a class may be called `test`
+        for split, folder in flat.items():
+            if not listing.has_images(folder):
+                continue
+            if split != "test" or not folders:
+                raise DataError(
+                    f"{folder} holds images, but no class folders: give their labels by --labels={folder.name}=FILE, a "
+                    "CSV file of images and their classes, or put each class into a folder of its own."
+                )
+            log.warning("Left out: the images in %s have no labels; --labels=test=FILE would give some.", folder)
+        if not folders:
+            return {"train": self._directory}
+        if others := [name for name in below if name not in by_split.values()]:
+            log.warning("Left out, as these folders of %s are no splits: %s.", self._directory, ", ".join(others))
         return {split: folders[split] for split in ("train", "validation", "test") if split in folders}
+
+    def _named_like_splits(self, names: Sequence[str]) -> dict[str, str]:
+        """Returns the folders that are named like splits, by split.
+
+        Raises:
+            DataError: if two are named like the same one, and both hold images.
+        """
+        by_split: dict[str, str] = {}
+        for name in names:
+            split = SPLIT_NAMES.get(name)
+            if split is None or not listing.has_images(self._directory / name):
+                continue
+            if split in by_split:
+                raise DataError(f"{self._directory} has two {split} splits, {by_split[split]} and {name}.")
+            by_split[split] = name
+        return by_split
 
     @functools.cached_property
     def _index(self) -> Index:
-        classes = {split: [path.name for path in _folders_in(folder)] for split, folder in self._folders.items()}
-        first = next(iter(classes))
-        class_names = classes[first]
+        splits: dict[str, np.ndarray] = {}
+        class_names: list[str] | None = None
+        for number, (split, folder) in enumerate(self._folders.items()):
+            if split in self._labels:
+                images = label_files.list_labeled_images(folder, self._labels[split], class_names)
+            else:
+                images = listing.list_classes(folder, class_names, labels_option=f"--labels={split}=FILE")
+            class_names = images.class_names
+            sizes = [os.stat(images.path(i)).st_size for i in range(len(images.labels))]
+            splits[split] = make_records(
+                images.names.tolist(), images.labels, number, np.zeros(len(sizes)), np.asarray(sizes)
+            )
+        assert class_names is not None  # there is a split at least
         _check_class_names(class_names)
-        for split, names in classes.items():
-            if not names:
-                raise DataError(f"{self._folders[split]} holds no class folders: a class needs a folder of its own.")
-            if unknown := sorted(set(names) - set(class_names)):
-                raise DataError(f"The split {split} has classes that {first} has not: {', '.join(unknown[:10])}.")
-        splits = {
-            split: _images_in(folder, classes[split], class_names, number)
-            for number, (split, folder) in enumerate(self._folders.items())
-        }
         if self._holdout:
             splits = _hold_out(splits["train"], self._holdout)
         return Index(splits, class_names, {}, FolderReader(tuple(self._folders.values())))
@@ -187,6 +223,8 @@ class FolderInput:
         for split, records in self._index.splits.items():
             for name, size in zip(records["name"].tolist(), records["size"].tolist(), strict=True):
                 digest.update(b"%s\0%s\0%d\0" % (split.encode(), name, size))
+            if split in self._labels:
+                digest.update(records["label"].tobytes())
         images = {split: len(records) for split, records in self._index.splits.items()}
         return {"kind": self.kind, "images": images, "sha256 of names and sizes": digest.hexdigest()}
 
@@ -207,36 +245,6 @@ def _check_class_names(names: Sequence[str]) -> None:
             raise DataError(f"The class folder {name!r} has a name that is not UTF-8: rename it.") from error
         if name != name.strip() or len(name.splitlines()) != 1:
             raise DataError(f"The class folder {name!r} has spaces around its name, or a line break: rename it.")
-
-
-def _folders_in(directory: pathlib.Path) -> list[pathlib.Path]:
-    return sorted(path for path in directory.iterdir() if path.is_dir() and not path.name.startswith("."))
-
-
-def _images_in(folder: pathlib.Path, present: list[str], class_names: list[str], number: int) -> np.ndarray:
-    """Lists the images of the classes `present` in the folder of a split, sorted."""
-    label_of = {name: label for label, name in enumerate(class_names)}
-    names: list[bytes] = []
-    labels: list[int] = []
-    sizes: list[int] = []
-    others = 0
-    for class_name in present:
-        before = len(names)
-        for top, folders, files in os.walk(folder / class_name):
-            folders.sort()
-            for file in sorted(files):
-                path = os.path.join(top, file)
-                if file.startswith(".") or os.path.splitext(file)[1].lower() not in IMAGE_SUFFIXES:
-                    others += 1
-                    continue
-                names.append(os.fsencode(os.path.relpath(path, folder)))
-                sizes.append(os.stat(path).st_size)
-        if len(names) == before:
-            raise DataError(f"{folder / class_name} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}).")
-        labels += [label_of[class_name]] * (len(names) - before)
-    if others:
-        log.warning("%d files in %s are left out, as their names are not images'.", others, folder)
-    return make_records(names, np.asarray(labels), number, np.zeros(len(names)), np.asarray(sizes))
 
 
 def _hold_out(records: np.ndarray, fraction: float) -> dict[str, np.ndarray]:

@@ -13,9 +13,11 @@ import os
 import pathlib
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
+
+import numpy as np
 
 from vision_jax.data import tfds_format
 from vision_jax.errors import DataError
@@ -50,13 +52,22 @@ class Options:
     shards: int | None
 
 
-def prepare(where: str, output: pathlib.Path, options: Options, *, skip_corrupt: int = 0, workers: int = 1) -> None:
+def prepare(
+    where: str,
+    output: pathlib.Path,
+    options: Options,
+    *,
+    labels: Mapping[str, str] | None = None,
+    skip_corrupt: int = 0,
+    workers: int = 1,
+) -> None:
     """Prepares a data set, or goes on with one.
 
     Args:
         where: the input, a folder or tfds:NAME.
         output: the folder of the result.
         options: of the result.
+        labels: files of labels by split, for folders of images that are not in class folders.
         skip_corrupt: how many images may be left out, because they cannot be decoded.
         workers: processes.
 
@@ -64,7 +75,7 @@ def prepare(where: str, output: pathlib.Path, options: Options, *, skip_corrupt:
         DataError: if the input or the output cannot be used, or an image cannot be decoded.
     """
     start = time.monotonic()
-    source = open_input(where, options.holdout)
+    source = open_input(where, options.holdout, labels)
     options = dataclasses.replace(options, name=options.name or source.name)
     if not isinstance(source, archives.ImageNetArchives) and _is_below(output, where):
         raise DataError(f"{output} is inside {where}, where it would be taken for input: give another OUTPUT.")
@@ -86,7 +97,7 @@ def prepare(where: str, output: pathlib.Path, options: Options, *, skip_corrupt:
     _summarize(output, new, time.monotonic() - start)
 
 
-def open_input(where: str, holdout: float) -> Input:
+def open_input(where: str, holdout: float, labels: Mapping[str, str] | None = None) -> Input:
     """Finds out what kind of input it is.
 
     Raises:
@@ -104,9 +115,11 @@ def open_input(where: str, holdout: float) -> Input:
         elif tfds_format.has_dataset(directory):
             source = inputs.TfdsInput(tfds_format.find_dataset(directory))
         else:
-            return inputs.FolderInput(directory, holdout)
+            return inputs.FolderInput(directory, holdout, labels)
     if holdout:
         raise DataError(f"--holdout={holdout} is for folders of classes, but {where} is: {source.kind}.")
+    if labels:
+        raise DataError(f"--labels is for folders of images in train/ and val/, but {where} is: {source.kind}.")
     return source
 
 
@@ -306,6 +319,9 @@ def _finish(
         image_format="png" if plan["options"]["encoding"] == "raw" else "jpeg",
         file_names=True,
     )
+    for split in lengths:
+        labels = [label for receipt in receipts if receipt.split == split for label in receipt.labels]
+        np.save(tfds_format.labels_path(metadata, split), np.asarray(labels, np.int32), allow_pickle=False)
     if index.display_names:
         shards_lib.write_json(metadata / "class_names.json", dict(index.display_names))
     files = sorted(metadata.iterdir())

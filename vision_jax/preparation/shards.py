@@ -55,6 +55,7 @@ class Receipt:
         file_bytes: length of the file.
         sha256: of the file.
         skipped: name of each image that was left out, and why.
+        labels: of the examples.
     """
 
     file: str
@@ -64,6 +65,7 @@ class Receipt:
     file_bytes: int
     sha256: str
     skipped: Sequence[tuple[str, str]]
+    labels: Sequence[int] = ()
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Receipt":
@@ -88,13 +90,15 @@ class Job:
     skip_corrupt: int
 
     def receipt(self, shard: Shard) -> Receipt | None:
-        """Returns the receipt of a shard if it is finished."""
+        """Returns the receipt of a shard if it is finished, with the labels that older versions did not note."""
         path = self._receipt_path(shard)
         if not path.exists():
             return None
         receipt = Receipt.from_json(json.loads(path.read_text()))
         target = self.directory / shard.file
-        return receipt if target.exists() and target.stat().st_size == receipt.file_bytes else None
+        if len(receipt.labels) != receipt.examples or not target.exists():
+            return None
+        return receipt if target.stat().st_size == receipt.file_bytes else None
 
     def _receipt_path(self, shard: Shard) -> pathlib.Path:
         return self.work / f"{shard.file}.json"
@@ -128,7 +132,8 @@ class Job:
         """
         temporary = self.work / f"{shard.file}.{os.getpid()}.tmp"
         skipped: list[tuple[str, str]] = []
-        examples = example_bytes = 0
+        labels: list[int] = []
+        example_bytes = 0
         writer = tfds_format.open_shard(temporary)
         for record in shard.records:
             try:
@@ -141,7 +146,8 @@ class Job:
                 example = tfds_format.serialize_example(image, original.label, original.file_name)
                 with _naming_the_disk(self.directory):
                     writer.write(example)
-                examples, example_bytes = examples + 1, example_bytes + len(example)
+                labels.append(original.label)
+                example_bytes += len(example)
             count()
         with _naming_the_disk(self.directory):
             writer.close()
@@ -149,7 +155,7 @@ class Job:
         size = temporary.stat().st_size
         temporary.replace(self.directory / shard.file)
         flush_directory(self.directory)
-        receipt = Receipt(shard.file, shard.split, examples, example_bytes, size, sha256, skipped)
+        receipt = Receipt(shard.file, shard.split, len(labels), example_bytes, size, sha256, skipped, labels)
         write_json(self._receipt_path(shard), dataclasses.asdict(receipt))
         return receipt
 

@@ -5,6 +5,10 @@ A checkpoint of Orbax holds three items: `model` (step, parameters, batch statis
 no code and no pickle in it. The digest is computed on the devices when the state is saved, and again when it is
 restored: what is restored is what was saved, bit for bit, or it is refused.
 
+Several processes act together. Process 0 alone lists the checkpoints and reads their descriptions, and tells the
+others: a network file system may not show the same to all. Each then reads its own part of the arrays, and they agree
+on whether all could before any program runs on the devices of all: one that fails would leave the others in it.
+
 Storage can be full, read-only, gone or slow. A save that fails, at once or in the background, in one process or in all,
 has failed for all: they agree on it when the save is waited for. Orbax's manager is then made anew for the next save,
 which removes the temporary directories that are left; complete checkpoints, damaged ones too, it leaves alone.
@@ -16,90 +20,52 @@ import functools
 import importlib.metadata
 import json
 import logging
+import math
 import os
 import pathlib
 import platform
 import threading
 import time
 import zlib
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Self
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Self, TypeVar
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import orbax.checkpoint as ocp
-from jax.sharding import NamedSharding, PartitionSpec
 
-from vision_jax.devices import sharding
-from vision_jax.errors import CheckpointError
-from vision_jax.runtime import writers
+from vision_jax.devices import distributed
+from vision_jax.errors import CheckpointError, DamagedError
+from vision_jax.runtime import digests, writers
 from vision_jax.runtime.barriers import Barriers, OtherProcessError, any_process
+from vision_jax.runtime.watchdog import Watchdog
 from vision_jax.state import TrainState
 
 log = logging.getLogger(__name__)
 
+_T = TypeVar("_T")
 _PATIENCE = 5.0  # seconds that the training may wait for the save before, until a warning says so; or for a failed one
+_SECONDS_BETWEEN_WARNINGS = 60.0  # while storage does not answer
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-
-
-class DamagedError(CheckpointError):
-    """The files of a checkpoint are incomplete or altered."""
-
-
-def _digest(x: jax.Array) -> jax.Array:
-    """Returns a () uint32 that depends on every bit and its place, and not on how the array is sharded.
-
-    It is a sum modulo 2^32 of the elements' bits, each times an odd number that its position gives: a sum of integers
-    is the same in any order.
-    """
-    bits = jax.lax.bitcast_convert_type(x, jnp.dtype(f"uint{8 * x.dtype.itemsize}")).astype(jnp.uint32)
-    position = jnp.zeros(x.shape, jnp.uint32)
-    for axis, size in enumerate(x.shape):
-        position = position * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
-    return jnp.sum(bits * ((position * jnp.uint32(2654435761)) | jnp.uint32(1)), dtype=jnp.uint32)
-
-
-def _digests(leaves: Sequence[jax.Array]) -> np.ndarray:
-    """Returns the digest of each array, (n,) uint32, the same in all processes whatever the layouts."""
-    layout = leaves[0].sharding
-    if isinstance(layout, NamedSharding):
-        layout = NamedSharding(layout.mesh, PartitionSpec())
-    return np.asarray(_digests_on(layout)(leaves))
-
-
-@functools.cache
-def _digests_on(layout: jax.sharding.Sharding) -> Callable[[Sequence[jax.Array]], jax.Array]:
-    return jax.jit(lambda leaves: jnp.stack([_digest(leaf) for leaf in leaves]), out_shardings=layout)
-
-
-def _named_leaves(tree: Any) -> dict[str, Any]:
-    """Returns the leaves of a pytree under names such as `model/params/conv1/kernel`."""
-    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
-
-
-def _describe(tree: Any) -> dict[str, list[Any]]:
-    """Returns [shape, dtype, digest] of each array, by name."""
-    leaves = _named_leaves(tree)
-    digests = _digests(list(leaves.values()))
-    return {
-        name: [list(leaf.shape), str(leaf.dtype), int(digest)]
-        for (name, leaf), digest in zip(leaves.items(), digests, strict=True)
-    }
 
 
 def model_item(state: TrainState) -> dict[str, Any]:
     """Returns what evaluation needs of a state, as it is saved; it works on abstract states too."""
     item = {"step": state.step, "params": state.params, "batch_stats": state.batch_stats}
-    return item if state.ema is None else {**item, "ema": state.ema}
+    if state.ema is not None:
+        item["ema"] = state.ema
+    if jax.tree.leaves(state.extra):
+        item["extra"] = state.extra
+    return item
 
 
 def _first_line(error: BaseException) -> str:
     """Returns the first line of what an exception says that began all: Orbax and tensorstore write pages."""
     while (cause := error.__cause__ or error.__context__ if _is_echo(error) else error.__cause__) is not None:
         error = cause
-    return (str(error).splitlines() or [type(error).__name__])[0][:500]
+    text = (str(error).splitlines() or [""])[0][:500]
+    if isinstance(error, OSError | ValueError | OtherProcessError):  # they say by themselves what is wrong
+        return text or type(error).__name__
+    return f"{type(error).__name__}: {text}"
 
 
 def _is_echo(error: BaseException) -> bool:
@@ -154,8 +120,9 @@ class _KeepLatestAndBest:
 
 
 def best_step(steps: Sequence[int], scores: Mapping[int, float]) -> int | None:
-    """Returns the step with the highest score, the first of equals; None if no step has one."""
-    return max((step for step in sorted(steps) if step in scores), key=lambda step: scores[step], default=None)
+    """Returns the step with the highest score, the first of equals; None if no step has one that is finite."""
+    scored = (step for step in sorted(steps) if math.isfinite(scores.get(step, math.nan)))
+    return max(scored, key=lambda step: scores[step], default=None)
 
 
 class Checkpointer:
@@ -166,6 +133,7 @@ class Checkpointer:
         keep: how many of the latest are kept, besides the best.
         scores: higher is better, by step, of those that were evaluated; `record` adds to them.
         on_error: what a save that fails does: `stop` raises, `continue` warns, and the next one is another attempt.
+        watchdog: is suspended while storage is waited for, which may be slow; None: there is none.
 
     Attributes:
         failed_saves: how many have failed.
@@ -178,9 +146,11 @@ class Checkpointer:
         keep: int = 1,
         scores: Mapping[int, float] | None = None,
         on_error: str = "stop",
+        watchdog: Watchdog | None = None,
     ):
         self.directory = directory
         self.scores = dict(scores or {})
+        self._watchdog, self._is_patient = watchdog or Watchdog(0), False
         self.failed_saves = 0
         self._keep, self._on_error = keep, on_error
         self._saving: int | None = None  # the step that is saved in the background
@@ -209,15 +179,44 @@ class Checkpointer:
         }
         return _CheckpointManager(os.fspath(self.directory.absolute()), item_handlers=handlers, options=options)
 
+    @contextlib.contextmanager
+    def _patience(self, what: str) -> Iterator[None]:
+        """Waiting for storage, or for other processes that wait for it, is no hang; a warning says so now and then."""
+        if self._is_patient:
+            yield
+            return
+        over, start = threading.Event(), time.monotonic()
+
+        def warn() -> None:
+            while not over.wait(_SECONDS_BETWEEN_WARNINGS):
+                log.warning(
+                    "For %.0f s the run has been waiting for %s in %s: this storage is slow, or does not answer.",
+                    *(time.monotonic() - start, what, self.directory),
+                )
+
+        thread = threading.Thread(target=warn, name="slow storage", daemon=True)
+        thread.start()
+        self._is_patient = True
+        try:
+            with self._watchdog.suspended():
+                yield
+        finally:
+            self._is_patient = False
+            over.set()
+            thread.join()
+
     def steps(self) -> list[int]:
-        """Returns the steps of the complete checkpoints, sorted."""
+        """Returns the steps of the complete checkpoints, sorted, as this process sees them."""
         if not self.directory.is_dir():
             return []
         return sorted(int(path.name) for path in self.directory.iterdir() if path.name.isdigit() and path.is_dir())
 
     def record(self, step: int, score: float) -> None:
-        """Notes how good a step is, for choosing the best."""
-        self.scores[step] = score
+        """Notes how good a step is, for choosing the best, which one with a score that is not finite never is."""
+        if math.isfinite(score):
+            self.scores[step] = score
+        else:
+            log.warning("The score of step %d is %s: it does not count when the best is chosen.", step, score)
 
     def save(self, step: int, state: TrainState, about: Mapping[str, Any]) -> None:
         """Begins to save a state; it may be donated once this returns. A step that is saved already is left alone.
@@ -231,6 +230,10 @@ class Checkpointer:
         Raises:
             CheckpointError: with on_error=stop, if this save, or the one before it in the background, failed.
         """
+        with self._patience(f"the checkpoint of step {step}"):
+            self._save(step, state, about)
+
+    def _save(self, step: int, state: TrainState, about: Mapping[str, Any]) -> None:
         start = time.monotonic()
         self.settle()
         if (waited := time.monotonic() - start) > _PATIENCE:
@@ -243,7 +246,7 @@ class Checkpointer:
         if any_process(step in self.steps()):  # a network file system may not show it to all of them yet
             return
         items = {"model": model_item(state), "optimizer": state.opt_state}
-        about = {**about, "versions": _versions(), "arrays": _describe(items)}
+        about = {**about, "versions": _versions(), "digest": digests.VERSION, "arrays": digests.describe(items)}
         about["checksum"] = _checksum(about)
         saved = {name: ocp.args.PyTreeSave(item) for name, item in items.items()}
         # Storage that fails at once is to be found out here, while the others do not yet wait for the first process.
@@ -259,7 +262,8 @@ class Checkpointer:
         """Does something with the storage, and returns how it failed."""
         try:
             action()
-        except (OSError, ValueError) as error:
+        except Exception as error:  # whatever it is, the other processes must learn of it and not wait for this one
+            log.debug("A save failed.", exc_info=True)
             return error
         return None
 
@@ -311,15 +315,17 @@ class Checkpointer:
         """
         if wait and self._saving is not None:
             step, self._saving = self._saving, None
-            self._conclude(step, self._end_of_save())
+            with self._patience(f"the checkpoint of step {step}"):
+                self._conclude(step, self._end_of_save())
         if self._failure is not None and self._on_error == "stop":
             raise self._failure
 
     def _end_of_save(self) -> Exception | None:
         """Waits for the save in the background, and returns how it failed."""
         try:
-            self._manager.wait_until_finished()
-            self._manager.check_for_errors()
+            with self._patience("the last checkpoint"):
+                self._manager.wait_until_finished()
+                self._manager.check_for_errors()
         except Exception as error:  # the background may raise anything, and the run must not end as if it had saved
             return error
         return None
@@ -335,11 +341,18 @@ class Checkpointer:
             raise self._failure
 
     def about(self, step: int) -> dict[str, Any]:
-        """Returns the JSON of a checkpoint: what `save` was given, `versions` and `arrays`.
+        """Returns the JSON of a checkpoint: what `save` was given, `versions`, `digest` and `arrays`.
+
+        Process 0 reads it and tells the others; every process is to call it.
 
         Raises:
             DamagedError: if it is incomplete or altered.
         """
+        with self._patience(f"the description of step {step}"):
+            return distributed.from_first(lambda: self._read_about(step))
+
+    def _read_about(self, step: int) -> dict[str, Any]:
+        """Does what `about` says, in this process."""
         try:
             about = json.loads((self.directory / str(step) / "about" / "metadata").read_text())
             if about.pop("checksum", None) != _checksum(about):
@@ -351,6 +364,8 @@ class Checkpointer:
     def restore_item(self, step: int, name: str, abstract_item: Any) -> Any:
         """Restores an item, `model` or `optimizer`, onto the devices that `abstract_item` names.
 
+        Every process is to call it; what one of them finds is raised in all.
+
         Args:
             step: which checkpoint.
             name: which item of it.
@@ -360,37 +375,55 @@ class Checkpointer:
             DamagedError: if files are incomplete or altered.
             CheckpointError: if the checkpoint holds other arrays, of another model say.
         """
-        path = self.directory / str(step)
-        arrays = self.about(step)["arrays"]
-        stored = {key: value for key, value in arrays.items() if key.startswith(f"{name}/")}
-        expected = {key: [list(x.shape), str(x.dtype)] for key, x in _named_leaves({name: abstract_item}).items()}
-        problems = [f"{key}: not in the checkpoint" for key in expected.keys() - stored.keys()]
-        problems += [f"{key}: only in the checkpoint" for key in stored.keys() - expected.keys()]
-        problems += [
-            f"{key}: {stored[key][:2]} in the checkpoint, {expected[key]} here"
-            for key in expected.keys() & stored.keys()
-            if stored[key][:2] != expected[key]
-        ]
-        if problems:
-            lines = "\n".join(f"  - {p}" for p in sorted(problems))
-            raise CheckpointError(f"The checkpoint {path} is of another model or optimizer:\n{lines}")
-        try:
-            with ocp.StandardCheckpointer() as reader:
-                item = reader.restore((path / name).absolute(), abstract_item)
-        except jax.errors.JaxRuntimeError:  # the devices, their memory say, and not the files
-            raise
-        except Exception as error:  # Orbax raises bare exceptions for files that are truncated or gone
-            raise DamagedError(f"The checkpoint {path} is damaged: {_first_line(error)}") from error
-        altered = [key for key, value in _describe({name: item}).items() if value != stored[key]]
-        if altered:
+        path, about = self.directory / str(step), self.about(step)
+        stored = _check_arrays(path, name, abstract_item, about)
+        with self._patience(f"reading step {step}"):
+            item: Any = None
+            error: Exception | None = None
+            try:
+                item = _read_item(path / name, abstract_item)
+            except Exception as caught:  # Orbax raises bare exceptions for files that are truncated or gone
+                error = caught
+            _agree_on_reading(path, name, error)
+            found = digests.describe({name: item}, about.get("digest", 1))
+        if altered := [key for key, value in found.items() if value != stored[key]]:
             raise DamagedError(f"The checkpoint {path} is damaged: not what was saved are {', '.join(altered)}.")
+        if name == "model" and int(item["step"]) != step:
+            raise DamagedError(f"The checkpoint {path} is damaged: it holds step {int(item['step'])}.")
         return item
 
     def restore(self, step: int, abstract_state: TrainState) -> TrainState:
         """Restores a whole state; see `restore_item`."""
         item = self.restore_item(step, "model", model_item(abstract_state))
         optimizer = self.restore_item(step, "optimizer", abstract_state.opt_state)
-        return TrainState(item["step"], item["params"], item["batch_stats"], optimizer, item.get("ema"))
+        return TrainState(
+            step=item["step"],
+            params=item["params"],
+            batch_stats=item["batch_stats"],
+            opt_state=optimizer,
+            ema=item.get("ema"),
+            extra=item.get("extra", abstract_state.extra),  # which is empty if there is none
+        )
+
+    def restore_first(self, candidates: Sequence[int], restore: Callable[[int], _T]) -> tuple[int, _T]:
+        """Restores the first of several checkpoints that is whole; the damaged ones before it are warned of.
+
+        Args:
+            candidates: steps, the same in all processes; at least one.
+            restore: given a step, restores what is wanted of it by `restore_item`.
+
+        Returns:
+            the step, and what `restore` returned for it.
+
+        Raises:
+            DamagedError: that of the last one, if all are damaged.
+        """
+        for step in candidates[:-1]:
+            try:
+                return step, restore(step)
+            except DamagedError as error:
+                log.warning("%s\n*** GOING BACK TO THE CHECKPOINT BEFORE IT. ***", error)
+        return candidates[-1], restore(candidates[-1])
 
     def restore_latest(self, abstract_state: TrainState) -> TrainState | None:
         """Restores the newest checkpoint that is whole; damaged ones are warned of and moved aside, not deleted.
@@ -401,38 +434,39 @@ class Checkpointer:
         Raises:
             CheckpointError: if there are some but all are damaged, or one is of another model.
         """
-        steps = self.steps()
-        damaged = []
-        for step in reversed(steps):
+        with self._patience("a checkpoint to go on from"):
+            steps = distributed.from_first(self.steps)
+            if not steps:
+                return None
             try:
-                state = self.restore(step, abstract_state)
+                good, state = self.restore_first(steps[::-1], lambda step: self.restore(step, abstract_state))
             except DamagedError as error:
-                log.warning("%s\n*** GOING BACK TO THE CHECKPOINT BEFORE IT. ***", error)
-                damaged.append(step)
-                continue
-            self._move_aside(damaged)
-            return state
-        if steps:
-            raise CheckpointError(
-                f"All checkpoints in {self.directory} are damaged (steps {steps}). They are left as they are; give "
-                "another --workdir to start anew."
-            )
-        return None
+                raise CheckpointError(
+                    f"All checkpoints in {self.directory} are damaged (steps {steps}). They are left as they are; give "
+                    f"another --workdir to start anew. Of the oldest: {error}"
+                ) from error
+            self._move_aside([step for step in steps if step > good])
+        return state
 
     def _move_aside(self, steps: Sequence[int]) -> None:
         """Moves damaged checkpoints out of the way of those to come."""
         if not steps:
             return
         aside = self.directory.with_name(f"{self.directory.name}.damaged")
-        if jax.process_index() == 0:
-            aside.mkdir(mode=0o700, exist_ok=True)
-            for step in steps:
-                number = sum(path.name.partition("-")[0] == str(step) for path in aside.iterdir())
-                target = aside / (f"{step}-{number}" if number else str(step))
-                (self.directory / str(step)).rename(target)
-                log.warning("The damaged checkpoint of step %d is now %s.", step, target)
+
+        def move() -> None:
+            try:
+                aside.mkdir(mode=0o700, exist_ok=True)
+                for step in steps:
+                    number = sum(path.name.partition("-")[0] == str(step) for path in aside.iterdir())
+                    target = aside / (f"{step}-{number}" if number else str(step))
+                    (self.directory / str(step)).rename(target)
+                    log.warning("The damaged checkpoint of step %d is now %s.", step, target)
+            except OSError as error:
+                raise CheckpointError(f"The damaged checkpoints cannot be moved to {aside}: {error}") from error
+
         self._discard_manager()  # it would believe that they are there
-        sharding.wait_for_all("damaged checkpoints are aside")
+        distributed.from_first(move)
 
     def close(self) -> None:
         """Waits for the last save and ends the threads.
@@ -456,8 +490,73 @@ class Checkpointer:
         self._discard_manager()
 
 
+def _check_arrays(path: pathlib.Path, name: str, abstract_item: Any, about: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """Returns what is stored of each array of an item, [shape, dtype, digest], if those are the ones that are wanted.
+
+    Raises:
+        CheckpointError: if not, or if this version cannot verify them.
+    """
+    if about.get("digest", 1) not in digests.DIGESTS:
+        raise CheckpointError(
+            f"The checkpoint {path} has digests of version {about['digest']}, and this version of vision_jax knows "
+            f"those up to {digests.VERSION}: it was written by a later one, so use that."
+        )
+    stored = {key: value for key, value in about["arrays"].items() if key.startswith(f"{name}/")}
+    expected = {key: [list(x.shape), str(x.dtype)] for key, x in digests.named_leaves({name: abstract_item}).items()}
+    problems = [f"{key}: not in the checkpoint" for key in expected.keys() - stored.keys()]
+    problems += [f"{key}: only in the checkpoint" for key in stored.keys() - expected.keys()]
+    problems += [
+        f"{key}: {stored[key][:2]} in the checkpoint, {expected[key]} here"
+        for key in expected.keys() & stored.keys()
+        if stored[key][:2] != expected[key]
+    ]
+    if problems:
+        lines = "\n".join(f"  - {p}" for p in sorted(problems))
+        raise CheckpointError(f"The checkpoint {path} is of another model or optimizer:\n{lines}")
+    return stored
+
+
+def _read_item(path: pathlib.Path, abstract_item: Any) -> Any:
+    """Reads this process's part of an item, without waiting for the other processes."""
+    # `ocp.StandardCheckpointer` would end with a barrier, to which a process that could not read does not come.
+    handler = ocp.StandardCheckpointHandler()
+    try:
+        return handler.restore(path.absolute(), args=ocp.args.StandardRestore(abstract_item))
+    finally:
+        handler.close()
+
+
+def _agree_on_reading(path: pathlib.Path, name: str, error: Exception | None) -> None:
+    """Raises, in all processes, what went wrong in any of them while they read an item of a checkpoint.
+
+    Args:
+        path: of the checkpoint.
+        name: of the item.
+        error: of this process; None: it has read its part.
+
+    Raises:
+        DamagedError: if files could not be read.
+        CheckpointError: if something else failed: the devices, their memory say. The process in which it did raises
+            the error itself.
+    """
+    is_damage = not isinstance(error, jax.errors.JaxRuntimeError)
+    told = distributed.gather([f"{path.name}/{name}", None if error is None else _first_line(error), is_damage])
+    if len(items := {item for item, _, _ in told}) > 1:
+        raise AssertionError(f"The processes restore different parts of checkpoints: {sorted(items)}.")
+    if error is not None and not is_damage:
+        raise error
+    failed = sorted((is_damage, process, text) for process, (_, text, is_damage) in enumerate(told) if text is not None)
+    for is_damage, process, text in failed:
+        where = "" if len(told) == 1 else f" (process {process})"
+        if is_damage:
+            raise DamagedError(f"The checkpoint {path} is damaged: {text}{where}") from error
+        raise CheckpointError(f"The checkpoint {path} cannot be restored: {text}{where}") from error
+
+
 def choose_checkpoints(checkpointer: Checkpointer, workdir: pathlib.Path, wanted: int | str | None) -> list[int]:
     """Returns the steps that may be used, the one that is meant first.
+
+    Process 0 looks and tells the others; every process is to call it.
 
     Args:
         checkpointer: of the workdir.
@@ -467,16 +566,24 @@ def choose_checkpoints(checkpointer: Checkpointer, workdir: pathlib.Path, wanted
     Raises:
         CheckpointError: if there is none.
     """
+    return distributed.from_first(lambda: _choose(checkpointer, workdir, wanted))
+
+
+def _choose(checkpointer: Checkpointer, workdir: pathlib.Path, wanted: int | str | None) -> list[int]:
+    """Does what `choose_checkpoints` says, in this process."""
     there = checkpointer.steps()
     if not there:
         raise CheckpointError(f"There is no checkpoint in {checkpointer.directory}: check --workdir.")
     if wanted is None:
         return there[::-1]
     if wanted == "best":
-        metric = checkpointer.about(there[-1])["config"]["checkpoint"]["best_metric"]
-        wanted = best_step(there, scores_by_step(workdir, metric))
+        metric = checkpointer._read_about(there[-1])["config"]["checkpoint"]["best_metric"]
+        wanted = best_step(there, scores_by_step(writers.training_records(workdir), metric))
         if wanted is None:
-            raise CheckpointError(f"None of the checkpoints in {checkpointer.directory} has been evaluated: {there}.")
+            raise CheckpointError(
+                f"None of the checkpoints in {checkpointer.directory}, of the steps {there}, has been evaluated with a "
+                f"finite {metric}: choose one by its number."
+            )
     if int(wanted) not in there:
         raise CheckpointError(
             f"There is no checkpoint of step {wanted} in {checkpointer.directory}: there are {there}."
@@ -492,7 +599,6 @@ def score(metric: str, results: Mapping[str, Any]) -> float | None:
     return -value if metric.endswith("loss") else value
 
 
-def scores_by_step(workdir: pathlib.Path, metric: str) -> dict[int, float]:
-    """Returns the scores that training wrote into metrics.jsonl."""
-    records = writers.training_records(workdir)
+def scores_by_step(records: Sequence[Mapping[str, Any]], metric: str) -> dict[int, float]:
+    """Returns the scores in lines of metrics.jsonl, by step."""
     return {record["step"]: value for record in records if (value := score(metric, record)) is not None}

@@ -22,6 +22,7 @@ is no worse for it. A killed attempt does not say when it ended, so that the tim
 is in `down`, too.
 """
 
+import collections
 import contextlib
 import json
 import logging
@@ -37,6 +38,7 @@ import numpy as np
 
 from vision_jax.errors import CheckpointError
 from vision_jax.runtime import writers
+from vision_jax.runtime.background import Inline, Worker
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +60,8 @@ class Goodput:
         clock: seconds that never go back.
         wall: seconds that mean the same in other processes, for the time between attempts.
         enabled: False keeps the account but no file: one process writes it for all.
+        worker: writes the file, later if it is a `Background`, and then only the latest state of several; None: it is
+            written at once.
     """
 
     def __init__(
@@ -68,7 +72,10 @@ class Goodput:
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
         enabled: bool = True,
+        worker: Worker | None = None,
     ):
+        self._worker = worker or Inline()
+        self._latest: collections.deque[str] = collections.deque(maxlen=1)  # what the file is to hold
         self.seconds = dict.fromkeys(CATEGORIES, 0.0)
         self.down = 0.0
         self.attempts = 1
@@ -209,8 +216,14 @@ class Goodput:
             "marks": self._marks,
             "written": self._wall(),
         }
+        self._latest.append(json.dumps(values) + "\n")
+        self._worker.do(self._write_latest)
+
+    def _write_latest(self) -> None:
+        if not self._latest:  # an earlier task has written it already
+            return
         try:
-            writers.write_atomically(self._path, json.dumps(values) + "\n")
+            writers.write_atomically(self._path, self._latest.pop())
         except CheckpointError as error:
             if not self._has_failed:
                 log.warning("The account of time is not kept: %s The run goes on.", error)

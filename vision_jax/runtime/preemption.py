@@ -19,6 +19,7 @@ class Preemption:
         self._noticed = threading.Event()
         self._previous: Any = None
         self._questions = 0
+        self._stopping = False  # several processes have agreed on it
 
     def __enter__(self) -> Self:
         # Python allows handlers in the main thread alone.
@@ -53,13 +54,17 @@ class Preemption:
         All of them must ask at the same places, which are counted: before every step and every batch of an evaluation.
         JAX takes the counts that the processes have come to when the signal arrives, and stops all of them at the next
         after the highest, so every question counts by one. To ask costs about a microsecond.
+
+        Once it is True it stays so: if the state at that place cannot be saved since its numbers are bad, the run goes
+        back, and stops at the next place.
         """
         if not _is_distributed():
             return self._noticed.is_set()
         from jax.experimental import multihost_utils
 
         self._questions += 1
-        return multihost_utils.reached_preemption_sync_point(self._questions)
+        self._stopping |= multihost_utils.reached_preemption_sync_point(self._questions)
+        return self._stopping
 
 
 def _is_distributed() -> bool:

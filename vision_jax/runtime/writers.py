@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import functools
 import json
 import logging
 import math
@@ -17,6 +18,7 @@ import tqdm
 
 from vision_jax.errors import CheckpointError
 from vision_jax.runtime.appender import Appender, event
+from vision_jax.runtime.background import Inline, Worker
 
 log = logging.getLogger(__name__)
 
@@ -121,6 +123,8 @@ class MetricWriter:
         tensorboard: write events too.
         on_error: what storage that fails does; see `Appender`.
         enabled: False writes nothing: one process does it for all.
+        worker: writes what `write` is given, later if it is a `Background`, which then tells of errors at the next
+            call; None: it is written at once.
 
     Raises:
         CheckpointError: if the files cannot be written to.
@@ -134,8 +138,10 @@ class MetricWriter:
         tensorboard: bool,
         on_error: str = "stop",
         enabled: bool = True,
+        worker: Worker | None = None,
     ):
         self._workdir = workdir
+        self._worker = worker or Inline()
         self._lines = self._events = None
         if not enabled:
             return
@@ -148,6 +154,7 @@ class MetricWriter:
 
     def go_back(self, last_step: int) -> None:
         """Drops what is after a step, from which the run is to go on."""
+        self._worker.flush()
         if self._lines is not None:
             self._lines.forget(lambda line: json.loads(line)["step"] <= last_step)
             kept = [record for record in read_metrics(self._workdir) if record["step"] <= last_step]
@@ -156,14 +163,25 @@ class MetricWriter:
             self._events.write(event(last_step + 1, session_log=True))
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Writes one line. A value that is not finite becomes null, since JSON has no other word for it."""
-        if self._lines is not None:
-            self._lines.write(_line(step, metrics).encode())
-        if self._events is not None:
-            self._events.write(event(step, metrics))
+        """Writes one line. A value that is not finite becomes null, since JSON has no other word for it.
 
-    def retry(self) -> None:
-        """Writes what storage that failed has kept back, if that works now: before a save, so that it is not behind."""
+        Raises:
+            CheckpointError: with on_error=stop, if this one or one before it cannot be written.
+        """
+        if self._lines is not None:
+            self._worker.do(functools.partial(self._lines.write, _line(step, metrics).encode()))
+        if self._events is not None:
+            self._worker.do(functools.partial(self._events.write, event(step, metrics)))
+
+    def flush(self) -> None:
+        """Waits until all is written that can be: before a save, so that the lines are not behind the checkpoint.
+
+        What storage that failed has kept back is tried once more.
+
+        Raises:
+            CheckpointError: with on_error=stop, if something cannot be written.
+        """
+        self._worker.flush()
         for output in (self._lines, self._events):
             if output is not None:
                 output.retry()
@@ -174,9 +192,12 @@ class MetricWriter:
         Raises:
             CheckpointError: if that does not work.
         """
-        for output in (self._lines, self._events):
-            if output is not None:
-                output.close()
+        try:
+            self._worker.flush()
+        finally:
+            for output in (self._lines, self._events):
+                if output is not None:
+                    output.close()
 
     def __enter__(self) -> Self:
         return self
@@ -197,10 +218,16 @@ def _line(step: int, metrics: Mapping[str, Any]) -> str:
 
 
 class ProgressHandler(logging.Handler):
-    """Prints log messages to stderr without breaking a bar that is shown there."""
+    """Prints log messages to stderr without breaking a bar that is shown there.
+
+    That they cannot be printed, because the terminal or whatever reads them is gone, does not end a run.
+    """
 
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.tqdm.write(self.format(record), file=sys.stderr)
+        try:
+            tqdm.tqdm.write(self.format(record), file=sys.stderr)
+        except Exception:  # as the handlers of `logging` do
+            self.handleError(record)
 
 
 class Progress:

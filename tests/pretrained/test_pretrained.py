@@ -37,17 +37,6 @@ def test_files_of_all_kinds(state: dict[str, np.ndarray], tmp_path: pathlib.Path
     (tmp_path / "half.safetensors").write_bytes(safetensors_file(half))
     loaded = pretrained.load("resnet18", tmp_path / "half.safetensors")
     assert_same(loaded, jax.tree.map(lambda x: x.astype(jax.numpy.bfloat16).astype(np.float32), expected))
-    (tmp_path / "cut.safetensors").write_bytes((tmp_path / "a.safetensors").read_bytes()[:1000])
-    (tmp_path / "weights.pth").write_bytes(b"")
-    (tmp_path / "weights.txt").write_bytes(b"")
-    for file, message in (
-        ("cut.safetensors", "cannot be read"),
-        ("none.npz", "There is no file"),
-        ("weights.pth", "pass allow_pickle=True"),
-        ("weights.txt", "neither .safetensors nor .npz"),
-    ):
-        with pytest.raises(DataError, match=message):
-            pretrained.load("resnet18", tmp_path / file)
 
 
 def safetensors_file(tensors: dict[str, np.ndarray]) -> bytes:
@@ -74,7 +63,7 @@ def test_the_hub_is_read_from_its_cache_without_a_network(
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     loaded = pretrained.load("resnet18", "hf://timm/resnet18.made_up")
     assert_same(loaded, pretrained.from_torch("resnet18", state))
-    with pytest.raises(DataError, match=r"hf://timm/nothing cannot be had"):
+    with pytest.raises(DataError, match=r"hf://timm/nothing could not be downloaded"):
         pretrained.load("resnet18", "hf://timm/nothing")
 
 
@@ -84,29 +73,28 @@ def test_wrappers_and_counters_are_seen_through(state: dict[str, np.ndarray]):
     assert_same(pretrained.from_torch("resnet18", wrapped), pretrained.from_torch("resnet18", state))
 
 
-def test_all_that_does_not_fit_is_listed(state: dict[str, np.ndarray]):
+def test_what_does_not_fit_is_named_in_one_line(state: dict[str, np.ndarray]):
     broken = dict(state, extra=np.zeros(3), **{"fc.weight": state["fc.weight"][:, :5]})
     del broken["layer1.0.conv1.weight"], broken["bn1.running_mean"]
     with pytest.raises(DataError) as raised:
         pretrained.from_torch("resnet18", broken)
     message = str(raised.value)
     for part in (
-        "missing, 2:",
-        "- layer1.0.conv1.weight: (64, 64, 3, 3)",
-        "- bn1.running_mean: (64,)",
-        "left over, 1:\n  - extra: (3,)",
-        "of another shape, 1:\n  - fc.weight: (1000, 5), not (1000, 512)",
+        "2 missing (",
+        "layer1.0.conv1.weight (64, 64, 3, 3)",
+        "bn1.running_mean (64,)",
+        "1 left over (extra (3,))",
+        "1 of another shape (fc.weight (1000, 5), not (1000, 512))",
     ):
         assert part in message
-    with pytest.raises(DataError, match="missing, 267:"):
-        pretrained.from_torch("resnet50", {})
+    assert "\n" not in message
 
 
 def test_adaptation_on_request(state: dict[str, np.ndarray], caplog: pytest.LogCaptureFixture):
     caplog.set_level(logging.INFO, "vision_jax")
     whole = pretrained.from_torch("resnet18", state)
     ten = {**state, "fc.weight": state["fc.weight"][:10], "fc.bias": state["fc.bias"][:10]}
-    with pytest.raises(DataError, match=r"fc.bias: \(10,\), not \(1000,\)"):
+    with pytest.raises(DataError, match=r"fc.bias \(10,\), not \(1000,\)"):
         pretrained.from_torch("resnet18", ten)
     assert not caplog.text
     pretrained.from_torch("resnet18", ten, num_classes=10)  # nothing needs to change
@@ -123,7 +111,7 @@ def test_adaptation_on_request(state: dict[str, np.ndarray], caplog: pytest.LogC
     assert_same(new["params"]["layer4"], whole["params"]["layer4"])
     other = pretrained.from_torch("resnet18", state, num_classes=10, classifier_seed=1)
     assert (other["params"]["fc"]["kernel"] != new["params"]["fc"]["kernel"]).any()
-    with pytest.raises(DataError, match="of another shape, 2"):
+    with pytest.raises(DataError, match="the weights have 1000 classes of unknown names, and the model 10"):
         pretrained.from_torch("resnet18", state, num_classes=10, classifier_seed=None)
 
     # A grey image in every channel gives what the RGB kernels give.
@@ -180,5 +168,5 @@ def test_from_a_run_to_a_file_and_back(command: Command, tmp_path: pathlib.Path)
     assert results["val/top1"] == trained["val/ema_top1"]
     assert results["val/loss"] == pytest.approx(trained["val/ema_loss"], rel=1e-5)
     config.model.num_classes = 11  # which would need a new classifier
-    with pytest.raises(DataError, match=r"head.bias: \(10,\), not \(11,\)"):
+    with pytest.raises(DataError, match="the data has 10 classes, and the model 11"):
         evaluate.evaluate_pretrained(config)

@@ -1,0 +1,145 @@
+"""What two processes do when they do not see the same files.
+
+`launch/local.py --processes=2 --devices=1 --module=process_cases -- --directory=DIR` runs all cases, one after another,
+and leaves what each process found in DIR/process_I.json, for test_processes.py.
+"""
+
+import argparse
+import json
+import logging
+import os
+import pathlib
+import sys
+import types
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+import small_vit
+from jax.experimental import multihost_utils
+from jax.sharding import PartitionSpec
+
+from vision_jax import evaluate, train
+from vision_jax.devices import cluster, distributed, sharding
+from vision_jax.errors import CheckpointError
+from vision_jax.runtime import writers
+from vision_jax.runtime.checkpoint import Checkpointer
+
+
+def attempt(function: Callable[[], Any]) -> Any:
+    """Returns what a function does, or the kind and text of what it raises."""
+    try:
+        return function()
+    except Exception as error:
+        return [type(error).__name__, str(error)]
+
+
+def damaged_shard(directory: pathlib.Path) -> dict[str, Any]:
+    """Of the newest of two checkpoints a file is cut in half that one process alone reads."""
+    config = small_vit.get_config()
+    config.mesh.update({"fsdp": 2, "fsdp_min_size": 1})
+    config.total_steps, config.eval.every_steps = 8, 4
+    config.checkpoint.update({"every_steps": 4, "keep": 2})
+    workdir = directory / "w"
+    train.train_and_evaluate(config, workdir)
+    if jax.process_index() == 0:
+        shards = (workdir / "checkpoints" / "8" / "model" / "ocdbt.process_1" / "d").iterdir()
+        values = max(shards, key=lambda path: path.stat().st_size)  # the others hold an index
+        os.truncate(values, values.stat().st_size // 2)
+    sharding.wait_for_all("a file is damaged")
+    evaluated, _ = evaluate.evaluate_checkpoint(workdir)
+    wanted = attempt(lambda: evaluate.evaluate_checkpoint(workdir, 8))
+    config.total_steps = 12
+    state = train.train_and_evaluate(config, workdir, allow_config_change=True)
+    # Once more, now that it is complete: by what process 0 sees alone.
+    with pytest.MonkeyPatch.context() as patch:
+        if jax.process_index() == 1:
+            patch.setattr(Checkpointer, "steps", lambda self: [])
+            patch.setattr(writers, "training_records", lambda workdir: [])
+        again = train.train_and_evaluate(config, workdir)
+    return {"evaluated": evaluated, "wanted": wanted, "steps": [int(state.step), int(again.step)]}
+
+
+def told_by_the_first() -> list[Any]:
+    """A value, and errors, which are raised in both."""
+
+    def fail(error: Exception) -> None:
+        raise error
+
+    return [
+        distributed.from_first(lambda: {"process": jax.process_index(), "é": [1.5, None]}),
+        attempt(lambda: distributed.from_first(lambda: fail(CheckpointError("There is none.")))),
+        attempt(lambda: distributed.from_first(lambda: fail(OSError("stale handle")))),
+        distributed.gather("x" * jax.process_index()),
+    ]
+
+
+class Records:
+    """Stands for a source."""
+
+    def __init__(self, length: int, class_names: list[str], fingerprint: str = ""):
+        self.length, self.class_names, self.num_classes = length, class_names, len(class_names)
+        if fingerprint:
+            self.fingerprint = lambda: fingerprint
+
+    def __len__(self) -> int:
+        return self.length
+
+
+def other_data() -> list[Any]:
+    """Records are missing, classes are in another order, contents differ, and all is the same."""
+    one, index = Records(9, ["a", "b"], "same"), jax.process_index()
+    others = (Records(9 + index, ["a", "b"], "same"), Records(9, ["ab", "ba"][index]), Records(9, [], "same"[index:]))
+    return [
+        attempt(
+            lambda source=source: distributed.check_agreement({}, {"training data": one, "validation data": source})
+        )
+        for source in (*others, one)
+    ]
+
+
+def placed() -> list[Any]:
+    """Weights of the host reach a mesh without any comparison of processes, which `jax.device_put` does."""
+    mesh = sharding.make_mesh({"data": 1, "fsdp": 2, "tensor": 1})
+    layouts = {"a": sharding.replicated(mesh), "b": jax.sharding.NamedSharding(mesh, PartitionSpec("fsdp"))}
+    tree = {"a": np.arange(3.0, dtype=np.float32), "b": np.arange(4)}
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("compared")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(multihost_utils, "assert_equal", refuse)
+        by_jax = attempt(lambda: jax.device_put(tree, layouts))
+        found = sharding.place(tree, layouts)
+        everywhere = sharding.place(tree, sharding.replicated(mesh))
+    local = [np.asarray(x.addressable_data(0)).tolist() for tree in (found, everywhere) for x in tree.values()]
+    return [by_jax[1], local]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--directory", type=pathlib.Path)
+    for name, kind in (("coordinator_address", str), ("num_processes", int), ("process_id", int)):
+        parser.add_argument(f"--{name}", type=kind)
+    arguments = parser.parse_args()
+    address, number, index = arguments.coordinator_address, arguments.num_processes, arguments.process_id
+    distributed.start(cluster.discover(os.environ, address, number, index))
+    jax.config.update("jax_compilation_cache_dir", os.fspath(arguments.directory / "compiled"))  # for what comes twice
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    messages: list[str] = []
+    handler = types.SimpleNamespace(level=logging.WARNING, handle=lambda record: messages.append(record.getMessage()))
+    logging.getLogger("vision_jax").addHandler(handler)
+    found = {
+        "told": told_by_the_first(),
+        "data": other_data(),
+        "placed": placed(),
+        "damaged": damaged_shard(arguments.directory),
+        "messages": messages,
+    }
+    (arguments.directory / f"process_{index}.json").write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

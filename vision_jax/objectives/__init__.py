@@ -1,0 +1,14 @@
+"""Objectives by their names: one file each; `base` has what they have in common."""
+
+from vision_jax.objectives.base import Constant, Ema, Objective, Out, Progress, Setup, options_of
+from vision_jax.objectives.classification import Classification
+from vision_jax.objectives.distillation import Distillation
+from vision_jax.objectives.rotation import Rotation
+
+OBJECTIVES: dict[str, type[Objective]] = {
+    "classification": Classification,
+    "distillation": Distillation,
+    "rotation": Rotation,
+}
+
+__all__ = ["OBJECTIVES", "Constant", "Ema", "Objective", "Out", "Progress", "Setup", "options_of"]

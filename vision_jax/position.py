@@ -1,0 +1,53 @@
+"""Where a training is, in epochs and learning rate, when it goes on with another configuration than before."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from vision_jax import build
+from vision_jax import config as config_lib
+from vision_jax.errors import ConfigError
+
+
+def find(config: ConfigDict, num_examples: int, step: int) -> tuple[float, float]:
+    """Returns the epoch and the learning rate that a training has come to after so many updates.
+
+    Args:
+        config: of the training.
+        num_examples: in its training split.
+        step: the number of updates.
+
+    Raises:
+        ConfigError: if there is no such training, such as one with a batch larger than the split.
+    """
+    plan = config_lib.make_plan(config, num_examples)
+    return step / plan.steps_per_epoch, float(build.make_schedule(config, plan)(step))
+
+
+def describe_change(about: Mapping[str, Any], config: ConfigDict, num_examples: int, step: int) -> str | None:
+    """Returns a sentence on what a step was when it was saved, and what it is now; None if that is the same.
+
+    The number of updates is what a checkpoint goes on from. With another batch size, length or learning rate it is
+    another place of the training.
+
+    Args:
+        about: the checkpoint's; of an older version, it does not tell the number of examples, which is taken to be as
+            now.
+        config: of the training that goes on.
+        num_examples: in its training split.
+        step: of the checkpoint.
+    """
+    epoch, rate = find(config, num_examples, step)
+    try:
+        before = find(config_lib.from_dict(about["config"]), about.get("num_examples", num_examples), step)
+    except ConfigError as error:
+        now = f"Step {step} is epoch {epoch:.6g} now, with a learning rate of {rate:.4g}."
+        return f"{now} What it was is not known: {error}"
+    if math.isclose(epoch, before[0]) and math.isclose(rate, before[1], rel_tol=1e-6, abs_tol=1e-12):
+        return None
+    return (
+        f"Step {step} was epoch {before[0]:.6g} and is epoch {epoch:.6g} now; the learning rate was {before[1]:.4g} "
+        f"and is {rate:.4g}."
+    )

@@ -1,0 +1,25 @@
+"""Weights of others, and for others: files of many kinds, timm's, torchvision's and the authors' names, and classes.
+
+The tree of a model's variables is named as the state dict of timm is (of torchvision, for what timm has not), so what
+is left to do here is the same for all models: `kernel` and `scale` are torch's `weight`, `mean` and `var` its running
+statistics, and kernels are transposed. Numbers are never changed: what `to_torch` gives back is equal bit for bit.
+
+`files` reads, on the host and without torch; `naming` finds a model's tensors in what was read; `classes` says which
+class of the weights is which of the data; `adapt` makes them fit another number of classes, channels or pixels; and
+`convert` does it all.
+"""
+
+from vision_jax.pretrained.classes import Classes, imagenet_classes, map_classes, read_class_names
+from vision_jax.pretrained.convert import from_torch, load, to_torch
+from vision_jax.pretrained.files import is_workdir
+
+__all__ = [
+    "Classes",
+    "from_torch",
+    "imagenet_classes",
+    "is_workdir",
+    "load",
+    "map_classes",
+    "read_class_names",
+    "to_torch",
+]

@@ -1,0 +1,157 @@
+"""What the classes of weights are called, and which of them the classes of other data are."""
+
+import dataclasses
+import functools
+import logging
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from vision_jax.errors import DataError
+
+log = logging.getLogger(__name__)
+
+IMAGENET = "imagenet"
+
+
+@functools.cache
+def imagenet_classes() -> tuple[str, ...]:
+    """Returns the WordNet ids of the 1,000 classes of ILSVRC 2012, sorted, as published weights number them.
+
+    The list is tensorflow_datasets' (`datasets/imagenet2012/labels.txt`, Apache 2.0).
+    """
+    return tuple((pathlib.Path(__file__).parent / "imagenet_classes.txt").read_text().split())
+
+
+def read_class_names(what: str | None) -> tuple[str, ...]:
+    """Returns the names of the classes of weights, in the order of their logits.
+
+    Args:
+        what: "imagenet", or a text file with one name a line; None: they are unknown.
+
+    Raises:
+        DataError: if there is no such file, or a name is there twice.
+    """
+    if what is None:
+        return ()
+    if what == IMAGENET:
+        return imagenet_classes()
+    try:
+        lines = pathlib.Path(what).expanduser().read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"The names of the weights' classes cannot be read from {what!r}: {error}. It is {IMAGENET!r}, or a text "
+            "file with one name a line."
+        ) from error
+    names = tuple(line.strip() for line in lines if line.strip())
+    if twice := sorted(name for name in set(names) if names.count(name) > 1):
+        raise DataError(f"{what} names the class {twice[0]!r} more than once.")
+    return names
+
+
+def map_classes(data_names: Sequence[str], weight_names: Sequence[str]) -> np.ndarray:
+    """Returns which class of the weights each class of the data is, by name.
+
+    Returns:
+        (len(data_names),) int32, indices into `weight_names`; -1 where the weights do not have a class.
+    """
+    places = {name: i for i, name in enumerate(weight_names)}
+    return np.array([places.get(name, -1) for name in data_names], np.int32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Classes:
+    """What the classes of a model are called, and those of the weights that it starts from.
+
+    Attributes:
+        model: a name for each label of the data; empty: unknown.
+        weights: a name for each class of the weights; empty: what the file says, or if that says nothing, ImageNet's
+            where the weights have 1,000 classes and all of the data's names are WordNet ids among these.
+    """
+
+    model: Sequence[str] = ()
+    weights: Sequence[str] = ()
+
+    def weight_names(self, count: int, in_file: Sequence[str] = ()) -> Sequence[str]:
+        """Returns the names of the classes of weights; empty: unknown.
+
+        Args:
+            count: how many classes the weights have.
+            in_file: the names that their file has for them.
+
+        Raises:
+            DataError: if names are given, and there are not so many.
+        """
+        if self.weights:
+            if len(self.weights) != count:
+                raise DataError(
+                    f"The weights have {count} classes, and model.pretrained_classes names {len(self.weights)}."
+                )
+            return self.weights
+        if len(in_file) == count:
+            return in_file
+        ids = imagenet_classes()
+        if count == len(ids) and self.model and set(self.model) <= set(ids):
+            return ids
+        return ()
+
+    def rows(self, count: int, num_classes: int, in_file: Sequence[str] = ()) -> np.ndarray | None:
+        """Returns which class of the weights each class of the model is.
+
+        Args:
+            count: how many classes the weights have.
+            num_classes: how many the model has.
+            in_file: the names that the weights' file has for them.
+
+        Returns:
+            (num_classes,) int32; None: they are others, or of unknown names and another number.
+        """
+        names = self.weight_names(count, in_file)
+        identity = np.arange(num_classes, dtype=np.int32) if num_classes == count else None
+        if not names or not self.model:
+            if identity is not None:
+                self._warn(count)
+            return identity
+        rows = map_classes(self.model, names)
+        if len(rows) == num_classes and (rows >= 0).all():
+            return rows
+        # More logits than the data has classes: the labels number the first of them.
+        return identity if np.array_equal(rows, np.arange(len(rows))) else None
+
+    def difference(self, count: int, num_classes: int, in_file: Sequence[str] = ()) -> str:
+        """Returns in words why there is no row for each class; arguments as for `rows`."""
+        names = self.weight_names(count, in_file)
+        if not names or not self.model:
+            return f"the weights have {count} classes of unknown names, and the model {num_classes}"
+        lacking = [name for name in self.model if name not in set(names)]
+        if not lacking:
+            return f"the data has {len(self.model)} classes, and the model {num_classes}"
+        shown = ", ".join(map(repr, lacking[:3])) + (", ..." if len(lacking) > 3 else "")
+        return f"of the {len(self.model)} classes of the data, {len(lacking)} are none of the weights': {shown}"
+
+    def _warn(self, count: int) -> None:
+        """Warns where labels that are taken for the numbers of the weights' classes are likely others."""
+        remedy = "set model.pretrained_classes to a file with the names of the weights' classes, one a line."
+        if numbered_as_text(self.model):
+            log.warning(
+                "*** THE CLASSES ARE NUMBERS, AND SORTED AS TEXT: %s, ... *** This is torchvision's order; weights "
+                "that timm trained on such folders have them sorted as numbers. If these are such ones, %s",
+                ", ".join(self.model[:3]),
+                remedy,
+            )
+        elif self.model and len(self.model) != count:
+            log.warning(
+                "*** THE DATA HAS %d CLASSES AND THE WEIGHTS %d, OF UNKNOWN NAMES. *** The labels are taken for the "
+                "numbers of the first of them. If they are not, %s",
+                len(self.model),
+                count,
+                remedy,
+            )
+
+
+def numbered_as_text(names: Sequence[str]) -> bool:
+    """Returns whether names are whole numbers that are sorted as text, and would be in another order as numbers."""
+    if not names or not all(name.isascii() and name.isdigit() for name in names):
+        return False
+    return list(names) == sorted(names) and list(names) != sorted(names, key=int)
