@@ -1,0 +1,216 @@
+"""The pure functions of a run: schedule, optimizer, state and step; traced and compiled."""
+
+import dataclasses
+import functools
+import logging
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from vision_jax import augment, models, optim, pretrained, steps
+from vision_jax.config.fields import EVAL_FIELDS, MODEL_OPTIONS, OPTIMIZER_OPTIONS, SCHEDULE_OPTIONS
+from vision_jax.config.plan import Plan, augmentation_fields, eval_kind, eval_resize, eval_size, objective_name
+from vision_jax.data import check, digits, order
+from vision_jax.data.cache import cache_dir
+from vision_jax.data.loader import Loader, batch_fields
+from vision_jax.data.order import BalancedOrder, OffsetOrder, TrainOrder
+from vision_jax.data.sources import (
+    FolderSource,
+    RelabeledSource,
+    Source,
+    SubsetSource,
+    SyntheticSource,
+    TfdsSource,
+    folder_class_names,
+    read_labels,
+)
+from vision_jax.data.transforms import EvalTransform, TrainTransform
+from vision_jax.data.views import View, parse_views
+from vision_jax.data.workers import ProcessLoader, create_loader
+from vision_jax.devices import compilation, distributed, partition, sharding
+from vision_jax.errors import CheckpointError, ConfigError, DataError
+from vision_jax.evaluators import EVALUATORS, Context, Evaluator
+from vision_jax.objectives import OBJECTIVES, Distillation, Ema, Objective, Setup
+from vision_jax.optim import masks
+from vision_jax.runtime import writers
+from vision_jax.runtime.checkpoint import Checkpointer
+from vision_jax.runtime.preemption import Preemption
+from vision_jax.runtime.watchdog import Watchdog
+from vision_jax.state import TrainState
+from vision_jax.build.inputs import make_transform
+from vision_jax.build.states import abstract_variables, create_state, heads, initialize, partition_rules
+
+
+
+
+def make_schedule(config: ConfigDict, plan: Plan) -> optax.Schedule:
+    """Returns the learning rate as a function of the step."""
+    return optim.create_schedule(
+        config.schedule.name,
+        plan.learning_rate,
+        total_steps=plan.total_steps,
+        warmup_steps=plan.warmup_steps,
+        warmup_factor=config.schedule.warmup_factor,
+        end_factor=config.schedule.end_factor,
+        cooldown_steps=round(config.schedule.cooldown_epochs * plan.steps_per_epoch),
+        per_epoch=plan.steps_per_epoch if config.schedule.by_epoch else None,
+        overlap_warmup=config.schedule.overlap_warmup,
+        **schedule_options(config, plan.steps_per_epoch),
+    )
+
+
+def schedule_options(config: ConfigDict, steps_per_epoch: int) -> dict[str, Any]:
+    """Returns the arguments of the schedule that `config` sets, besides those that each of them has; in steps."""
+    options: dict[str, Any] = {}
+    for field, name in SCHEDULE_OPTIONS.items():
+        value = config.schedule[field]
+        if value is None:
+            continue
+        if field == "points":
+            value = tuple((epoch * steps_per_epoch, share) for epoch, share in value)
+        elif field == "milestone_epochs":
+            value = tuple(epoch * steps_per_epoch for epoch in value)
+        elif field in ("every_epochs", "decay_epochs"):
+            value = value * steps_per_epoch
+        options[name] = value
+    return options
+
+
+def make_rules(config: ConfigDict) -> optim.GroupRules:
+    """Returns what holds for which parameters."""
+    return optim.GroupRules(
+        decay=config.optimizer.decay_rule,
+        no_decay=tuple(config.optimizer.no_decay),
+        multipliers=tuple(config.optimizer.multipliers),
+        layer_decay=config.optimizer.layer_decay,
+        frozen=tuple(config.optimizer.frozen),
+        no_clip_adaptive=tuple(config.optimizer.no_clip_adaptive),
+    )
+
+
+def make_optimizer(config: ConfigDict, plan: Plan, params: Any) -> optax.GradientTransformation:
+    """Returns the optimizer, with what holds for which parameters and the guard, if there is one.
+
+    `params` are all parameters, frozen ones too, or their shapes.
+
+    Raises:
+        ConfigError: if a pattern of `config.optimizer` matches none of them.
+    """
+    rules = make_rules(config)
+    weight_decay: optax.ScalarOrSchedule = config.optimizer.weight_decay
+    if (end := config.optimizer.weight_decay_end) is not None:
+        weight_decay = optim.interpolate_cosine(config.optimizer.weight_decay, end, plan.total_steps)
+    optimizer = rules.wrap(
+        optim.create_optimizer(
+            config.optimizer.name,
+            make_schedule(config, plan),
+            weight_decay=weight_decay,
+            decay_mask=rules.decay_mask,
+            decay_form=config.optimizer.decay_form,
+            peak_learning_rate=plan.learning_rate,
+            clip_value=config.optimizer.clip_value,
+            clip_adaptive=config.optimizer.clip_adaptive,
+            clip_adaptive_mask=rules.clip_adaptive_mask,
+            clip_global_norm=config.optimizer.clip_global_norm,
+            **optimizer_options(config),
+        ),
+        params,
+    )
+    if config.guard.nonfinite == "skip" or config.guard.spike_deviations is not None:
+        return optim.guard(optimizer, spike_deviations=config.guard.spike_deviations, window=config.guard.window)
+    return optimizer
+
+
+def optimizer_options(config: ConfigDict) -> dict[str, Any]:
+    """Returns the arguments of the optimizer that `config` sets, besides those that each of them has."""
+    return {name: config.optimizer[name] for name in OPTIMIZER_OPTIONS if config.optimizer[name] is not None}
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """The pure functions of a run.
+
+    Attributes:
+        objective: what is minimized.
+        initialize: (variables that training starts from, or None for random ones) -> the state before the first step.
+            What the objective has beside the model may be missing in them.
+        train_step: (state, batch, constants) -> (state, metrics).
+        abstract_state: the state, with shapes, dtypes and layouts in place of arrays.
+    """
+
+    objective: Objective
+    initialize: Callable[..., TrainState]
+    train_step: steps.TrainStep
+    abstract_state: TrainState
+
+
+def make_program(config: ConfigDict, plan: Plan, objective: Objective, mesh: Mesh) -> Program:
+    """Returns the pure functions of a run.
+
+    Raises:
+        ConfigError: if `mesh.rules` do not fit the model, or rules on the paths of parameters match nothing.
+    """
+    rules, params = make_rules(config), abstract_variables(objective)["params"]
+    optimizer = make_optimizer(config, plan, params)
+    create = functools.partial(create_state, objective, optimizer, rules, seed=config.seed)
+    shapes = jax.eval_shape(create)
+    layouts = partition.layouts(partition_rules(config, mesh), mesh, shapes.params, shapes)
+    initialize = jax.jit(
+        lambda given=None: create(given=given, missing=heads(objective)),
+        out_shardings=layouts,
+        # It runs once: on CPUs, optimizing it would take longer than all of a short training.
+        compiler_options={"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None,
+    )
+    sam = None
+    if config.optimizer.sam_rho is not None:
+        sam = steps.Sam(config.optimizer.sam_rho, config.optimizer.sam_every)
+    train_step = steps.make_train_step(
+        objective,
+        optimizer,
+        make_schedule(config, plan),
+        seed=config.seed,
+        accumulate=config.optimizer.accumulate,
+        sam=sam,
+        rules=rules,
+    )
+    return Program(objective, initialize, train_step, sharding.abstract(shapes, layouts))
+
+
+def trace_steps(
+    config: ConfigDict, plan: Plan, program: Program, mesh: Mesh, constants: Mapping[str, Any] | None = None
+) -> dict[int, jax.stages.Traced]:
+    """Traces the training step for every size of images that there will be, by size.
+
+    Args:
+        config, plan, mesh: of the run.
+        program: its functions.
+        constants: of the objective, or their shapes and layouts; None: {}.
+    """
+    transform = make_transform(config, plan, program.objective.inputs())
+    by_size = {}
+    for step in [step for step, _ in plan.train_sizes] or [0]:
+        fields = batch_fields(transform.at(step), replaces=config.data.max_bad_records > 0)
+        by_size[fields["image"].shape[-2]] = fields
+    traced = {}
+    for size, fields in sorted(by_size.items()):
+        batch = sharding.abstract_batch(mesh, config.batch_size, fields)
+        traced[size] = compilation.trace_step(
+            mesh, program.train_step, program.abstract_state, batch, dict(constants or {})
+        )
+    return traced
+
+
+def compile_steps(
+    traced: Mapping[int, jax.stages.Traced], constants: Mapping[str, Any] | None = None
+) -> Callable[[TrainState, steps.Batch], tuple[TrainState, steps.Metrics]]:
+    """Compiles what `trace_steps` has traced, and returns it as one function of state and batch."""
+    compiled = {size: compilation.compile_step(step) for size, step in traced.items()}
+    constants = dict(constants or {})
+    return lambda state, batch: compiled[batch["image"].shape[-2]](state, batch, constants)
