@@ -17,6 +17,7 @@ FLOORS = (
     ("objectives", "evaluators"),
     ("config",),
     ("steps", "recipes"),
+    ("assembly",),
     ("build",),
     ("position", "preparation", "benchmark", "train", "evaluate", "dry_run"),
     ("commands", "main", "__main__"),

@@ -2,52 +2,23 @@
 
 import dataclasses
 import functools
-import logging
-import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from vision_jax import augment, models, optim, pretrained, steps
-from vision_jax.config.fields import EVAL_FIELDS, MODEL_OPTIONS, OPTIMIZER_OPTIONS, SCHEDULE_OPTIONS
-from vision_jax.config.plan import Plan, augmentation_fields, eval_kind, eval_resize, eval_size, objective_name
-from vision_jax.data import check, digits, order
-from vision_jax.data.cache import cache_dir
-from vision_jax.data.loader import Loader, batch_fields
-from vision_jax.data.order import BalancedOrder, OffsetOrder, TrainOrder
-from vision_jax.data.sources import (
-    FolderSource,
-    RelabeledSource,
-    Source,
-    SubsetSource,
-    SyntheticSource,
-    TfdsSource,
-    folder_class_names,
-    read_labels,
-)
-from vision_jax.data.transforms import EvalTransform, TrainTransform
-from vision_jax.data.views import View, parse_views
-from vision_jax.data.workers import ProcessLoader, create_loader
-from vision_jax.devices import compilation, distributed, partition, sharding
-from vision_jax.errors import CheckpointError, ConfigError, DataError
-from vision_jax.evaluators import EVALUATORS, Context, Evaluator
-from vision_jax.objectives import OBJECTIVES, Distillation, Ema, Objective, Setup
-from vision_jax.optim import masks
-from vision_jax.runtime import writers
-from vision_jax.runtime.checkpoint import Checkpointer
-from vision_jax.runtime.preemption import Preemption
-from vision_jax.runtime.watchdog import Watchdog
+from vision_jax import optim, steps
+from vision_jax.assembly.inputs import make_transform
+from vision_jax.assembly.states import abstract_variables, classifier, create_state, heads, partition_rules
+from vision_jax.config.fields import OPTIMIZER_OPTIONS, SCHEDULE_OPTIONS
+from vision_jax.config.plan import Plan
+from vision_jax.data.loader import batch_fields
+from vision_jax.devices import compilation, partition, sharding
+from vision_jax.objectives import Objective
 from vision_jax.state import TrainState
-from vision_jax.build.inputs import make_transform
-from vision_jax.build.states import abstract_variables, create_state, heads, initialize, partition_rules
-
-
 
 
 def make_schedule(config: ConfigDict, plan: Plan) -> optax.Schedule:
@@ -140,7 +111,7 @@ class Program:
     Attributes:
         objective: what is minimized.
         initialize: (variables that training starts from, or None for random ones) -> the state before the first step.
-            What the objective has beside the model may be missing in them.
+            What the objective has beside the model, and the classifier, may be missing in them.
         train_step: (state, batch, constants) -> (state, metrics).
         abstract_state: the state, with shapes, dtypes and layouts in place of arrays.
     """
@@ -162,8 +133,9 @@ def make_program(config: ConfigDict, plan: Plan, objective: Objective, mesh: Mes
     create = functools.partial(create_state, objective, optimizer, rules, seed=config.seed)
     shapes = jax.eval_shape(create)
     layouts = partition.layouts(partition_rules(config, mesh), mesh, shapes.params, shapes)
+    missing = (*heads(objective), *classifier(objective))
     initialize = jax.jit(
-        lambda given=None: create(given=given, missing=heads(objective)),
+        lambda given=None: create(given=given, missing=missing),
         out_shardings=layouts,
         # It runs once: on CPUs, optimizing it would take longer than all of a short training.
         compiler_options={"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None,

@@ -1,0 +1,1 @@
+"""The parts of `vision_jax.build`: what a configuration describes, made."""

@@ -1,0 +1,70 @@
+"""The evaluators that a configuration describes."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from vision_jax.assembly.inputs import make_eval_transform
+from vision_jax.config.fields import EVAL_FIELDS
+from vision_jax.config.plan import eval_kind
+from vision_jax.data.sources import (
+    Source,
+)
+from vision_jax.evaluators import EVALUATORS, Context, Evaluator
+from vision_jax.objectives import Objective
+from vision_jax.runtime.preemption import Preemption
+from vision_jax.runtime.watchdog import Watchdog
+
+
+def evaluates_objective(config: ConfigDict) -> bool:
+    """Returns whether an evaluation asks for the loss of the objective itself, and so for its constants."""
+    return any(eval_kind(config, name) == "objective" for name in config.evals)
+
+
+def make_evaluators(
+    config: ConfigDict,
+    objective: Objective,
+    mesh: Mesh,
+    source: Source,
+    *,
+    constants: Mapping[str, Any] | None = None,
+    preemption: Preemption | None = None,
+    watchdog: Watchdog | None = None,
+) -> dict[str, Evaluator]:
+    """Returns the evaluators that `config.evals` names.
+
+    Args:
+        config: the configuration.
+        objective: what they measure.
+        mesh: of all devices.
+        source: the validation split.
+        constants: of the objective.
+        preemption: asked before each batch whether to stop, and while waiting for one; None: nobody is asked.
+        watchdog: told of each batch; None: nobody is.
+    """
+    data = config.data
+    context = Context(
+        mesh=mesh,
+        source=source,
+        transform=make_eval_transform(config),
+        batch_size=config.eval.batch_size or config.batch_size,
+        mean=tuple(data.mean),
+        std=tuple(data.std),
+        seed=config.seed,
+        constants=constants or {},
+        num_workers=data.num_workers,
+        num_threads=data.num_threads,
+        max_bad_records=data.max_bad_eval_records,
+        prefetch=data.prefetch,
+        preemption=preemption,
+        watchdog=watchdog or Watchdog(0),
+    )
+    evaluators = {}
+    for name in config.evals:
+        kind = eval_kind(config, name)
+        options = {"flip": config.eval.flip} if kind == "classification" else {}
+        options |= {key: value for key, value in config.evals[name].items() if key not in EVAL_FIELDS}
+        evaluators[name] = EVALUATORS[kind](context=context, **options)
+    return evaluators

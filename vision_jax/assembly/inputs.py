@@ -1,0 +1,214 @@
+"""Sources, and what makes batches of their records."""
+
+import logging
+import pathlib
+from collections.abc import Sequence
+
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from vision_jax import pretrained
+from vision_jax.config.plan import Plan, eval_resize, eval_size
+from vision_jax.data import check, digits, order
+from vision_jax.data.cache import cache_dir
+from vision_jax.data.loader import Loader
+from vision_jax.data.order import BalancedOrder, OffsetOrder, TrainOrder
+from vision_jax.data.sources import (
+    FolderSource,
+    RelabeledSource,
+    Source,
+    SubsetSource,
+    SyntheticSource,
+    TfdsSource,
+    folder_class_names,
+    read_labels,
+)
+from vision_jax.data.transforms import EvalTransform, TrainTransform
+from vision_jax.data.views import View, parse_views
+from vision_jax.data.workers import ProcessLoader, create_loader
+from vision_jax.devices import sharding
+from vision_jax.errors import DataError
+from vision_jax.runtime import writers
+
+log = logging.getLogger(__name__)
+
+
+def create_source(config: ConfigDict, *, train: bool, class_names: Sequence[str] = ()) -> Source:
+    """Returns the training or validation source that `config.data` names.
+
+    Where the model has more classes than the data, and starts from weights with classes of known names, its labels are
+    the numbers of these.
+
+    Args:
+        config: the configuration.
+        train: whether it is the training source.
+        class_names: that number the labels of a validation source of folders; (): those of the training split, if
+            that is there.
+
+    Raises:
+        DataError: if it is missing, empty or malformed.
+    """
+    data = config.data
+    source = _create_source(config, train, class_names)
+    if train and data.train_examples is not None:
+        if data.train_examples > len(source):
+            raise DataError(
+                f"data.train_examples is {data.train_examples}, more than the {len(source)} of the split "
+                f"{data.train_split!r}."
+            )
+        source = SubsetSource(source, order.subset(len(source), data.train_examples))
+    return _relabel(config, source)
+
+
+def _create_source(config: ConfigDict, train: bool, class_names: Sequence[str]) -> Source:
+    """Returns the whole of a split."""
+    data = config.data
+    split = data.train_split if train else data.val_split
+    match data.source:
+        case "synthetic":
+            examples = data.synthetic_train_examples if train else data.synthetic_val_examples
+            size = data.image_size if train else data.eval_resize
+            return SyntheticSource(examples, config.model.num_classes or 1000, size, seed=config.seed)
+        case "folder":
+            directory = pathlib.Path(data.dir).expanduser()
+            if train:
+                return FolderSource(directory, split, labels=data.train_labels)
+            names = class_names or folder_class_names(directory, data.train_split, data.train_labels)
+            return FolderSource(
+                directory, split, labels=data.val_labels, class_names=names, labels_option="data.val_labels"
+            )
+        case "tfds":
+            return TfdsSource(pathlib.Path(data.dir).expanduser(), split)
+        case "digits":
+            try:
+                root = pathlib.Path(data.dir).expanduser() if data.dir else cache_dir()
+            except DataError as error:
+                raise DataError(f"{error} Or set data.dir to a folder for the digits.") from error
+            try:
+                directory = digits.prepare(root)
+            except OSError as error:
+                raise DataError(
+                    f"Cannot write the digits to {root}: {error}. Set data.dir to another folder."
+                ) from error
+            return TfdsSource(directory, split)
+    raise DataError(f"data.source is {data.source!r}, which is unknown.")
+
+
+def _relabel(config: ConfigDict, source: Source) -> Source:
+    """Numbers the labels of a source as the weights number their classes, if the model has as many as these."""
+    model = config.model
+    if model.pretrained is None or model.num_classes is None or model.num_classes <= source.num_classes:
+        return source
+    given = pretrained.read_class_names(model.pretrained_classes)
+    names = pretrained.Classes(source.class_names, given).weight_names(model.num_classes)
+    if not names or not source.class_names:
+        return source
+    labels = pretrained.map_classes(source.class_names, names)
+    if (labels < 0).any():
+        lacking = [name for name, label in zip(source.class_names, labels, strict=True) if label < 0]
+        raise DataError(
+            f"The data has {len(lacking)} classes that are none of model.pretrained_classes, such as {lacking[0]!r}: "
+            "leave model.num_classes unset, for a classifier of the data's own classes."
+        )
+    log.info("Labels are the numbers that %d of the weights' %d classes have, by name.", len(labels), len(names))
+    return RelabeledSource(source, labels, names)
+
+
+def check_images(config: ConfigDict, source: Source) -> None:
+    """Decodes all images of the validation source.
+
+    Raises:
+        DataError: if more of them are damaged than an evaluation may leave out; it names the first ones.
+    """
+    data = config.data
+    log.info("Checking the %d images of the split %r.", len(source), data.val_split)
+    with writers.Progress(len(source), description="check", enabled=jax.process_index() == 0) as bar:
+
+        def progress(count: int) -> None:
+            for _ in range(count):
+                bar.update({})
+
+        damaged = check.find_damaged(
+            source,
+            channels=data.channels,
+            max_pixels=data.max_pixels,
+            num_threads=data.num_threads,
+            progress=progress,
+        )
+    check.refuse_damaged(damaged, len(source), data.max_bad_eval_records, data.val_split)
+
+
+def make_views(config: ConfigDict) -> tuple[View, ...]:
+    """Returns what `data.views` says is cut out of each training image: by default one view, `image`."""
+    data = config.data
+    scale, ratio = tuple(data.crop_scale), tuple(data.crop_ratio)
+    if data.views:
+        return parse_views(data.views, scale, ratio)
+    return (View("image", size=data.image_size, scale=scale, ratio=ratio),)
+
+
+def make_transform(config: ConfigDict, plan: Plan, views: Sequence[View] | None = None) -> TrainTransform:
+    """Returns what makes a training batch of records; `views` are those of `make_views` unless given."""
+    data = config.data
+    return TrainTransform(
+        views=make_views(config) if views is None else tuple(views),
+        channels=data.channels,
+        seed=config.seed,
+        filter=data.train_filter,
+        scaled_decoding=data.scaled_decoding,
+        fast_dct=data.fast_dct,
+        fast_upsampling=data.fast_upsampling,
+        sizes=plan.train_sizes,
+        max_pixels=data.max_pixels,
+    )
+
+
+def make_eval_transform(config: ConfigDict) -> EvalTransform:
+    """Returns what makes a batch of records for evaluation and prediction: the preprocessing of a checkpoint."""
+    data = config.data
+    return EvalTransform(
+        eval_size(config), eval_resize(config), data.channels, data.eval_filter, max_pixels=data.max_pixels
+    )
+
+
+def make_order(config: ConfigDict, source: Source) -> TrainOrder | BalancedOrder:
+    """Returns the order of the training's batches. For `data.balanced` this may read the whole data set, once."""
+    data = config.data
+    if data.balanced:
+        labels = read_labels(source, data.num_threads)
+        return BalancedOrder(labels, source.num_classes, config.batch_size, config.seed)
+    return TrainOrder(len(source), config.batch_size, config.seed, data.repeats)
+
+
+def make_train_loader(
+    config: ConfigDict,
+    plan: Plan,
+    mesh: Mesh,
+    source: Source,
+    rewinds: Sequence[tuple[int, int]] = (),
+    *,
+    order: TrainOrder | BalancedOrder | None = None,
+    views: Sequence[View] | None = None,
+) -> Loader | ProcessLoader:
+    """Returns the loader of the training's batches.
+
+    Args:
+        config, plan, mesh, source: of the run.
+        rewinds: each left some batches out.
+        order: that of `make_order`, for a caller who makes several loaders; None: it is made here.
+        views: what is cut out of each image; None: what `make_views` says.
+    """
+    data = config.data
+    order = make_order(config, source) if order is None else order
+    # The size of the images is that of the step, whatever batch it sees.
+    batches = OffsetOrder(order, sum(bad - good for bad, good in rewinds)) if rewinds else order
+    return create_loader(
+        source,
+        batches,
+        make_transform(config, plan, views),
+        sharding.local_rows(mesh, config.batch_size),
+        num_workers=data.num_workers,
+        num_threads=data.num_threads,
+        max_bad_records=data.max_bad_records,
+    )

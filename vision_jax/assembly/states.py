@@ -1,0 +1,148 @@
+"""The state that a training begins with, and how it is laid out."""
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from vision_jax import optim
+from vision_jax.devices import partition
+from vision_jax.errors import DataError
+from vision_jax.objectives import Objective
+from vision_jax.optim import masks
+from vision_jax.state import TrainState
+
+
+def create_state(
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    rules: optim.GroupRules | None = None,
+    *,
+    seed: int,
+    given: Mapping[str, Any] | None = None,
+    missing: Sequence[str] = (),
+) -> TrainState:
+    """Returns the state before the first step. It can be jitted, and evaluated abstractly.
+
+    Args:
+        objective: makes the variables, and what it keeps besides.
+        optimizer: makes its own part of the state, for the parameters that are trained.
+        rules: say which these are; None: all.
+        seed: decides the initial parameters.
+        given, missing: see `initialize`.
+    """
+    variables = initialize(objective, jax.random.key(seed), given, missing)
+    step = jnp.zeros((), jnp.int32)
+    keeps_average = objective.ema_decay(objective.progress(step)) is not None
+    trained, _ = (rules or optim.GroupRules()).split(variables["params"])
+    return TrainState(
+        step=step,
+        params=variables["params"],
+        batch_stats=variables["batch_stats"],
+        opt_state=optimizer.init(trained),
+        ema=jax.tree.map(jnp.copy, variables) if keeps_average else None,
+        extra=objective.init_extra(variables),
+    )
+
+
+def initialize(
+    objective: Objective, key: jax.Array, given: Mapping[str, Any] | None = None, missing: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Returns the variables that a training begins with: those that are given, and random ones for the rest.
+
+    Args:
+        objective: what is trained.
+        key: of the random ones.
+        given: `params` and `batch_stats` of other weights; what the objective does not have of them is left out. None:
+            all are random.
+        missing: beginnings of the paths, such as "projector/", of what may be missing in `given`.
+
+    Returns:
+        `params` and `batch_stats`.
+
+    Raises:
+        DataError: if something is neither given nor may be missing, or has another shape.
+    """
+    variables = init_variables(objective, key)
+    if given is None:
+        return variables
+    flat = {
+        (name, masks.path_string(path)): x
+        for name in ("params", "batch_stats")
+        for path, x in jax.tree_util.tree_leaves_with_path(given.get(name, {}))
+    }
+    lacking: list[str] = []
+
+    def choose(name: str, path: Any, x: Any) -> Any:
+        text = masks.path_string(path)
+        if (name, text) not in flat:
+            if not text.startswith(tuple(missing)):
+                lacking.append(text)
+            return x
+        if flat[name, text].shape != x.shape:
+            raise DataError(f"{text} has the shape {flat[name, text].shape} in the weights, and {x.shape} here.")
+        return jnp.asarray(flat[name, text], x.dtype)
+
+    merged = {
+        name: jax.tree_util.tree_map_with_path(functools.partial(choose, name), variables[name])
+        for name in ("params", "batch_stats")
+    }
+    if lacking:
+        raise DataError(
+            f"The weights lack {len(lacking)} arrays, such as {', '.join(lacking[:3])}; they have such as "
+            f"{', '.join(text for _, text in list(flat)[:3])}. Are they of another model?"
+        )
+    return merged
+
+
+def init_variables(objective: Objective, key: jax.Array) -> dict[str, Any]:
+    """Returns the random variables that an objective begins with."""
+    images = jnp.zeros((1, *objective.setup.image_shape), jnp.float32)
+    return {"batch_stats": {}, **objective.init(key, {"image": images})}
+
+
+def abstract_variables(objective: Objective) -> dict[str, Any]:
+    """Returns `params` and `batch_stats` of an objective, with shapes and dtypes in place of arrays."""
+    shapes = jax.eval_shape(lambda: init_variables(objective, jax.random.key(0)))
+    return {"params": shapes["params"], "batch_stats": shapes["batch_stats"]}
+
+
+def heads(objective: Objective) -> tuple[str, ...]:
+    """Returns the beginnings of the paths of the parameters that an objective has beside those of its model."""
+    images = jnp.zeros((1, *objective.setup.image_shape), jnp.float32)
+    model = jax.eval_shape(lambda: objective.setup.model.init(jax.random.key(0), images, train=False))["params"]
+    return tuple(f"{name}/" for name in abstract_variables(objective)["params"] if name not in model)
+
+
+def classifier(objective: Objective) -> tuple[str, ...]:
+    """Returns the paths of the parameters that the model of an objective has for its classes alone."""
+    model = objective.setup.model
+    if not model.num_classes:
+        return ()
+    images = jnp.zeros((1, *objective.setup.image_shape), jnp.float32)
+
+    def paths(model: nn.Module) -> list[str]:
+        return masks.all_paths(jax.eval_shape(lambda: model.init(jax.random.key(0), images, train=False))["params"])
+
+    return tuple(sorted(set(paths(model)) - set(paths(model.clone(num_classes=0)))))
+
+
+def without_heads(objective: Objective, variables: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the variables of the model alone, without those that an objective has beside them at the root."""
+    names = {prefix.removesuffix("/") for prefix in heads(objective)}
+    return {
+        collection: {name: values for name, values in tree.items() if name not in names}
+        for collection, tree in variables.items()
+    }
+
+
+def partition_rules(config: ConfigDict, mesh: Mesh) -> partition.Rules:
+    """Returns what decides on the layouts of parameters."""
+    given = tuple((pattern, layout) for pattern, layout in config.mesh.rules)
+    return partition.Rules(dict(mesh.shape), given, config.mesh.fsdp_min_size)

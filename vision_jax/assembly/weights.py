@@ -1,0 +1,184 @@
+"""Weights from elsewhere: published ones, another run's, a checkpoint's, a teacher's."""
+
+import logging
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from vision_jax import pretrained
+from vision_jax.assembly.models import all_model_options, make_objective
+from vision_jax.assembly.states import abstract_variables, classifier, partition_rules
+from vision_jax.devices import distributed, partition, sharding
+from vision_jax.errors import CheckpointError
+from vision_jax.objectives import Objective
+from vision_jax.optim import masks
+from vision_jax.runtime.checkpoint import Checkpointer
+
+log = logging.getLogger(__name__)
+
+
+def load_pretrained(
+    config: ConfigDict, num_classes: int, *, classifier_seed: int | None, class_names: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Reads the weights that `config.model.pretrained` names.
+
+    Args:
+        config: the configuration.
+        num_classes: of the model.
+        classifier_seed: see `pretrained.from_torch`.
+        class_names: of the data; empty: unknown.
+
+    Returns:
+        the model's variables, in the memory of the host.
+
+    Raises:
+        DataError: if they cannot be read or do not fit.
+    """
+    options = all_model_options(config, num_classes)
+    log.info("Weights: %s.", config.model.pretrained)
+    classes = pretrained.Classes(class_names, pretrained.read_class_names(config.model.pretrained_classes))
+    return pretrained.load(
+        config.model.name, config.model.pretrained, classifier_seed=classifier_seed, classes=classes, **options
+    )
+
+
+def load_initial(config: ConfigDict, objective: Objective, class_names: Sequence[str], mesh: Mesh) -> Any:
+    """Reads what `config.model.pretrained` names: a file of weights, or the workdir of another run.
+
+    Args:
+        config: the configuration.
+        objective: what will be trained.
+        class_names: of the training data.
+        mesh: of all devices.
+
+    Returns:
+        `params` and `batch_stats` of the model; of another run, without a classifier unless it is of the same classes.
+        None, if nothing is named.
+
+    Raises:
+        DataError, CheckpointError: if they cannot be read or do not fit.
+    """
+    given = config.model.pretrained
+    num_classes = objective.setup.model.num_classes
+    if not given:
+        return None
+    if not pretrained.is_workdir(given):
+        return load_pretrained(config, num_classes, classifier_seed=config.seed, class_names=class_names)
+    checkpointer = Checkpointer(pathlib.Path(given).expanduser() / "checkpoints")
+    step, variables = restore_any(checkpointer, mesh)
+    about = checkpointer.about(step)
+    log.info("Weights: step %d of %s, a %s.", step, given, about["config"]["model"]["name"])
+    same = about["num_classes"] == num_classes and list(about["class_names"]) == list(class_names)
+    if not same:
+        variables["params"] = _without(variables["params"], classifier(objective))
+    if lacking := set(classifier(objective)) - set(masks.all_paths(variables["params"])):
+        log.info("The classifier is a new one (%s): that run has another one, or none.", ", ".join(sorted(lacking)))
+    return variables
+
+
+def _without(tree: Mapping[str, Any], paths: Sequence[str], prefix: str = "") -> dict[str, Any]:
+    """Returns a nested dict without what it has at some paths."""
+    kept = {name: value for name, value in tree.items() if prefix + name not in paths}
+    return {
+        name: _without(value, paths, f"{prefix}{name}/") if isinstance(value, Mapping) else value
+        for name, value in kept.items()
+    }
+
+
+def restore_any(checkpointer: Checkpointer, mesh: Mesh) -> tuple[int, dict[str, Any]]:
+    """Restores the variables of another run's latest whole checkpoint, whatever they are of.
+
+    Args:
+        checkpointer: of the other run.
+        mesh: every device of it holds them in full.
+
+    Returns:
+        the step, and `params` and `batch_stats`: their moving averages, if the run kept some.
+
+    Raises:
+        CheckpointError: if there is none.
+    """
+    candidates = distributed.from_first(checkpointer.steps)[::-1]
+    if not candidates:
+        raise CheckpointError(f"There is no checkpoint in {checkpointer.directory}: check model.pretrained.")
+
+    def restore(step: int) -> dict[str, Any]:
+        item: dict[str, Any] = {}
+        for name, (shape, dtype, _) in checkpointer.about(step)["arrays"].items():
+            kind, *parents, last = name.split("/")
+            if kind != "model":
+                continue
+            node = item
+            for parent in parents:
+                node = node.setdefault(parent, {})
+            node[last] = jax.ShapeDtypeStruct(tuple(shape), dtype)
+        for variables in (item, *([item["ema"]] if "ema" in item else [])):
+            variables.setdefault("batch_stats", {})  # it is stored, too, if it is empty
+        return checkpointer.restore_item(step, "model", sharding.abstract(item, sharding.replicated(mesh)))
+
+    step, restored = checkpointer.restore_first(candidates, restore)
+    kept = restored.get("ema", restored)
+    return step, {"params": kept["params"], "batch_stats": kept.get("batch_stats", {})}
+
+
+def load_constants(objective: Objective, mesh: Mesh) -> dict[str, Any]:
+    """Reads the constants of an objective, such as a teacher's weights, onto the devices; divided as parameters are.
+
+    Raises:
+        DataError: if they cannot be read or do not fit.
+    """
+    constants = {}
+    for name, constant in objective.frozen().items():
+        log.info("Weights of the %s are read.", name)
+        rules = partition.Rules(dict(mesh.shape))
+        layouts = partition.layouts(rules, mesh, constant.shapes["params"], constant.shapes)
+        constants[name] = sharding.place(constant.load(), layouts)
+    return constants
+
+
+def abstract_constants(objective: Objective, mesh: Mesh) -> dict[str, Any]:
+    """Returns shapes, dtypes and layouts of what `load_constants` reads, without reading it."""
+    rules = partition.Rules(dict(mesh.shape))
+    return {
+        name: sharding.abstract(
+            constant.shapes, partition.layouts(rules, mesh, constant.shapes["params"], constant.shapes)
+        )
+        for name, constant in objective.frozen().items()
+    }
+
+
+def restore_variables(
+    checkpointer: Checkpointer, step: int, config: ConfigDict, mesh: Mesh
+) -> tuple[Objective, dict[str, dict[str, Any]]]:
+    """Restores what a checkpoint holds of the model and of the heads beside it.
+
+    Args:
+        checkpointer: of the checkpoints.
+        step: which of them.
+        config: describes the model.
+        mesh: what the arrays are laid out on, as in training.
+
+    Returns:
+        the objective, and its variables by prefix: "" the weights, and "ema_" their moving averages, if there are any.
+
+    Raises:
+        DamagedError: if files are incomplete or altered.
+        CheckpointError: if the checkpoint is of another model.
+    """
+    about = checkpointer.about(step)
+    objective = make_objective(config, about["num_classes"])
+    shapes = abstract_variables(objective)
+    item = {"step": jax.ShapeDtypeStruct((), jnp.int32), **shapes}
+    if any(name.startswith("model/ema/") for name in about["arrays"]):
+        item["ema"] = shapes
+    layouts = partition.layouts(partition_rules(config, mesh), mesh, shapes["params"], item)
+    restored = checkpointer.restore_item(step, "model", sharding.abstract(item, layouts))
+    variables = {"": {name: restored[name] for name in shapes}}
+    if "ema" in restored:
+        variables["ema_"] = restored["ema"]
+    return objective, variables
