@@ -399,7 +399,7 @@ def _check_data(config: ConfigDict) -> Iterator[str]:
     if data.source == "digits" and data.dir and pathlib.Path(data.dir).expanduser().is_file():
         yield f"data.dir is {data.dir!r}, a file: it takes the folder that the digits are cached in."
     if data.channels not in (1, 3):
-        yield f"data.channels is {data.channels}: 3 is RGB, 1 is greyscale."
+        yield f"data.channels is {data.channels}: 3 is RGB, 1 is grayscale."
     for path in ("mean", "std"):
         if len(data[path]) != data.channels:
             yield f"data.{path} has {len(data[path])} values for data.channels={data.channels}: give one a channel."

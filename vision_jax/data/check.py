@@ -44,7 +44,7 @@ def find_damaged(
 
     Args:
         source: the records.
-        channels: 3 for RGB, 1 for greyscale.
+        channels: 3 for RGB, 1 for grayscale.
         max_pixels: larger images count as damaged.
         num_threads: None: one a core, and a few more.
         progress: called from this thread with the number of records that have been checked since its last call.

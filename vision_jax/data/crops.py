@@ -24,7 +24,7 @@ def choose_crops(
         views: in the order of their numbers; there are V of them, each counted `View.count` times.
         seed: of the training.
         numbers: (n,) integers, the images' numbers in the source.
-        visits: (n,) integers, the how manieth time each is seen in the training.
+        visits: (n,) integers, the number of times each was seen before.
         sizes: (n, 2) integers, their heights and widths.
 
     Returns:

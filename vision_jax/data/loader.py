@@ -141,7 +141,7 @@ class RecordLoader:
         Args:
             transform: that of the step.
             numbers: (rows,) integers, the records' numbers in the source; -1 for what fills up a batch, at its end.
-            visits: (rows,) integers, the how manieth time each is seen.
+            visits: (rows,) integers, number of times each was seen before.
             batch: where it is written.
 
         Returns:

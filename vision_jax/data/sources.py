@@ -108,7 +108,7 @@ class TfdsSource:
                 raise DataError(f"{self.directory} has no split {name!r}: {suggest(name, list(info.splits))}")
         try:
             instructions = info.splits[split].file_instructions
-        except Exception as error:  # whatever its parser raises: a slice that is empty or misspelt
+        except Exception as error:  # whatever its parser raises: a slice that is empty or misspelled
             raise DataError(f"{self.directory} cannot give the split {split!r}: {error}.") from error
         self._spans = _spans(instructions)
         if not len(self):

@@ -144,7 +144,7 @@ class TrainTransform:
         Args:
             records: n of them, with the encoded image as `image`, and what is copied.
             numbers: (n,) integers, their numbers in the source.
-            visits: (n,) integers, the how manieth time each is seen in the training.
+            visits: (n,) integers, the number of times each was seen before.
             out: n rows of each of `fields()`, contiguous.
 
         Raises:
