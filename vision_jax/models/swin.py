@@ -206,7 +206,7 @@ class SwinTransformer(ImageModel, kw_only=True):
         num_heads: of each stage.
         window_size: height and width of the windows, in positions of a map.
         img_size: of the images that the windows are made for.
-        remat: compute the activations within blocks anew in the backward pass, to save memory; see `maybe_remat`.
+        remat: rematerialize the activations within blocks (gradient checkpointing), to save memory; see `maybe_remat`.
     """
 
     embed_dim: int
