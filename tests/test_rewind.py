@@ -169,12 +169,11 @@ def test_spikes(poison, tmp_path: pathlib.Path, policy: str):
     weights = [1.0] * RECORDS
     weights[record_of(6)] = 1000.0
     config = configuration(guard__spikes=policy, guard__spike_deviations=8.0, guard__window=4)
-    config.loss.class_weights = tuple(weights)
+    config.loss.class_weights, config.total_steps = tuple(weights), 10
     if policy == "stop":
         with pytest.raises(NonFiniteError, match=r"At step 7 .* far above those before .*checkpoint is step 4"):
             run(config, tmp_path)
         return
-    config.total_steps = 10
     state = run(config, tmp_path)
     assert records(tmp_path)[-1]["step"] == 10
     assert records(tmp_path)[-2]["train/rewinds"] == 1

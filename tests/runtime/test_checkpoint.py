@@ -44,18 +44,21 @@ def creator(num_classes: int = 5, ema: bool = True):
     return functools.partial(create_state, Classification(setup=setup), optimizer, seed=0)
 
 
+@functools.cache
+def shapes(num_classes: int = 5, ema: bool = True) -> TrainState:
+    return jax.eval_shape(creator(num_classes, ema))
+
+
 def make_state(step: int, num_devices: int = 1, **options: object) -> TrainState:
     """A state with other numbers in every array and at every step."""
     random = np.random.RandomState(step)
-    state = jax.tree.map(
-        lambda x: np.asarray(random.standard_normal(x.shape) * 9, x.dtype), jax.eval_shape(creator(**options))
-    )
+    state = jax.tree.map(lambda x: np.asarray(random.standard_normal(x.shape) * 9, x.dtype), shapes(**options))
     state = state.replace(step=np.asarray(step, np.int32))
     return jax.device_put(state, sharding.replicated(mesh_of(num_devices)))
 
 
 def abstract(num_devices: int = 1, **options: object) -> TrainState:
-    return sharding.abstract(jax.eval_shape(creator(**options)), sharding.replicated(mesh_of(num_devices)))
+    return sharding.abstract(shapes(**options), sharding.replicated(mesh_of(num_devices)))
 
 
 def save(
