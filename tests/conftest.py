@@ -1,19 +1,19 @@
 """Eight simulated devices for all tests of this process, and helpers that several of them use."""
 
 import os
-import pathlib
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Compiling is most of what tests take: LLVM's optimization is left out, which makes what is compiled slower.
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
 # And what is compiled is kept: for the other test processes, for the commands that they run, and for the next time.
-COMPILED = pathlib.Path(os.environ.get("VISION_JAX_TEST_CACHE") or "~/.cache/vision_jax_tests").expanduser()
-COMPILED.mkdir(mode=0o700, parents=True, exist_ok=True)
-os.environ["JAX_COMPILATION_CACHE_DIR"] = str(COMPILED)
+os.environ["JAX_COMPILATION_CACHE_DIR"] = os.path.expanduser(
+    os.environ.get("VISION_JAX_TEST_CACHE") or "~/.cache/vision_jax_tests"
+)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 
 import io
 import json
+import pathlib
 import signal
 import subprocess
 import sys
@@ -30,6 +30,8 @@ from vision_jax.data.transforms import EvalTransform
 from vision_jax.data.views import Field
 
 REPOSITORY = pathlib.Path(__file__).parent.parent
+COMPILED = pathlib.Path(os.environ["JAX_COMPILATION_CACHE_DIR"])
+COMPILED.mkdir(mode=0o700, parents=True, exist_ok=True)
 # Of the quickstart: two steps, then an evaluation of half a million examples, which would take minutes.
 LONG_EVALUATION = (
     "--config.data.source=synthetic",
