@@ -1,8 +1,10 @@
 """What the training program makes of a configuration, without running all of it."""
 
 import dataclasses
+import importlib
 import json
 import pathlib
+from typing import Any
 
 import jax
 import numpy as np
@@ -157,3 +159,55 @@ def test_all_fields_are_on_their_way_before_one_is_waited_for(monkeypatch: pytes
     placed = sharding.batch_placer(mesh, 4)(rows)
     assert events == ["start"] * 3 + ["wait"]
     assert all((np.asarray(placed[name]) == values).all() for name, values in rows.items())
+
+
+def test_the_loop_transfers_nothing_that_it_does_not_ask_for(
+    image_folder: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Steps, saves and evaluations: an implicit transfer would be one that a step waits for."""
+    loop = train._loop
+
+    def guarded(*arguments: Any) -> Any:
+        with jax.transfer_guard("disallow"):
+            return loop(*arguments)
+
+    monkeypatch.setattr(train, "_loop", guarded)
+    config = config_lib.default_config()
+    config.model.name, config.batch_size, config.schedule.warmup_epochs = "lenet5", 8, 0.0
+    config.total_steps, config.log.every_steps, config.eval.every_steps, config.ema_decay = 6, 2, 3, 0.9
+    config.guard.update({"nonfinite": "skip", "spike_deviations": 8.0})
+    config.data.update({"source": "folder", "dir": str(image_folder), "image_size": 28, "eval_resize": 28})
+    config.augment.policy, config.log.tensorboard = "rand-m9-mstd0.5-inc1", False
+    train.train_and_evaluate(config, tmp_path / "w")
+    assert [line["step"] for line in records(tmp_path / "w")] == [2, 3, 4, 6, 6]
+
+
+@pytest.mark.parametrize("name", ["small_resnet", "small_vit"])
+def test_bfloat16_learns_as_float32_does(name: str):
+    """The dtype of every accelerator, with an average, perturbed parameters and a guard in it."""
+    losses = {}
+    for dtype in ("float32", "bfloat16"):
+        config = importlib.import_module(name).get_config()
+        config.update({"dtype": dtype, "total_steps": 20, "batch_size": 64, "ema_decay": 0.9})
+        config.optimizer.sam_rho = 0.02
+        config.guard.update({"nonfinite": "skip", "spike_deviations": 10.0})
+        plan = config_lib.make_plan(config, 640)
+        mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
+        program = build.make_program(config, plan, build.make_objective(config, 4, plan), mesh)
+        state, step = program.initialize(), jax.jit(program.train_step, donate_argnums=0)
+        random, values = np.random.RandomState(0), []
+        for _ in range(20):
+            labels = random.randint(0, 4, 64)
+            images = random.randint(0, 64, (64, 8, 8, 1)) + 48 * labels[:, None, None, None]
+            batch = {
+                "image": images.astype(np.uint8),
+                "label": labels.astype(np.int32),
+                "mask": np.ones(64, np.float32),
+            }
+            state, metrics = step(state, batch)
+            values.append(float(metrics["loss"]))
+        losses[dtype] = np.array(values)
+        assert float(metrics["skipped_steps"]) == 0
+        assert {str(x.dtype) for x in jax.tree.leaves((state.params, state.ema, state.batch_stats))} == {"float32"}
+    assert losses["float32"][-1] < 0.8 * losses["float32"][0]
+    np.testing.assert_allclose(losses["bfloat16"], losses["float32"], rtol=0.02)

@@ -57,6 +57,8 @@ class _Decoded(NamedTuple):
         """Returns the pixels of a crop (top, left, height, width), in pixels of the whole image."""
         top, left, height, width = crop
         top, left, factor = top - self.top, left - self.left, self.factor
+        if factor == 1:
+            return self.pixels[top : top + height, left : left + width]
         bottom = min(self.pixels.shape[0], round((top + height) * factor))
         right = min(self.pixels.shape[1], round((left + width) * factor))
         top, left = round(top * factor), round(left * factor)
@@ -197,13 +199,13 @@ class TrainTransform:
             targets: where they are written.
         """
         levels = [self._decode(data, header, crops, sizes)]
+        several = self.scaled_decoding and len(crops) > 1
         for crop, size, target in zip(crops, sizes, targets, strict=True):
-            level = 0
-            if self.scaled_decoding and len(crops) > 1:
-                # A crop that is alone was reduced by the decoder, which of several serves the one that needs the most.
-                level = max(0, math.floor(math.log2(min(crop[2:]) * levels[0].factor / size)))
-                while len(levels) <= level:
-                    levels.append(levels[-1].halved())
+            # A crop that is alone was reduced by the decoder, which of several serves the one that needs the most.
+            reducible = min(crop[2], crop[3]) * levels[0].factor / size if several else 1
+            level = int(math.log2(reducible)) if reducible >= 2 else 0
+            while len(levels) <= level:
+                levels.append(levels[-1].halved())
             self._resize(levels[level].cut(crop), size, target)
 
     def _decode(
