@@ -12,7 +12,7 @@ import mesh_cases
 import numpy as np
 import optax
 import pytest
-from conftest import REPOSITORY, Command, image_fields
+from conftest import COMPILED, REPOSITORY, Command, image_fields
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from mesh_cases import BATCH_SIZE, MESHES, STEPS, Case
@@ -202,7 +202,11 @@ def test_two_processes_by_two_devices_train_as_one_by_four(command: Command, by_
     subprocess.run(
         [sys.executable, *launcher, f"--directory={directory}", *names],
         cwd=REPOSITORY,
-        env={**command.environment, "PYTHONPATH": f"{REPOSITORY}:{pathlib.Path(__file__).parent.parent}"},
+        env={
+            **command.environment,
+            "PYTHONPATH": f"{REPOSITORY}:{pathlib.Path(__file__).parent.parent}",
+            "JAX_COMPILATION_CACHE_DIR": str(COMPILED),
+        },
         check=True,
         timeout=240,
     )
