@@ -2,8 +2,8 @@
 
 Result:   94.08 % top-1, published: the median of 50 runs, of which 35 reached 94 %, in 79 seconds on one V100.
           We have not run it yet.
-Source:   David Page 2018, «How to train your ResNet»; davidcpage/cifar10-fast: README.md, dawn.py and utils.py. Known
-          differences: the square of Cutout lies within the image there, and its centre does here; it computes in
+Source:   David Page 2018, "How to train your ResNet"; davidcpage/cifar10-fast: README.md, dawn.py and utils.py. Known
+          differences: the square of Cutout lies within the image there, and its center does here; it computes in
           float16.
 Command:  python -m vision_jax.main --config=configs/cifar10_fast.py --config.data.dir=CIFAR10 --workdir=runs/resnet9
           where CIFAR10 is the folder that tfds or `python -m vision_jax prepare --encoding=raw tfds:cifar10 CIFAR10`

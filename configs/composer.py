@@ -6,7 +6,7 @@ Result:   published top-1 at 224 pixels, on 8 A100: mild, 36 epochs, 76.6 % in 2
 Source:   mosaicml/examples, examples/benchmarks/resnet_imagenet (main.py, model.py and yamls/resnet50.yaml), and
           mosaicml/composer; results in MosaicML's posts on these recipes. Known differences: sizes of images rise in
           steps of 16 pixels, and there of 4; crops are resized to them directly, and there from 176 pixels by the
-          nearest neighbour. Scales of norms begin at one, and there between zero and one at random; kernels are
+          nearest neighbor. Scales of norms begin at one, and there between zero and one at random; kernels are
           initialized by their fan-out, and there by their fan-in. RandAugment's operations are timm's, with strengths
           drawn from zero to nine.
 Command:  python -m vision_jax.main --config=configs/composer.py:mild --config.data.dir=IMAGENET --workdir=runs/composer

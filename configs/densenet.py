@@ -4,7 +4,7 @@ Result:   published top-1 at 224 pixels: densenet121 75.0, densenet169 76.4, den
           torchvision, which resizes bilinearly, 74.43, 75.60 and 76.90. 90 epochs. We have not run it yet.
 Source:   Huang et al. 2016, arXiv:1608.06993, section 4.2; liuzhuang13/DenseNet, README.md (on 4 GPUs), which trains by
           facebookarchive/fb.resnet.torch, datasets/imagenet.lua; the last figures are in the metadata of torchvision's
-          weights. Known differences: no noise along the principal components of the colours; crops are resized
+          weights. Known differences: no noise along the principal components of the colors; crops are resized
           bilinearly, and there bicubically.
 Command:  python -m vision_jax.main --config=configs/densenet.py:densenet121 --config.data.dir=IMAGENET
           --workdir=runs/densenet

@@ -2,7 +2,7 @@
 
 Result:   about 99 % top-1 is expected: LeCun et al. 1998 report 99.05 % for their LeNet-5 without distorted images.
           We have not run it yet.
-Source:   LeCun et al. 1998, «Gradient-based learning applied to document recognition»; the recipe is this project's.
+Source:   LeCun et al. 1998, "Gradient-based learning applied to document recognition"; the recipe is this project's.
           Known differences to the paper: units are rectified and maps pooled by their maximum, the second convolution
           sees all maps, the loss is the cross-entropy, and images are shifted by up to two pixels.
 Command:  python -m vision_jax.main --config=configs/mnist.py --config.data.dir=MNIST --workdir=runs/mnist

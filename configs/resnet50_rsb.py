@@ -1,4 +1,4 @@
-"""ResNet-50 on ImageNet as in «ResNet strikes back»: A1 in 600 epochs, A2 in 300, A3 in 100 on small images.
+"""ResNet-50 on ImageNet as in "ResNet strikes back": A1 in 600 epochs, A2 in 300, A3 in 100 on small images.
 
 Result:   top-1 at 224 pixels, published: a1 80.4 %, a2 79.8 %, a3 78.1 % (trained on 160 pixels). a1 took 4.6 days on 4
           V100 of 32 GB. We have not run it yet.

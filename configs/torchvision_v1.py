@@ -11,7 +11,7 @@ Source:   pytorch/vision, references/classification: README.md, train.py and pre
           the weights in torchvision 0.28. Known differences: the published wide ResNets had another recipe, of 256
           epochs and cosines with warm restarts (pull request 912), and have that of the ResNets here; published
           MobileNetV3s are the mean of the last three checkpoints that were the best so far; their AutoAugment is
-          timm's here, which shows the mean colour where torchvision shows black; an epoch leaves out the examples that
+          timm's here, which shows the mean color where torchvision shows black; an epoch leaves out the examples that
           do not fill a batch.
 Command:  python -m vision_jax.main --config=configs/torchvision_v1.py:resnet50 --config.data.dir=IMAGENET
           --workdir=runs/torchvision_v1

@@ -6,7 +6,7 @@ Result:   published top-1 of the weights: resnet50 80.86, wide_resnet50_2 81.60,
           shufflenet_v2_x2_0 76.23; at 224 pixels if not said. We have not run it yet.
 Source:   pytorch/vision, references/classification: README.md, train.py and presets.py; issue 3995 and pull requests
           4964 and 5560 for the convolutional models; top-1 from the metadata of the weights in torchvision 0.28. Known
-          differences: mobilenet_v3_large had a «tuned regularization» that we could not look up, and has the recipe of
+          differences: mobilenet_v3_large had a "tuned regularization" that we could not look up, and has the recipe of
           mobilenet_v2 here; vit_b_16's RandAugment (magnitude 9 of 30) is here timm's at magnitude 3 of 10, applied
           always, with Invert and SolarizeAdd in the place of the identity; an epoch leaves out the examples that do not
           fill a batch; updates of the average are counted over epochs, and there within each.

@@ -369,7 +369,7 @@ class Chaos:
         ballast = self.disk / "ballast"
 
         def noticed() -> bool:
-            return re.search("GOING ON WITHOUT IT|No space left", attempt.printed()[printed:]) is not None
+            return re.search("CONTINUING WITHOUT IT|No space left", attempt.printed()[printed:]) is not None
 
         with ballast.open("wb", buffering=0) as file, contextlib.suppress(OSError):
             while True:

@@ -34,7 +34,7 @@ def test_quickstart_learns_the_digits(command: Command, tmp_path: pathlib.Path):
     assert last["val/top1"] >= 0.985
     assert last["val/ema_top1"] >= 0.985
     assert f"{last['val/top1']:.2%}" in printed
-    for phrase in ("44,426", "was compiled in", "GFLOP a step", "images/s=", "input_wait=", "left: loss="):
+    for phrase in ("44,426", "was compiled in", "GFLOP per step", "images/s=", "input_wait=", "left: loss="):
         assert phrase in printed
 
 

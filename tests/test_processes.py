@@ -210,7 +210,7 @@ def test_processes_that_see_other_data_stop_and_say_so(found: tuple[dict, dict])
         for kind, text in (length, names, contents):
             assert kind == "DistributedError"
             assert text.startswith("The processes do not see the same data:\n  the ")
-            assert "Each process must see the same files in data.dir" in text
+            assert "All processes must see the same files in data.dir" in text
             assert text.count(" in process 1\n") == 1
             assert "training data" not in text
         assert "the number of records in the validation data is 9 in process 0 and 10 in process 1" in length[1]

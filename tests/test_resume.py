@@ -153,7 +153,7 @@ mount -t tmpfs -o size=8m none "$DISK" || exit 99
 (
   until grep -qs step "$DISK/w/metrics.jsonl"; do sleep 0.02; done
   cat /dev/zero > "$DISK/filler"
-  until grep -q "GOING ON WITHOUT IT" "$DISK.log"; do sleep 0.02; done
+  until grep -q "CONTINUING WITHOUT IT" "$DISK.log"; do sleep 0.02; done
   rm "$DISK/filler"
 ) 2> /dev/null &
 filling=$!

@@ -1,4 +1,4 @@
-"""vision_jax: image classifiers in JAX. Importing it is quick: what needs JAX is imported when it is first used."""
+"""vision_jax: image models in JAX. Importing it is fast: modules that need JAX are imported on first use."""
 
 import importlib
 from typing import Any
@@ -10,13 +10,15 @@ _MODULES = (
     "augment",
     "config",
     "data",
+    "devices",
     "evaluate",
+    "evaluators",
     "losses",
     "metrics",
     "models",
+    "objectives",
     "optim",
     "pretrained",
-    "sharding",
     "train",
 )
 

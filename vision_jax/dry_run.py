@@ -1,4 +1,4 @@
-"""What a training would be, as text, without training: `--mode=dry_run`."""
+"""Describes a run without executing it: `--mode=dry_run`."""
 
 import math
 
@@ -14,9 +14,9 @@ from vision_jax.devices import compilation, flops, partition, sharding
 
 
 def describe(config: ConfigDict) -> str:
-    """Returns the length of a training, its learning rates, what holds for each parameter, and what a step takes.
+    """Returns the length of a run, its learning rates, the rules for each parameter, and the cost of a step.
 
-    All that a training checks of its input is checked, and the step is compiled; nothing is trained or written.
+    The input is checked as it is for training, and the step is compiled; nothing is trained or written.
 
     Raises:
         ConfigError, DataError: for input that cannot work.
@@ -47,7 +47,7 @@ def describe(config: ConfigDict) -> str:
 
 
 def _memory(config: ConfigDict, plan: Plan, mesh: Mesh, program: build.Program) -> str:
-    """Returns what a step takes of each device, by the layouts and as compiled, and what that means for the batch."""
+    """Returns the memory of a step per device, by the shardings and as compiled, and how much an example adds."""
     state, objective = program.abstract_state, program.objective
     constants = build.abstract_constants(objective, mesh)
     fields = batch_fields(build.make_transform(config, plan, objective.inputs()).largest())
@@ -70,19 +70,19 @@ def _memory(config: ConfigDict, plan: Plan, mesh: Mesh, program: build.Program) 
     lines = [f"  {'memory a device':28}{'MiB':>10}", *(f"  {name:28}{number / 2**20:10.2f}" for name, number in rows)]
     total = flops.count(traced.jaxpr) / 1e9
     lines.append(
-        f"A step has {total:.4g} GFLOP, {total / mesh.size:.4g} a device (convention: vision_jax/devices/flops.py)."
+        f"A step has {total:.4g} GFLOP, {total / mesh.size:.4g} per device (convention: vision_jax/devices/flops.py)."
     )
     if memory is None:
-        return "\n".join([*lines, "The compiler for this device does not tell what a step takes."])
+        return "\n".join([*lines, "The compiler for this device does not report the memory of a step."])
     examples = config.batch_size // sharding.batch_shards(mesh)
     example = (memory.temp_size_in_bytes + partition.bytes_per_device(batch)) / examples
     fixed = memory.argument_size_in_bytes - partition.bytes_per_device(batch)
     lines.append(
-        f"The state takes {fixed / 2**20:.4g} MiB of a device whatever the batch, and each of a device's {examples} "
-        f"examples about {example / 2**20:.4g} MiB."
+        f"The state takes {fixed / 2**20:.4g} MiB per device whatever the batch size, and each of a device's "
+        f"{examples} examples about {example / 2**20:.4g} MiB."
     )
     limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
     if limit is not None:
         most = max(0, math.floor((limit - fixed) / example))
-        lines.append(f"Of the {limit / 2**20:,.0f} MiB that a device has, about {most} examples would fit.")
+        lines.append(f"About {most} examples would fit into the {limit / 2**20:,.0f} MiB of a device.")
     return "\n".join(lines)

@@ -92,7 +92,7 @@ _BEGUN = time.monotonic()
 
 def run() -> int:
     """Does what the flags say and returns the exit status."""
-    join = workdir = None
+    spec = workdir = None
     # What asks for a profile would end the process until the training loop handles it.
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     with Preemption() as preemption:
@@ -100,22 +100,22 @@ def run() -> int:
             workdir = _workdir()
             _check_start(_CONFIG.value)
             _configure_logging()
-            join = cluster.discover(
+            spec = cluster.discover(
                 os.environ,
                 *(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value),
                 tpu_metadata=cluster.read_tpu_metadata,
             )
-            if join is not None:
+            if spec is not None:
                 from vision_jax.devices import distributed  # imports JAX, which takes seconds that --help should not
 
-                topology = distributed.start(join)
+                topology = distributed.start(spec)
                 preemption.hand_over()
             else:
                 from vision_jax.devices import backend
 
                 backend.start()
             _quiet_other_processes()
-            if join is not None:
+            if spec is not None:
                 log.info("%s", topology)
             if _MODE.value == "eval":
                 return _evaluate(_CONFIG.value, workdir, preemption)
@@ -129,12 +129,12 @@ def run() -> int:
             print(f"interrupted{_what_is_saved(workdir) if _MODE.value == 'train' else ''}", file=sys.stderr)
             status = 130
         except Exception:
-            if join is None:
+            if spec is None:
                 raise
             traceback.print_exc()
             print("error: this process ends. If a connection is to blame, another ended before it.", file=sys.stderr)
             status = 1
-    if join is not None:
+    if spec is not None:
         # The others wait for this process in a collective, and an orderly exit would wait for them.
         sys.stderr.flush()
         os._exit(status)

@@ -1,4 +1,4 @@
-"""Where a training is, in epochs and learning rate, when it goes on with another configuration than before."""
+"""The position of a run, in epochs and learning rate, when it resumes with another configuration than before."""
 
 import math
 from collections.abc import Mapping
@@ -12,30 +12,28 @@ from vision_jax.errors import ConfigError
 
 
 def find(config: ConfigDict, num_examples: int, step: int) -> tuple[float, float]:
-    """Returns the epoch and the learning rate that a training has come to after so many updates.
+    """Returns the epoch and the learning rate of a run after a number of updates.
 
     Args:
-        config: of the training.
+        config: of the run.
         num_examples: in its training split.
         step: the number of updates.
 
     Raises:
-        ConfigError: if there is no such training, such as one with a batch larger than the split.
+        ConfigError: if there is no such run, for example because the batch is larger than the split.
     """
     plan = config_lib.make_plan(config, num_examples)
     return step / plan.steps_per_epoch, float(build.make_schedule(config, plan)(step))
 
 
 def describe_change(about: Mapping[str, Any], config: ConfigDict, num_examples: int, step: int) -> str | None:
-    """Returns a sentence on what a step was when it was saved, and what it is now; None if that is the same.
+    """Returns a sentence on the position of a step when it was saved, and now; None if they are the same.
 
-    The number of updates is what a checkpoint goes on from. With another batch size, length or learning rate it is
-    another place of the training.
+    A run resumes at a number of updates. With another batch size, length or learning rate that is a different position.
 
     Args:
-        about: the checkpoint's; of an older version, it does not tell the number of examples, which is taken to be as
-            now.
-        config: of the training that goes on.
+        about: of the checkpoint; older versions do not contain the number of examples, which is then assumed unchanged.
+        config: of the run that resumes.
         num_examples: in its training split.
         step: of the checkpoint.
     """

@@ -1,4 +1,4 @@
-"""The state of a training, all of it."""
+"""The complete state of a run."""
 
 from typing import Any
 
@@ -9,15 +9,15 @@ import optax
 
 @flax.struct.dataclass
 class TrainState:
-    """What a step takes and gives: a frozen pytree, float32 throughout but for counters.
+    """Input and output of a step: a frozen pytree, float32 throughout except for counters.
 
     Attributes:
         step: () int32, the number of updates done.
-        params: the model's parameters, and those of the objective's heads.
+        params: the parameters of the model and of the objective's heads.
         batch_stats: running statistics of norms; empty if there are none.
-        opt_state: of the optimizer.
-        ema: moving averages of params and batch_stats, as variables that the model can be applied with; or None.
-        extra: what the objective keeps and no gradient reaches, such as a queue or a center; empty for most.
+        opt_state: the optimizer's state.
+        ema: EMA of params and batch_stats, as variables to apply the model with; or None.
+        extra: state of the objective without gradients, such as a queue or a center; empty for most.
     """
 
     step: jax.Array
@@ -29,5 +29,5 @@ class TrainState:
 
     @property
     def variables(self) -> dict[str, Any]:
-        """What the model is applied with."""
+        """The variables to apply the model with."""
         return {"params": self.params, "batch_stats": self.batch_stats}

@@ -74,7 +74,7 @@ def test_stored_field_that_is_unknown():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"batch_size": 12}, "batch_size is 12, which 8 devices do not divide: 16 would do"),
+        ({"batch_size": 12}, "batch_size is 12, which is not divisible by 8 devices: use 16"),
         ({"eval.batch_size": 4}, "eval.batch_size is 4, which 8 devices"),
         ({"model.name": "resnet5"}, "There is no model 'resnet5': did you mean resnet50"),
         ({"model.name": "?"}, "There is no model '?': python -m vision_jax models lists them all."),
@@ -109,7 +109,7 @@ def test_stored_field_that_is_unknown():
         ({"checkpoint.best_metric": "val/ema_top1"}, "ema_decay is not set"),
         ({"checkpoint.best_metric": "val/top2"}, "did you mean"),
         ({"dtype": "float8"}, "dtype is 'float8'"),
-        ({"dtype": "float16"}, "dtype is 'float16', and training in it needs loss scaling"),
+        ({"dtype": "float16"}, "dtype is 'float16', which in training needs loss scaling"),
         ({"optimizer.name": "sgdd"}, "optimizer.name is 'sgdd': did you mean sgd"),
         ({"optimizer.b1": 0.9}, "optimizer.b1 is set to 0.9, but sgd has no such option"),
         ({"schedule.name": "cosin"}, "schedule.name is 'cosin': did you mean cosine"),
@@ -119,7 +119,7 @@ def test_stored_field_that_is_unknown():
         ({"optimizer.multipliers": (("fc", "ten"),)}, "has ['fc', 'ten'] in it; it takes pairs of (pattern, factor)"),
         ({"schedule.points": (1.0, 2.0)}, "schedule.points has 1.0 in it; it takes pairs of (epoch, share"),
         ({"optimizer.accumulate": 3}, "optimizer.accumulate is 3, which does not divide batch_size=256"),
-        ({"optimizer.accumulate": 64}, "its parts of 4 examples are not divided by 8 devices"),
+        ({"optimizer.accumulate": 64}, "its micro-batches of 4 examples are not divisible by 8 devices"),
         (
             {"optimizer.accumulate": 4, "model.bn_group_size": 48},
             "does not divide batch_size / optimizer.accumulate=64",
@@ -236,7 +236,7 @@ def test_plan_says_when_to_evaluate_and_save():
     ("fields", "examples", "message"),
     [
         ({}, 255, "more than the 255 examples"),
-        ({"total_steps": 5, "schedule.warmup_steps": 5}, 1000, "warm-up is 5 steps and the training 5"),
+        ({"total_steps": 5, "schedule.warmup_steps": 5}, 1000, "warm-up is 5 steps and the run 5"),
         ({"epochs": 0.01, "schedule.warmup_epochs": 0.0}, 1000, "less than one of the 3 steps"),
     ],
 )

@@ -62,7 +62,7 @@ ONE_HOST = {"worker-network-endpoints": "unknown:unknown:10.0.0.2"}
     ],
 )
 def test_discovery(environment: dict, expected: tuple | None):
-    assert cluster.discover(environment) == (None if expected is None else cluster.Join(*expected))
+    assert cluster.discover(environment) == (None if expected is None else cluster.ClusterSpec(*expected))
 
 
 @pytest.mark.parametrize(
@@ -76,18 +76,18 @@ def test_discovery(environment: dict, expected: tuple | None):
 )
 def test_tpu_vms_are_found_by_their_metadata(metadata: dict, several: bool):
     found = cluster.discover({}, tpu_metadata=metadata.get)
-    assert found == (cluster.Join("Cloud TPU") if several else None)
+    assert found == (cluster.ClusterSpec("Cloud TPU") if several else None)
 
 
 def test_flags_come_first():
-    assert cluster.discover(SLURM, "a:1", 2, 0) == cluster.Join("flags", "a:1", 2, 0)
+    assert cluster.discover(SLURM, "a:1", 2, 0) == cluster.ClusterSpec("flags", "a:1", 2, 0)
 
 
 @pytest.mark.parametrize(
     ("environment", "flags", "message"),
     [
-        ({}, (None, 2, None), "need all of --coordinator_address, --num_processes and --process_id; they are None, 2"),
-        ({}, ("a:1", 2, 2), "--process_id is 2 of --num_processes=2"),
+        ({}, (None, 2, None), "need all of --coordinator_address, --num_processes and --process_id; these are None, 2"),
+        ({}, ("a:1", 2, 2), "--process_id is 2 with --num_processes=2"),
         ({}, ("a", 2, 1), "--coordinator_address is 'a': give HOST:PORT"),
         (SLURM | {"CUDA_VISIBLE_DEVICES": "0,1,2"}, (), "2 processes of this node see 3 GPUs"),
         ({k: v for k, v in SLURM.items() if k != "SLURM_PROCID"}, (), "start it with srun"),
@@ -123,9 +123,9 @@ def test_processes_that_do_not_meet_end_with_a_message():
         given.update(arguments)
         release.wait(60)
 
-    join = cluster.Join("flags", "127.0.0.1:9", 2, 1)
+    join = cluster.ClusterSpec("flags", "127.0.0.1:9", 2, 1)
     with pytest.raises(
-        DistributedError, match=r"process 1 of 2 at 127\.0\.0\.1:9, by flags.* after 0\.05 s.*its port free there"
+        DistributedError, match=r"process 1 of 2 at 127\.0\.0\.1:9, by flags.* after 0\.05 s.*its port is free there"
     ):
         distributed.start(join, seconds=0.05, initialize=initialize)
     release.set()

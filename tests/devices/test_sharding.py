@@ -33,10 +33,10 @@ def test_sizes_of_axes():
     assert axes_of(8) == {"data": 8, "fsdp": 1, "tensor": 1}
     assert axes_of(8, data=2, fsdp=-1, tensor=2) == {"data": 2, "fsdp": 2, "tensor": 2}
     for sizes, message in (
-        ({"data": 4}, "make 4 devices, but there are 8: give one of the axes -1"),
+        ({"data": 4}, "make 4 devices, but there are 8: set one of the axes to -1"),
         ({"tensor": 3}, "make a multiple of 3 devices, but there are 8"),
-        ({"fsdp": -1}, "one of them may be -1"),
-        ({"fsdp": 0}, "sizes are positive"),
+        ({"fsdp": -1}, "except for one of -1"),
+        ({"fsdp": 0}, "sizes must be positive"),
     ):
         with pytest.raises(ConfigError, match=message):
             axes_of(8, **sizes)
@@ -96,7 +96,7 @@ def test_layouts_that_are_given():
     assert partition.format_spec(rules.spec("head/kernel", (10, 16)), 2) == "-,fsdp+tensor"
     for layout, message in (
         ("fsdp", "divides a dimension of 10 by 4, in head/bias"),
-        ("-,fsdp", "has 2 dimensions, and head/bias has 1"),
+        ("-,fsdp", "has 2 dimensions, but head/bias has 1"),
         ("model", "names the axis 'model'; there are data, fsdp, tensor"),
         ("tensor,tensor", "uses an axis twice"),
     ):

@@ -87,7 +87,7 @@ def test_layers_of_other_families(paths: list[str], expected: list[int]):
 def test_layers_by_patterns():
     paths = ["entry/kernel", "mixer/b/kernel", "mixer/a/kernel", "exit/kernel", "logits/kernel"]
     assert layer_ids(paths, ["^entry", r"^mixer/(\w)", "^exit"]) == [0, 2, 1, 3, 4]
-    with pytest.raises(ConfigError, match="give `layers`"):
+    with pytest.raises(ConfigError, match="pass `layers`"):
         layer_ids(paths)
 
 
@@ -273,7 +273,7 @@ def test_table():
         ({"multipliers": (("^head", 2.0), ("^fc", 2.0))}, r"optimizer.multipliers: the pattern '\^fc' matches no"),
         ({"no_clip_adaptive": ("^fc/",)}, "optimizer.no_clip_adaptive: the pattern '.fc/' matches no parameter"),
         ({"layers": ("patch", "norm2", "ls1")}, "layers: the pattern 'norm2' matches no parameter"),
-        ({"multipliers": (("(", 1.0),)}, "no regular expression"),
+        ({"multipliers": (("(", 1.0),)}, "not a regular expression"),
         ({"decay": "kernel"}, "no rule 'kernel'.*did you mean kernels"),
         ({"layer_decay": 1.5}, "above 0 and at most 1"),
         ({"multipliers": (("head", -1.0),)}, "must not be negative"),

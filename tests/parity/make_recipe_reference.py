@@ -245,7 +245,7 @@ def decays_timm(model: torch.nn.Module) -> dict[str, int]:
 
 
 def decays_unless_bn_in_name(model: torch.nn.Module) -> dict[str, int]:
-    """FFCV's train_imagenet.py and NVIDIA's optimizers.py ask for «bn» in the name: in ResNets the norms of the
+    """FFCV's train_imagenet.py and NVIDIA's optimizers.py ask for "bn" in the name: in ResNets the norms of the
     shortcuts, downsample.1, do not have it, so that they decay; biases do everywhere."""
     return _count(model, [p for name, p in model.named_parameters() if "bn" not in name])
 
@@ -289,8 +289,8 @@ def nvidia_resnet50() -> None:
             warmup_epochs=8, optimizer="sgd", momentum=0.875, weight_decay=1 / 32768, decay_form="coupled",
             **decays_unless_bn_in_name(model("torchvision", "resnet50")), mixup=0.2 if epochs == 250 else 0.0,
             **both(softmax, 0.1))  # fmt: skip
-    # configs.yml, efficientnet_params and efficientnet_b0_params_4k; efficientnet/README.md: «scale to target image
-    # size + 32». No script passes --use-ema. Its squeezes are as wide as timm's, but named so that all norms have «bn».
+    # configs.yml, efficientnet_params and efficientnet_b0_params_4k; efficientnet/README.md: "scale to target image
+    # size + 32". No script passes --use-ema. Its squeezes are as wide as timm's, but named so that all norms have "bn".
     add("efficientnet:b0_dle", batch=4096, epochs=400, by_epoch=True, rate=nvidia_cosine_rate(0.08, 16, 400),
         warmup_epochs=16, optimizer="rmsprop", momentum=0.9, decay=0.9, eps=0.01, weight_decay=1e-5,
         decay_form="coupled", **decays_torchvision(model("timm", "efficientnet_b0")), augmentation="autoaugment",

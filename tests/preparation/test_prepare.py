@@ -303,7 +303,7 @@ def test_folders(folder: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.Ca
     assert content(tmp_path / "again") == content(tmp_path / "held")
     assert "rounds to no image" in run(capsys, folder, tmp_path / "x", "--holdout=0.01", status=1)
 
-    # With splits; a class is called «test» and is no split.
+    # With splits; a class is called "test" and is no split.
     tree = tmp_path / "tree"
     for split in ("train", "val"):
         for name in ("test", "bee"):

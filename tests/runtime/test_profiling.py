@@ -103,7 +103,7 @@ def test_a_run_that_profiles_itself(
     for category in ("startup", "compilation", "steps", "evaluation", "saves"):
         assert account["seconds"][category] > 0, category
     assert account["seconds"]["lost"] == 0
-    assert "in 1 attempt went into steps that counted" in caplog.text
+    assert "in 1 attempt went into steps that were kept" in caplog.text
 
     assert not watching.found
     for path in (workdir, workdir / "profile", workdir / "checkpoints"):

@@ -1,4 +1,4 @@
-"""Colour jitter and greyscale of one 8-bit RGB image, as torchvision does them with Pillow."""
+"""Color jitter and grayscale of one 8-bit RGB image, as torchvision does them with Pillow."""
 
 from collections.abc import Sequence
 
@@ -15,7 +15,7 @@ def greyscale(image: jax.Array) -> jax.Array:
 
 
 def random_factors(key: jax.Array, strengths: Sequence[float]) -> jax.Array:
-    """Draws the factors of a colour jitter.
+    """Draws the factors of a color jitter.
 
     Args:
         key: of this example.
@@ -49,7 +49,7 @@ def adjust_colors(image: jax.Array, factors: jax.Array, order: jax.Array) -> jax
     """Changes brightness, contrast, saturation and hue by given factors in a given order.
 
     An order that is known only when the program runs costs little, because the first three are the same blend, with
-    black, with the mean grey or with the greyscale image.
+    black, with the mean gray or with the grayscale image.
 
     Args:
         image: (height, width, channels) uint8.
@@ -73,7 +73,7 @@ def adjust_colors(image: jax.Array, factors: jax.Array, order: jax.Array) -> jax
 
 
 def shift_hue(image: jax.Array, shift: jax.Array) -> jax.Array:
-    """Turns the colours around the circle of hues, in Pillow's 8-bit HSV.
+    """Turns the colors around the circle of hues, in Pillow's 8-bit HSV.
 
     Args:
         image: (height, width, channels) uint8; one channel has no hue and stays as it is.

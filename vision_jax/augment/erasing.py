@@ -69,7 +69,7 @@ def _box(numbers: jax.Array, height: int, width: int, areas: tuple[jax.Array, ..
 
 
 def cutout(key: jax.Array, image: jax.Array, size: int) -> jax.Array:
-    """Replaces a square by zeros. Its centre is anywhere in the image, so that part of it may be outside.
+    """Replaces a square by zeros. Its center is anywhere in the image, so that part of it may be outside.
 
     Args:
         key: of this example.

@@ -83,7 +83,7 @@ def boxes_around(row: jax.Array, column: jax.Array, lam: jax.Array, height: int,
     """Returns CutMix's rectangles: of 1 - lam of the image's area, but for what would be outside of it.
 
     Args:
-        row, column: (n,) int32, the centres.
+        row, column: (n,) int32, the centers.
         lam: (n,) float32.
         height, width: of the images.
 

@@ -8,7 +8,7 @@
 | `autoaugment_cifar10` | AutoAugment for CIFAR-10 | arxiv.org/abs/1805.09501, torchvision |
 | `trivialaugment_wide` | TrivialAugmentWide | arxiv.org/abs/2103.10158, torchvision |
 | `augmix-m3-w3-d2` | AugMix, without its consistency loss | arxiv.org/abs/1912.02781, its code |
-| `3augment` or `3a` | 3-Augment of DeiT III, without its colour jitter | arxiv.org/abs/2204.07118, its code |
+| `3augment` or `3a` | 3-Augment of DeiT III, without its color jitter | arxiv.org/abs/2204.07118, its code |
 
 Options, all of which can be left out: `m` magnitude (10; AugMix: severity, 3), `n` operations for an image (2), `p`
 probability of each (0.5), `mstd` standard deviation of the magnitude (0; above 100, or `inf`: evenly from 0 to `m`),

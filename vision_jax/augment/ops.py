@@ -3,13 +3,13 @@
 `vmap` of a `lax.switch` runs every branch for every image, so a policy of fifteen operations would cost fifteen. Here
 every operation is a setting of one of four steps, and each step runs once, whatever the number of operations:
 
-    an affine warp | a table of 256 entries a channel | colour | sharpness
+    an affine warp | a table of 256 entries a channel | color | sharpness
 
 Operations differ only in the matrix of the warp and in the table, which are small. The steps read the same image side
 by side, and one result is taken. One after the other, with all but one at its identity, would give the same, but
-compilers fuse the steps, and would then compute a pixel anew for each of its neighbours that a later step reads.
+compilers fuse the steps, and would then compute a pixel anew for each of its neighbors that a later step reads.
 
-Images are (height, width, channels) uint8, with 3 channels (RGB) or 1 (grey), before and after every operation, as in
+Images are (height, width, channels) uint8, with 3 channels (RGB) or 1 (gray), before and after every operation, as in
 Pillow; so its rounding is followed too. For one channel, `color` is the identity.
 """
 
@@ -29,15 +29,15 @@ OPERATIONS = (
     "posterize",  # bits to keep, 0 to 8
     "solarize",  # values from this threshold on are inverted
     "solarize_add",  # added to values below 128
-    "contrast",  # 1: unchanged, 0: grey
+    "contrast",  # 1: unchanged, 0: gray
     "brightness",  # 1: unchanged, 0: black
-    "color",  # 1: unchanged, 0: greyscale
+    "color",  # 1: unchanged, 0: grayscale
     "sharpness",  # 1: unchanged, 0: smooth
     "shear_x",  # output (x, y) shows input (x + argument * y, y), from the upper left corner
     "shear_y",  # output (x, y) shows input (x, y + argument * x)
     "translate_x",  # pixels by which the picture moves to the left
     "translate_y",  # pixels by which it moves up
-    "rotate",  # degrees counter-clockwise about the centre
+    "rotate",  # degrees counter-clockwise about the center
 )
 _GEOMETRIC = ("shear_x", "shear_y", "translate_x", "translate_y", "rotate")
 
@@ -83,7 +83,7 @@ def apply_operation(
 def affine_matrix(operation: jax.Array, argument: jax.Array, height: int, width: int) -> jax.Array:
     """Returns the matrix of an operation for `warp`: the identity, exactly, if it is not geometric.
 
-    Rotation is about the centre of the image, shears are from its upper left corner. In this, Pillow, timm and
+    Rotation is about the center of the image, shears are from its upper left corner. In this, Pillow, timm and
     torchvision's policies agree.
     """
 
@@ -111,7 +111,7 @@ def warp(
 
     Args:
         image: (height, width, channels) uint8.
-        matrix: (2, 3) float32, from output (x, y, 1) to input (x, y); the centres of pixels are at halves.
+        matrix: (2, 3) float32, from output (x, y, 1) to input (x, y); the centers of pixels are at halves.
         fill: what is shown of the outside, one value a channel or one for all.
         interpolation: bilinear or nearest.
 
@@ -183,7 +183,7 @@ def blend(degenerate: jax.Array, image: jax.Array, factor: jax.Array) -> jax.Arr
 
 
 def smooth(image: jax.Array) -> jax.Array:
-    """Returns Pillow's `ImageFilter.SMOOTH`: a mean over 3x3 pixels where the centre counts five times.
+    """Returns Pillow's `ImageFilter.SMOOTH`: a mean over 3x3 pixels where the center counts five times.
 
     The outermost pixels stay as they are.
     """

@@ -1,6 +1,6 @@
 """The augmentation of a training step: what of it is on, and in which order.
 
-The order is timm's: flip, policy, colour jitter, greyscale, blur, then solarize, which timm does not have, where BYOL
+The order is timm's: flip, policy, color jitter, grayscale, blur, then solarize, which timm does not have, where BYOL
 has it; after the normalization, erasing and Cutout; at last mixup or CutMix of the batch. Before all of them images are
 shifted, because that is a crop; before mixing, ColOut leaves out rows and columns of the batch.
 """
@@ -37,8 +37,8 @@ class AugmentConfig:
         policy: a string that `create_policy` knows, or nothing.
         color_jitter: strengths of brightness, contrast, saturation and, if there is a fourth, hue (at most 0.5); or
             nothing.
-        color_jitter_prob: probability of the colour jitter.
-        greyscale: probability of removing the colours.
+        color_jitter_prob: probability of the color jitter.
+        greyscale: probability of removing the colors.
         solarize: probability of inverting the values from 128 on.
         blur: probability of a Gaussian blur with a sigma of 0.1 to 2 pixels.
         erase: probability of random erasing.
@@ -187,7 +187,7 @@ def create_augmentation(config: AugmentConfig) -> Augmentation:
     """Returns the functions that do what `config` says.
 
     Raises:
-        ConfigError: if there is no such policy or mode, or the colour jitter has too many or too few strengths.
+        ConfigError: if there is no such policy or mode, or the color jitter has too many or too few strengths.
     """
     choices_of = {"erase_mode": ERASE_MODES, "mix_mode": mixing.MODES, "shift_mode": ("constant", "reflect")}
     for name, choices in choices_of.items():

@@ -113,7 +113,7 @@ def _apply_all(image: jax.Array, operations: jax.Array, arguments: jax.Array, fi
     """Applies (n,) operations one after the other.
 
     A scan, so that one is compiled however many there are, and none is fused into the next: that would compute pixels
-    anew for each of their neighbours, and takes three times as long on a CPU.
+    anew for each of their neighbors, and takes three times as long on a CPU.
     """
 
     def step(image: jax.Array, layer: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
@@ -163,7 +163,7 @@ def augmix_weights(key: jax.Array, width: int) -> tuple[jax.Array, jax.Array]:
 
 
 def three_augment(key: jax.Array, image: jax.Array) -> jax.Array:
-    """Makes an image greyscale, or solarizes it from 128 on, or blurs it with a sigma of 0.1 to 2: one of the three.
+    """Makes an image grayscale, or solarizes it from 128 on, or blurs it with a sigma of 0.1 to 2: one of the three.
 
     Args:
         key: of this example.

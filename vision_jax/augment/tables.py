@@ -208,7 +208,7 @@ TRIVIAL_AUGMENT_WIDE = {
     "Equalize": Scale("equalize"),
 }
 
-# AugMix; levels are from 0 to 10. Colour, contrast, brightness and sharpness are left out by its authors, because the
+# AugMix; levels are from 0 to 10. Color, contrast, brightness and sharpness are left out by its authors, because the
 # test images of ImageNet-C are changed in these.
 AUGMIX = {
     "AutoContrast": Scale("autocontrast"),

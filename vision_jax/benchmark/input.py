@@ -89,7 +89,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--views",
         metavar="VIEWS",
-        help="crops of one decoding as [NAME=]COUNTxSIZE[:LEAST-LARGEST], such as DINO's 2x224:0.14-1,8x96:0.05-0.14; "
+        help="crops of one decoding as [NAME=]COUNTxSIZE[:MIN-MAX], such as DINO's 2x224:0.14-1,8x96:0.05-0.14; "
         "default: one of --image_size",
     )
     add("--filter", choices=["bilinear", "bicubic"], default="bilinear", help="of the crops; default: %(default)s")

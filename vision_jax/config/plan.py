@@ -62,7 +62,7 @@ def eval_resize(config: ConfigDict) -> int:
 
 
 def augmentation_fields(config: ConfigDict) -> augment.AugmentConfig:
-    """Returns what `config` says of augmentation."""
+    """Returns the augmentation settings of `config`."""
     return augment.AugmentConfig(
         **config.augment, mean_color=tuple(min(255, max(0, round(255 * mean))) for mean in config.data.mean)
     )
@@ -74,14 +74,14 @@ class Plan:
 
     Attributes:
         steps_per_epoch: floor(examples / batch_size).
-        total_steps: updates in the whole training.
+        total_steps: updates in the whole run.
         warmup_steps: updates during which the learning rate rises.
         learning_rate: the peak, scaled to the batch.
-        eval_every: steps between evaluations, of those that have no other interval.
+        eval_every: steps between evaluations, except for those with an interval of their own.
         evals: (name, steps between evaluations) for each of `config.evals`.
         checkpoint_every: steps between checkpoints; None: only those before evaluations and at the end.
         train_sizes: (first step, size) of progressive resizing, ascending; empty without it.
-        ema_start: updates until the moving average is one.
+        ema_start: updates before averaging starts.
     """
 
     steps_per_epoch: int
@@ -95,7 +95,7 @@ class Plan:
     evals: tuple[tuple[str, int], ...] = ()
 
     def evals_at(self, step: int) -> tuple[str, ...]:
-        """Returns the names of the evaluations that are due after `step` updates: all of them at the end."""
+        """Returns the names of the evaluations that are due after `step` updates; at the end, all of them."""
         return tuple(name for name, every in self.evals if step > 0 and (step % every == 0 or step == self.total_steps))
 
     def evaluates_at(self, step: int) -> bool:
@@ -103,7 +103,7 @@ class Plan:
         return bool(self.evals_at(step))
 
     def saves_at(self, step: int) -> bool:
-        """Returns whether the state is saved after `step` updates: also before each evaluation."""
+        """Returns whether the state is saved after `step` updates, which includes every evaluation."""
         every = self.checkpoint_every
         return self.evaluates_at(step) or (step > 0 and every is not None and step % every == 0)
 
@@ -116,7 +116,7 @@ def make_plan(config: ConfigDict, num_examples: int) -> Plan:
         num_examples: in the training split.
 
     Raises:
-        ConfigError: if the batch is larger than the split, or the warm-up not shorter than the training.
+        ConfigError: if the batch is larger than the split, or the warm-up not shorter than the run.
     """
     steps_per_epoch = num_examples // config.batch_size
     if not steps_per_epoch:
@@ -139,7 +139,7 @@ def make_plan(config: ConfigDict, num_examples: int) -> Plan:
     warmup_steps = steps("schedule.warmup_epochs", config.schedule.warmup_epochs, warmup_steps)
     if warmup_steps >= total_steps:
         raise ConfigError(
-            f"The warm-up is {warmup_steps} steps and the training {total_steps} (an epoch has {steps_per_epoch}): "
+            f"The warm-up is {warmup_steps} steps and the run {total_steps} (an epoch has {steps_per_epoch}): "
             "lower schedule.warmup_epochs or schedule.warmup_steps, or raise epochs or total_steps."
         )
     learning_rate = config.optimizer.learning_rate

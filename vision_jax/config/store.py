@@ -1,4 +1,4 @@
-"""How a configuration is stored, read again, and compared with another one."""
+"""Storing configurations, reading them, and comparing them."""
 
 import fnmatch
 import json
@@ -15,9 +15,9 @@ from vision_jax.runtime.writers import write_atomically
 
 log = logging.getLogger(__name__)
 
-# Patterns (fnmatch) of the fields that do not change what is computed, but to rounding: where and on what, what is
-# written when, and what happens when that fails. A run may go on with other values of them. `checkpoint.every_steps` is
-# one although `guard.*=rewind` goes back to what it has saved.
+# Patterns (fnmatch) of the fields that do not change results beyond rounding: devices and paths, what is written when,
+# and what happens if that fails. A run may resume with other values of them. `checkpoint.every_steps` is one of them,
+# although `guard.*=rewind` goes back to a checkpoint.
 _FREE = (
     *("mesh.*", "data.dir", "data.num_threads", "data.num_workers", "data.prefetch", "log.*"),
     # Where labels are, and what decides whether a run ends because of an image.
@@ -27,7 +27,7 @@ _FREE = (
 
 
 def to_json(config: ConfigDict) -> str:
-    """Returns the configuration as JSON, sorted and indented, with null for what is not set."""
+    """Returns the configuration as JSON, sorted and indented, with null for unset fields."""
     return json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"
 
 

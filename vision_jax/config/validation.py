@@ -133,7 +133,7 @@ def validate(config: ConfigDict, num_devices: int, *, train: bool = True) -> Non
     Args:
         config: the configuration.
         num_devices: devices of all processes.
-        train: it is to be trained, and not only evaluated.
+        train: whether it is for training, not only for evaluation.
 
     Raises:
         ConfigError: with one line for each problem.
@@ -145,8 +145,8 @@ def validate(config: ConfigDict, num_devices: int, *, train: bool = True) -> Non
         problems = [problem for check in checks for problem in check]
         if train and config.dtype == "float16":
             problems.append(
-                "dtype is 'float16', and training in it needs loss scaling, which there is not: small gradients would "
-                "become zero. Train in bfloat16 or float32; evaluation may be in float16."
+                "dtype is 'float16', which in training needs loss scaling, which is not implemented: small gradients "
+                "would become zero. Train in bfloat16 or float32; float16 can be used in evaluation."
             )
     if problems:
         raise ConfigError("The configuration cannot work:\n" + "\n".join(f"  - {p}" for p in problems))
@@ -299,8 +299,8 @@ def _check_ranges(config: ConfigDict) -> Iterator[str]:
     in_epochs = config.total_steps is None and config.schedule.warmup_steps is config.schedule.warmup_share is None
     if in_epochs and config.schedule.warmup_epochs >= config.epochs > 0:
         yield (
-            f"schedule.warmup_epochs is {config.schedule.warmup_epochs} and the training only {config.epochs} "
-            "epochs: shorten the warm-up or lengthen the training."
+            f"schedule.warmup_epochs is {config.schedule.warmup_epochs} and the run only {config.epochs} epochs: "
+            "shorten the warm-up or lengthen the run."
         )
     if config.batch_size % config.optimizer.accumulate:
         yield (
@@ -399,10 +399,10 @@ def _check_data(config: ConfigDict) -> Iterator[str]:
     if data.source == "digits" and data.dir and pathlib.Path(data.dir).expanduser().is_file():
         yield f"data.dir is {data.dir!r}, a file: it takes the folder that the digits are cached in."
     if data.channels not in (1, 3):
-        yield f"data.channels is {data.channels}: 3 is RGB, 1 is greyscale."
+        yield f"data.channels is {data.channels}: 3 is RGB, 1 is grayscale."
     for path in ("mean", "std"):
         if len(data[path]) != data.channels:
-            yield f"data.{path} has {len(data[path])} values for data.channels={data.channels}: give one a channel."
+            yield f"data.{path} has {len(data[path])} values for data.channels={data.channels}: give one per channel."
     if any(not 0 <= mean <= 1 for mean in data.mean):
         yield f"data.mean is {data.mean}: every value must be between 0 and 1, as pixels are."
     if any(not s > 0 for s in data.std):
@@ -422,7 +422,7 @@ def _check_data(config: ConfigDict) -> Iterator[str]:
     for path, top in (("crop_scale", 1.0), ("crop_ratio", math.inf)):
         if len(data[path]) != 2 or not 0 < data[path][0] <= data[path][1] <= top:
             limit = " and at most 1" if top == 1 else ""
-            yield f"data.{path} is {data[path]}: it takes (least, largest), positive{limit}."
+            yield f"data.{path} is {data[path]}: it takes (minimum, maximum), positive{limit}."
     if data.views:
         try:
             names = [view.name for view in parse_views(data.views)]
@@ -454,7 +454,7 @@ def _check_progressive(config: ConfigDict) -> Iterator[str]:
             "takes the epoch from which on it holds."
         )
     elif epochs and (epochs[0] != 0 or any(a >= b for a, b in itertools.pairwise(epochs))):
-        yield f"data.progressive_epochs is {tuple(epochs)}: it must begin with 0 and rise."
+        yield f"data.progressive_epochs is {tuple(epochs)}: it must start with 0 and increase."
     if not all(isinstance(size, int) and size > 0 for size in sizes):
         yield f"data.progressive_sizes is {tuple(sizes)}: every size must be a positive integer."
 
@@ -471,14 +471,14 @@ def _check_batches(config: ConfigDict, num_devices: int) -> Iterator[str]:
     for path, batch_size in batches.items():
         if batch_size is not None and batch_size % along_data:
             near = max(1, round(batch_size / along_data)) * along_data
-            yield f"{path} is {batch_size}, which {along_data} devices do not divide: {near} would do."
+            yield f"{path} is {batch_size}, which is not divisible by {along_data} devices: use {near}, for example."
     if 0 < config.augment.mix_group < config.batch_size and config.batch_size % config.augment.mix_group:
         yield f"augment.mix_group is {config.augment.mix_group}, which does not divide batch_size={config.batch_size}."
     part = config.batch_size // config.optimizer.accumulate
     if config.optimizer.accumulate > 1 and part % along_data:
         yield (
-            f"optimizer.accumulate is {config.optimizer.accumulate}: its parts of {part} examples are not divided by "
-            f"{along_data} devices."
+            f"optimizer.accumulate is {config.optimizer.accumulate}: its micro-batches of {part} examples are not "
+            f"divisible by {along_data} devices."
         )
     group = config.model.bn_group_size
     if group and 0 < group < part and part % group:

@@ -1,4 +1,4 @@
-"""Finding damaged images before a run needs them: each record of a source is read and decoded once."""
+"""Finding damaged images before a run starts: each record of a source is read and decoded once."""
 
 import concurrent.futures
 import dataclasses
@@ -13,7 +13,7 @@ from vision_jax.errors import DataError
 
 log = logging.getLogger(__name__)
 
-_CHUNK = 64  # records that a thread takes at once
+_CHUNK = 64  # records per task of a thread
 _NAMED = 10  # damaged records that a message names
 
 
@@ -23,7 +23,7 @@ class Damaged:
 
     Attributes:
         index: its number in the source.
-        name: words by which a person finds it.
+        name: a description by which people can find it.
         reason: what is wrong with it.
     """
 
@@ -40,13 +40,13 @@ def find_damaged(
     num_threads: int | None = None,
     progress: Callable[[int], object] = lambda count: None,
 ) -> list[Damaged]:
-    """Reads and decodes all records of a source, whole and exactly, as an evaluation does.
+    """Reads and decodes all records of a source completely, as in evaluation.
 
     Args:
         source: the records.
-        channels: 3 for RGB, 1 for greyscale.
+        channels: 3 for RGB, 1 for grayscale.
         max_pixels: larger images count as damaged.
-        num_threads: None: one a core, and a few more.
+        num_threads: None: the default of `ThreadPoolExecutor`.
         progress: called from this thread with the number of records that have been checked since its last call.
 
     Returns:
@@ -88,13 +88,13 @@ def refuse_damaged(damaged: list[Damaged], num_records: int, allowed: int, split
     """Warns of damaged records.
 
     Args:
-        damaged: of them.
-        num_records: that were checked.
-        allowed: so many may be damaged.
-        split: that they are in.
+        damaged: the damaged records.
+        num_records: number of records checked.
+        allowed: number of damaged records that is tolerated.
+        split: of the records.
 
     Raises:
-        DataError: if there are more than `allowed`; it names the first of them.
+        DataError: if there are more than `allowed`; the message names the first ones.
     """
     if not damaged:
         return

@@ -1,4 +1,4 @@
-"""Choosing crops: where the views of each image lie, a pure function of (seed, visit, record, number of the view)."""
+"""Choosing crops: the position of each view, a pure function of (seed, visit, record, number of the view)."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from vision_jax.data import order
 from vision_jax.data.views import View
 
 _ATTEMPTS = 10
-_STREAM = 1  # tells the random numbers of crops from those of the order
+_STREAM = 1  # separates the random numbers of crops from those of the order
 
 
 def choose_crops(
@@ -16,15 +16,15 @@ def choose_crops(
 ) -> np.ndarray:
     """Chooses a crop for every view of some images.
 
-    The views are numbered through, each as often as it is wanted. The key of a random number is (seed, visit, record,
-    which number), with that of the view behind them; the first view's is left out, so that further ones change nothing
-    of it.
+    Views are numbered consecutively, each as often as its count. The key of a random number is (seed, visit, record,
+    index), followed by the number of the view; that of the first one is omitted, so that adding views does not change
+    its crops.
 
     Args:
-        views: in the order of their numbers; there are V of them, each counted `View.count` times.
-        seed: of the training.
+        views: in the order of their numbers; V in total, each counted `View.count` times.
+        seed: of the run.
         numbers: (n,) integers, the images' numbers in the source.
-        visits: (n,) integers, the how manieth time each is seen in the training.
+        visits: (n,) integers, the number of times each was seen before.
         sizes: (n, 2) integers, their heights and widths.
 
     Returns:
@@ -58,16 +58,16 @@ def random_crops(
     scale: tuple[float, float],
     ratio: tuple[float, float],
 ) -> np.ndarray:
-    """Chooses a crop for each image, as Inception's training did (Szegedy et al. 2015) and torchvision does.
+    """Chooses a random resized crop for each image, as in Inception (Szegedy et al. 2015) and torchvision.
 
-    Ten times, a share of the area is drawn from `scale` and a ratio of width to height from `ratio`, log-uniformly; the
-    first crop that fits is taken, at a random place. Where none fits, the largest central crop with a ratio in range.
+    Ten times, a share of the area is drawn from `scale` and an aspect ratio from `ratio`, log-uniformly; the first crop
+    that fits is used, at a random position. If none fits, it is the largest center crop with a ratio in range.
 
     Args:
         heights, widths: (n,) sizes of the images.
         uniforms: (n, 22) in [0, 1): area and ratio of each attempt, then vertical and horizontal position.
-        scale: least and largest share of the area.
-        ratio: least and largest ratio of width to height.
+        scale: minimum and maximum share of the area.
+        ratio: minimum and maximum ratio of width to height.
 
     Returns:
         (n, 4) int64: top, left, height, width.

@@ -42,11 +42,11 @@ class DecodeError(Exception):
 
 
 def decode_with_pillow(data: bytes, channels: int, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """Decodes any format that Pillow reads: palettes, alpha, CMYK and 16 bits become RGB or grey.
+    """Decodes any format that Pillow reads: palettes, alpha, CMYK and 16 bits become RGB or gray.
 
     Args:
         data: the encoded image. EXIF orientation is ignored.
-        channels: 3 for RGB, 1 for greyscale.
+        channels: 3 for RGB, 1 for grayscale.
         max_pixels: larger images are refused before they are decoded.
 
     Returns:
@@ -61,7 +61,7 @@ def decode_with_pillow(data: bytes, channels: int, max_pixels: int = MAX_PIXELS)
         if image.mode.startswith("I;16"):
             image = PIL.Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
         if image.mode == "P" and "transparency" in image.info:
-            image = image.convert("RGBA")  # the same colours, without a warning that names no file
+            image = image.convert("RGBA")  # the same colors, without a warning that names no file
         pixels = np.asarray(image.convert(_PILLOW_MODES[channels]))
     return pixels.reshape(*pixels.shape[:2], channels)
 
@@ -73,7 +73,7 @@ def decode(
 
     Args:
         data: the encoded image.
-        channels: 3 for RGB, 1 for greyscale.
+        channels: 3 for RGB, 1 for grayscale.
         least_size: a JPEG may be reduced while it is decoded, by 2 or more, but not below this (height, width);
             (0, 0): it may not.
         max_pixels: larger images are refused before they are decoded.
@@ -95,7 +95,7 @@ def decode(
 def _decode_jpeg(data: bytes, channels: int, least_size: tuple[int, int], max_pixels: int) -> np.ndarray:
     """Does what `decode` says, of a JPEG.
 
-    libjpeg goes on at almost any damage, fills with grey what it could not read, and warns. Its warnings are damage
+    libjpeg goes on at almost any damage, fills with gray what it could not read, and warns. Its warnings are damage
     here, but for those of which the pixels are the same as without: oddities of the header, an end marker that is
     missing, and bytes between the last pixel and the end marker. Those can also be what is left when a flipped bit has
     shortened the code: such damage nobody can tell from files that are merely untidy.
@@ -145,7 +145,7 @@ def _decode_strictly(data: bytes, colorspace: str, options: dict[str, int]) -> n
 
 
 def _decode_completely_with_pillow(data: bytes, channels: int, max_pixels: int) -> np.ndarray:
-    """Decodes a JPEG whose colours are sampled so unusually that only Pillow can, and Pillow keeps warnings to itself.
+    """Decodes a JPEG whose colors are sampled so unusually that only Pillow can, and Pillow keeps warnings to itself.
 
     Bytes are inserted before the end marker. Where pixels change by them, the code has ended too early.
     """
@@ -193,7 +193,7 @@ def decode_part(
         data, header: the JPEG.
         crop: top, left, height, width.
         shrink: what is decoded may be reduced, by 2 or more, but not below this share of its size.
-        channels: 3 for RGB, 1 for greyscale.
+        channels: 3 for RGB, 1 for grayscale.
         fast: for simplejpeg.
 
     Returns:

@@ -16,7 +16,7 @@ VERSION = "1.0.0"
 def prepare(root: pathlib.Path) -> pathlib.Path:
     """Writes the digits as JPEG into an ArrayRecord data set, unless it is there already.
 
-    The 1,797 images (Alpaydin and Kaynak 1998, the test set of UCI's optdigits) have 8x8 pixels of 17 grey levels. They
+    The 1,797 images (Alpaydin and Kaynak 1998, the test set of UCI's optdigits) have 8x8 pixels of 17 gray levels. They
     are enlarged to 32x32. `train` has 1,437 of them and `validation` a stratified 360.
 
     Args:
@@ -56,7 +56,7 @@ def _splits() -> dict[str, list[tuple[bytes, int]]]:
 
 
 def _encode(levels: np.ndarray) -> bytes:
-    """Encodes (8, 8) levels from 0 to 16 as a 32x32 greyscale JPEG."""
+    """Encodes (8, 8) levels from 0 to 16 as a 32x32 grayscale JPEG."""
     image = PIL.Image.fromarray(np.rint(levels * (255 / 16)).astype(np.uint8))
     encoded = io.BytesIO()
     image.resize((32, 32), PIL.Image.Resampling.BICUBIC).save(encoded, "JPEG", quality=95)

@@ -33,7 +33,7 @@ _INDEX_AT = 6 + len(_NAME)
 
 
 def encode(image: PIL.Image.Image, quality: int) -> bytes:
-    """Encodes an image with halved colour resolution, restart markers, and a comment that tells where these are.
+    """Encodes an image with halved color resolution, restart markers, and a comment that tells where these are.
 
     Args:
         image: RGB.
@@ -74,7 +74,7 @@ class Header:
 
     Attributes:
         height, width: in pixels.
-        num_components: 1 for greyscale, 3 for colour, 4 for print.
+        num_components: 1 for grayscale, 3 for color, 4 for print.
         sequential: whether it is of one scan, Huffman-coded from top to bottom [baseline or extended sequential].
         block: height and width in pixels of what is coded together [MCU].
         restart_interval: blocks between restart markers; 0: there are none.
@@ -187,8 +187,8 @@ def _indexed_header(data: bytes) -> Header | None:
 def part(data: bytes, header: Header, top: int, left: int, bottom: int, right: int) -> tuple[bytearray, Box]:
     """Returns a JPEG of the blocks that a rectangle needs, or of as little more as can be had.
 
-    The pixels of the rectangle are those of the whole image, bit for bit: a margin of one pixel is kept, since colour
-    is interpolated between neighbours.
+    The pixels of the rectangle are those of the whole image, bit for bit: a margin of one pixel is kept, since color
+    is interpolated between neighbors.
 
     Args:
         data, header: a sequential JPEG.
@@ -207,7 +207,7 @@ def part(data: bytes, header: Header, top: int, left: int, bottom: int, right: i
         out = bytearray(data)
     else:
         step = header.restart_interval
-        # Colour of at most two pixels across is not interpolated by libjpeg: five pixels have three.
+        # Color of at most two pixels across is not interpolated by libjpeg: five pixels have three.
         first = max(0, min(left - 1, header.width - 5)) // (block_width * step)
         first_row = max(0, top - 1) // block_height
         last = min(columns // step, right // (block_width * step) + 1)

@@ -1,6 +1,6 @@
-"""Decoding batches on threads, and keeping a few of them ahead on the devices.
+"""Decoding batches on threads, and prefetching a few of them onto the devices.
 
-There is no iterator state: batch `step` is a function of the step alone, so a loader starts anywhere at no cost.
+There is no iterator state: batch `step` is a function of the step alone, so a loader can start anywhere at no cost.
 """
 
 import collections
@@ -29,17 +29,17 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Rows that a thread takes at once: enough to share NumPy's cost for each call, few enough to keep all threads busy.
+# Rows per task of a thread: enough to amortize NumPy's overhead per call, few enough to keep all threads busy.
 CHUNK = 32
-_SECONDS_TO_END = 3.0  # of a batch that is waited for when nobody wants it any more
-_SECONDS_TO_ASK = 0.2  # between questions whether to go on waiting
+_SECONDS_TO_END = 3.0  # how long to wait for batches that are not needed any more
+_SECONDS_TO_ASK = 0.2  # between checks whether to keep waiting
 _DECODE, _PREFETCH = "decode", "prefetch"  # names of threads
-_MAX_ATTEMPTS = 100  # to find a record that can stand for a damaged one
-_REPLACEMENT_STREAM = 4  # tells the random numbers here from those of orders and crops
+_MAX_ATTEMPTS = 100  # to find a record that can replace a damaged one
+_REPLACEMENT_STREAM = 4  # separates the random numbers here from those of orders and crops
 
 
 class Order(Protocol):
-    """Says which records a step sees; see `vision_jax.data.order`."""
+    """Determines the records of a step; see `vision_jax.data.order`."""
 
     def records(self, step: int) -> np.ndarray: ...
 
@@ -47,24 +47,24 @@ class Order(Protocol):
 
 
 class Transform(Protocol):
-    """Makes rows of a batch of records; see `vision_jax.data.transforms`."""
+    """Turns records into rows of a batch; see `vision_jax.data.transforms`."""
 
     def at(self, step: int) -> "Transform":
         """Returns the transform of a step."""
         ...
 
     def largest(self) -> "Transform":
-        """Returns the transform of a step whose fields take the most memory."""
+        """Returns the transform of the step whose fields take the most memory."""
         ...
 
     def fields(self) -> dict[str, Field]:
-        """Returns the fields of the batch that it writes, all of them in each row."""
+        """Returns the fields of the batch that it writes."""
         ...
 
     def __call__(
         self, records: Sequence[Record], numbers: np.ndarray, visits: np.ndarray, out: Mapping[str, np.ndarray]
     ) -> None:
-        """Writes n records, of which the numbers in the source and the visits are given, into n rows.
+        """Writes n records into n rows, given their numbers in the source and their visits.
 
         Raises:
             DecodeError: for a record that is damaged.
@@ -78,11 +78,11 @@ def _nothing() -> None:
 
 @dataclasses.dataclass(frozen=True)
 class HostBatch:
-    """The rows of a global batch that one process holds.
+    """The rows of a global batch in one process.
 
     Attributes:
-        arrays: by name, each with the rows as its first axis; see `batch_fields`.
-        release: to be called once the batch has been used, after which its memory may be written again.
+        arrays: by name, with the rows as first axis; see `batch_fields`.
+        release: call it once the batch has been used; its memory may then be overwritten.
     """
 
     arrays: dict[str, np.ndarray]
@@ -93,10 +93,10 @@ class HostBatch:
 
 
 def batch_fields(transform: Transform, *, replaces: bool = False) -> dict[str, Field]:
-    """Returns all fields of a batch: those of the transform, and what the loader adds.
+    """Returns all fields of a batch: those of the transform, and those that the loader adds.
 
-    That is `mask`, float32, 1 for examples and 0 for what fills up a last batch, where all else is 0 too; and, where
-    damaged records may be replaced, `replaced`, float32, 1 where another record stands for one.
+    These are `mask`, float32, 1 for examples and 0 for padding, where all other fields are 0 too; and, if damaged
+    records may be replaced, `replaced`, float32, 1 for the rows in which that happened.
     """
     number = Field((), np.dtype(np.float32))
     fields = transform.fields() | {"mask": number}
@@ -104,7 +104,7 @@ def batch_fields(transform: Transform, *, replaces: bool = False) -> dict[str, F
 
 
 def usable_cores() -> int:
-    """Returns how many cores this process may use, which in a container can be fewer than there are."""
+    """Returns the number of cores that this process may use, which in a container can be fewer than exist."""
     if hasattr(os, "sched_getaffinity"):  # not on macOS
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -114,11 +114,11 @@ class RecordLoader:
     """Reads and decodes given records on a pool of threads, straight into the rows of a batch.
 
     Args:
-        source: where they come from.
-        num_threads: None is one a core that this process may use.
-        max_bad_records: so many damaged records are tolerated before it is an error.
-        leave_out: damaged records become rows that do not count (`mask` is 0), as evaluations have it; False: others
-            stand for them. Which others depends on the record and its visit alone.
+        source: of the records.
+        num_threads: None: one per core that this process may use.
+        max_bad_records: number of damaged records that are tolerated; one more is an error.
+        leave_out: turn damaged records into rows that do not count (`mask` is 0), as in evaluation; False: replace
+            them by others, chosen by the record and its visit alone.
     """
 
     def __init__(
@@ -136,19 +136,19 @@ class RecordLoader:
     def load(
         self, transform: Transform, numbers: np.ndarray, visits: np.ndarray, batch: HostBatch
     ) -> Callable[[], HostBatch]:
-        """Begins a batch in the background.
+        """Starts loading a batch in the background.
 
         Args:
-            transform: that of the step.
-            numbers: (rows,) integers, the records' numbers in the source; -1 for what fills up a batch, at its end.
-            visits: (rows,) integers, the how manieth time each is seen.
-            batch: where it is written.
+            transform: of the step.
+            numbers: (rows,) integers, the records' numbers in the source; -1 for padding, at the end.
+            visits: (rows,) integers, number of times each was seen before.
+            batch: where to write it.
 
         Returns:
             a function that waits for the batch and returns it.
 
         Raises (by that function):
-            DataError: if a record cannot be decoded or has a label out of range; it names the record.
+            DataError: if a record cannot be decoded or has a label out of range; the message names the record.
         """
         chunks = [slice(i, i + CHUNK) for i in range(0, len(numbers), CHUNK)]
         futures = [
@@ -179,7 +179,7 @@ class RecordLoader:
 
     def _fill(self, transform: Transform, numbers: np.ndarray, visits: np.ndarray, out: dict[str, np.ndarray]) -> None:
         """Fills some rows of a batch."""
-        valid = int(np.count_nonzero(numbers >= 0))  # what fills a batch up comes last
+        valid = int(np.count_nonzero(numbers >= 0))  # padding comes last
         for rows in out.values():
             rows[valid:] = 0
         out["mask"][:valid] = 1
@@ -210,7 +210,7 @@ class RecordLoader:
         records = [read(row) for row in range(valid)]
         written = {name: out[name][:valid] for name in transform.fields()}
         while len(left_out) < valid:
-            # What is left out takes up a row all the same, for which any record will do.
+            # A record that is left out still has a row, for which any other record will do.
             any_record = next(record for record in records if record is not None)
             try:
                 transform([any_record if r is None else r for r in records], numbers, visits, written)
@@ -227,7 +227,7 @@ class RecordLoader:
         """Returns a record.
 
         Raises:
-            DataError: if the storage fails, or the label is out of range: another record would be no better.
+            DataError: if the storage fails, or the label is out of range: replacing the record would not help.
             _UnreadableError: if the record is damaged.
         """
         try:
@@ -242,14 +242,14 @@ class RecordLoader:
         return record
 
     def _tolerate(self, number: int, problem: str) -> None:
-        """Notes a damaged record.
+        """Records a damaged record.
 
         Args:
             number: its number.
             problem: what is wrong, with {} for its name.
 
         Raises:
-            DataError: if it is one too many.
+            DataError: if there are more than `max_bad_records`.
         """
         with self._lock:
             if number in self._bad:
@@ -269,16 +269,16 @@ class RecordLoader:
         raise DataError(f"{message}. {advice}.{limit}")
 
     def cancel(self) -> None:
-        """Gives up the batches that are waiting; what a thread has begun to read or decode it still finishes."""
+        """Cancels pending batches; records that a thread has started to read or decode are still finished."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def close(self) -> None:
-        """Ends the threads; batches that are waiting are given up. A thread that hangs in its file is left behind."""
+        """Cancels pending batches and ends the threads. A thread that hangs in a read is left behind."""
         self._pool.shutdown(wait=False, cancel_futures=True)
         hanging = concurrent.futures.wait(list(self._unfinished), _SECONDS_TO_END).not_done
         self._pool.shutdown(wait=not hanging)
         if hanging:
-            log.warning("A read has not ended in %.0f s: its thread cannot be ended either.", _SECONDS_TO_END)
+            log.warning("A read has not finished within %.0f s, so its thread cannot be ended.", _SECONDS_TO_END)
 
     def __enter__(self) -> Self:
         return self
@@ -292,13 +292,13 @@ class Loader(RecordLoader):
 
     Args:
         source: the records.
-        order: which of them each step sees.
-        transform: how they become rows of a batch.
+        order: determines the records of each step.
+        transform: turns them into rows of a batch.
         rows: the positions in the global batch that this process loads, (n,) integers.
         num_threads, max_bad_records, leave_out: see `RecordLoader`.
 
     Attributes:
-        lookahead: so many batches are to be begun that the threads find work while the last rows of one are finished.
+        lookahead: number of batches to start ahead, so that no thread idles while a batch's last rows finish.
     """
 
     def __init__(
@@ -320,16 +320,16 @@ class Loader(RecordLoader):
         self.lookahead = 1 + -(-self._num_threads * CHUNK // max(1, len(rows)))
 
     def start(self, step: int) -> Callable[[], HostBatch]:
-        """Begins the batch of a step in the background; see `RecordLoader.load`.
+        """Starts loading the batch of a step in the background; see `RecordLoader.load`.
 
-        It is written into memory of a batch that was released, or into new one.
+        It is written into the memory of a released batch, or into newly allocated memory.
         """
         numbers, visits = np.asarray(self.order.records(step)), np.asarray(self.order.visits(step))
         transform = self.transform.at(step)
         return self.load(transform, numbers[self.rows], visits[self.rows], self._memory(transform))
 
     def _memory(self, transform: Transform) -> HostBatch:
-        """Returns memory for a batch. That of another one is better: the system clears new memory page by page."""
+        """Returns memory for a batch, reused if possible: the system clears new memory page by page."""
         fields = batch_fields(transform, replaces=self.max_bad_records > 0 and not self.leave_out)
         self._spare = [batch for batch in self._spare if _fits(batch, fields)]
         if self._spare:
@@ -346,7 +346,7 @@ def _fits(batch: HostBatch, fields: Mapping[str, Field]) -> bool:
 
 
 def hanging_threads() -> list[str]:
-    """Returns the names of threads that outlived their loader, as they hang in a file; all loaders must be closed."""
+    """Returns the names of threads that outlived their loader because a read hangs; all loaders must be closed."""
     return [thread.name for thread in threading.enumerate() if thread.name.startswith((_DECODE, _PREFETCH))]
 
 
@@ -359,31 +359,31 @@ class BatchLoader(Protocol):
 
     @property
     def lookahead(self) -> int:
-        """So many batches are to be begun at a time."""
+        """Number of batches to start ahead."""
         ...
 
     def start(self, step: int) -> Callable[[], HostBatch]:
-        """Begins a batch, and returns a function that waits for it."""
+        """Starts loading a batch, and returns a function that waits for it."""
         ...
 
     def cancel(self) -> None:
-        """Gives up the batches that are waiting."""
+        """Cancels pending batches."""
         ...
 
 
 class Prefetcher:
-    """Iterates over batches on the devices, a few of which are kept ready by a thread.
+    """Iterates over batches on the devices, a few of which a thread keeps ready.
 
     Args:
         loader: decodes the rows of this process, on threads or in processes. It is not closed.
-        steps: which batches.
-        place: makes global arrays on the devices of the rows of this process, by name. When it returns, the rows must
-            have been copied: the loader will write to them again.
-        depth: batches kept ready on the devices.
-        give_up: asked now and then while the consumer waits: whether it is to stop waiting.
+        steps: of the batches.
+        place: turns the rows of this process into global arrays on the devices, by name. When it returns, the rows
+            must have been copied: the loader will overwrite them.
+        depth: number of batches kept ready on the devices.
+        give_up: polled while the consumer waits: whether to stop waiting.
 
     Attributes:
-        seconds_waited: how long the consumer has waited in total.
+        seconds_waited: total time that the consumer has waited.
     """
 
     def __init__(
@@ -418,7 +418,7 @@ class Prefetcher:
                 batch.release()
                 self._put(arrays)
         except BaseException as error:
-            last = error  # raised again where the consumer sees it
+            last = error  # raised again in the consumer
         self._put(last)
 
     def _put(self, item: "dict[str, jax.Array] | BaseException | None") -> None:
@@ -454,10 +454,10 @@ class Prefetcher:
             self.seconds_waited += time.perf_counter() - start
 
     def close(self) -> None:
-        """Ends the thread and lets go of the batches that were ready."""
+        """Ends the thread and drops the batches that were ready."""
         self._stop.set()
         self._thread.join(0 if self._given_up else _SECONDS_TO_END)
-        if self._thread.is_alive():  # it waits for a batch that does not come
+        if self._thread.is_alive():  # it waits for a batch that never arrives
             self._loader.cancel()
             self._thread.join(_SECONDS_TO_END)
         with self._ready.mutex:

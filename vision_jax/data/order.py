@@ -1,8 +1,8 @@
 """Which records a step sees, and the random numbers of the host: pure functions of (seed, epoch, record).
 
 Both come from one counter-based generator, the finalizer of SplitMix64 (Steele, Lea and Flood 2014, with Stafford's
-constants «Mix13») applied to each word of the key in turn. It is written out here so that an order never changes with
-a version of NumPy, and so that the numbers of a whole batch are made at once.
+constants "Mix13") applied to each word of the key in turn. It is written out here so that an order never changes with
+a version of NumPy, and so that the numbers of a whole batch are computed in one call.
 """
 
 import dataclasses
@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-# From so many records on, the order of an epoch is worth a thread that makes it before the epoch begins.
+# With at least this many records, the order of an epoch is computed ahead of time, on a thread.
 _MANY = 100_000
-# The first word of a key tells what the numbers are for; crops have 1, synthetic pictures 2.
+# The first word of a key says what the numbers are for; crops have 1, synthetic images 2.
 _ORDER_STREAM, _SUBSET_STREAM = 0, 3
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
@@ -41,7 +41,7 @@ def random_bits(*key: int | np.ndarray) -> np.ndarray:
 
 
 def random_uniform(*key: int | np.ndarray) -> np.ndarray:
-    """Returns float64 in [0, 1) for the keys, of which `random_bits` tells the form."""
+    """Returns float64 in [0, 1) for keys as `random_bits` takes them."""
     return (random_bits(*key) >> np.uint64(11)) * 2.0**-53
 
 
@@ -50,7 +50,7 @@ def permutation(seed: int, epoch: int, num_records: int) -> np.ndarray:
     """Returns the order in which an epoch visits the records.
 
     Returns:
-        (num_records,) int32, read-only. The last two are cached: 1.3 million take about a tenth of a second.
+        (num_records,) int32, read-only. The last two are cached: 1.3 million records take about 0.1 s.
     """
     order = np.argsort(random_bits(_ORDER_STREAM, seed, epoch, np.arange(num_records)), kind="stable")
     order = order.astype(np.int32)
@@ -59,22 +59,22 @@ def permutation(seed: int, epoch: int, num_records: int) -> np.ndarray:
 
 
 def _prepare(function: Callable[..., Any], *arguments: Any) -> None:
-    """Calls a function that keeps its results, on another thread, so that they are there when they are needed."""
+    """Calls a cached function on another thread, so that its result is ready when it is needed."""
     threading.Thread(target=function, args=arguments, name="order", daemon=True).start()
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainOrder:
-    """The training order: step s takes a slice of its epoch's permutation; a last, partial slice is left out.
+    """The training order: step s takes a slice of its epoch's permutation; a last, partial slice is dropped.
 
-    With `repeats` each record stands so many times in the batch that has it, cropped and augmented each time anew, and
-    an epoch of as many steps visits a part of the records (Hoffer et al. 2020; DeiT's repeated augmentation). Copies of
-    a record are far apart in the batch, so that they fall to different devices and groups of batch norm.
+    With `repeats` above 1, a batch has that many copies of each of its records, cropped and augmented independently,
+    and an epoch, of the same number of steps, visits only part of the records (Hoffer et al. 2020; DeiT's repeated
+    augmentation). The copies are far apart in the batch, so that they go to different devices and batch norm groups.
 
     Attributes:
         num_records: records in the data set.
-        batch_size: records a step, over all processes.
-        seed: decides every permutation.
+        batch_size: records per step, over all processes.
+        seed: of all permutations.
         repeats: copies of each record.
     """
 
@@ -88,7 +88,7 @@ class TrainOrder:
         return self.num_records // self.batch_size
 
     def _places(self, step: int) -> tuple[int, np.ndarray]:
-        """Returns the epoch, and the places of the step's rows in its order, where each record has all its copies."""
+        """Returns the epoch, and the positions of the step's rows in its order, in which copies are adjacent."""
         epoch, position = divmod(step, self.steps_per_epoch)
         places = np.arange(position * self.batch_size, (position + 1) * self.batch_size)
         return epoch, places[np.argsort(places % self.repeats, kind="stable")]
@@ -101,23 +101,23 @@ class TrainOrder:
         return permutation(self.seed, epoch, self.num_records)[places // self.repeats]
 
     def visits(self, step: int) -> np.ndarray:
-        """Returns the how manieth time the training may see each of them: (batch_size,) int64."""
+        """Returns, for each record, how many times it may have been visited before: (batch_size,) int64."""
         epoch, places = self._places(step)
         return epoch * self.repeats + places % self.repeats
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class BalancedOrder:
-    """A training order that sees every class equally often: small classes come around more often than large ones.
+    """A training order that sees every class equally often, so the records of small classes more often than others.
 
-    An epoch has as many places as there are records; they go to the classes in turn, and are shuffled. Within a class,
-    every record comes once before any comes again.
+    An epoch has as many positions as there are records; they are dealt to the classes in turn, and shuffled. Within a
+    class, no record is repeated before every other one has been seen.
 
     Attributes:
         labels: (records,) integers.
-        num_classes: labels are 0 to num_classes - 1. A class without records gets no places.
-        batch_size: records a step, over all processes.
-        seed: decides every permutation.
+        num_classes: labels are 0 to num_classes - 1. A class without records gets no positions.
+        batch_size: records per step, over all processes.
+        seed: of all permutations.
     """
 
     labels: np.ndarray
@@ -136,7 +136,7 @@ class BalancedOrder:
         ends = np.cumsum(np.bincount(self.labels, minlength=self.num_classes))[:-1]
         return [members for members in np.split(by_class, ends) if len(members)]
 
-    @functools.lru_cache(maxsize=2)  # noqa: B019 there is one order in a training
+    @functools.lru_cache(maxsize=2)  # noqa: B019 a run has one order
     def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """Returns the records and visits of an epoch, in order."""
         size = len(self.labels)
@@ -164,18 +164,18 @@ class BalancedOrder:
         return self._epoch(epoch)[0][rows]
 
     def visits(self, step: int) -> np.ndarray:
-        """Returns the how manieth time the training sees each of them: (batch_size,) int32."""
+        """Returns, for each record, how many times it has been visited before: (batch_size,) int32."""
         epoch, rows = self._rows(step)
         return self._epoch(epoch)[1][rows]
 
 
 @dataclasses.dataclass(frozen=True)
 class OffsetOrder:
-    """The same order, but a step sees the batch of a later one: those between are left out.
+    """An order shifted by some batches: a step sees the batch of a later step, and those in between are skipped.
 
     Attributes:
         order: which order.
-        offset: how many batches later.
+        offset: number of batches.
     """
 
     order: TrainOrder | BalancedOrder
@@ -186,17 +186,17 @@ class OffsetOrder:
         return self.order.records(step + self.offset)
 
     def visits(self, step: int) -> np.ndarray:
-        """Returns the how manieth time the training may see each of them: (batch_size,) int64."""
+        """Returns, for each record, how many times it may have been visited before: (batch_size,) int64."""
         return self.order.visits(step + self.offset)
 
 
 @dataclasses.dataclass(frozen=True)
 class EvalOrder:
-    """The order of evaluation: each record once, as stored; the last batch is filled up with -1.
+    """The order of evaluation: each record once, in stored order; the last batch is padded with -1.
 
     Attributes:
         num_records: records in the data set.
-        batch_size: rows a batch, over all processes.
+        batch_size: rows per batch, over all processes.
     """
 
     num_records: int
@@ -207,7 +207,7 @@ class EvalOrder:
         return -(-self.num_records // self.batch_size)
 
     def records(self, step: int) -> np.ndarray:
-        """Returns the records of a batch: (batch_size,) int64, -1 where there is none left."""
+        """Returns the records of a batch: (batch_size,) int64, -1 for padding."""
         records = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
         return np.where(records < self.num_records, records, -1)
 
@@ -217,7 +217,7 @@ class EvalOrder:
 
 
 def subset(num_records: int, num_wanted: int) -> np.ndarray:
-    """Returns a random choice of records that is the same for every seed, and contains every smaller one.
+    """Returns a random subset of the records that is the same for every seed, and contains every smaller subset.
 
     Returns:
         (num_wanted,) int64, ascending.

@@ -1,10 +1,9 @@
-"""Where records come from. A source answers `len`, `source[i] -> {"image": bytes, ...}`, `num_classes`, `describe(i)`.
+"""Sources of records, with `len`, `source[i] -> {"image": bytes, ...}`, `num_classes` and `describe(i)`.
 
-A record is a dict: `image` are the bytes of an encoded image, `label` is an integer; what else there is, transforms
-that know of it turn into fields of the batch.
+A record is a dict: `image` is the bytes of an encoded image, `label` an integer; other entries can become fields of the
+batch (see `TrainTransform.copied`).
 
-Access is at random and safe from many threads; a source has no order of its own. It can be pickled, for processes that
-load.
+Access is random and thread-safe; a source has no order of its own. It can be pickled, for worker processes.
 """
 
 import bisect
@@ -37,7 +36,7 @@ Record = dict[str, Any]  # the encoded image as `image`, and what goes with it, 
 
 
 class Source(Protocol):
-    """Encoded images with what goes with them, at random access."""
+    """Encoded images with labels and the like, with random access."""
 
     @property
     def num_classes(self) -> int:
@@ -54,11 +53,12 @@ class Source(Protocol):
     def __getitem__(self, index: int) -> Record: ...
 
     def describe(self, index: int) -> str:
-        """Returns words by which a person finds the record."""
+        """Returns a description by which people can find the record."""
         ...
 
     def fingerprint(self) -> str:
-        """Returns what is equal for equal data, wherever it lies, and differs for other data; no record is read."""
+        """Returns a string that is equal for the same data in any location, and differs for other data, without reading
+        records."""
         ...
 
 
@@ -73,7 +73,7 @@ def _digest(*values: object) -> str:
 
 @contextlib.contextmanager
 def closing(*sources: Source) -> Iterator[None]:
-    """Closes the files of those sources that keep some open."""
+    """Closes the files of sources that keep some open."""
     try:
         yield
     finally:
@@ -87,10 +87,10 @@ def closing(*sources: Source) -> Iterator[None]:
 class TfdsSource:
     """A split of a data set in tfds' layout, of ArrayRecord or TFRecord files, with one image and one label an example.
 
-    Only the metadata are read by tfds. TFRecord files are indexed once; see `vision_jax.data.tfrecord`.
+    tfds reads only the metadata. TFRecord files are indexed once; see `vision_jax.data.tfrecord`.
 
     Args:
-        directory: the folder with features.json, or one above it that holds no second data set.
+        directory: the folder with features.json, or a parent that holds no other data set.
         split: a split's name, or a slice such as `train[:99%]`.
 
     Raises:
@@ -108,7 +108,7 @@ class TfdsSource:
                 raise DataError(f"{self.directory} has no split {name!r}: {suggest(name, list(info.splits))}")
         try:
             instructions = info.splits[split].file_instructions
-        except Exception as error:  # whatever its parser raises: a slice that is empty or misspelt
+        except Exception as error:  # whatever its parser raises: a slice that is empty or misspelled
             raise DataError(f"{self.directory} cannot give the split {split!r}: {error}.") from error
         self._spans = _spans(instructions)
         if not len(self):
@@ -168,7 +168,7 @@ class TfdsSource:
         return _digest("tfds", files, self._file_sizes(), self._spans, self.class_names)
 
     def local_key(self) -> str:
-        """Returns what differs for data in other files, and for files that have been written anew."""
+        """Returns a string that also differs for other files, and for files that have been rewritten."""
         times = [(str(path.absolute()), path.stat().st_mtime_ns) for path in self._records.paths]
         return _digest(self.fingerprint(), times)
 
@@ -392,8 +392,8 @@ def check_record(source: Source, index: int, record: Record) -> None:
 def read_labels(source: Source, num_threads: int | None = None) -> np.ndarray:
     """Returns the label of every record, (n,) int32.
 
-    Where neither the source knows them nor the cache, all records are read, which takes as long as an epoch of reading;
-    the cache keeps them for the next time.
+    If neither the source nor the cache has them, all records are read, which takes as long as reading for an epoch; the
+    labels are then cached.
 
     Raises:
         DataError: if a record cannot be read, or a label is out of range.
@@ -419,7 +419,7 @@ def read_labels(source: Source, num_threads: int | None = None) -> np.ndarray:
 
 
 def _known_labels(source: Source) -> np.ndarray | None:
-    """Returns the labels that can be had without reading the records."""
+    """Returns the labels, if they are available without reading the records."""
     match source:
         case SubsetSource():
             labels = _known_labels(source.source)
@@ -467,17 +467,17 @@ def _read_labels(source: Source, num_threads: int | None) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class SyntheticSource:
-    """Made-up JPEGs that need no data: a few smooth random pictures, of which each record is one.
+    """Generated JPEGs, which need no data: each record is one of a few smooth random pictures.
 
-    A picture and its label go together, the same in training and validation, so a model can learn them. Decoding costs
-    what it costs for real images of this size.
+    Each picture has one label, the same in training and validation, so a model can learn them. Decoding costs as much
+    as for real images of this size.
 
     Attributes:
         num_examples: length of the source.
         num_classes: number of labels.
         size: height and width of the images.
-        seed: decides the pictures and which record is which.
-        num_pictures: how many there are.
+        seed: of the pictures and their assignment to records.
+        num_pictures: number of different pictures.
     """
 
     num_examples: int

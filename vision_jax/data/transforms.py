@@ -1,7 +1,7 @@
-"""From records to rows of a batch: decode once, cut out all views, resize each.
+"""From records to rows of a batch: decode once, crop all views, resize each.
 
-A transform takes some records at once, so that whatever NumPy can do for all of them is done in one call; what is left
-for each image runs in C without Python's lock.
+A transform takes several records at once, so that NumPy operations are vectorized over them; the work for each image is
+done in C without the GIL.
 """
 
 import bisect
@@ -21,14 +21,14 @@ from vision_jax.data.pillow import MAX_PIXELS
 from vision_jax.data.views import Field, View, check_names
 from vision_jax.errors import ConfigError
 
-# The loader has a thread for each core: OpenCV's own would only get in their way.
+# The loader has one thread per core: OpenCV's own threads would only interfere.
 cv2.setNumThreads(1)
 
 _CV2_FILTERS = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC, "area": cv2.INTER_AREA}
 _PILLOW_FILTERS = {"bilinear": PIL.Image.Resampling.BILINEAR, "bicubic": PIL.Image.Resampling.BICUBIC}
-# Crops that together span this share of an image are cut out of all of it: putting a part together costs more.
+# If crops together span this share of an image, it is decoded completely: assembling a partial JPEG would cost more.
 _NEARLY_ALL = 0.7
-# What is copied out of a record as it is, by name.
+# Fields that are copied from a record unchanged, by name.
 Copied = tuple[tuple[str, Field], ...]
 LABEL: Copied = (("label", Field((), np.dtype(np.int32))),)
 
@@ -40,12 +40,12 @@ def _copy(copied: Copied, records: Sequence[Mapping[str, Any]], out: Mapping[str
 
 
 class _Decoded(NamedTuple):
-    """Pixels of an image, perhaps a part and perhaps reduced.
+    """Decoded pixels of an image or a part of it, possibly at reduced size.
 
     Attributes:
         pixels: (height, width, channels) uint8.
-        top, left: where they begin, in pixels of the whole image.
-        factor: what their number in each direction was multiplied with.
+        top, left: of the part, in pixels of the whole image.
+        factor: of the reduction, in each direction.
     """
 
     pixels: np.ndarray
@@ -65,7 +65,7 @@ class _Decoded(NamedTuple):
         return self.pixels[min(top, bottom - 1) : bottom, min(left, right - 1) : right]
 
     def halved(self) -> "_Decoded":
-        """Returns the means of two by two pixels; a last row or column that is left over falls away."""
+        """Returns the means of 2x2 pixels; an odd last row or column is dropped."""
         height, width = self.pixels.shape[0] // 2, self.pixels.shape[1] // 2
         half = cv2.resize(self.pixels[: 2 * height, : 2 * width], (width, height), interpolation=cv2.INTER_AREA)
         return _Decoded(half.reshape(height, width, -1), self.top, self.left, self.factor / 2)
@@ -73,24 +73,23 @@ class _Decoded(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class TrainTransform:
-    """The random resized crops of training, one or many of each image, which is decoded once.
+    """The random resized crops of training, one or more per image, which is decoded once.
 
-    Of a JPEG only what the crops together need is decoded, as far as the file allows it (see `jpeg.part`); where all of
-    them are at least twice their output it is reduced while it is decoded, which is both faster and antialiased. Where
-    only some are, those are cut out of pixels that were halved as often as it takes. What is left, a factor below two,
-    is up to `filter`.
+    Of a JPEG only the part that the crops need is decoded, as far as the file permits (see `jpeg.part`); if all of them
+    are at least twice as large as their output, it is decoded at reduced size, which is both faster and antialiased. If
+    only some are, those are cropped from repeatedly halved pixels. The remaining factor, below two, is up to `filter`.
 
     Attributes:
-        views: what is cut out; see `crops.choose_crops` for where.
+        views: the crops; see `crops.choose_crops` for their positions.
         channels: 3 for RGB, 1 for grayscale.
         seed: keys the crops, with the visit, the record and the number of the view.
         filter: "bilinear", "bicubic" or "area", OpenCV's; "pillow-bilinear" or "pillow-bicubic", antialiased, as
             torchvision and timm train, and slower.
-        scaled_decoding: reduce images while they are decoded, or afterwards, as above.
-        fast_dct, fast_upsampling: libjpeg-turbo's faster and less exact ways.
+        scaled_decoding: decode at reduced size, or halve afterwards, as above.
+        fast_dct, fast_upsampling: libjpeg-turbo's faster, less exact decoding.
         sizes: (first step, size) pairs, ascending: from that step on the view `image` has another size (progressive
             resizing).
-        copied: what of a record is a field of the batch as it is.
+        copied: fields that are copied from the records unchanged.
         max_pixels: larger images are refused before they are decoded.
 
     Raises:
@@ -142,9 +141,9 @@ class TrainTransform:
         """Decodes records into rows of a batch.
 
         Args:
-            records: n of them, with the encoded image as `image`, and what is copied.
+            records: n of them, with the encoded image as `image`, and the fields to copy.
             numbers: (n,) integers, their numbers in the source.
-            visits: (n,) integers, the how manieth time each is seen in the training.
+            visits: (n,) integers, the number of times each was seen before.
             out: n rows of each of `fields()`, contiguous.
 
         Raises:
@@ -173,7 +172,7 @@ class TrainTransform:
                 raise DecodeError(row, str(error)) from error
 
     def _write_boxes(self, crops: np.ndarray, sizes: np.ndarray, out: Mapping[str, np.ndarray]) -> None:
-        """Writes where the crops lie, for the views that want it."""
+        """Writes the positions of the crops, for the views with `geometry`."""
         first = 0
         for view in self.views:
             here = slice(first, first := first + view.count)
@@ -211,7 +210,7 @@ class TrainTransform:
     def _decode(
         self, data: bytes, header: jpeg.Header | None, crops: Sequence[Sequence[int]], sizes: Sequence[int]
     ) -> _Decoded:
-        """Decodes as little of an image as its crops need, reduced if all of them are large."""
+        """Decodes the part of an image that its crops need, at reduced size if all of them are large."""
         if header is not None:
             if len(crops) == 1:
                 region = crops[0]
@@ -229,7 +228,7 @@ class TrainTransform:
             if part is not None:
                 pixels, box = part
                 rows, columns = box.bottom - box.top, box.right - box.left
-                # The decoder reduces to so many eighths, and rounds the size up.
+                # The decoder reduces to a multiple of 1/8, and rounds the size up.
                 eighths = next(
                     n for n in (8, *range(1, 8)) if (-(-rows * n // 8), -(-columns * n // 8)) == pixels.shape[:2]
                 )
@@ -254,9 +253,9 @@ def _as_pillow(pixels: np.ndarray) -> PIL.Image.Image:
 
 @dataclasses.dataclass(frozen=True)
 class EvalTransform:
-    """Resize and center crop, as torchvision and timm evaluate: exact decoding, then Pillow's antialiased filters.
+    """Resize and center crop, as in torchvision and timm: exact decoding, then Pillow's antialiased filters.
 
-    Of an image more than sixteen times as long as wide only the middle is resized: the rest could take gigabytes.
+    Of an image with an aspect ratio above 16, only the middle is resized: the rest could take gigabytes.
 
     Attributes:
         size: height and width of the result.

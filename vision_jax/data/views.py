@@ -1,8 +1,8 @@
-"""What a batch consists of: its fields, and the views that are cut out of each image.
+"""What a batch consists of: its fields, and the views that are cropped from each image.
 
-A batch is a dict of arrays, and its transform says which: a `Field` for each name. A view is one field of images, which
-the transform cuts out of what it has decoded once; a view that is wanted several times (DINO's crops) has an axis for
-them behind that of the rows, so that a batch stays divided over the devices by its first axis alone.
+A batch is a dict of arrays; its transform describes it by a `Field` for each name. A view is one field of images, which
+are all cropped from one decoded image. A view with a count above 1 (DINO's crops) has a second axis for them, so that a
+batch is sharded over the devices along its first axis only.
 """
 
 import dataclasses
@@ -18,11 +18,11 @@ from vision_jax.errors import ConfigError, suggest
 KINDS = ("random_resized", "resize")
 # What the loader and the record itself write; see `loader.batch_fields`.
 _RESERVED = frozenset({"label", "mask", "replaced"})
-_PART = re.compile(r"(?:(?P<name>[^=]*)=)?(?P<count>[^x:]*)x(?P<size>[^:]*)(?::(?P<least>[^-]*)-(?P<largest>.*))?")
+_PART = re.compile(r"(?:(?P<name>[^=]*)=)?(?P<count>[^x:]*)x(?P<size>[^:]*)(?::(?P<min>[^-]*)-(?P<max>.*))?")
 
 
 class Field(NamedTuple):
-    """One array of a batch, as far as a row of it goes.
+    """Describes one row of an array of a batch.
 
     Attributes:
         shape: of a row.
@@ -34,27 +34,27 @@ class Field(NamedTuple):
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of a row."""
+        """Bytes per row."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 
 @dataclasses.dataclass(frozen=True)
 class View:
-    """What is cut out of each image, once or several times.
+    """One or more crops of each image.
 
     Attributes:
         name: of its field in the batch.
-        kind: random_resized: a random part of the image, see `crops.random_crops`; resize: all of the image, whatever
-            its shape.
+        kind: random_resized: a random crop, see `crops.random_crops`; resize: the whole image, whatever its aspect
+            ratio.
         size: height and width of the result, in pixels.
-        count: so many of them, each with its own random part.
-        scale: least and largest share of the area of the image.
-        ratio: least and largest ratio of width to height.
-        geometry: write where each lies as well, as the field NAME_box: top, left, bottom and right as shares of the
-            image's height and width, float32. Mirroring is done on the devices and is not in it.
+        count: number of crops, each drawn independently.
+        scale: minimum and maximum share of the image's area.
+        ratio: minimum and maximum ratio of width to height.
+        geometry: also write where each crop lies, as the field NAME_box: top, left, bottom and right as shares of the
+            image's height and width, float32. Flips are done on the devices and are not included.
 
     Raises:
-        ConfigError: for values that cannot be.
+        ConfigError: for invalid values.
     """
 
     name: str = "image"
@@ -77,16 +77,16 @@ class View:
             )
         if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1] <= 1:
             raise ConfigError(
-                f"The view {self.name!r} has the scale {tuple(self.scale)}: it takes the least and the largest share "
-                "of the area, more than 0 and at most 1."
+                f"The view {self.name!r} has the scale {tuple(self.scale)}: it takes the minimum and maximum share of "
+                "the area, above 0 and at most 1."
             )
         if len(self.ratio) != 2 or not 0 < self.ratio[0] <= self.ratio[1] < math.inf:
             raise ConfigError(
-                f"The view {self.name!r} has the ratio {tuple(self.ratio)}: it takes (least, largest), positive."
+                f"The view {self.name!r} has the ratio {tuple(self.ratio)}: it takes (minimum, maximum), positive."
             )
 
     def fields(self, channels: int) -> dict[str, Field]:
-        """Returns what it writes: (size, size, channels) uint8, with `count` in front if that is more than 1."""
+        """Returns the fields that it writes: (size, size, channels) uint8, preceded by `count` if that is above 1."""
         several = () if self.count == 1 else (self.count,)
         fields = {self.name: Field((*several, self.size, self.size, channels), np.dtype(np.uint8))}
         if self.geometry:
@@ -114,13 +114,13 @@ def parse_views(
     """Reads views such as DINO's "2x224:0.14-1,8x96:0.05-0.14".
 
     Args:
-        text: one or more of [NAME=]COUNTxSIZE[:LEAST-LARGEST], separated by commas: how many, of which height and width
-            in pixels, and which share of the area. Without names they are image, view1, view2 and so on.
-        scale: the share of the area where none is given.
-        ratio: of all of them, least and largest ratio of width to height.
+        text: one or more of [NAME=]COUNTxSIZE[:MIN-MAX], separated by commas: the number of crops, their height and
+            width in pixels, and their share of the area. Unnamed views are called image, view1, view2 and so on.
+        scale: the share of the area if none is given.
+        ratio: of all of them, minimum and maximum ratio of width to height.
 
     Raises:
-        ConfigError: if a part is malformed; it says which.
+        ConfigError: if a part is malformed; the message says which.
     """
     views = []
     for number, part in enumerate(text.split(",")):
@@ -139,7 +139,7 @@ def _parse_view(text: str, name: str, scale: tuple[float, float], ratio: tuple[f
     """Reads one part of what `parse_views` reads."""
     match = _PART.fullmatch(text)
     if match is None:
-        raise ConfigError("It is not of the form [NAME=]COUNTxSIZE[:LEAST-LARGEST], such as 2x224:0.14-1.")
+        raise ConfigError("It is not of the form [NAME=]COUNTxSIZE[:MIN-MAX], such as 2x224:0.14-1.")
 
     def number(group: str, kind: type) -> Any:
         try:
@@ -148,8 +148,8 @@ def _parse_view(text: str, name: str, scale: tuple[float, float], ratio: tuple[f
             what = "an integer" if kind is int else "a number"
             raise ConfigError(f"{group.upper()} is {match[group]!r}: it takes {what}.") from None
 
-    if match["least"] is not None:
-        scale = (number("least", float), number("largest", float))
+    if match["min"] is not None:
+        scale = (number("min", float), number("max", float))
     if match["name"] is not None:
         name = match["name"]
     return View(name, size=number("size", int), count=number("count", int), scale=scale, ratio=ratio)

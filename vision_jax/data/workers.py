@@ -1,11 +1,11 @@
-"""Loading in several processes, for hosts with more cores than one process can keep busy.
+"""Loading in worker processes, for hosts with more cores than one process can keep busy.
 
-Python runs one thread at a time, and every image needs its turn, so a few threads are enough to fill one process. Here
-each process loads some of the rows of every batch, straight into memory that all of them share. The main process says
-which records go where, and the others say when their rows are there. The memory has no name in the file system, and a
-process ends when its connection does, so nothing is left behind however the main process ends.
+Because of the GIL, a few threads are enough to saturate one process. Here each worker loads some of the rows of every
+batch, directly into shared memory. The main process tells the workers which records go where, and they report when
+their rows are done. The memory has no name in the file system, and a worker ends when its connection does, so nothing
+is left behind however the main process ends.
 
-The source is pickled once for all processes, with its arrays (the paths of a million files) in the shared memory.
+The source is pickled once for all workers, with its arrays (the paths of a million files) in the shared memory.
 """
 
 import collections
@@ -47,7 +47,7 @@ from vision_jax.errors import ConfigError, DataError
 
 _SECONDS_TO_END = 10
 _ALIGNMENT = 64  # of arrays in the shared memory, in bytes
-# What a process runs: the paths first, so that it finds what this one has.
+# The program of a worker. It sets sys.path first, so that it finds the same modules as this process.
 _PROGRAM = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
     "from vision_jax.data import workers; workers.serve(int(sys.argv[2]), int(sys.argv[3]))"
@@ -65,7 +65,7 @@ def create_loader(
     max_bad_records: int = 0,
     leave_out: bool = False,
 ) -> "Loader | ProcessLoader":
-    """Returns a loader on threads of this process, or in `num_workers` others; see `Loader` for the arguments."""
+    """Returns a loader on threads of this process, or in `num_workers` workers; see `Loader` for the arguments."""
     if not num_workers:
         return Loader(source, order, transform, rows, num_threads, max_bad_records=max_bad_records, leave_out=leave_out)
     return ProcessLoader(
@@ -81,17 +81,17 @@ def create_loader(
 
 
 class ProcessLoader:
-    """As `Loader`, with the same batches, loaded by other processes. It is used by one thread at a time.
+    """Like `Loader`, with the same batches, but loaded by worker processes. Used by one thread at a time.
 
     Args:
         source, order, transform: see `Loader`; source and transform must be picklable.
         rows: see `Loader`.
-        num_workers: processes.
-        num_threads: threads that decode, in all of them together; None: one a core that this process may use.
-        max_bad_records, leave_out: see `RecordLoader`; of each process.
+        num_workers: number of worker processes.
+        num_threads: decoding threads in all workers together; None: one per core that this process may use.
+        max_bad_records, leave_out: see `RecordLoader`; for each worker.
 
     Raises:
-        ConfigError: if the system has no memory without a name (it is not Linux).
+        ConfigError: if the system has no anonymous shared memory (it is not Linux).
         DataError: if source or transform cannot be pickled.
     """
 
@@ -140,9 +140,9 @@ class ProcessLoader:
             os.close(descriptor)
 
     def start(self, step: int) -> Callable[[], HostBatch]:
-        """Begins a batch in the background; see `Loader.start`. At most `lookahead` can be begun and not released."""
+        """Starts a batch in the background; see `Loader.start`. At most `lookahead` can be started and not released."""
         if not self._free:
-            raise RuntimeError(f"{self.lookahead} batches have been begun, and none of them released.")
+            raise RuntimeError(f"{self.lookahead} batches have been started, and none of them released.")
         slot = self._free.popleft()
         numbers = np.asarray(self.order.records(step))[self.rows]
         visits = np.asarray(self.order.visits(step))[self.rows]
@@ -160,18 +160,18 @@ class ProcessLoader:
         return wait
 
     def cancel(self) -> None:
-        """Gives up the batches that are waiting, from any thread: whoever waits for one gets an error."""
+        """Cancels pending batches, from any thread: whoever waits for one gets an error."""
         for worker in self._workers:
             worker.cancel()
 
     def close(self) -> None:
-        """Ends the processes; batches that are waiting are given up."""
+        """Cancels pending batches and ends the workers."""
         for worker in self._workers:
             worker.disconnect()
         for worker in self._workers:
             worker.end()
         self._workers = []
-        self._memory = None  # it is given back when the last batch in it is forgotten
+        self._memory = None  # freed when the last batch in it is garbage-collected
 
     def __enter__(self) -> Self:
         return self
@@ -182,11 +182,11 @@ class ProcessLoader:
 
 @dataclasses.dataclass(frozen=True)
 class _Layout:
-    """Where the arrays of a batch are in the shared memory, which has a number of slots one after the other.
+    """Where the arrays of a batch are in the shared memory, a sequence of slots.
 
     Attributes:
         num_rows: of a batch.
-        largest: the fields of the step that takes the most. Each field of each step begins where it does there.
+        largest: the fields of the step that needs the most memory. Fields of all steps start at the same offsets.
     """
 
     num_rows: int
@@ -213,13 +213,13 @@ class _Layout:
 
 
 def _aligned(num_bytes: int) -> int:
-    """Rounds up to where an array may begin."""
+    """Rounds up to an aligned offset."""
     return -(-num_bytes // _ALIGNMENT) * _ALIGNMENT
 
 
 @dataclasses.dataclass(frozen=True)
 class _Job:
-    """What a process is told at its start, the same for all."""
+    """What a worker gets at its start, the same for all."""
 
     source: Source
     transform: Transform
@@ -240,7 +240,7 @@ def _pickle(job: _Job) -> tuple[bytes, list[memoryview]]:
         data = pickle.dumps(job, protocol=5, buffer_callback=arrays.append)
     except Exception as error:  # whatever the parts of a source raise
         raise DataError(
-            f"What loads the data cannot be sent to another process: {error!r}. Set data.num_workers to 0."
+            f"The loader cannot be sent to another process: {error!r}. Set data.num_workers to 0."
         ) from error
     return data, [array.raw() for array in arrays]
 
@@ -258,13 +258,13 @@ _running: "set[subprocess.Popen[bytes]]" = set()
 
 
 def dump_stacks() -> None:
-    """Lets all processes that load for this one write the stacks of their threads to stderr."""
+    """Makes all workers of this process write the stacks of their threads to stderr."""
     for process in list(_running):
         process.send_signal(signal.SIGUSR2)
 
 
 class _Worker:
-    """A process that loads, as the main process sees it.
+    """A worker, from the main process's side.
 
     Args:
         memory: descriptor of the shared memory.
@@ -273,8 +273,8 @@ class _Worker:
     def __init__(self, memory: int):
         mine, other = socket.socketpair()
         arguments = [json.dumps(sys.path), str(other.fileno()), str(memory)]
-        # The process inherits that these are blocked: the main one gets them too, and decides when to end;
-        # SIGUSR1, which asks for a profile there, would end this one.
+        # The worker inherits the blocked signals: the main process gets them too, and decides when to end; SIGUSR1,
+        # which requests a profile there, would end the worker.
         blocked = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1}
         before = signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
         try:
@@ -297,10 +297,10 @@ class _Worker:
             raise self._death() from error
 
     def wait_for(self, step: int) -> None:
-        """Waits until its rows of a step are there.
+        """Waits until its rows of a step are done.
 
         Raises:
-            DataError: as `Loader.start` says, or if the process has ended.
+            DataError: as in `Loader.start`, or if the worker has ended.
         """
         while step not in self._finished:
             try:
@@ -314,45 +314,45 @@ class _Worker:
             raise error
 
     def _death(self) -> DataError:
-        """Returns the error that tells how the process ended."""
+        """Returns an error that says how the worker ended."""
         try:
             status: object = self._process.wait(_SECONDS_TO_END)
         except subprocess.TimeoutExpired:
             status = "unknown"
-        reason = " (killed, perhaps for want of memory)" if status == -signal.SIGKILL else ""
+        reason = " (killed, perhaps because memory ran out)" if status == -signal.SIGKILL else ""
         return DataError(
-            f"A process that loads data has ended with status {status}{reason}; if it said why, it is above. Lower "
+            f"A process that loads data has ended with status {status}{reason}; see its output above, if any. Lower "
             "data.num_workers or data.prefetch if memory is short."
         )
 
     def cancel(self) -> None:
-        """Cuts the connection, so that nobody waits for what comes over it any more."""
-        with contextlib.suppress(OSError):  # the process has cut it already
+        """Shuts the connection down, so that nobody waits for it any more."""
+        with contextlib.suppress(OSError):  # the worker has closed it already
             self._socket.shutdown(socket.SHUT_RDWR)
 
     def disconnect(self) -> None:
-        """Tells the process to end."""
+        """Tells the worker to end."""
         self._connection.close()
         self._socket.close()
 
     def end(self) -> None:
-        """Waits until the process has ended."""
+        """Waits until the worker has ended."""
         try:
             self._process.wait(_SECONDS_TO_END)
         except subprocess.TimeoutExpired:
             self._process.kill()
-            with contextlib.suppress(subprocess.TimeoutExpired):  # it hangs in a file, where nothing can end it
+            with contextlib.suppress(subprocess.TimeoutExpired):  # it hangs in a read, which nothing can interrupt
                 self._process.wait(_SECONDS_TO_END)
         _running.discard(self._process)
 
 
 def serve(connection_descriptor: int, memory_descriptor: int) -> None:
-    """What a process does: it loads what it is told to until its connection ends.
+    """The main function of a worker: loads rows on request until its connection is closed.
 
     Args:
-        connection_descriptor: of a socket. First comes a pickled `_Job`, with where its arrays are in the memory and
-            which rows of a batch are this process's; then (step, slot, records, visits) for each batch. Back go (step,
-            None or an exception), or (None, an exception) if it cannot even begin.
+        connection_descriptor: of a socket. It receives a pickled `_Job`, with the positions of its arrays in the memory
+            and this worker's rows of a batch; then (step, slot, records, visits) for each batch. It sends (step, None
+            or an exception), or (None, an exception) if it cannot start.
         memory_descriptor: of the shared memory.
     """
     faulthandler.register(signal.SIGUSR2, all_threads=True)
@@ -364,8 +364,8 @@ def serve(connection_descriptor: int, memory_descriptor: int) -> None:
         job: _Job = pickle.loads(data, buffers=[arrays[span] for span in spans])
     except EOFError:
         return
-    except Exception as error:  # what this process does not find, or cannot open
-        message = f"What loads the data cannot be had in another process: {error!r}. Set data.num_workers to 0."
+    except Exception as error:  # such as modules or files that this process does not find
+        message = f"The loader cannot be restored in another process: {error!r}. Set data.num_workers to 0."
         connection.send((None, DataError(message)))
         return
     begun: queue.Queue[tuple[int, Callable[[], HostBatch]]] = queue.Queue()
@@ -387,8 +387,8 @@ def serve(connection_descriptor: int, memory_descriptor: int) -> None:
                         begun.put((step, begin(step, *rest)))
                     except Exception as error:
                         begun.put((step, functools.partial(_raise, error)))
-            except (EOFError, OSError):  # the main process has closed the connection, or is no more
-                os._exit(0)  # an orderly end would wait for ever for a thread that hangs in a file
+            except (EOFError, OSError):  # the main process has closed the connection, or is gone
+                os._exit(0)  # an orderly exit would wait for ever for a thread that hangs in a read
 
         threading.Thread(target=receive, name="receive", daemon=True).start()
         while True:
@@ -404,7 +404,7 @@ def _raise(error: Exception) -> HostBatch:
 
 
 def _outcome(wait: Callable[[], HostBatch]) -> Exception | None:
-    """Waits for a batch, and returns what went wrong, as something that can be sent."""
+    """Waits for a batch, and returns its exception, if any, in a form that can be sent."""
     try:
         wait()
     except DataError as error:

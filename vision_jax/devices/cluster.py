@@ -1,10 +1,10 @@
-"""How this process finds the others: from flags, or from what SLURM, Cloud TPU, Kubernetes or Open MPI set.
+"""Cluster detection: from flags, or from the environment of SLURM, Cloud TPU, Kubernetes or Open MPI.
 
-`discover` is a pure function of its arguments and does not import JAX. JAX has such a detection itself, and on Cloud
-TPU it is what we use. Elsewhere we differ from it where it goes wrong: it restricts each process of SLURM and Open MPI
-to the GPU of its local rank, which leaves out all but one where a task has a whole node, and does not exist where a
-task sees only its own; it drops what follows the first bracket of a SLURM node's name; and it asks the API of
-Kubernetes, for which a pod needs rights.
+`discover` is a pure function of its arguments and does not import JAX. On Cloud TPU, JAX's own detection is used.
+Elsewhere it has problems that this one avoids: it restricts each process of SLURM and Open MPI to the GPU of its local
+rank, which leaves all but one GPU unused if a task has a whole node, and does not exist if a task sees only its own; it
+drops everything after the first bracket in a SLURM node name; and it queries the Kubernetes API, for which a pod needs
+permissions.
 """
 
 import glob
@@ -20,15 +20,15 @@ _METADATA_URL = "http://metadata.google.internal/computeMetadata/v1/instance/att
 
 
 @dataclass(frozen=True)
-class Join:
+class ClusterSpec:
     """How a process joins the others.
 
     Attributes:
-        found_by: what told us, for messages.
-        coordinator_address: host:port of process 0. None, as all that follows: JAX finds out by itself.
-        num_processes: how many there are.
-        process_id: which this one is, from 0.
-        local_device_ids: the only GPUs that this process is to use, as positions among those it sees; None: all.
+        found_by: where this comes from, for messages.
+        coordinator_address: host:port of process 0. None, like all that follow: JAX detects it.
+        num_processes: number of processes.
+        process_id: of this one, from 0.
+        local_device_ids: the GPUs that this process uses, as indices into those it sees; None: all.
     """
 
     found_by: str
@@ -50,46 +50,46 @@ def discover(
     process_id: int | None = None,
     *,
     tpu_metadata: Callable[[str], str | None] = lambda name: None,
-) -> Join | None:
-    """Returns how this process joins others, or None if it is alone.
+) -> ClusterSpec | None:
+    """Returns how this process joins others, or None if it is the only one.
 
-    The first that applies: the three flags; a SLURM step of several tasks; a Cloud TPU slice of several hosts, or
-    several slices; Kubernetes with NUM_PROCESSES; `mpirun` of Open MPI with several processes.
+    The first of these that applies: the three flags; a SLURM step of several tasks; a Cloud TPU slice of several hosts,
+    or several slices; Kubernetes with NUM_PROCESSES; Open MPI's `mpirun` with several processes.
 
     Args:
         environment: the environment variables.
         coordinator_address, num_processes, process_id: the flags.
-        tpu_metadata: gives an attribute of a Cloud TPU VM; see `read_tpu_metadata`.
+        tpu_metadata: returns an attribute of a Cloud TPU VM; see `read_tpu_metadata`.
 
     Raises:
-        DistributedError: if what is given is incomplete or does not go together.
+        DistributedError: if the values are incomplete or inconsistent.
     """
     given = (coordinator_address, num_processes, process_id)
     if any(value is not None for value in given):
-        return _check(Join("flags", *given), _FLAGS)
+        return _check(ClusterSpec("flags", *given), _FLAGS)
     for find in (_slurm, lambda e: _cloud_tpu(e, tpu_metadata), _kubernetes, _open_mpi):
-        if (join := find(environment)) is not None:
-            return join
+        if (spec := find(environment)) is not None:
+            return spec
     return None
 
 
-def _check(join: Join, names: tuple[str, str, str]) -> Join:
-    """Returns what it is given if it is complete; `names` are those of its three values, for the message."""
-    given = (join.coordinator_address, join.num_processes, join.process_id)
+def _check(spec: ClusterSpec, names: tuple[str, str, str]) -> ClusterSpec:
+    """Returns the spec if it is complete; `names` are those of its three values, for the message."""
+    given = (spec.coordinator_address, spec.num_processes, spec.process_id)
     if None in given:
         raise DistributedError(
             f"Several processes need all of {names[0]}, {names[1]} and {names[2]}; "
-            f"they are {given[0]}, {given[1]} and {given[2]}."
+            f"these are {given[0]}, {given[1]} and {given[2]}."
         )
     if not re.fullmatch(r".+:\d+", str(given[0])):
         raise DistributedError(f"{names[0]} is {given[0]!r}: give HOST:PORT.")
     if not 0 <= (given[2] or 0) < (given[1] or 0):
-        raise DistributedError(f"{names[2]} is {given[2]} of {names[1]}={given[1]}: it runs from 0.")
-    return join
+        raise DistributedError(f"{names[2]} is {given[2]} with {names[1]}={given[1]}: it counts from 0.")
+    return spec
 
 
-def _slurm(environment: Mapping[str, str]) -> Join | None:
-    """SLURM, within `srun`: a batch script, or the shell of an `salloc`, is no step of several tasks."""
+def _slurm(environment: Mapping[str, str]) -> ClusterSpec | None:
+    """SLURM, within `srun`: a batch script, or the shell of `salloc`, is not a step of several tasks."""
     tasks = _integer(environment, "SLURM_STEP_NUM_TASKS") or 1
     if tasks == 1:
         return None
@@ -102,10 +102,10 @@ def _slurm(environment: Mapping[str, str]) -> Join | None:
         )
     port = environment.get("JAX_COORDINATOR_PORT") or _port(job + (_integer(environment, "SLURM_STEP_ID") or 0))
     on_node = _tasks_on_node(environment)
-    # Where SLURM has bound GPUs to the task, all that it sees are its own.
+    # If SLURM has bound GPUs to tasks, a task sees only its own.
     bound = bool(environment.keys() & {"SLURM_GPUS_PER_TASK", "SLURM_TRES_PER_TASK"})
     devices = None if bound else _share_of_gpus(environment, local, on_node)
-    return Join("SLURM", f"{first_host(nodes)}:{port}", tasks, rank, devices)
+    return ClusterSpec("SLURM", f"{first_host(nodes)}:{port}", tasks, rank, devices)
 
 
 def first_host(nodes: str) -> str:
@@ -124,26 +124,26 @@ def _tasks_on_node(environment: Mapping[str, str]) -> int:
 
 
 def _share_of_gpus(environment: Mapping[str, str], local_rank: int, on_node: int) -> tuple[int, ...] | None:
-    """Returns which of the GPUs that a process sees are its own, as positions, when a node's processes share them."""
+    """Returns the indices of a process's own GPUs among those it sees, if the processes of a node share them."""
     if on_node == 1:
         return None
     visible = environment.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
-        return (local_rank,)  # as JAX does: one GPU for each process
+        return (local_rank,)  # as in JAX: one GPU per process
     count = len([name for name in visible.split(",") if name])
     if count <= 1:
         return None  # its own already, or it has none
     if count % on_node:
         raise DistributedError(
             f"The {on_node} processes of this node see {count} GPUs (CUDA_VISIBLE_DEVICES={visible}), which cannot be "
-            "divided among them: start one process a node or one a GPU, or bind GPUs to tasks (--gpus-per-task)."
+            "divided among them: start one process per node or per GPU, or bind GPUs to tasks (--gpus-per-task)."
         )
     each = count // on_node
     return tuple(range(local_rank * each, (local_rank + 1) * each))
 
 
-def _cloud_tpu(environment: Mapping[str, str], metadata: Callable[[str], str | None]) -> Join | None:
-    """Cloud TPU: in GKE the environment tells how many hosts and slices there are, on TPU VMs the metadata server."""
+def _cloud_tpu(environment: Mapping[str, str], metadata: Callable[[str], str | None]) -> ClusterSpec | None:
+    """Cloud TPU: the numbers of hosts and slices come from the environment in GKE, from the metadata server on VMs."""
     hosts = environment.get("TPU_PROCESS_ADDRESSES") or environment.get("TPU_WORKER_HOSTNAMES")
     slices = environment.get("MEGASCALE_NUM_SLICES")
     if hosts is None:
@@ -152,60 +152,60 @@ def _cloud_tpu(environment: Mapping[str, str], metadata: Callable[[str], str | N
         slices = slices or (described[1] if described else None)
     if hosts is None or (len(hosts.split(",")) == 1 and int(slices or 1) == 1):
         return None
-    return Join("Cloud TPU")
+    return ClusterSpec("Cloud TPU")
 
 
 def read_tpu_metadata(name: str) -> str | None:
-    """Returns an attribute of this Cloud TPU VM from its metadata server; None, without asking, if it has no TPU."""
+    """Returns an attribute of this Cloud TPU VM from its metadata server; None, without a request, if it has no TPU."""
     # The chips of the first generations are /dev/accel0, …, those of later ones /dev/vfio/0, …
     if not (glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*")) or importlib.util.find_spec("libtpu") is None:
         return None
     import urllib.error
-    import urllib.request  # which take longer to import than all else that `--help` needs
+    import urllib.request  # slower to import than everything else that `--help` needs
 
     request = urllib.request.Request(_METADATA_URL + name, headers={"Metadata-Flavor": "Google"})
     try:
         with urllib.request.urlopen(request, timeout=30) as response:
             return response.read().decode()
     except urllib.error.HTTPError as error:
-        if error.code == 404:  # a VM that has TPUs but is none of a pod's
+        if error.code == 404:  # a VM with TPUs that is not part of a pod
             return None
         raise
 
 
-def _kubernetes(environment: Mapping[str, str]) -> Join | None:
-    """Kubernetes: variables that the manifest sets, as those in launch/gke/ do; the index is that of an indexed Job."""
+def _kubernetes(environment: Mapping[str, str]) -> ClusterSpec | None:
+    """Kubernetes: variables set by the manifest, as in launch/gke/; the index is that of an indexed Job."""
     if "KUBERNETES_SERVICE_HOST" not in environment or (_integer(environment, "NUM_PROCESSES") or 1) == 1:
         return None
     index = "PROCESS_ID" if "PROCESS_ID" in environment else "JOB_COMPLETION_INDEX"
-    join = Join(
+    spec = ClusterSpec(
         "Kubernetes",
         environment.get("COORDINATOR_ADDRESS"),
         _integer(environment, "NUM_PROCESSES"),
         _integer(environment, index),
     )
-    return _check(join, ("COORDINATOR_ADDRESS", "NUM_PROCESSES", f"PROCESS_ID or {index}"))
+    return _check(spec, ("COORDINATOR_ADDRESS", "NUM_PROCESSES", f"PROCESS_ID or {index}"))
 
 
-def _open_mpi(environment: Mapping[str, str]) -> Join | None:
-    """Open MPI: `mpirun` gives the ranks, and up to version 4 its address; later COORDINATOR_ADDRESS must be set."""
+def _open_mpi(environment: Mapping[str, str]) -> ClusterSpec | None:
+    """Open MPI: `mpirun` sets the ranks, and up to version 4 its address; later, COORDINATOR_ADDRESS must be set."""
     size = _integer(environment, "OMPI_COMM_WORLD_SIZE") or 1
     if size == 1:
         return None
     address = environment.get("COORDINATOR_ADDRESS") or _address_of_mpirun(environment)
     if address is None:
         raise DistributedError(
-            f"mpirun started {size} processes and does not say where the first one is: "
+            f"mpirun started {size} processes, but the address of the first one is unknown: "
             "pass `-x COORDINATOR_ADDRESS=HOST:PORT`, with its host and any free port."
         )
     rank, local = _integer(environment, "OMPI_COMM_WORLD_RANK"), _integer(environment, "OMPI_COMM_WORLD_LOCAL_RANK")
     devices = _share_of_gpus(environment, local or 0, _integer(environment, "OMPI_COMM_WORLD_LOCAL_SIZE") or 1)
     names = ("COORDINATOR_ADDRESS", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK")
-    return _check(Join("Open MPI", address, size, rank, devices), names)
+    return _check(ClusterSpec("Open MPI", address, size, rank, devices), names)
 
 
 def _address_of_mpirun(environment: Mapping[str, str]) -> str | None:
-    """Returns where mpirun runs, with a port of its job number, of `1531576320.0;tcp://10.96.0.1,10.148.0.1:34911`."""
+    """Returns mpirun's host, and a port from its job number, of `1531576320.0;tcp://10.96.0.1,10.148.0.1:34911`."""
     uri = environment.get("OMPI_MCA_orte_hnp_uri", "")
     found = re.search(r"^(\d+)\..*?tcp(?:://(?P<v4>[^,:]+)|6://\[(?P<v6>[^,\]]+))", uri)
     if found is None:
@@ -215,7 +215,7 @@ def _address_of_mpirun(environment: Mapping[str, str]) -> str | None:
 
 
 def _port(number: int) -> int:
-    """Returns a port of the highest 4,096 that jobs on one machine seldom share, as JAX does."""
+    """Returns one of the highest 4,096 ports, by a number that jobs on one machine seldom share, as in JAX."""
     return 65536 - 2**12 + number % 2**12
 
 

@@ -1,4 +1,4 @@
-"""The training step traced and compiled ahead of time, and how long it would take at the peak of the devices."""
+"""Ahead-of-time tracing and compilation of the training step, and its ideal duration at the devices' peak."""
 
 import bisect
 import logging
@@ -16,15 +16,15 @@ log = logging.getLogger(__name__)
 
 
 def trace_step(mesh: Mesh, step: Callable[..., Any], abstract_state: Any, *arguments: Any) -> jax.stages.Traced:
-    """Traces a training step for a state and further arguments with layouts, with `mesh` as the mesh in use.
+    """Traces a training step for a state and other arguments with shardings, with `mesh` as the current mesh.
 
-    The state is donated: the new one takes its memory.
+    The state is donated: the new one reuses its memory.
 
     Args:
-        mesh: what the arguments are laid out on.
+        mesh: of the shardings.
         step: (state, *arguments) -> (new state, metrics).
-        abstract_state: shapes, dtypes and layouts of the state.
-        *arguments: the same of a batch and what else the step takes; arrays will do.
+        abstract_state: shapes, dtypes and shardings of the state.
+        *arguments: the same for a batch and the other arguments of the step, or arrays.
     """
     layouts = jax.tree.map(lambda x: x.sharding, abstract_state)
     jitted = jax.jit(step, donate_argnums=0, out_shardings=(layouts, sharding.replicated(mesh)))
@@ -33,14 +33,14 @@ def trace_step(mesh: Mesh, step: Callable[..., Any], abstract_state: Any, *argum
 
 
 def compile_step(traced: jax.stages.Traced) -> jax.stages.Compiled:
-    """Compiles the training step ahead of time, and logs what that took and what the step will take."""
+    """Compiles the training step ahead of time, and logs the time that took, and the step's FLOPs and memory."""
     start = time.perf_counter()
     compiled = traced.lower().compile()
     parts = [f"The training step was compiled in {time.perf_counter() - start:.1f} s"]
-    parts.append(f"{flops.count(traced.jaxpr) / 1e9:.4g} GFLOP a step")
+    parts.append(f"{flops.count(traced.jaxpr) / 1e9:.4g} GFLOP per step")
     if (memory := compiled.memory_analysis()) is not None:
         arguments, temporaries = memory.argument_size_in_bytes / 2**20, memory.temp_size_in_bytes / 2**20
-        parts.append(f"{arguments:.4g} MiB of state and batch and {temporaries:.4g} MiB of temporaries a device")
+        parts.append(f"{arguments:.4g} MiB of state and batch and {temporaries:.4g} MiB of temporaries per device")
     log.info("%s.", ", ".join(parts))
     return compiled
 
@@ -48,22 +48,19 @@ def compile_step(traced: jax.stages.Traced) -> jax.stages.Compiled:
 def make_ideal_step_seconds(
     traced: Mapping[int, jax.stages.Traced], sizes: Sequence[tuple[int, int]], mesh: Mesh, dtype: jnp.dtype
 ) -> Callable[[int], float] | None:
-    """Returns how long a step, by its number from 1, would take if all devices did its products at their peak.
+    """Returns a function from the number of a step, from 1, to its duration in seconds at the devices' peak.
 
-    In seconds. Divided by how long it takes, that is the MFU: see `vision_jax.devices.flops`. None if the peak is not
-    known.
+    MFU is this divided by the actual duration: see `vision_jax.devices.flops`. None if the peak is not known.
 
     Args:
-        traced: the step for each size of images.
-        sizes: (first step, size), ascending, beginning with step 0.
+        traced: the step for each image size.
+        sizes: (first step, size), ascending, starting with step 0.
         mesh: of all devices.
-        dtype: what the model computes in.
+        dtype: the compute dtype.
     """
     device = mesh.devices.flat[0]
     if (chip := flops.find_chip(device.device_kind)) is None:
-        log.info(
-            "There is no train/mfu: vision_jax/devices/flops.py does not know the peak of a %s.", device.device_kind
-        )
+        log.info("train/mfu is not reported: vision_jax/devices/flops.py has no peak for a %s.", device.device_kind)
         return None
     peak = chip.peak(dtype) * mesh.size
     seconds = {size: flops.count(step.jaxpr) / peak for size, step in traced.items()}

@@ -1,8 +1,8 @@
-"""Starting `jax.distributed`, and making sure that all processes run the same thing.
+"""Starting `jax.distributed`, and checking that all processes run the same thing.
 
-`start` joins the processes and tries their connection with one collective, both within a limit. `check_agreement` stops
-all of them if they were started with different configurations or different software, or do not see the same data.
-`from_first` is for what is read from files that one process writes: the others may not see them yet.
+`start` joins the processes and tests their connection with one collective, both within a time limit. `check_agreement`
+stops all of them if their configurations, software or data differ. `from_first` is for reading files that one process
+writes, which the others may not see yet.
 """
 
 import collections
@@ -25,71 +25,71 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import vision_jax
 from vision_jax import errors
 from vision_jax.devices import backend
-from vision_jax.devices.cluster import Join
+from vision_jax.devices.cluster import ClusterSpec
 from vision_jax.errors import DistributedError
 
-# How long processes wait for each other at the start: machines of one job may be given out minutes apart.
+# How long processes wait for each other at the start: the machines of one job may be allocated minutes apart.
 START_SECONDS = 300
-# A process that has not been heard of for this long is dead, and the others are ended: jax.distributed sees to both. As
-# processes are heard of twice in this time, it is found 25 to 50 s after its end: within a minute.
+# A process without a heartbeat for this long is considered dead, and jax.distributed ends the others. Since processes
+# send two heartbeats in this time, a dead one is detected after 25 to 50 s: within a minute.
 HEARTBEAT_SECONDS = 50
-# Their results depend on these, beyond JAX's own.
+# The packages that results depend on.
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "libtpu", "jax-cuda12-plugin")
 
 
 def start(
-    join: Join, *, seconds: float = START_SECONDS, initialize: Callable[..., None] = jax.distributed.initialize
+    spec: ClusterSpec, *, seconds: float = START_SECONDS, initialize: Callable[..., None] = jax.distributed.initialize
 ) -> str:
-    """Joins this process to the others and tries their connection. To be called before JAX is used.
+    """Joins this process to the others and tests their connection. Call it before JAX is used.
 
     Args:
-        join: see `vision_jax.devices.cluster`.
+        spec: see `vision_jax.devices.cluster`.
         seconds: how long to wait for the others.
-        initialize: stands for `jax.distributed.initialize`, in tests.
+        initialize: replaces `jax.distributed.initialize` in tests.
 
     Returns:
-        what there is, in a sentence: processes, hosts, devices and slices.
+        a sentence on the topology: processes, hosts, devices and slices.
 
     Raises:
-        DistributedError: if they cannot be reached, have not all come in time, or their first collective fails.
+        DistributedError: if the others cannot be reached or are not there in time, or the first collective fails.
     """
-    print(f"Joining the other processes: {join}.", file=sys.stderr, flush=True)
-    # On a timeout of its own, JAX aborts the process with a stack trace in C++: we are to be first.
+    print(f"Joining the other processes: {spec}.", file=sys.stderr, flush=True)
+    # On a timeout of its own, JAX aborts the process with a C++ stack trace: ours must come first.
     limits = {"initialization_timeout": int(seconds) + 60, "heartbeat_timeout_seconds": HEARTBEAT_SECONDS}
     try:
-        _within(seconds, lambda: initialize(**_arguments(join), **limits), f"The processes have not met ({join})")
+        _within(seconds, lambda: initialize(**_arguments(spec), **limits), f"The processes have not met ({spec})")
     except jax.errors.JaxRuntimeError as error:
-        raise DistributedError(f"Cannot join the other processes ({join}): {error}") from error
-    # It is also what first asks for the devices of the others, which can hang as well.
+        raise DistributedError(f"Cannot join the other processes ({spec}): {error}") from error
+    # This is also the first query of the other processes' devices, which can hang as well.
     counted, hosts = _within(seconds, lambda: (_count_devices(), gather(platform.node())), "The first collective hangs")
     if counted != jax.device_count():
         raise DistributedError(
-            f"The first collective counted {counted} devices, and there are {jax.device_count()}: the devices or the "
-            "network between them are not in order."
+            f"The first collective counted {counted} devices instead of {jax.device_count()}: the devices or the "
+            "network between them are faulty."
         )
     return describe_topology(jax.devices(), hosts)
 
 
-def _arguments(join: Join) -> dict[str, Any]:
+def _arguments(spec: ClusterSpec) -> dict[str, Any]:
     """Returns the arguments for `jax.distributed.initialize`."""
-    if join.coordinator_address is None:
+    if spec.coordinator_address is None:
         return {}
-    host, port = join.coordinator_address.rsplit(":", 1)
+    host, port = spec.coordinator_address.rsplit(":", 1)
     arguments = {
-        "coordinator_address": join.coordinator_address,
-        "num_processes": join.num_processes,
-        "process_id": join.process_id,
-        "local_device_ids": join.local_device_ids,
+        "coordinator_address": spec.coordinator_address,
+        "num_processes": spec.num_processes,
+        "process_id": spec.process_id,
+        "local_device_ids": spec.local_device_ids,
         "cluster_detection_method": "deactivate",
     }
     if host in ("127.0.0.1", "localhost", "[::1]"):
-        # By default process 0 listens on all networks of its machine.
+        # By default process 0 listens on all network interfaces.
         arguments["coordinator_bind_address"] = f"{'127.0.0.1' if host == 'localhost' else host}:{port}"
     return arguments
 
 
 def _within(seconds: float, function: Callable[[], Any], what: str) -> Any:
-    """Returns what the function does, or raises DistributedError if that takes too long; it is then left running."""
+    """Returns the result of a function, or raises DistributedError after a time limit, leaving it running."""
     results: list[Any] = []
     errors: list[BaseException] = []
 
@@ -104,9 +104,9 @@ def _within(seconds: float, function: Callable[[], Any], what: str) -> Any:
     thread.join(seconds)
     if thread.is_alive():
         raise DistributedError(
-            f"{what} after {seconds:g} s. Is each of them running (look at the output of all), and are they as many as "
-            "they say? Does the name of process 0's host resolve, and is its port free there and open to the others? "
-            "With GPUs, NCCL_DEBUG=INFO shows which network is used."
+            f"{what} after {seconds:g} s. Check that each of them is running (see the output of all), and that their "
+            "number is right; that the name of process 0's host resolves, and that its port is free there and open to "
+            "the others. With GPUs, NCCL_DEBUG=INFO shows which network is used."
         )
     if errors:
         raise errors[0]
@@ -114,7 +114,7 @@ def _within(seconds: float, function: Callable[[], Any], what: str) -> Any:
 
 
 def _count_devices() -> int:
-    """Returns the sum of a one from each device."""
+    """Returns the number of devices, as a sum of one from each."""
     backend.start()
     mesh = jax.make_mesh((jax.device_count(),), ("all",), axis_types=(AxisType.Auto,))
     ones = jax.make_array_from_callback(
@@ -131,7 +131,7 @@ def describe_topology(devices: Sequence[Any], hosts: Sequence[str]) -> str:
     return (
         f"{len(hosts)} processes on {_count(len(set(hosts)), 'host')}, {' or '.join(map(str, each))} of "
         f"{_count(len(devices), 'device')} each ({', '.join(kinds)}), in {_count(slices, 'slice')}; "
-        "one collective over all of them was tried."
+        "a test collective over all of them succeeded."
     )
 
 
@@ -140,7 +140,7 @@ def _count(number: int, noun: str) -> str:
 
 
 def gather(value: Any) -> list[Any]:
-    """Returns what each process gives, in their order; every process is to call it. The values go through JSON."""
+    """Returns the values of all processes, in order. Every process must call it. Values are passed as JSON."""
     data = _encode(value)
     if jax.process_count() == 1:
         return [_decode(data)]
@@ -152,13 +152,13 @@ def gather(value: Any) -> list[Any]:
 
 
 def from_first(compute: Callable[[], Any]) -> Any:
-    """Returns, in all processes, what `compute` returns in process 0; every process is to call it.
+    """Returns, in all processes, the result of `compute` in process 0. Every process must call it.
 
-    The value goes through JSON, also if there is one process: tuples become lists, and keys strings.
+    The value is passed as JSON, even if there is only one process: tuples become lists, and keys strings.
 
     Raises:
-        whatever `compute` raises in process 0, in that process; in the others the same if it is an error of this
-            package, else DistributedError.
+        the exception of `compute` in process 0; in the others the same one if it is an error of this package, otherwise
+            DistributedError.
     """
     if jax.process_count() == 1:
         return _decode(_encode(compute()))
@@ -166,7 +166,7 @@ def from_first(compute: Callable[[], Any]) -> Any:
     if jax.process_index() == 0:
         try:
             message = {"value": compute()}
-        except Exception as caught:  # it is raised again, once the others know
+        except Exception as caught:  # raised again, once the others know
             error, message = caught, {"error": type(caught).__name__, "text": str(caught)}
     data = _encode(message)
     size = int(multihost_utils.broadcast_one_to_all(np.array(data.size, np.int32)))
@@ -193,7 +193,7 @@ def _decode(data: np.ndarray) -> Any:
 
 
 class Readable(Protocol):
-    """What is compared of a source of records; `fingerprint() -> str` too, if it has one."""
+    """The properties of a source of records that are compared; also `fingerprint() -> str`, if it has one."""
 
     @property
     def num_classes(self) -> int: ...
@@ -205,14 +205,14 @@ class Readable(Protocol):
 
 
 def check_agreement(facts: Mapping[str, Any], sources: Mapping[str, Readable] | None = None) -> None:
-    """Makes sure that several processes have the same facts, code, packages, number of devices, and data.
+    """Checks that all processes have the same facts, code, packages, number of devices, and data.
 
     Args:
-        facts: anything that must be the same in all, as JSON; mappings may be nested.
-        sources: what the processes read, by names such as "training data".
+        facts: JSON values that must be the same in all; mappings may be nested.
+        sources: the data that the processes read, by names such as "training data".
 
     Raises:
-        DistributedError: in all processes, if they differ; it says in what, and which processes have what.
+        DistributedError: in all processes, if something differs; the message says what, and in which processes.
     """
     if jax.process_count() == 1:
         return
@@ -226,21 +226,21 @@ def check_agreement(facts: Mapping[str, Any], sources: Mapping[str, Readable] | 
     everything = gather([{**facts, **versions}, {name: value for each in data for name, value in each.items()}])
     if lines := differences([each for each, _ in everything]):
         raise DistributedError(
-            "The processes were not started with the same things:\n  "
+            "The processes were started differently:\n  "
             + "\n  ".join(lines)
-            + "\nStart all of them with one command and from one environment."
+            + "\nStart all of them with the same command and in the same environment."
         )
     if lines := differences([each for _, each in everything]):
         raise DistributedError(
             "The processes do not see the same data:\n  "
             + "\n  ".join(lines)
-            + "\nEach process must see the same files in data.dir: use a file system that all share, or copy the whole "
-            "data set to every host again."
+            + "\nAll processes must see the same files in data.dir: use a shared file system, or copy the whole data "
+            "set to every host again."
         )
 
 
 def describe_source(name: str, source: Readable) -> dict[str, Any]:
-    """Returns what processes compare of a source: its length, its classes, and its fingerprint if it has one."""
+    """Returns the facts by which a source is compared: its length, classes, and fingerprint if it has one."""
     classes = hashlib.sha256(json.dumps([source.num_classes, *source.class_names]).encode()).hexdigest()[:12]
     described = {
         f"the number of records in the {name}": len(source),
@@ -252,9 +252,9 @@ def describe_source(name: str, source: Readable) -> dict[str, Any]:
 
 
 def differences(facts: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Returns a sentence for each fact that differs, of the facts of each process.
+    """Returns a sentence for each fact that differs between processes.
 
-    Such as `optimizer.learning_rate is 0.1 in processes 0, 1 and 0.2 in process 2`.
+    For example, `optimizer.learning_rate is 0.1 in processes 0, 1 and 0.2 in process 2`.
     """
     flat = [_flatten(each) for each in facts]
     lines = []
@@ -269,7 +269,7 @@ def differences(facts: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _flatten(facts: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Returns nested mappings as one, with dots in its names."""
+    """Flattens nested mappings, with dotted names."""
     flat: dict[str, Any] = {}
     for name, value in facts.items():
         if isinstance(value, Mapping) and value:

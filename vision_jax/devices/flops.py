@@ -1,17 +1,17 @@
-"""Floating-point operations of a training step, and what chips could do at most: model FLOPs utilization (MFU).
+"""Floating-point operations of a training step, and the peak rates of chips: model FLOPs utilization (MFU).
 
-The convention: a multiply-add is two operations, and only convolutions and products of matrices count, as in published
-counts of multiply-adds: those of a step are three times those of the model's forward pass (one for the outputs, two for
-the gradients) but for the first layer, whose images need no gradient. As there, products with padding count. All of the
+The convention: a multiply-add is two operations, and only convolutions and matrix products count, as in published
+counts of multiply-adds: a step has three times those of the model's forward pass (one for the outputs, two for the
+gradients) except for the first layer, whose images need no gradient. As there, products with padding count. The whole
 step is counted: a teacher's forward pass, SAM's second gradient, the products within Muon.
 
-XLA's own count, `cost_analysis`, will not do for this: it counts the body of a loop once, however often it runs
-(`model.scan_blocks`, `optimizer.accumulate`), it counts what is computed anew in the backward pass (`model.remat`), and
-it depends on which kernels a backend has. So the step is counted as it was traced, before XLA: the body of a loop as
-often as the loop runs, and what JAX marks as computed anew not at all. Of the branches of a condition the costliest
-counts, as in XLA: with `optimizer.sam_every` above 1 that is more than is done.
+XLA's own count, `cost_analysis`, is not suitable: it counts the body of a loop once, however often it runs
+(`model.scan_blocks`, `optimizer.accumulate`), it counts recomputation in the backward pass (`model.remat`), and it
+depends on the kernels of the backend. So the step is counted as traced, before XLA: the body of a loop as often as the
+loop runs, and rematerialized operations not at all. Of the branches of a conditional, the most expensive one counts, as
+in XLA: with `optimizer.sam_every` above 1 that is more than is executed.
 
-MFU is these operations a second divided by the peak of all devices, in the dtype that the model computes in.
+MFU is these operations per second divided by the peak of all devices, in the model's compute dtype.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from typing import Any
 
 import jax
 
-_RECOMPUTED = "rematted_computation"  # in JAX's name of what `jax.checkpoint` computes again
+_RECOMPUTED = "rematted_computation"  # in JAX's names of operations that `jax.checkpoint` recomputes
 
 
 def count(jaxpr: Any) -> int:
@@ -29,10 +29,10 @@ def count(jaxpr: Any) -> int:
 
 
 def multiply_adds(jaxpr: Any) -> int:
-    """Counts the multiply-adds of convolutions and products of matrices in a jaxpr and in those within it.
+    """Counts the multiply-adds of convolutions and matrix products in a jaxpr and in its inner jaxprs.
 
-    In a convolution, each element of the kernel meets each position of the output, padded or not; or, if there are
-    fewer, each position of the input: so zeros around and between the gradients do not count on the way back.
+    In a convolution, each element of the kernel is applied at each position of the output, padded or not; or, if there
+    are fewer, of the input: so zeros around and between gradients do not count in the backward pass.
     """
     total = 0
     for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
@@ -70,12 +70,13 @@ def _jaxprs(params: dict[str, Any]) -> list[Any]:
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """What a device can do at most, without sparsity, as its maker says.
+    """The peak rates of a device, without sparsity, as specified by its manufacturer.
 
     Attributes:
-        kinds: names of it, as `device.device_kind` says.
-        half: tera-operations a second in bfloat16; in float16 on V100 and T4, which have no bfloat16 of their own.
-        single: the same in float32 as JAX computes by default: bfloat16 on TPUs, TensorFloat-32 on GPUs that have it.
+        kinds: its names in `device.device_kind`.
+        half: tera-operations per second in bfloat16; in float16 on V100 and T4, which lack bfloat16.
+        single: the same in float32 as JAX computes it by default: bfloat16 on TPUs, TensorFloat-32 on GPUs that have
+            it.
         source: of the figures.
     """
 
@@ -85,12 +86,12 @@ class Chip:
     source: str
 
     def peak(self, dtype: Any) -> float:
-        """Returns operations a second of one device, computing in this dtype."""
+        """Returns the operations per second of one device in this compute dtype."""
         return 1e12 * (self.single if jax.numpy.dtype(dtype).itemsize > 2 else self.half)
 
 
 def _tpu(kinds: tuple[str, ...], chip: float, source: str, devices: int = 1) -> Chip:
-    """Returns a TPU of which JAX shows each chip as so many devices."""
+    """Returns a TPU whose chips appear in JAX as this many devices each."""
     return Chip(kinds, chip / devices, chip / devices, source)
 
 
@@ -98,7 +99,7 @@ _CLOUD_TPU = "cloud.google.com/tpu/docs/"
 _HOPPER = "NVIDIA H100 Tensor Core GPU data sheet (half of the figures with sparsity)"
 
 CHIPS = (
-    # JAX shows the two cores of a chip as devices of their own, but for v4 and v5p.
+    # JAX shows the two cores of a chip as separate devices, except for v4 and v5p.
     _tpu(("TPU v2",), 46.0, _CLOUD_TPU + "v2", devices=2),
     _tpu(("TPU v3",), 123.0, _CLOUD_TPU + "v3", devices=2),
     _tpu(("TPU v4",), 275.0, _CLOUD_TPU + "v4"),
@@ -124,7 +125,7 @@ CHIPS = (
     Chip(("NVIDIA A30",), 165.0, 82.0, "NVIDIA A30 data sheet"),
     Chip(("NVIDIA A40",), 149.7, 74.8, "NVIDIA A40 data sheet"),
     Chip(("NVIDIA RTX A6000",), 154.8, 77.4, "NVIDIA Ampere GA102 whitepaper"),
-    # Tensor cores of these, accumulating in float32 as XLA does, work at half the rate of accumulating in float16.
+    # Tensor cores of these, when accumulating in float32 as XLA does, run at half the rate of float16 accumulation.
     Chip(("NVIDIA GeForce RTX 3090",), 71.0, 35.6, "NVIDIA Ampere GA102 whitepaper"),
     Chip(("NVIDIA GeForce RTX 4090",), 165.2, 82.6, "NVIDIA Ada whitepaper"),
     Chip(("NVIDIA L4",), 121.0, 60.0, "NVIDIA L4 data sheet (half of the figures with sparsity)"),
@@ -144,5 +145,5 @@ CHIPS = (
 
 
 def find_chip(device_kind: str) -> Chip | None:
-    """Returns the chip of which a device is; None if it is not in the table, such as a part of a GPU (MIG) or a CPU."""
+    """Returns the chip of a device; None if it is not in the table, such as a part of a GPU (MIG) or a CPU."""
     return next((chip for chip in CHIPS if device_kind in chip.kinds), None)

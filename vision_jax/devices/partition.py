@@ -1,19 +1,18 @@
-"""Which dimensions of which arrays are divided over which axes of the mesh: rules, as data.
+"""Sharding rules, as data: which dimensions of which arrays are sharded over which axes of the mesh.
 
 A layout is text such as "fsdp,tensor", or "-,fsdp+tensor": one word for each of an array's last dimensions, with +
-between the axes that divide one dimension, and - for a dimension that is whole. Dimensions before those are whole, so
-that the same rule holds for blocks that a scan has stacked.
+between the axes that shard one dimension, and - for a dimension that is not sharded. Dimensions before those are not
+sharded, so that the same rule works for blocks stacked by a scan.
 
 The layout of a parameter is that of
 
-1. the first of `config.mesh.rules` whose pattern is found in its path; or else
-2. the first of `TENSOR_RULES` that is, if the mesh has a tensor axis: heads and hidden units are divided, as in
-   Megatron-LM (Shoeybi et al. 2019, arXiv:1909.08053), unless the axis does not divide the dimension; and
-3. with an fsdp axis, parameters of at least `config.mesh.fsdp_min_size` elements are divided along the largest
-   dimension that is whole and that the axis divides, as in the third stage of ZeRO (Rajbhandari et al. 2019,
-   arXiv:1910.02054).
+1. the first of `config.mesh.rules` whose pattern matches its path; otherwise
+2. the first match in `TENSOR_RULES`, if the mesh has a tensor axis: heads and hidden units are sharded, as in
+   Megatron-LM (Shoeybi et al. 2019, arXiv:1909.08053), if the axis divides the dimension; and
+3. with an fsdp axis, parameters of at least `config.mesh.fsdp_min_size` elements are sharded along their largest
+   remaining dimension that the axis divides, as in stage 3 of ZeRO (Rajbhandari et al. 2019, arXiv:1910.02054).
 
-All else is on every device. Averages and the optimizer's state are laid out as the parameters that they belong to.
+Everything else is replicated. The EMA and the optimizer state are sharded like the parameters that they belong to.
 """
 
 import dataclasses
@@ -29,7 +28,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from vision_jax.errors import ConfigError
 from vision_jax.optim import masks
 
-# For its product with the features, qkv's kernel is divided by heads; see `QueryKeyValue` in models/transformer.py.
+# For its product with the features, qkv's kernel is sharded by heads; see `QueryKeyValue` in models/transformer.py.
 TENSOR_RULES = (
     (r"^([^/]+/)?blocks/(\d+/)?attn/(qkv|proj)/kernel$", "tensor,-"),  # of the backbone, or of a head with blocks
     (r"mlp(_tokens|_channels)?/fc1/kernel$", "-,tensor"),
@@ -40,12 +39,12 @@ TENSOR_RULES = (
 
 @dataclasses.dataclass(frozen=True)
 class Rules:
-    """What decides on layouts; see the top of this file.
+    """The sharding rules; see the top of this file.
 
     Attributes:
         axes: size of each axis of the mesh.
-        given: (pattern, layout), which go before all others.
-        min_size: of arrays that are divided over fsdp, in elements.
+        given: (pattern, layout) pairs, which take precedence over all others.
+        min_size: number of elements from which on arrays are sharded over fsdp.
     """
 
     axes: Mapping[str, int]
@@ -56,7 +55,7 @@ class Rules:
         """Returns the layout of one parameter.
 
         Raises:
-            ConfigError: if a layout that was given does not fit it.
+            ConfigError: if a layout of `given` does not fit it.
         """
         for pattern, layout in self.given:
             if re.search(pattern, path):
@@ -72,7 +71,7 @@ class Rules:
         return PartitionSpec(*dimensions) if any(dimensions) else PartitionSpec()
 
     def _divide_over_fsdp(self, dimensions: list[str | None], shape: tuple[int, ...]) -> None:
-        """Gives the largest whole dimension to the fsdp axis, if the array is large and the axis divides it."""
+        """Shards the largest remaining dimension over fsdp, if the array is large and the axis divides it."""
         size = self.axes.get("fsdp", 1)
         if size == 1 or math.prod(shape) < self.min_size:
             return
@@ -81,26 +80,26 @@ class Rules:
             dimensions[max(free, key=lambda i: shape[i])] = "fsdp"
 
     def _as_given(self, pattern: str, layout: str, path: str, shape: tuple[int, ...]) -> PartitionSpec:
-        """Returns the layout that a rule of the configuration says."""
+        """Returns the layout of a rule in the configuration."""
         words = parse_layout(layout, tuple(self.axes))
         if len(words) > len(shape):
             raise ConfigError(
-                f"mesh.rules: the layout {layout!r} of the pattern {pattern!r} has {len(words)} dimensions, and {path} "
-                f"has {len(shape)}: tie the pattern to the paths that are meant, with ^ and $."
+                f"mesh.rules: the layout {layout!r} of the pattern {pattern!r} has {len(words)} dimensions, but {path} "
+                f"has {len(shape)}: anchor the pattern to the intended paths, with ^ and $."
             )
         for size, axes in zip(shape[len(shape) - len(words) :], words, strict=True):
             number = math.prod(self.axes[axis] for axis in axes)
             if size % number:
                 raise ConfigError(
                     f"mesh.rules: the layout {layout!r} of the pattern {pattern!r} divides a dimension of {size} by "
-                    f"{number}, in {path} of shape {shape}: give that dimension other axes, or - to keep it whole."
+                    f"{number}, in {path} of shape {shape}: use other axes for that dimension, or - to leave it whole."
                 )
         whole = [None] * (len(shape) - len(words))
         return PartitionSpec(*whole, *(axes if len(axes) > 1 else axes[0] if axes else None for axes in words))
 
 
 def parse_layout(layout: str, axes: Sequence[str]) -> list[tuple[str, ...]]:
-    """Returns, for each dimension of a layout in words, the axes that divide it.
+    """Returns, for each dimension of a layout in words, the axes that shard it.
 
     Raises:
         ConfigError: if an axis is unknown or used twice.
@@ -110,19 +109,19 @@ def parse_layout(layout: str, axes: Sequence[str]) -> list[tuple[str, ...]]:
     if unknown := [name for name in names if name not in axes]:
         raise ConfigError(f"mesh.rules: {layout!r} names the axis {unknown[0]!r}; there are {', '.join(axes)}, and -.")
     if len(set(names)) < len(names):
-        raise ConfigError(f"mesh.rules: {layout!r} uses an axis twice; it can divide one dimension alone.")
+        raise ConfigError(f"mesh.rules: {layout!r} uses an axis twice; it can shard only one dimension.")
     return words
 
 
 def layouts(rules: Rules, mesh: Mesh, params: Any, tree: Any) -> Any:
-    """Returns the layout of each array of a tree, such as a TrainState.
+    """Returns the sharding of each array in a tree, such as a TrainState.
 
     Args:
-        rules: what decides.
-        mesh: what they are laid out on.
+        rules: the sharding rules.
+        mesh: of the shardings.
         params: the parameters, or their shapes.
-        tree: any pytree of arrays or shapes. What has the shape of a parameter, and its path at the end of its own,
-            is laid out as it is; other arrays as if they were parameters of no rule.
+        tree: any pytree of arrays or shapes. An array that has the shape of a parameter, and whose path ends with that
+            parameter's, is sharded like it; other arrays like parameters that match no pattern.
 
     Returns:
         the tree with NamedShardings in place of arrays.
@@ -145,12 +144,12 @@ def layouts(rules: Rules, mesh: Mesh, params: Any, tree: Any) -> Any:
 
 
 def bytes_per_device(tree: Any) -> int:
-    """Returns how many bytes of a tree of arrays, or of shapes with layouts, one device holds."""
+    """Returns the bytes per device of a tree of arrays, or of shapes with shardings."""
     return sum(math.prod(x.sharding.shard_shape(x.shape)) * np.dtype(x.dtype).itemsize for x in jax.tree.leaves(tree))
 
 
 def format_spec(spec: PartitionSpec, ndim: int) -> str:
-    """Returns a layout in words, one for each dimension."""
+    """Returns a sharding as a layout in words, one for each dimension."""
     entries = [*spec, *[None] * (ndim - len(spec))]
     words = ["-" if entry is None else entry if isinstance(entry, str) else "+".join(entry) for entry in entries]
     return ",".join(words)

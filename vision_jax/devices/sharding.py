@@ -1,4 +1,4 @@
-"""Devices: the mesh, and how arrays are laid out on it.
+"""The device mesh, and how arrays are sharded over it.
 
 Everything is one program over one mesh with named axes (axis types Auto): the compiler inserts the communication.
 """
@@ -16,13 +16,13 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from vision_jax.data.views import Field
 from vision_jax.errors import ConfigError
 
-# From the one that may cross the slowest network to the one that needs the fastest.
+# From the one that tolerates the slowest network to the one that needs the fastest.
 AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
 
 
 def wait_for_all(what: str) -> None:
-    """Waits until every process has come to this point; `what` names it, the same in all."""
+    """Waits until every process has reached this point, which `what` names, the same in all."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(f"vision_jax: {what}")
 
@@ -31,33 +31,33 @@ def mesh_axes(mesh: Mapping[str, Any], num_devices: int) -> dict[str, int]:
     """Returns the sizes of the axes of the mesh, from the slowest network to the fastest, with -1 filled in.
 
     Args:
-        mesh: the wanted size of each of `AXES`, as in `config.mesh`; one of them may be -1: what is left.
+        mesh: the size of each of `AXES`, as in `config.mesh`; one of them may be -1, for all that remain.
         num_devices: of all processes.
 
     Raises:
-        ConfigError: if they do not make up the devices.
+        ConfigError: if they do not multiply to the number of devices.
     """
     sizes = {name: mesh[name] for name in AXES}
     text = ", ".join(f"mesh.{name}={size}" for name, size in sizes.items())
     left = [name for name, size in sizes.items() if size == -1]
     if len(left) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
-        raise ConfigError(f"{text}: sizes are positive, and one of them may be -1, for what is left.")
+        raise ConfigError(f"{text}: sizes must be positive, except for one of -1, for all that remain.")
     given = math.prod(size for size in sizes.values() if size != -1)
     if left and num_devices % given == 0:
         return sizes | {left[0]: num_devices // given}
     if left or given != num_devices:
         raise ConfigError(
             f"{text} make {'a multiple of ' if left else ''}{given} devices, but there are {num_devices}: "
-            + ("make the sizes divide them." if left else "give one of the axes -1, for what is left.")
+            + ("make the sizes divide them." if left else "set one of the axes to -1, for all that remain.")
         )
     return sizes
 
 
 def make_mesh(sizes: Mapping[str, Any], devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Returns the mesh of these sizes (see `mesh_axes`), of all devices unless some are given.
+    """Returns the mesh of these sizes (see `mesh_axes`), over all devices unless some are given.
 
-    Where devices are in several slices of TPUs, or several hosts with GPUs, the last axes stay within one as far as
-    they fit: they communicate the most.
+    If the devices are in several TPU slices, or several hosts with GPUs, the last axes, which communicate the most,
+    stay within one as far as they fit.
     """
     devices = jax.devices() if devices is None else devices
     return Mesh(device_array(sizes, devices), AXES, axis_types=(AxisType.Auto,) * len(AXES))
@@ -102,38 +102,38 @@ def split_axes(shape: Sequence[int], granules: int) -> tuple[tuple[int, ...], tu
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Returns the layout in which every device holds all of an array."""
+    """Returns the sharding that replicates an array on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def along_batch(mesh: Mesh) -> NamedSharding:
-    """Returns the layout of batches: the first dimension is divided over the axes `data` and `fsdp`."""
+    """Returns the sharding of batches: the first dimension over the axes `data` and `fsdp`."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
 def batch_shards(mesh: Mesh) -> int:
-    """Returns the number of parts that a batch is divided into."""
+    """Returns the number of shards of a batch."""
     return math.prod(mesh.shape[name] for name in BATCH_AXES)
 
 
 def abstract(tree: Any, layout: Any) -> Any:
-    """Returns the tree with shapes, dtypes and layouts in place of arrays.
+    """Returns the tree with shapes, dtypes and shardings in place of arrays.
 
-    `layout` is one for all, or a tree of one for each.
+    `layout` is one sharding for all, or a tree of shardings.
     """
     layouts = jax.tree.map(lambda _: layout, tree) if isinstance(layout, NamedSharding) else layout
     return jax.tree.map(lambda x, y: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=y), tree, layouts)
 
 
 def place(tree: Any, layouts: Any) -> Any:
-    """Returns a tree of arrays in the memory of the host as arrays on the devices.
+    """Moves a tree of arrays from host memory to the devices.
 
-    All processes have the same values: each places what its own devices hold. `jax.device_put` would compare every
-    array over all processes, by a collective each.
+    All processes must have the same values; each places the shards of its own devices. `jax.device_put` would compare
+    every array across processes, with one collective each.
 
     Args:
-        tree: of arrays that nobody writes to any more, as those on CPUs may be the same memory.
-        layouts: one for all, or a tree of one for each.
+        tree: of arrays that are not modified any more, since on CPUs the memory may be shared.
+        layouts: one sharding for all, or a tree of shardings.
     """
     layouts = jax.tree.map(lambda _: layouts, tree) if isinstance(layouts, NamedSharding) else layouts
 
@@ -145,31 +145,31 @@ def place(tree: Any, layouts: Any) -> Any:
 
 
 def abstract_batch(mesh: Mesh, batch_size: int, fields: Mapping[str, Field]) -> dict[str, jax.ShapeDtypeStruct]:
-    """Returns shapes, dtypes and layout of a global batch that has the given fields a row."""
+    """Returns the shapes, dtypes and sharding of a global batch with these fields per row."""
     batch = {name: jax.ShapeDtypeStruct((batch_size, *field.shape), field.dtype) for name, field in fields.items()}
     return abstract(batch, along_batch(mesh))
 
 
 def compile_on(mesh: Mesh, jitted: Any, *arguments: Any) -> jax.stages.Compiled:
-    """Compiles a jitted function for arguments, or their shapes and layouts, with `mesh` as the mesh in use."""
+    """Compiles a jitted function for arguments, or their shapes and shardings, with `mesh` as the current mesh."""
     with jax.set_mesh(mesh):
         return jitted.lower(*arguments).compile()
 
 
 def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
-    """Returns the sorted positions in a global batch that the devices of this process hold, (n,) int64."""
+    """Returns the sorted positions in a global batch of the rows on this process's devices, (n,) int64."""
     indices = along_batch(mesh).addressable_devices_indices_map((batch_size,)).values()
     return np.unique(np.concatenate([np.arange(batch_size)[index] for index in indices]))
 
 
 def batch_placer(mesh: Mesh, batch_size: int) -> Callable[[Mapping[str, np.ndarray]], dict[str, jax.Array]]:
-    """Returns a function that makes a global batch of this process's rows, which are in the order of `local_rows`.
+    """Returns a function that makes a global batch from this process's rows, in the order of `local_rows`.
 
-    It begins to copy all fields, and returns when they have been copied, so that the rows may be written to again.
+    It starts the copies of all fields, and returns when they are done, so that the rows may be overwritten.
     """
     sharding = along_batch(mesh)
     rows = local_rows(mesh, batch_size)
-    # On a CPU, an array of JAX could otherwise be the same memory.
+    # On a CPU, a JAX array could otherwise share the memory.
     copies = mesh.devices.flat[0].platform == "cpu"
 
     def place(values: np.ndarray) -> jax.Array:

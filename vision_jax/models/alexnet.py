@@ -1,5 +1,5 @@
-"""AlexNet (Krizhevsky et al. 2012, «ImageNet classification with deep convolutional neural networks»): the original in
-one tower, and the narrower one of «One weird trick» (Krizhevsky 2014, arXiv:1404.5997) that torchvision has."""
+"""AlexNet (Krizhevsky et al. 2012, "ImageNet classification with deep convolutional neural networks"): the original in
+one tower, and the narrower one of "One weird trick" (Krizhevsky 2014, arXiv:1404.5997) that torchvision has."""
 
 import functools
 from typing import Any

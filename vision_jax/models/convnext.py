@@ -183,7 +183,7 @@ class ConvNeXt(ImageModel, kw_only=True):
             are none.
         response_norm: global response normalization within MLPs, of V2.
         conv_mlp: keep the weights of MLPs as those of 1x1 convolutions, as the published ones of small models are.
-        remat: compute the activations within blocks anew in the backward pass, to save memory; see `maybe_remat`.
+        remat: rematerialize the activations within blocks (gradient checkpointing), to save memory; see `maybe_remat`.
     """
 
     depths: tuple[int, ...]

@@ -99,8 +99,8 @@ class DenseNet(ImageModel, kw_only=True):
         depths: layers in each block.
         growth: features that each layer adds.
         bn_group_size: examples that share batch statistics; 0: the global batch. See `BatchNorm`.
-        remat: compute the activations within layers anew in the backward pass, to save memory; see `maybe_remat`. It
-            saves most of it, as each layer would keep all features before it.
+        remat: rematerialize the activations within layers (gradient checkpointing), to save memory; see `maybe_remat`.
+            It saves most of it, as each layer would keep all features before it.
     """
 
     residual = False

@@ -134,7 +134,7 @@ class GoogLeNet(ImageModel, kw_only=True):
         drop_rate: probability of dropping a unit before the classifier, in training.
         aux_logits: have two auxiliary classifiers, which only `logits_and_auxiliary` uses.
         bn_group_size: examples that share batch statistics; 0: the global batch. See `BatchNorm`.
-        remat: compute the activations within blocks anew in the backward pass, to save memory; see `maybe_remat`.
+        remat: rematerialize the activations within blocks (gradient checkpointing), to save memory; see `maybe_remat`.
     """
 
     residual = False

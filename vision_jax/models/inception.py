@@ -185,7 +185,7 @@ class InceptionV3(ImageModel, kw_only=True):
     Attributes:
         aux_logits: have an auxiliary classifier, which only `logits_and_auxiliary` uses.
         bn_group_size: examples that share batch statistics; 0: the global batch. See `BatchNorm`.
-        remat: compute the activations within blocks anew in the backward pass, to save memory; see `maybe_remat`.
+        remat: rematerialize the activations within blocks (gradient checkpointing), to save memory; see `maybe_remat`.
     """
 
     residual = False

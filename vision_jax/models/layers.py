@@ -12,31 +12,31 @@ from jax.sharding import PartitionSpec
 
 from vision_jax.errors import ConfigError, suggest
 
-# He et al. 2015, with the fan of the output as torch's reference ResNets have it.
+# He et al. 2015 with fan-out, as in torchvision's ResNets.
 conv_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 # torch's default for linear layers: uniform within 1 / sqrt(inputs).
 dense_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
-# Of transformers. What timm calls truncated is cut off at 2, a hundred deviations away.
+# Transformer weights. timm's trunc_normal_ cuts at +-2, which is 100 standard deviations here: a plain normal.
 transformer_init = nn.initializers.normal(0.02)
 
 
-# Collections of variables: what `capture` stores, and what it adds. None is there unless it is asked for.
+# Variable collections: what `capture` stores, and what it adds. They exist only on request.
 INTERMEDIATES, ATTENTION, PERTURBATIONS = "intermediates", "attention", "perturbations"
 
 
 def capture(module: nn.Module, x: jax.Array, name: str = "", *, collection: str = INTERMEDIATES) -> jax.Array:
-    """Gives an activation a name under which `vision_jax.models.intermediates` finds it.
+    """Names an activation, so that `vision_jax.models.intermediates` can find it.
 
-    Where nobody asks for it the result is x itself, and nothing is computed or stored.
+    If it is not requested, the result is x itself, and nothing is computed or stored.
 
     Args:
-        module: where the activation is; its path is the beginning of the name.
+        module: that computes the activation; its path is the first part of the name.
         x: the activation.
-        name: what follows in the name; "": the activation is the module's own result.
+        name: the rest of the name; "": the activation is the module's output.
         collection: where it is stored, if that is mutable and the model is not being initialized.
 
     Returns:
-        x, plus its perturbation if the variables have one: what the rest of the model is to use.
+        x, plus its perturbation if the variables contain one; the rest of the model must use this.
     """
     if module.has_variable(PERTURBATIONS, _key(name)):
         x = x + module.get_variable(PERTURBATIONS, _key(name)).astype(x.dtype)
@@ -46,10 +46,10 @@ def capture(module: nn.Module, x: jax.Array, name: str = "", *, collection: str 
 
 
 def capture_beside(module: nn.Module, x: Callable[[], jax.Array], name: str) -> None:
-    """Captures what a function gives, which the logits do not depend on; it is called only if that is asked for.
+    """Captures the result of a function, which the logits do not depend on. It is only called on request.
 
     Raises:
-        ConfigError: if there is a perturbation of it, which would change nothing.
+        ConfigError: if there is a perturbation of it, which would have no effect.
     """
     if module.has_variable(PERTURBATIONS, _key(name)):
         raise ConfigError(f"The logits of this model do not depend on {name!r}: perturb a layer before it.")
@@ -58,31 +58,31 @@ def capture_beside(module: nn.Module, x: Callable[[], jax.Array], name: str) -> 
 
 
 def is_captured(module: nn.Module, collection: str) -> bool:
-    """Returns whether the activations of a collection are asked for."""
+    """Returns whether the activations of a collection are requested."""
     return module.is_mutable_collection(collection) and not module.is_initializing()
 
 
 def _key(name: str) -> str:
-    return f"output:{name}" if name else "output"  # which no submodule is called
+    return f"output:{name}" if name else "output"  # not the name of any submodule
 
 
 class ImageModel(nn.Module, kw_only=True):
-    """What all models have in common: their options, and the ways to apply them.
+    """The interface of all models: their options, and the ways to apply them.
 
-    A model defines `setup`, `feature_maps`, `features`, `classify` and `gradcam_layer`, and gives its activations names
-    by `capture`. Modules and parameters carry the names that they
-    have in the state dict of timm, or torchvision for what timm has not; `vision_jax.pretrained` relies on it.
+    A model defines `setup`, `feature_maps`, `features`, `classify` and `gradcam_layer`, and names its activations with
+    `capture`. Modules and parameters have the names of timm's state dict, or of torchvision's for models that timm does
+    not have; `vision_jax.pretrained` relies on this.
 
     Attributes:
-        num_classes: length of the logits; 0: the model gives its features.
+        num_classes: number of logits; 0: the model returns its features.
         in_channels: of the images.
-        dtype: what it computes in.
-        drop_rate: probability of dropping a unit before the classifier, in training.
-        drop_path_rate: probability of dropping an example's last residual branch, in training; earlier ones are
-            dropped less often, in proportion to their depth (Huang et al. 2016, arXiv:1603.09382).
+        dtype: compute dtype.
+        drop_rate: dropout rate before the classifier, in training.
+        drop_path_rate: drop rate of the last residual branch in training, increasing linearly with depth from 0
+            (stochastic depth, Huang et al. 2016, arXiv:1603.09382).
     """
 
-    residual: ClassVar[bool] = True  # there are branches that `drop_path_rate` can drop
+    residual: ClassVar[bool] = True  # has branches that `drop_path_rate` can drop
 
     num_classes: int = 1000
     in_channels: int = 3
@@ -92,19 +92,19 @@ class ImageModel(nn.Module, kw_only=True):
 
     @property
     def gradcam_layer(self) -> str:
-        """The layer that Grad-CAM explains by default: the last one with positions. See `models.intermediates`."""
+        """The default layer for Grad-CAM: the last one with spatial positions. See `models.intermediates`."""
         raise NotImplementedError
 
     @property
     def num_prefix_tokens(self) -> int:
-        """How many tokens there are before those of the patches, in models that have tokens."""
+        """Number of tokens before the patch tokens, in models with tokens."""
         return 0
 
     def prepare(self, images: jax.Array) -> jax.Array:
-        """Returns the images in the dtype that the model computes in.
+        """Returns the images in the model's compute dtype.
 
         Raises:
-            ValueError: if they have another number of channels.
+            ValueError: if they have the wrong number of channels.
         """
         if images.ndim != 4 or images.shape[-1] != self.in_channels:
             raise ValueError(
@@ -114,11 +114,11 @@ class ImageModel(nn.Module, kw_only=True):
         return images.astype(self.dtype)
 
     def feature_maps(self, images: jax.Array, *, train: bool) -> dict[int, jax.Array]:
-        """Returns the last map of each resolution.
+        """Returns the last feature map of each resolution.
 
         Args:
             images: (batch, height, width, channels), normalized.
-            train: normalize by the batch's statistics and update the running ones; drop units.
+            train: normalize by batch statistics and update the running ones; apply dropout.
 
         Returns:
             by stride: (batch, about height / stride, about width / stride, features).
@@ -126,7 +126,7 @@ class ImageModel(nn.Module, kw_only=True):
         raise NotImplementedError
 
     def features(self, images: jax.Array, *, train: bool) -> jax.Array:
-        """Returns what the classifier sees, (batch, features) float32. Arguments as for `feature_maps`."""
+        """Returns the input of the classifier, (batch, features) float32. Arguments as for `feature_maps`."""
         raise NotImplementedError
 
     def classify(self, features: jax.Array, *, train: bool) -> jax.Array:
@@ -144,13 +144,13 @@ class ImageModel(nn.Module, kw_only=True):
 
 
 def Classifier(num_classes: int, **options: Any) -> nn.Dense:
-    """Returns the dense layer that makes logits of features.
+    """Returns the dense layer that maps features to logits.
 
-    It computes in float32 whatever the dtype of the model, of which it is less than a thousandth: in bfloat16, logits
-    above 4 would be multiples of 1/32, and classes tie that do not.
+    It always computes in float32, at less than 0.1 % of the model's cost: in bfloat16, logits above 4 would be
+    multiples of 1/32, which creates ties between classes.
 
     Args:
-        num_classes: length of the logits.
+        num_classes: number of logits.
         **options: of `nn.Dense`.
     """
     return nn.Dense(num_classes, dtype=jnp.float32, **options)
@@ -171,8 +171,8 @@ def Conv(
     """Returns a convolution with torch's arguments.
 
     Args:
-        padding: on each side, of both dimensions or of each, or "SAME" as TensorFlow pads; None: half the kernel.
-        groups: of channels that do not see each other.
+        padding: on each side, one for both dimensions or one for each, or TensorFlow's "SAME"; None: half the kernel.
+        groups: number of groups of channels.
         layer: the class of the convolution.
         **options: of `nn.Conv`.
     """
@@ -197,19 +197,19 @@ def Conv(
 
 
 def max_pool(x: jax.Array, size: int, stride: int, *, padding: int = 0, ceil: bool = False) -> jax.Array:
-    """Torch's max pooling of (batch, height, width, channels); `ceil`: windows may end beyond the edge."""
+    """torch's max pooling of (batch, height, width, channels); `ceil`: windows may extend beyond the edge."""
     return nn.max_pool(x, (size, size), (stride, stride), _pool_padding(x, size, stride, padding, ceil))
 
 
 def avg_pool(
     x: jax.Array, size: int, stride: int, *, padding: int = 0, ceil: bool = False, count_include_pad: bool = True
 ) -> jax.Array:
-    """Torch's average pooling of (batch, height, width, channels); `ceil`: windows may end beyond the edge.
+    """torch's average pooling of (batch, height, width, channels); `ceil`: windows may extend beyond the edge.
 
-    What `ceil` adds beyond the edge is never counted.
+    Positions that `ceil` adds beyond the edge are never counted.
     """
     if ceil and padding and count_include_pad:
-        raise NotImplementedError("torch counts the padding there and not what lies beyond it")
+        raise NotImplementedError("torch counts the padding here, but not the positions beyond it")
     pads = _pool_padding(x, size, stride, padding, ceil)
     return nn.avg_pool(x, (size, size), (stride, stride), pads, count_include_pad=count_include_pad and not ceil)
 
@@ -220,7 +220,7 @@ def _pool_padding(x: jax.Array, size: int, stride: int, padding: int, ceil: bool
         extra = 0
         if ceil:
             count = -(-(length + 2 * padding - size) // stride) + 1
-            if (count - 1) * stride >= length + padding:  # torch: a window begins inside or in the left padding
+            if (count - 1) * stride >= length + padding:  # torch: a window starts inside or in the left padding
                 count -= 1
             extra = max(0, (count - 1) * stride + size - length - 2 * padding)
         pads.append((padding, padding + extra))
@@ -228,10 +228,10 @@ def _pool_padding(x: jax.Array, size: int, stride: int, padding: int, ceil: bool
 
 
 def adaptive_avg_pool(x: jax.Array, height: int, width: int) -> jax.Array:
-    """Torch's adaptive average pooling of (batch, height, width, channels) to another height and width, in float32.
+    """torch's adaptive average pooling of (batch, height, width, channels) to another height and width, in float32.
 
-    Cell i of n averages the rows from floor(i * rows / n) to ceil((i + 1) * rows / n): cells may overlap, and where
-    there are fewer rows than cells, rows are repeated.
+    Cell i of n averages the rows from floor(i * rows / n) to ceil((i + 1) * rows / n): cells may overlap, and rows are
+    repeated if there are fewer rows than cells.
 
     Raises:
         ValueError: if there is nothing to average.
@@ -271,7 +271,7 @@ class DropPath(nn.Module):
     """Drops a residual branch for whole examples (stochastic depth, Huang et al. 2016, arXiv:1603.09382).
 
     Attributes:
-        rate: probability; what is kept is divided by one minus it.
+        rate: drop probability; kept branches are divided by 1 - rate.
     """
 
     rate: float
@@ -283,12 +283,12 @@ class DropPath(nn.Module):
 
 
 def drop_path_rates(rate: float, depths: Sequence[int]) -> list[list[float]]:
-    """Returns the rate of each block of each stage, rising linearly from 0 to `rate`."""
+    """Returns the rate of each block of each stage, increasing linearly from 0 to `rate`."""
     rates = iter(np.linspace(0.0, rate, sum(depths)).tolist())
     return [[next(rates) for _ in range(depth)] for depth in depths]
 
 
-# What is kept for the backward pass although a block is computed anew in it.
+# What is kept for the backward pass of a block that is rematerialized.
 _REMAT_POLICIES: dict[str, Callable[..., bool] | None] = {
     "full": None,
     "dots": jax.checkpoint_policies.dots_saveable,
@@ -296,12 +296,12 @@ _REMAT_POLICIES: dict[str, Callable[..., bool] | None] = {
 
 
 def maybe_remat(block: type[nn.Module], remat: bool | str | None) -> type[nn.Module]:
-    """Returns a block, called as `block(x, train)`, whose activations are computed anew in the backward pass.
+    """Returns a block, called as `block(x, train)`, whose activations are rematerialized in the backward pass.
 
     Args:
         block: the class.
-        remat: "full" or True: nothing within the block is kept; "dots": what products of matrices give is, which
-            convolutions are not; "", False or None: the block itself is returned.
+        remat: "full" or True: no activation within the block is kept; "dots": results of matrix products (but not of
+            convolutions) are kept; "", False or None: the block itself is returned.
 
     Raises:
         ConfigError: for anything else.
@@ -315,9 +315,9 @@ def maybe_remat(block: type[nn.Module], remat: bool | str | None) -> type[nn.Mod
 
 
 def over_tensor_axis(x: jax.Array, dimension: int) -> jax.Array:
-    """Divides a dimension over the axis `tensor` of the mesh in use (`jax.set_mesh`); x itself where that cannot be.
+    """Shards a dimension over the `tensor` axis of the current mesh (`jax.set_mesh`), if the axis divides it.
 
-    How the other dimensions are divided is left to the compiler.
+    The sharding of the other dimensions is left to the compiler.
     """
     size = jax.sharding.get_abstract_mesh().shape.get("tensor", 1)
     if size == 1 or x.shape[dimension] % size:
@@ -330,16 +330,15 @@ def over_tensor_axis(x: jax.Array, dimension: int) -> jax.Array:
 class BatchNorm(nn.Module):
     """Batch normalization (Ioffe and Szegedy 2015) over the batch and all positions, with float32 statistics.
 
-    In training, the running statistics become `momentum * old + (1 - momentum) * new`, where the new variance is the
-    unbiased one, as torch has it; what normalizes the batch is the biased one. Parameters `scale` and `bias`, and the
-    statistics `mean` and `var`, are (channels,) float32.
+    In training, the running statistics become `momentum * old + (1 - momentum) * new`, where the new variance is
+    unbiased, as in torch; the batch is normalized by the biased one. Parameters `scale` and `bias`, and statistics
+    `mean` and `var`, are (channels,) float32.
 
     Attributes:
         dtype: of the result.
-        group_size: examples that share statistics, consecutive ones; 0, or more than there are: the whole global batch,
-            whatever its placement.
-            The running statistics are those of the groups, averaged.
-        momentum: share of the old running statistics that is kept; one minus what torch calls momentum.
+        group_size: number of consecutive examples normalized together; 0, or more than the batch: the global batch,
+            whatever its sharding. The running statistics are the mean over the groups.
+        momentum: weight of the old running statistics; 1 minus torch's momentum.
         epsilon: added to the variance.
         scale_init: initializer of the scale.
     """
@@ -368,8 +367,8 @@ class BatchNorm(nn.Module):
         grouped = x.reshape(-1, group_size, *x.shape[1:]).astype(jnp.float32)
         axes = tuple(range(1, grouped.ndim - 1))
         mean = grouped.mean(axes, keepdims=True)
-        # One pass over x gives both moments. Float32 makes the variance wrong by some 1e-7 * (mean / deviation)^2 of
-        # itself, which matters from ratios of some hundreds on; it can even come out slightly negative.
+        # One pass over x gives both moments. In float32 the variance has a relative error of about
+        # 1e-7 * (mean / deviation)^2, which matters for ratios above some hundreds; it can even be slightly negative.
         var = jnp.maximum(0.0, jnp.square(grouped).mean(axes, keepdims=True) - jnp.square(mean))
         if not self.is_initializing():
             count = grouped.size // (grouped.shape[0] * channels)

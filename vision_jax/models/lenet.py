@@ -1,4 +1,4 @@
-"""LeNet-5 (LeCun et al. 1998, «Gradient-based learning applied to document recognition»), in its usual modern form:
+"""LeNet-5 (LeCun et al. 1998, "Gradient-based learning applied to document recognition"), in its usual modern form:
 rectified units, max pooling, and a full second convolution."""
 
 import flax.linen as nn

@@ -292,7 +292,7 @@ class MobileNet(ImageModel, kw_only=True):
         norm_epsilon: added to variances.
         norm_momentum: share of the running statistics that a step keeps.
         bn_group_size: examples that share batch statistics; 0: the global batch. See `BatchNorm`.
-        remat: compute the activations within blocks anew in the backward pass, to save memory; see `maybe_remat`.
+        remat: rematerialize the activations within blocks (gradient checkpointing), to save memory; see `maybe_remat`.
     """
 
     stages: Stages

@@ -117,7 +117,7 @@ class MlpMixer(ImageModel, kw_only=True):
         embed_dim: features.
         depth: number of blocks.
         img_size: height and width of the images, which the parameters depend on.
-        remat: compute the activations within blocks anew in the backward pass, to save memory; see `maybe_remat`.
+        remat: rematerialize the activations within blocks (gradient checkpointing), to save memory; see `maybe_remat`.
         head_bias: where the biases of the classifier begin.
     """
 

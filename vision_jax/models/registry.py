@@ -26,7 +26,7 @@ class InputSpec:
         mean, std: normalization, in units where a pixel is between 0 and 1.
         interpolation: "bilinear" or "bicubic", with which evaluation images are resized.
         crop_pct: share of the resized shorter side that is cropped.
-        channels: 3: RGB, 1: greyscale.
+        channels: 3: RGB, 1: grayscale.
     """
 
     size: int = 224

@@ -139,7 +139,7 @@ class RegNet(ImageModel, kw_only=True):
         se_ratio: hidden channels of squeeze and excitation per input channel of a block; 0: there is none (RegNet X).
         bn_group_size: examples that share batch statistics; 0: the global batch. See `BatchNorm`.
         zero_init_last: start the last norm scale of each block at zero (Goyal et al. 2017, arXiv:1706.02677).
-        remat: compute the activations within blocks anew in the backward pass, to save memory; see `maybe_remat`.
+        remat: rematerialize the activations within blocks (gradient checkpointing), to save memory; see `maybe_remat`.
     """
 
     widths: tuple[int, ...]

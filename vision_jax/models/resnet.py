@@ -246,7 +246,7 @@ class ResNet(ImageModel, kw_only=True):
             max pooling has stride 1, too, and a blur of stride 2 behind it; "": nothing is blurred.
         zero_init_last: start the last norm scale of each block at zero (Goyal et al. 2017, arXiv:1706.02677).
         head_bias: where the biases of the classifier begin.
-        remat: compute the activations within blocks anew in the backward pass, to save memory; see `maybe_remat`.
+        remat: rematerialize the activations within blocks (gradient checkpointing), to save memory; see `maybe_remat`.
     """
 
     block: type[Block]

@@ -65,7 +65,7 @@ class ResNet9(ImageModel, kw_only=True):
     Attributes:
         logit_scale: factor of the logits, which makes up for the large learning rate of the classifier.
         bn_group_size: examples that share batch statistics; 0: the global batch. See `BatchNorm`.
-        remat: compute the activations within layers anew in the backward pass, to save memory; see `maybe_remat`.
+        remat: rematerialize the activations within layers (gradient checkpointing), to save memory; see `maybe_remat`.
     """
 
     num_classes: int = 10

@@ -203,7 +203,7 @@ class PreActResNet(ImageModel, kw_only=True):
         width_factor: widens all layers.
         deep_stem: three 3x3 convolutions in the place of the first, 7x7, one.
         average_downsample: shortcuts are averaged where the resolution changes.
-        remat: compute the activations within blocks anew in the backward pass, to save memory; see `maybe_remat`.
+        remat: rematerialize the activations within blocks (gradient checkpointing), to save memory; see `maybe_remat`.
         head_bias: where the biases of the classifier begin.
     """
 

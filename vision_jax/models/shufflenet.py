@@ -118,7 +118,7 @@ class ShuffleNetV2(ImageModel, kw_only=True):
     Attributes:
         widths: of the stages, and of the last convolution.
         bn_group_size: examples that share batch statistics; 0: the global batch. See `BatchNorm`.
-        remat: compute the activations within units anew in the backward pass, to save memory; see `maybe_remat`.
+        remat: rematerialize the activations within units (gradient checkpointing), to save memory; see `maybe_remat`.
     """
 
     residual = False

@@ -140,7 +140,7 @@ class Block(nn.Module):
 
 
 class PatchMerging(nn.Module):
-    """Halves the resolution: the four neighbours' features side by side, normalized and projected to `features`."""
+    """Halves the resolution: the four neighbors' features side by side, normalized and projected to `features`."""
 
     features: int
     dtype: Any
@@ -206,7 +206,7 @@ class SwinTransformer(ImageModel, kw_only=True):
         num_heads: of each stage.
         window_size: height and width of the windows, in positions of a map.
         img_size: of the images that the windows are made for.
-        remat: compute the activations within blocks anew in the backward pass, to save memory; see `maybe_remat`.
+        remat: rematerialize the activations within blocks (gradient checkpointing), to save memory; see `maybe_remat`.
     """
 
     embed_dim: int
@@ -289,7 +289,7 @@ def torchvision_buffers(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray
 def resample(name: str, table: np.ndarray, shape: Shape) -> np.ndarray:
     """Interpolates a table of biases for another window, as timm does by default (the scheme is BEiT's).
 
-    The old offsets are spread so that their distances grow geometrically from 1 beside the centre to reach the new
+    The old offsets are spread so that their distances grow geometrically from 1 beside the center to reach the new
     edge, which leaves the biases of close positions where they were; between them it is linear along both axes.
 
     Raises:

@@ -126,7 +126,7 @@ class VisionTransformer(ImageModel, kw_only=True):
         drop_path_uniform: all blocks drop branches with the probability `drop_path_rate`, as in DeiT III, instead of
             earlier ones less often.
         proj_drop_rate: probability of dropping a unit after a dense layer in a block, in training.
-        remat: compute the activations within blocks anew in the backward pass, to save memory; see `maybe_remat`.
+        remat: rematerialize the activations within blocks (gradient checkpointing), to save memory; see `maybe_remat`.
         scan_blocks: compile one block instead of all. Parameters are stacked along a first axis.
         head_bias: where the biases of the classifier begin.
     """

@@ -77,7 +77,7 @@ class WideResNet(ImageModel, kw_only=True):
         depth: layers with kernels, 6 n + 4.
         width_factor: width of the stages over 16, 32 and 64.
         bn_group_size: examples that share batch statistics; 0: the global batch. See `BatchNorm`.
-        remat: compute the activations within blocks anew in the backward pass, to save memory; see `maybe_remat`.
+        remat: rematerialize the activations within blocks (gradient checkpointing), to save memory; see `maybe_remat`.
     """
 
     num_classes: int = 10

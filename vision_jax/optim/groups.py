@@ -1,8 +1,8 @@
-"""What holds for some parameters and not for others: decay, factors of the learning rate, freezing.
+"""Parameter groups: weight decay, learning-rate multipliers and freezing by rules on parameter paths.
 
-Patterns are regular expressions that are found anywhere in a path such as `layer1/0/conv1/kernel`; `^` and `$` tie
-them to its ends. Parameters of blocks that a scan has stacked have one path for each block, `blocks/0/attn/qkv/kernel`
-and so on, so that the same rules hold for a model built either way.
+Patterns are regular expressions, searched for in paths such as `layer1/0/conv1/kernel`; `^` and `$` anchor them.
+Parameters of blocks stacked by a scan have one path per block, `blocks/0/attn/qkv/kernel` and so on, so that the same
+rules hold for a model built either way.
 """
 
 import dataclasses
@@ -18,10 +18,10 @@ import optax
 from vision_jax.errors import ConfigError
 from vision_jax.optim import masks
 
-_PREVIOUS = 1_000_000_000  # sorts behind all blocks of a stage
-# Where a parameter stands in a model: a pattern that the path begins with, an ordinal, and further ordinals behind the
-# captured ones. It is where timm's layer-wise decay puts them, for all families at once: paths are its names. What ends
-# with _PREVIOUS counts as the layer before; what no pattern matches is the head.
+_PREVIOUS = 1_000_000_000  # sorts after all blocks of a stage
+# The position of a parameter in a model: a pattern that the path starts with, an ordinal, and more ordinals, which
+# follow the captured groups. They are the layers of timm's layer-wise decay, for all families at once, since paths are
+# timm's names. Entries that end with _PREVIOUS belong to the layer before; paths that no pattern matches are the head.
 _LAYERS: tuple[tuple[str, int, tuple[int, ...]], ...] = (
     (r"(cls_token|dist_token|reg_token|pos_embed|patch_embed)", 0, ()),  # vision transformers, Swin
     (r"(stem|conv_stem|conv1|bn1|maxpool|prep)(/|$)", 0, ()),
@@ -51,13 +51,13 @@ _LAST_CONV = r"(conv_head|bn2)/"
 
 
 def layer_ids(paths: Sequence[str], layers: Sequence[str] | None = None) -> list[int]:
-    """Returns the depth of each parameter: 0 for the stem, then one number for each block, the last for the head.
+    """Returns the layer number of each parameter: 0 for the stem, then one for each block, the last for the head.
 
     Args:
         paths: of all parameters of a model.
-        layers: patterns from the first layer to the last; what they capture orders what one pattern matches, by value
-            if it is a number. What none matches is the head. None: those of the families in `vision_jax.models`, with
-            depths as timm has them.
+        layers: patterns from the first layer to the last; parameters that match the same pattern are ordered by its
+            captured groups, numerically if these are numbers. Paths that match none are the head. None: the patterns
+            for the families in `vision_jax.models`, with timm's layers.
 
     Raises:
         ConfigError: if no pattern matches, or only the first ones.
@@ -85,23 +85,23 @@ def layer_ids(paths: Sequence[str], layers: Sequence[str] | None = None) -> list
         ids[key] = max(0, len(set(ids.values())) - (key[-1] == _PREVIOUS))
     if len(set(ids.values())) < 3:
         raise ConfigError(
-            "The layers of this model are not known, so its learning rate cannot decay by layer: give `layers`, "
-            "patterns of paths from the first layer to the last."
+            "The layers of this model are not known, so its learning rate cannot decay by layer: pass `layers`, path "
+            "patterns from the first layer to the last."
         )
     return [ids[key] for key in places]
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """What holds for a parameter.
+    """The rules that apply to one parameter.
 
     Attributes:
         path: its path.
         shape: its shape.
-        decays: weight decay acts on it.
-        multiplier: factor of its learning rate; of stacked blocks with different ones, all of them.
-        frozen: it keeps its value.
-        layer: its depth, where the learning rate decays by layer; of stacked blocks, all of them.
+        decays: whether weight decay applies.
+        multiplier: learning-rate multiplier; for stacked blocks, one per block if they differ.
+        frozen: whether it is frozen.
+        layer: its layer, if the learning rate decays by layer; for stacked blocks, one per block.
     """
 
     path: str
@@ -114,22 +114,22 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class GroupRules:
-    """What holds for which parameters.
+    """Rules that assign weight decay, learning rates and freezing to parameters.
 
     Attributes:
         decay: "kernels", "all", "timm" or "not_norms", as in `decay_mask`.
-        no_decay: patterns of what does not decay although the rule says so.
-        multipliers: pairs of a pattern and a factor of the learning rate; where several match, all factors count.
-        layer_decay: the learning rate of a layer is this times that of the next one, and the head has all of it (Clark
-            et al. 2020, arXiv:2003.10555; Bao et al. 2021, arXiv:2106.08254); None: all layers have the same.
-        min_layer_factor: the least factor that comes of it.
+        no_decay: patterns of parameters exempt from decay.
+        multipliers: (pattern, factor) pairs of the learning rate; if several match, their factors are multiplied.
+        layer_decay: ratio of each layer's learning rate to that of the next one; the head's is not reduced (Clark et
+            al. 2020, arXiv:2003.10555; Bao et al. 2021, arXiv:2106.08254); None: all layers have the same.
+        min_layer_factor: lower bound of the resulting factors.
         layers: see `layer_ids`.
-        frozen: patterns of what keeps its value: there is no update, no decay and no state in the optimizer. Running
-            statistics are not parameters and go on.
-        no_clip_adaptive: patterns of what is not clipped adaptively.
+        frozen: patterns of frozen parameters: they have no update, no decay and no optimizer state. Running statistics
+            are not parameters and keep being updated.
+        no_clip_adaptive: patterns of parameters exempt from adaptive clipping.
 
-    The patterns of each field are found in at least one path, but for the default of `no_clip_adaptive`: a rule that
-    holds for nothing is a mistake.
+    Every pattern must match at least one path, except for the default of `no_clip_adaptive`: a rule that matches
+    nothing is a mistake.
     """
 
     decay: str = "kernels"
@@ -148,7 +148,7 @@ class GroupRules:
             try:
                 re.compile(pattern)
             except re.error as error:
-                raise ConfigError(f"The pattern {pattern!r} is no regular expression: {error}") from error
+                raise ConfigError(f"The pattern {pattern!r} is not a regular expression: {error}") from error
         if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
             raise ConfigError(f"layer_decay is {self.layer_decay}: it must be above 0 and at most 1.")
         for pattern, factor in self.multipliers:
@@ -156,7 +156,7 @@ class GroupRules:
                 raise ConfigError(f"The multiplier of {pattern!r} is {factor}: it must not be negative.")
 
     def _patterns(self) -> dict[str, tuple[str, ...]]:
-        """Returns the patterns of each field that has some."""
+        """Returns the patterns of each field."""
         multiplied = tuple(pattern for pattern, _ in self.multipliers)
         return {
             "no_decay": self.no_decay,
@@ -166,13 +166,13 @@ class GroupRules:
         }
 
     def check(self, params: Any) -> None:
-        """Checks that each pattern is found in the path of a parameter.
+        """Checks that each pattern matches the path of a parameter.
 
         Args:
             params: arrays or their shapes, of all parameters, frozen ones too.
 
         Raises:
-            ConfigError: naming the field and the pattern, if one is not.
+            ConfigError: if one does not; the message names the field and the pattern.
         """
         paths = masks.all_paths(params)
         for field, patterns in self._patterns().items():
@@ -181,13 +181,13 @@ class GroupRules:
         masks.check_patterns("layers", self.layers or (), paths)
 
     def table(self, params: Any) -> list[Row]:
-        """Returns what holds for each of the parameters, in the order of `jax.tree.leaves`.
+        """Returns the rules that apply to each parameter, in the order of `jax.tree.leaves`.
 
         Args:
             params: arrays, or their shapes.
 
         Raises:
-            ConfigError: if a pattern matches nothing, or picks out some of stacked blocks where that cannot be.
+            ConfigError: if a pattern matches nothing, or only some of the blocks of a stack that must agree.
         """
         leaves = [(masks.path_string(path), x) for path, x in jax.tree_util.tree_leaves_with_path(params)]
         paths = [masks.block_paths(path, x.shape) for path, x in leaves]
@@ -208,13 +208,13 @@ class GroupRules:
                 factor *= other if re.search(pattern, name) else 1
             if self.layer_decay is not None:
                 factor *= max(self.min_layer_factor, self.layer_decay ** (max(ids.values()) - ids[name]))
-            # Of stacked blocks some may be frozen: those then have state, and a factor of zero.
+            # If only some of the stacked blocks are frozen, those have state, and a factor of zero.
             multipliers.append(0.0 if is_frozen else factor)
         spared = {masks.matches(name, self.no_decay) for name in paths}
         if decays and len(spared) > 1:
             raise ConfigError(
-                f"no_decay picks out some of the blocks stacked in {path}, of which all must decay or none: change the "
-                "pattern, or set scan_blocks to False."
+                f"no_decay matches only some of the blocks stacked in {path}, of which all must decay or none: change "
+                "the pattern, or set scan_blocks to False."
             )
         layers = tuple(ids[name] for name in paths) if ids else None
         stacked = masks.is_stacked(path)
@@ -228,16 +228,16 @@ class GroupRules:
         )
 
     def split(self, params: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Returns the parameters that are trained, and those that keep their values; `merge` puts them together again.
+        """Splits parameters into trained and frozen ones; `merge` is the inverse.
 
-        What is differentiated, clipped, guarded and updated is then the first alone. Of blocks that a scan has stacked,
-        some may be frozen: those are trained with a factor of zero, as an array cannot be divided here.
+        Only the trained ones are then differentiated, clipped, guarded and updated. If only some blocks of a stack are
+        frozen, they are trained with a factor of zero, since an array cannot be split here.
 
         Args:
             params: nested dicts of arrays or of their shapes, of all parameters.
 
         Returns:
-            (trained, frozen), nested dicts each of which lacks what the other one has, and what becomes empty by it.
+            (trained, frozen), nested dicts without the leaves of the other one, and without dicts that become empty.
 
         Raises:
             ConfigError: if a pattern of `frozen` matches nothing.
@@ -249,13 +249,13 @@ class GroupRules:
         return all(masks.matches(name, self.frozen) for name in masks.block_paths(path, x.shape))
 
     def clip_adaptive_mask(self, params: Any) -> Any:
-        """Returns a tree of booleans, which of the parameters are clipped adaptively, for `create_optimizer`."""
+        """Returns a tree of booleans for `create_optimizer`: which parameters are clipped adaptively."""
         return masks.decay_mask(params, "all", self.no_clip_adaptive)
 
     def decay_mask(self, params: Any) -> Any:
-        """Returns a tree of booleans, which of the parameters decay; it is what `create_optimizer` takes."""
+        """Returns a tree of booleans for `create_optimizer`: which parameters decay."""
 
-        # The tree may lack frozen parameters, and a pattern match nothing in it: hence no `table`.
+        # The tree may lack frozen parameters, so that a pattern may match nothing in it: hence no `table`.
         def decays(path: Any, decays: bool, x: Any) -> bool:
             paths = masks.block_paths(masks.path_string(path), x.shape)
             return decays and not any(masks.matches(name, self.no_decay) for name in paths)
@@ -263,15 +263,15 @@ class GroupRules:
         return jax.tree_util.tree_map_with_path(decays, masks.decay_mask(params, self.decay), params)
 
     def wrap(self, optimizer: optax.GradientTransformation, params: Any) -> optax.GradientTransformation:
-        """Returns the optimizer with the multipliers, for the parameters that are trained.
+        """Returns the optimizer with the multipliers applied, for the trained parameters.
 
-        All that the optimizer makes of a gradient is multiplied, decay included: it is a factor of the learning rate.
-        Give the optimizer `decay_mask=rules.decay_mask`.
+        The whole update is multiplied, including decay: multipliers scale the learning rate. The optimizer should be
+        created with `decay_mask=rules.decay_mask`.
 
         Args:
-            optimizer: what updates are made with.
-            params: arrays, or their shapes, of all parameters: depths are counted in the whole model. What the result
-                is initialized and called with is what `split` leaves of them.
+            optimizer: the optimizer to wrap.
+            params: arrays, or their shapes, of all parameters, since layers are counted in the whole model. The result
+                is initialized and called with the trained ones only, as `split` returns them.
 
         Raises:
             ConfigError: as `table`.
@@ -280,7 +280,7 @@ class GroupRules:
         if all(row.multiplier == 1 for row in rows.values()):
             return optimizer
         inner = optax.with_extra_args_support(optimizer)
-        # The state has this in place of what is frozen, which checkpoints show. The optimizer does not see it.
+        # Stands for frozen parameters in the state, and so in checkpoints. The optimizer does not see it.
         nothing = jax.tree.map(lambda _: optax.MaskedNode(), self.split(params)[1])
 
         def trained(tree: Any) -> dict[str, Any]:
@@ -307,10 +307,10 @@ class GroupRules:
 
 
 def merge(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns one nested dict of two that have no leaf in common, such as those that `GroupRules.split` gives.
+    """Merges two nested dicts without common leaves, such as those that `GroupRules.split` returns.
 
     Raises:
-        ValueError: if both have the same leaf, or one has a leaf where the other one has a dict.
+        ValueError: if both have the same leaf, or one has a leaf where the other has a dict.
     """
     merged = dict(first)
     for name, value in second.items():
@@ -319,14 +319,14 @@ def merge(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]
         elif isinstance(value, Mapping) and isinstance(merged[name], Mapping):
             merged[name] = merge(merged[name], value)
         else:
-            raise ValueError(f"both trees have a leaf at {name!r}: they do not come from one split")
+            raise ValueError(f"both trees have a leaf at {name!r}: they are not the result of one split")
     return merged
 
 
 def _split(
     tree: Mapping[str, Any], leaves_second: Callable[[str, Any], bool], prefix: str
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns the tree without the leaves for which the function of path and leaf is true, and those alone."""
+    """Splits a tree into the leaves for which a function of path and leaf is False, and those for which it is True."""
     first: dict[str, Any] = {}
     second: dict[str, Any] = {}
     for name, value in tree.items():
@@ -334,7 +334,7 @@ def _split(
             (second if leaves_second(prefix + name, value) else first)[name] = value
             continue
         one, other = _split(value, leaves_second, f"{prefix}{name}/")
-        if one or not other:  # what was empty before stays
+        if one or not other:  # dicts that were empty before stay
             first[name] = one
         if other:
             second[name] = other
@@ -342,9 +342,9 @@ def _split(
 
 
 def format_table(rows: Sequence[Row], more: Mapping[str, Sequence[str]] | None = None) -> str:
-    """Returns the rows as aligned text, one a line, and below them how many parameters train and decay.
+    """Returns the rows as an aligned table, followed by how many parameters are trained and decay.
 
-    `more` has the cells of further columns, by their headings.
+    `more` holds the cells of additional columns, by heading.
     """
     more = more or {}
     lines = [("parameter", "shape", "decay", "learning rate", "layer", *more)]

@@ -1,4 +1,4 @@
-"""Steps that are skipped, because their loss or gradients are not finite or far above those before."""
+"""Skipping steps whose loss or gradients are NaN, infinite, or far above those of the steps before."""
 
 from typing import Any, NamedTuple
 
@@ -6,22 +6,21 @@ import jax
 import jax.numpy as jnp
 import optax
 
-# So many steps must be known before a deviation from them means anything.
+# Accepted steps needed before a deviation from them means anything.
 _LEAST = 16
-# After so many skipped steps in a row, what is seen is no spike any more.
+# After this many skipped steps in a row, the change is not a spike any more.
 _LASTING = 8
 
 
 class GuardState(NamedTuple):
-    """The optimizer's state, and what is known of the steps before.
+    """The optimizer's state, and the history of losses and gradient norms.
 
     Attributes:
-        inner: of the optimizer.
-        skipped: () int32: steps that were skipped in the whole training.
-        in_a_row: () int32: steps that were skipped since the last one that was not.
-        losses, norms: (window,) float32: loss and norm of the gradients of the last steps that were not skipped; None
-            where they are not needed.
-        known: () int32: steps that were not skipped, since the history last began anew.
+        inner: the optimizer's state.
+        skipped: () int32: steps skipped so far in the run.
+        in_a_row: () int32: steps skipped since the last accepted one.
+        losses, norms: (window,) float32: losses and gradient norms of the last accepted steps; None if not needed.
+        known: () int32: accepted steps since the history last restarted.
     """
 
     inner: Any
@@ -33,32 +32,32 @@ class GuardState(NamedTuple):
 
     @property
     def accepted(self) -> jax.Array:
-        """() bool: whether the last step was not skipped."""
+        """() bool: whether the last step was applied."""
         return self.in_a_row == 0
 
 
 def guard(
     optimizer: optax.GradientTransformation, *, spike_deviations: float | None = None, window: int = 128
 ) -> optax.GradientTransformationExtraArgs:
-    """Returns the optimizer, but some steps leave its state and the parameters alone.
+    """Returns the optimizer wrapped so that bad steps change neither its state nor the parameters.
 
-    A step is skipped if its loss or the norm of its gradients is not finite; and, with `spike_deviations`, if one of
-    them is more than so many standard deviations above its mean in the last `window` steps that were not skipped, once
-    there are 16 of these. The deviation counts as at least 1 % of the mean, so that a flat stretch makes no spikes.
+    A step is skipped if its loss or gradient norm is not finite; and, with `spike_deviations`, if either is more than
+    that many standard deviations above its mean over the last `window` accepted steps, once there are 16 of these. The
+    standard deviation is taken to be at least 1 % of the mean, so that no spikes are seen where the loss is flat.
 
-    A lasting change, as when images become larger or mixing begins, would be a spike for ever, since the history holds
-    accepted steps alone. So once 8 steps in a row were skipped, the next spike is accepted and the history begins anew
-    with it. A step that is not finite never is.
+    A lasting change, such as larger images or the start of mixing, would be a spike for ever, since the history holds
+    only accepted steps. So after 8 skipped steps in a row, the next spike is accepted, and the history restarts with
+    it. A step that is not finite is never accepted.
 
-    What a skipped step would have done besides, to batch statistics and moving averages, is the caller's to undo:
-    `state.accepted` says so.
+    Other effects of a skipped step, on batch statistics and moving averages, are the caller's to undo, by
+    `state.accepted`.
 
-    Its `update` takes the loss as the keyword `loss`.
+    Its `update` takes the loss as the keyword argument `loss`.
 
     Args:
-        optimizer: what steps are made with.
-        spike_deviations: see above; None: only what is not finite is skipped.
-        window: how many steps are looked back.
+        optimizer: the optimizer to wrap.
+        spike_deviations: see above; None: only steps that are not finite are skipped.
+        window: number of accepted steps in the history.
     """
     inner = optax.with_extra_args_support(optimizer)
 
@@ -98,7 +97,7 @@ def guard(
 
 
 def _is_spike(value: jax.Array, history: jax.Array, count: jax.Array, deviations: float) -> jax.Array:
-    """Returns whether a value is so many deviations above those in `history`, of which the first `count` are known."""
+    """Returns whether a value is that many deviations above the mean of the first `count` values of `history`."""
     known = jnp.arange(len(history)) < count
     total = jnp.maximum(1, known.sum())
     mean = jnp.where(known, history, 0).sum() / total

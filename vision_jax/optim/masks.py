@@ -56,7 +56,7 @@ def check_patterns(field: str, patterns: Sequence[str], paths: Sequence[str]) ->
     """Checks that each of the regular expressions is found in one of the paths.
 
     Raises:
-        ConfigError: naming the field that has them, if one is not: a rule that holds for nothing is a misspelt one.
+        ConfigError: naming the field that has them, if one is not: a rule that holds for nothing is a misspelled one.
     """
     for pattern in patterns:
         if not any(re.search(pattern, path) for path in paths):

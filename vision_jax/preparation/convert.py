@@ -43,7 +43,7 @@ class Conversion:
     max_pixels: int
 
     def __call__(self, data: bytes) -> bytes:
-        """Converts one encoded image; greyscale, palettes, alpha and CMYK become RGB.
+        """Converts one encoded image; grayscale, palettes, alpha and CMYK become RGB.
 
         A JPEG that needs no change, with three components and not too large, keeps its bytes: encoding it again would
         cost quality.

@@ -179,7 +179,7 @@ def _exclusive(output: pathlib.Path) -> Iterator[None]:
         except BlockingIOError as error:
             raise DataError(f"Another run is writing to {output}: wait for it, or give another OUTPUT.") from error
         except OSError as error:  # some network file systems have no locks
-            log.warning("%s cannot be locked (%s): see to it that no other run uses it.", output, error)
+            log.warning("%s cannot be locked (%s): make sure that no other run uses it.", output, error)
         yield
     finally:
         os.close(lock)

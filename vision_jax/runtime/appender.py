@@ -1,4 +1,4 @@
-"""Appending to files on storage that may fail, and the records of TensorBoard's event files."""
+"""Appending to files on storage that may fail, and records of TensorBoard event files."""
 
 import collections
 import contextlib
@@ -13,30 +13,30 @@ from vision_jax.errors import CheckpointError
 
 log = logging.getLogger(__name__)
 
-_MAX_KEPT = 10_000  # entries, while they cannot be written
+_MAX_KEPT = 10_000  # entries kept in memory while they cannot be written
 
 
 class Appender:
-    """Appends entries to a file, each of them whole: what a full disk cuts is taken back.
+    """Appends entries to a file atomically: an entry that a full disk truncates is removed again.
 
-    The file is opened for each, so that one which has vanished is made again.
+    The file is opened for each entry, so that it is recreated if it has vanished.
 
     Args:
         path: of the file.
-        on_error: what storage that fails does: `stop` raises; `continue` warns once and keeps the entries, the latest
-            10,000, until they can be written.
+        on_error: what to do if the storage fails: `stop` raises; `continue` warns once and keeps the latest 10,000
+            entries until they can be written.
     """
 
     def __init__(self, path: pathlib.Path, *, on_error: str = "stop"):
         self._path, self._on_error = path, on_error
         self._kept: collections.deque[bytes] = collections.deque()
-        self._size: int | None = None  # that of the file without what was cut, if that could not be taken back
+        self._size: int | None = None  # of the file without a truncated entry, if that could not be removed
 
     def write(self, entry: bytes) -> None:
-        """Adds an entry to those that are kept, and writes them all if that works.
+        """Adds an entry to those kept in memory, and tries to write them all.
 
         Raises:
-            CheckpointError: with on_error=stop, if it does not.
+            CheckpointError: with on_error=stop, if that fails.
         """
         first = not self._kept
         self._kept.append(entry)
@@ -46,27 +46,27 @@ class Appender:
             if self._on_error == "stop":
                 raise self._error(error) from error
             if first:
-                log.warning("Cannot write to %s: %s. Its entries are kept in memory until it works.", self._path, error)
+                log.warning("Cannot write to %s: %s. Entries are kept in memory until it works.", self._path, error)
             if len(self._kept) > _MAX_KEPT:
                 self._kept.popleft()
-                log.warning("%s cannot be written to for so long that its oldest entry is lost.", self._path)
+                log.warning("%s has not been writable for so long that its oldest entry is lost.", self._path)
 
     def retry(self) -> None:
-        """Writes what is kept, if that works now."""
+        """Tries again to write the entries kept in memory."""
         if self._kept:
-            with contextlib.suppress(OSError):  # it was warned of
+            with contextlib.suppress(OSError):  # a warning was logged
                 self._flush()
 
     def _flush(self) -> None:
-        """Writes what is kept, or leaves the file as it was and raises OSError."""
+        """Writes the entries kept in memory, or leaves the file as it was and raises OSError."""
         if self._size is not None and self._path.exists():
             os.truncate(self._path, self._size)
         self._size = None
         with self._path.open("ab", buffering=0) as file:
             size, data = file.tell(), b"".join(self._kept)
             try:
-                if (written := file.write(data)) != len(data):  # a disk that fills up takes a part without an error
-                    file.write(data[written:])  # which says what is wrong, or goes through
+                if (written := file.write(data)) != len(data):  # a disk that fills up takes part of it without an error
+                    file.write(data[written:])  # raises the error, or succeeds
             except OSError:
                 self._size = size
                 os.truncate(self._path, size)
@@ -76,19 +76,19 @@ class Appender:
 
     def _error(self, error: OSError) -> CheckpointError:
         return CheckpointError(
-            f"Cannot write to {self._path}: {error}. See to the storage and run the same command again, or let "
-            "checkpoint.on_error=continue go on without it for a while."
+            f"Cannot write to {self._path}: {error}. Fix the storage and run the same command again, or set "
+            "checkpoint.on_error=continue to carry on without it for a while."
         )
 
     def forget(self, keep: Callable[[bytes], bool]) -> None:
-        """Drops the entries that are kept and of which `keep` is False."""
+        """Drops the entries in memory for which `keep` is False."""
         self._kept = collections.deque(entry for entry in self._kept if keep(entry))
 
     def close(self) -> None:
-        """Writes what is kept.
+        """Writes the entries kept in memory.
 
         Raises:
-            CheckpointError: if that does not work, whatever `on_error` says.
+            CheckpointError: if that fails, whatever `on_error` is.
         """
         try:
             if self._kept:
@@ -100,15 +100,16 @@ class Appender:
 def event(
     step: int, values: Mapping[str, float] | None = None, *, file_version: str = "", session_log: bool = False
 ) -> bytes:
-    """Returns a record of TensorBoard's events.
+    """Returns a record of a TensorBoard event file.
 
-    Its own writers have a thread that ends at the first OSError, after which the training would wait for it for ever.
+    TensorBoard's own writers have a thread that dies at the first OSError, after which a run would wait for it for
+    ever.
 
     Args:
         step: of the values.
         values: scalars by name.
-        file_version: what a file begins with.
-        session_log: TensorBoard is to forget what it knows of this step and those after it.
+        file_version: the first record of a file.
+        session_log: make TensorBoard discard this step and those after it.
     """
     from tensorboardX.proto import event_pb2, summary_pb2
     from tensorboardX.record_writer import masked_crc32c

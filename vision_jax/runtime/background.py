@@ -10,7 +10,7 @@ log = logging.getLogger(__name__)
 
 
 class Worker(Protocol):
-    """Does tasks in the order in which they are given."""
+    """Runs tasks in the order in which they are submitted."""
 
     def do(self, task: Callable[[], object]) -> None: ...
 
@@ -18,7 +18,7 @@ class Worker(Protocol):
 
 
 class Inline:
-    """Does each task at once, in the caller's thread."""
+    """Runs each task at once, in the caller's thread."""
 
     def do(self, task: Callable[[], object]) -> None:
         task()
@@ -28,13 +28,13 @@ class Inline:
 
 
 class Background:
-    """Does tasks in a thread of its own, between `__enter__` and `__exit__`, which waits until all are done.
+    """Runs tasks in a thread of its own, between `__enter__` and `__exit__`, which waits until all are done.
 
-    What a task raises is raised by the next call of `do` or `flush`; the tasks after it are done all the same. When a
-    process is killed, the tasks that it has not done yet are lost.
+    An exception of a task is raised by the next call of `do` or `flush`; later tasks still run. If the process is
+    killed, pending tasks are lost.
 
     Args:
-        limit: how many tasks may wait; `do` waits while there are more.
+        limit: maximum number of pending tasks; `do` blocks at the limit.
     """
 
     def __init__(self, limit: int = 1000):
@@ -46,7 +46,7 @@ class Background:
         while (task := self._tasks.get()) is not None:
             try:
                 task()
-            except Exception as error:  # the loop is to know of it, whatever it is
+            except Exception as error:  # any error is reported to the loop
                 self._error = self._error or error
             finally:
                 self._tasks.task_done()
@@ -57,12 +57,12 @@ class Background:
             raise error
 
     def do(self, task: Callable[[], object]) -> None:
-        """Does a task later; raises what an earlier one has raised."""
+        """Submits a task; raises the exception of an earlier one."""
         self._raise()
         self._tasks.put(task)
 
     def flush(self) -> None:
-        """Waits until all tasks are done, and raises what one of them has raised."""
+        """Waits until all tasks are done, and raises the exception of any of them."""
         self._tasks.join()
         self._raise()
 
@@ -76,4 +76,4 @@ class Background:
         if kind is None:
             self._raise()
         elif self._error is not None:
-            log.error("%s", self._error)  # the error under way is the one to show
+            log.error("%s", self._error)  # the exception being handled is the one to propagate

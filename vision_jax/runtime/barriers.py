@@ -1,8 +1,7 @@
-"""What several processes agree on while they save: whether it went well in all, and not to wait for one that failed.
+"""Agreement between processes during a save: whether it succeeded in all, without waiting for one that failed.
 
-The threads of Orbax that save in the background wait for each other at barriers, for twenty minutes if one of them
-has run into an error and does not come. A shorter limit would give up on slow storage too. Here they learn at once that
-one has failed.
+Orbax's background threads wait for each other at barriers, for twenty minutes if one of them never arrives because of
+an error. A shorter timeout would give up on slow storage too. Here they learn at once that one has failed.
 """
 
 import contextlib
@@ -24,22 +23,22 @@ class OtherProcessError(VisionJaxError):
 
 
 def any_process(flag: bool) -> bool:
-    """Returns whether it is True in any process. To be called by the main thread of every one."""
+    """Returns whether `flag` is True in any process. The main thread of every process must call it."""
     if jax.process_count() == 1:
         return flag
     return bool(np.any(multihost_utils.process_allgather(np.array(flag))))
 
 
 class Barriers:
-    """The barriers of one `CheckpointManager`, in the place of Orbax's own (`AsyncOptions.barrier_sync_fn`).
+    """The barriers of one `CheckpointManager`, in place of Orbax's own (`AsyncOptions.barrier_sync_fn`).
 
-    All processes come to the same barriers in the same order, but one that fails skips some: it comes to its next one
-    while the others wait at another. So they meet by number, whatever the barrier is called, and then compare what
-    they call it. If that differs, one has failed: this barrier and all that follow raise an error in all processes.
-    It is used by one thread at a time.
+    All processes reach the same barriers in the same order, except that one that fails skips some, and reaches its next
+    one while the others wait at another. So barriers are matched by sequence number; names are then compared, and a
+    mismatch means that a process has skipped one, that is, failed. Then this barrier and all later ones raise an error
+    in all processes. Used by one thread at a time.
     """
 
-    _count = itertools.count()  # the same in all processes: they make their managers at the same time
+    _count = itertools.count()  # the same in all processes: they create their managers at the same time
 
     def __init__(self) -> None:
         self._prefix = f"vision_jax/save/{next(self._count)}"
@@ -47,7 +46,7 @@ class Barriers:
         self._failed = False
 
     def __call__(self, *, key: str, timeout_ms: int) -> None:
-        """Waits until all processes are here.
+        """Waits until all processes have arrived.
 
         Raises:
             OtherProcessError: if one of them has failed, and is at another barrier.
@@ -56,22 +55,22 @@ class Barriers:
             return
         if self._failed:
             raise OtherProcessError("another process failed; its own messages say why")
-        from jax._src import distributed  # where Orbax too takes it from: there is no public way
+        from jax._src import distributed  # as Orbax does: there is no public API
 
         client: Any = distributed.global_state.client
         number, process = next(self._numbers), jax.process_index()
-        self._failed = True  # unless all of them come
+        self._failed = True  # unless all of them arrive
         client.key_value_set(f"{self._prefix}/{number}/{process}", key)
         client.wait_at_barrier(f"{self._prefix}/{number}", timeout_ms)
         keys = {value for _, value in client.key_value_dir_get(f"{self._prefix}/{number}/")}
-        if number:  # all that are here have read what was said at the barrier before
+        if number:  # all that have arrived here have read the names at the barrier before
             client.key_value_delete(f"{self._prefix}/{number - 1}/{process}")
         if len(keys) > 1:
             raise OtherProcessError("another process failed; its own messages say why")
         self._failed = False
 
     def fail(self) -> None:
-        """Tells the others, which may be waiting, that this process has failed before its threads could."""
-        with contextlib.suppress(Exception):  # they have been told, or are gone: the failure itself is what matters
+        """Tells the others, which may be waiting, that this process failed before its threads reached a barrier."""
+        with contextlib.suppress(Exception):  # they know already, or are gone: the failure itself is what matters
             self(key=_FAILED, timeout_ms=_SECONDS_TO_TELL * 1000)
         self._failed = True

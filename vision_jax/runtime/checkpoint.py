@@ -1,17 +1,17 @@
 """Checkpoints: asynchronous, verified, and restored onto any topology.
 
-A checkpoint of Orbax holds three items: `model` (step, parameters, batch statistics, averages), `optimizer`, and
-`about`, a JSON with the configuration, the classes, the versions, and shape, dtype and digest of every array. There is
-no code and no pickle in it. The digest is computed on the devices when the state is saved, and again when it is
-restored: what is restored is what was saved, bit for bit, or it is refused.
+An Orbax checkpoint holds three items: `model` (step, parameters, batch statistics, EMA, `extra`), `optimizer`, and
+`about`, a JSON file with the configuration, the classes, the versions, and the shape, dtype and digest of every array.
+It contains no code and no pickle. Digests are computed on the devices when the state is saved, and again when it is
+restored: a checkpoint that is not restored bit for bit is refused.
 
-Several processes act together. Process 0 alone lists the checkpoints and reads their descriptions, and tells the
-others: a network file system may not show the same to all. Each then reads its own part of the arrays, and they agree
-on whether all could before any program runs on the devices of all: one that fails would leave the others in it.
+Several processes act together. Only process 0 lists the checkpoints and reads their descriptions, and tells the others,
+since a network file system may show them different states. Each process then reads its own shards, and they agree on
+whether all succeeded before any collective computation, in which the others would wait for a process that failed.
 
-Storage can be full, read-only, gone or slow. A save that fails, at once or in the background, in one process or in all,
-has failed for all: they agree on it when the save is waited for. Orbax's manager is then made anew for the next save,
-which removes the temporary directories that are left; complete checkpoints, damaged ones too, it leaves alone.
+Storage can be full, read-only, gone or slow. A save that fails in any process, at once or in the background, has failed
+for all: they agree on it when they wait for the save. Orbax's manager is then recreated for the next save, and removes
+temporary directories that are left over; complete checkpoints, even damaged ones, are left alone.
 """
 
 import contextlib
@@ -43,13 +43,13 @@ from vision_jax.state import TrainState
 log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
-_PATIENCE = 5.0  # seconds that the training may wait for the save before, until a warning says so; or for a failed one
-_SECONDS_BETWEEN_WARNINGS = 60.0  # while storage does not answer
+_PATIENCE = 5.0  # seconds that a run may wait for the previous save without a warning; or for threads of a failed one
+_SECONDS_BETWEEN_WARNINGS = 60.0  # while storage does not respond
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 def model_item(state: TrainState) -> dict[str, Any]:
-    """Returns what evaluation needs of a state, as it is saved; it works on abstract states too."""
+    """Returns the part of a state that evaluation needs, as it is saved. Works on abstract states too."""
     item = {"step": state.step, "params": state.params, "batch_stats": state.batch_stats}
     if state.ema is not None:
         item["ema"] = state.ema
@@ -59,22 +59,22 @@ def model_item(state: TrainState) -> dict[str, Any]:
 
 
 def _first_line(error: BaseException) -> str:
-    """Returns the first line of what an exception says that began all: Orbax and tensorstore write pages."""
+    """Returns the first line of the root cause of an exception, of which Orbax and tensorstore write pages."""
     while (cause := error.__cause__ or error.__context__ if _is_echo(error) else error.__cause__) is not None:
         error = cause
     text = (str(error).splitlines() or [""])[0][:500]
-    if isinstance(error, OSError | ValueError | OtherProcessError):  # they say by themselves what is wrong
+    if isinstance(error, OSError | ValueError | OtherProcessError):  # their messages explain themselves
         return text or type(error).__name__
     return f"{type(error).__name__}: {text}"
 
 
 def _is_echo(error: BaseException) -> bool:
-    """Returns whether an error only says that a process failed: where it follows another one, that is the reason."""
+    """Returns whether an error merely reports another process's failure; the one before it is then the cause."""
     return isinstance(error, OtherProcessError)
 
 
 def _checksum(about: Mapping[str, Any]) -> int:
-    """Returns the CRC-32 of a JSON value, however it is written."""
+    """Returns the CRC-32 of a JSON value, whatever its formatting."""
     return zlib.crc32(json.dumps(about, sort_keys=True).encode())
 
 
@@ -84,10 +84,10 @@ def _versions() -> dict[str, str]:
 
 
 def _wait_for_writers() -> None:
-    """Waits, not for ever, until Orbax's threads have ended.
+    """Waits for Orbax's threads to end, up to a limit.
 
-    When one of them fails, the error is known before the others end: what they still write would be in the way of the
-    next save, which first removes what is unfinished.
+    When one of them fails, the error is known before the others end. Their output would interfere with the next save,
+    which first removes unfinished directories.
     """
     end = time.monotonic() + _PATIENCE
     for thread in threading.enumerate():
@@ -96,10 +96,10 @@ def _wait_for_writers() -> None:
 
 
 class _CheckpointManager(ocp.CheckpointManager):
-    """Orbax's manager, which leaves the question of preemption to the training loop.
+    """Orbax's manager, but preemption is left to the training loop.
 
-    Its background thread would ask JAX with the step that is being saved, which is older than the loop's: of several
-    processes some could then miss the step at which all are to stop.
+    Its background thread would ask JAX with the step that is being saved, which is older than the loop's: some of
+    several processes could then miss the step at which all are to stop.
     """
 
     def reached_preemption(self, step: int) -> bool:
@@ -108,7 +108,7 @@ class _CheckpointManager(ocp.CheckpointManager):
 
 @dataclasses.dataclass
 class _KeepLatestAndBest:
-    """Orbax's preservation policy: the latest `n`, and the best one by the scores that are known."""
+    """Orbax's preservation policy: the latest `n`, and the one with the best known score."""
 
     n: int
     scores: Mapping[int, float]
@@ -120,7 +120,7 @@ class _KeepLatestAndBest:
 
 
 def best_step(steps: Sequence[int], scores: Mapping[int, float]) -> int | None:
-    """Returns the step with the highest score, the first of equals; None if no step has one that is finite."""
+    """Returns the step with the highest score, the first one if tied; None if no step has a finite score."""
     scored = (step for step in sorted(steps) if math.isfinite(scores.get(step, math.nan)))
     return max(scored, key=lambda step: scores[step], default=None)
 
@@ -129,14 +129,14 @@ class Checkpointer:
     """The checkpoints of a run.
 
     Args:
-        directory: where they are, one folder a step; it is made when the first is saved.
-        keep: how many of the latest are kept, besides the best.
-        scores: higher is better, by step, of those that were evaluated; `record` adds to them.
-        on_error: what a save that fails does: `stop` raises, `continue` warns, and the next one is another attempt.
-        watchdog: is suspended while storage is waited for, which may be slow; None: there is none.
+        directory: with one folder per step; created by the first save.
+        keep: number of latest checkpoints to keep, besides the best one.
+        scores: of the evaluated steps, higher is better; `record` adds to them.
+        on_error: what to do if a save fails: `stop` raises, `continue` warns, and the next save is another attempt.
+        watchdog: suspended while waiting for storage, which may be slow; None: there is none.
 
     Attributes:
-        failed_saves: how many have failed.
+        failed_saves: number of failed saves.
     """
 
     def __init__(
@@ -153,7 +153,7 @@ class Checkpointer:
         self._watchdog, self._is_patient = watchdog or Watchdog(0), False
         self.failed_saves = 0
         self._keep, self._on_error = keep, on_error
-        self._saving: int | None = None  # the step that is saved in the background
+        self._saving: int | None = None  # the step being saved in the background
         self._failure: CheckpointError | None = None  # of the last save
 
     @functools.cached_property
@@ -165,11 +165,11 @@ class Checkpointer:
         options = ocp.CheckpointManagerOptions(
             async_options=ocp.AsyncOptions(barrier_sync_fn=self._barriers),
             preservation_policy=_KeepLatestAndBest(self._keep, self.scores),
-            cleanup_tmp_directories=True,  # what a killed run left unfinished
+            cleanup_tmp_directories=True,  # left unfinished by a killed run
             enable_async_checkpointing=True,
         )
-        # By default each replica writes a slice of each array, and a program is compiled for each shape to cut it: that
-        # stalls the first save for seconds. Arrays of which a slice is smaller than this are written whole by one.
+        # By default each replica writes a slice of each array, and slicing compiles a program for each shape, which
+        # stalls the first save for seconds. Arrays with slices smaller than this are written whole by one replica.
         arrays = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=16 * 2**20)
         registry = ocp.type_handlers.create_type_handler_registry((jax.Array, arrays))
         handlers = {
@@ -181,7 +181,7 @@ class Checkpointer:
 
     @contextlib.contextmanager
     def _patience(self, what: str) -> Iterator[None]:
-        """Waiting for storage, or for other processes that wait for it, is no hang; a warning says so now and then."""
+        """Marks waiting for storage, or for processes that wait for it, as not a hang; warns about it periodically."""
         if self._is_patient:
             yield
             return
@@ -190,7 +190,7 @@ class Checkpointer:
         def warn() -> None:
             while not over.wait(_SECONDS_BETWEEN_WARNINGS):
                 log.warning(
-                    "For %.0f s the run has been waiting for %s in %s: this storage is slow, or does not answer.",
+                    "The run has been waiting for %.0f s for %s in %s: this storage is slow, or does not respond.",
                     *(time.monotonic() - start, what, self.directory),
                 )
 
@@ -212,23 +212,23 @@ class Checkpointer:
         return sorted(int(path.name) for path in self.directory.iterdir() if path.name.isdigit() and path.is_dir())
 
     def record(self, step: int, score: float) -> None:
-        """Notes how good a step is, for choosing the best, which one with a score that is not finite never is."""
+        """Records the score of a step, by which the best is chosen; a score that is not finite is ignored."""
         if math.isfinite(score):
             self.scores[step] = score
         else:
-            log.warning("The score of step %d is %s: it does not count when the best is chosen.", step, score)
+            log.warning("The score of step %d is %s: it is ignored when the best is chosen.", step, score)
 
     def save(self, step: int, state: TrainState, about: Mapping[str, Any]) -> None:
-        """Begins to save a state; it may be donated once this returns. A step that is saved already is left alone.
+        """Starts saving a state, which may be donated once this returns. A step that is already saved is left alone.
 
         Args:
             step: its number of updates.
-            state: what is saved.
-            about: what is said of it besides versions and arrays, as JSON: `config`, `num_classes`, `class_names`,
+            state: the state to save.
+            about: JSON metadata to store besides versions and arrays: `config`, `num_classes`, `class_names`,
                 `rewinds`.
 
         Raises:
-            CheckpointError: with on_error=stop, if this save, or the one before it in the background, failed.
+            CheckpointError: with on_error=stop, if this save failed, or the previous one did in the background.
         """
         with self._patience(f"the checkpoint of step {step}"):
             self._save(step, state, about)
@@ -238,7 +238,7 @@ class Checkpointer:
         self.settle()
         if (waited := time.monotonic() - start) > _PATIENCE:
             log.warning(
-                "The training waited %.0f s for the checkpoint before that of step %d: %s is slow. Save less often "
+                "The run waited %.0f s for the checkpoint before that of step %d: %s is slow. Save less often "
                 "(checkpoint.every_steps, eval.every_epochs), or to faster storage.",
                 *(waited, step, self.directory),
             )
@@ -249,7 +249,7 @@ class Checkpointer:
         about = {**about, "versions": _versions(), "digest": digests.VERSION, "arrays": digests.describe(items)}
         about["checksum"] = _checksum(about)
         saved = {name: ocp.args.PyTreeSave(item) for name, item in items.items()}
-        # Storage that fails at once is to be found out here, while the others do not yet wait for the first process.
+        # Storage that fails at once is detected here, when the others do not wait for the first process yet.
         if self._conclude(step, self._attempt(self._try_storage)):
             args = ocp.args.Composite(about=ocp.args.JsonSave(about), **saved)
             if (error := self._attempt(lambda: self._manager.save(step, args=args, force=True))) is not None:
@@ -259,16 +259,16 @@ class Checkpointer:
         self.settle(wait=False)
 
     def _attempt(self, action: Callable[[], object]) -> Exception | None:
-        """Does something with the storage, and returns how it failed."""
+        """Tries an action on the storage, and returns its exception, if any."""
         try:
             action()
-        except Exception as error:  # whatever it is, the other processes must learn of it and not wait for this one
+        except Exception as error:  # of any kind: the other processes must learn of it and not wait for this one
             log.debug("A save failed.", exc_info=True)
             return error
         return None
 
     def _try_storage(self) -> None:
-        """Makes the directory and writes to it, in the first process."""
+        """Creates the directory and writes to it, in the first process."""
         if jax.process_index() == 0:
             self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             probe = self.directory / ".writable"
@@ -276,7 +276,7 @@ class Checkpointer:
             probe.unlink()
 
     def _conclude(self, step: int, error: Exception | None) -> bool:
-        """Notes whether a save, or the beginning of one, failed in any process, and returns whether it went well."""
+        """Records whether a save, or its start, failed in any process; returns whether it succeeded."""
         if not any_process(error is not None):
             return True
         self._discard_manager()
@@ -290,25 +290,25 @@ class Checkpointer:
         )
         self._failure.__cause__ = error
         if self._on_error == "continue":
-            log.warning("%s\n*** GOING ON WITHOUT IT: THE NEXT ONE IS TRIED WHEN IT IS DUE. ***", self._failure)
+            log.warning("%s\n*** CONTINUING WITHOUT IT: THE NEXT ONE IS TRIED WHEN IT IS DUE. ***", self._failure)
         return False
 
     def _discard_manager(self) -> None:
-        """Ends the threads of Orbax's manager, which may not be usable any more; the next save makes another."""
+        """Ends the threads of Orbax's manager, which may be unusable now; the next save creates a new one."""
         if "_manager" in self.__dict__:
             try:
                 self._manager.close()
-            except Exception:  # what went wrong is known, and raised once more; it has closed nothing yet
+            except Exception:  # it raises the known error again, before closing anything
                 with contextlib.suppress(Exception):
                     self._manager.close()
             del self._manager
         self.__dict__.pop("_barriers", None)
 
     def settle(self, *, wait: bool = True) -> None:
-        """Waits until what was saved is complete on disk or has failed.
+        """Waits until the last save is complete on disk or has failed.
 
         Args:
-            wait: False does not wait, and only says what is known.
+            wait: False does not wait, and only reports what is known.
 
         Raises:
             CheckpointError: if the last save failed, with on_error=stop.
@@ -321,29 +321,29 @@ class Checkpointer:
             raise self._failure
 
     def _end_of_save(self) -> Exception | None:
-        """Waits for the save in the background, and returns how it failed."""
+        """Waits for the save in the background, and returns its exception, if any."""
         try:
             with self._patience("the last checkpoint"):
                 self._manager.wait_until_finished()
                 self._manager.check_for_errors()
-        except Exception as error:  # the background may raise anything, and the run must not end as if it had saved
+        except Exception as error:  # of any kind: the run must not end as if it had saved
             return error
         return None
 
     def wait(self) -> None:
-        """Waits until what was saved last is complete on disk.
+        """Waits until the last save is complete on disk.
 
         Raises:
-            CheckpointError: if it failed, whatever `on_error` says.
+            CheckpointError: if it failed, whatever `on_error` is.
         """
         self.settle()
         if self._failure is not None:
             raise self._failure
 
     def about(self, step: int) -> dict[str, Any]:
-        """Returns the JSON of a checkpoint: what `save` was given, `versions`, `digest` and `arrays`.
+        """Returns the JSON metadata of a checkpoint: the argument of `save`, `versions`, `digest` and `arrays`.
 
-        Process 0 reads it and tells the others; every process is to call it.
+        Process 0 reads it and tells the others; every process must call it.
 
         Raises:
             DamagedError: if it is incomplete or altered.
@@ -352,7 +352,7 @@ class Checkpointer:
             return distributed.from_first(lambda: self._read_about(step))
 
     def _read_about(self, step: int) -> dict[str, Any]:
-        """Does what `about` says, in this process."""
+        """Does the work of `about`, in this process."""
         try:
             about = json.loads((self.directory / str(step) / "about" / "metadata").read_text())
             if about.pop("checksum", None) != _checksum(about):
@@ -362,18 +362,18 @@ class Checkpointer:
             raise DamagedError(f"The checkpoint {self.directory / str(step)} is damaged: {error}") from error
 
     def restore_item(self, step: int, name: str, abstract_item: Any) -> Any:
-        """Restores an item, `model` or `optimizer`, onto the devices that `abstract_item` names.
+        """Restores an item, `model` or `optimizer`, onto the devices in the shardings of `abstract_item`.
 
-        Every process is to call it; what one of them finds is raised in all.
+        Every process must call it; an error in one of them is raised in all.
 
         Args:
             step: which checkpoint.
-            name: which item of it.
-            abstract_item: the pytree with jax.ShapeDtypeStruct leaves that have shardings.
+            name: which of its items.
+            abstract_item: the pytree, with jax.ShapeDtypeStruct leaves that have shardings.
 
         Raises:
             DamagedError: if files are incomplete or altered.
-            CheckpointError: if the checkpoint holds other arrays, of another model say.
+            CheckpointError: if the checkpoint holds different arrays, such as those of another model.
         """
         path, about = self.directory / str(step), self.about(step)
         stored = _check_arrays(path, name, abstract_item, about)
@@ -387,7 +387,8 @@ class Checkpointer:
             _agree_on_reading(path, name, error)
             found = digests.describe({name: item}, about.get("digest", 1))
         if altered := [key for key, value in found.items() if value != stored[key]]:
-            raise DamagedError(f"The checkpoint {path} is damaged: not what was saved are {', '.join(altered)}.")
+            names = ", ".join(altered)
+            raise DamagedError(f"The checkpoint {path} is damaged: different from what was saved: {names}.")
         if name == "model" and int(item["step"]) != step:
             raise DamagedError(f"The checkpoint {path} is damaged: it holds step {int(item['step'])}.")
         return item
@@ -402,21 +403,21 @@ class Checkpointer:
             batch_stats=item["batch_stats"],
             opt_state=optimizer,
             ema=item.get("ema"),
-            extra=item.get("extra", abstract_state.extra),  # which is empty if there is none
+            extra=item.get("extra", abstract_state.extra),  # empty if the checkpoint has none
         )
 
     def restore_first(self, candidates: Sequence[int], restore: Callable[[int], _T]) -> tuple[int, _T]:
-        """Restores the first of several checkpoints that is whole; the damaged ones before it are warned of.
+        """Restores the first undamaged checkpoint of several, with a warning for each damaged one before it.
 
         Args:
             candidates: steps, the same in all processes; at least one.
-            restore: given a step, restores what is wanted of it by `restore_item`.
+            restore: takes a step, and restores what is needed by `restore_item`.
 
         Returns:
-            the step, and what `restore` returned for it.
+            the step, and the result of `restore` for it.
 
         Raises:
-            DamagedError: that of the last one, if all are damaged.
+            DamagedError: of the last one, if all are damaged.
         """
         for step in candidates[:-1]:
             try:
@@ -426,15 +427,15 @@ class Checkpointer:
         return candidates[-1], restore(candidates[-1])
 
     def restore_latest(self, abstract_state: TrainState) -> TrainState | None:
-        """Restores the newest checkpoint that is whole; damaged ones are warned of and moved aside, not deleted.
+        """Restores the newest undamaged checkpoint; damaged ones are reported and moved aside, not deleted.
 
         Returns:
-            the state, or None if there is no checkpoint at all.
+            the state, or None if there is no checkpoint.
 
         Raises:
-            CheckpointError: if there are some but all are damaged, or one is of another model.
+            CheckpointError: if all checkpoints are damaged, or one is of another model.
         """
-        with self._patience("a checkpoint to go on from"):
+        with self._patience("a checkpoint to resume from"):
             steps = distributed.from_first(self.steps)
             if not steps:
                 return None
@@ -442,8 +443,8 @@ class Checkpointer:
                 good, state = self.restore_first(steps[::-1], lambda step: self.restore(step, abstract_state))
             except DamagedError as error:
                 raise CheckpointError(
-                    f"All checkpoints in {self.directory} are damaged (steps {steps}). They are left as they are; give "
-                    f"another --workdir to start anew. Of the oldest: {error}"
+                    f"All checkpoints in {self.directory} are damaged (steps {steps}). They are left as they are; pass "
+                    f"another --workdir to start over. Error of the oldest: {error}"
                 ) from error
             self._move_aside([step for step in steps if step > good])
         return state
@@ -465,14 +466,14 @@ class Checkpointer:
             except OSError as error:
                 raise CheckpointError(f"The damaged checkpoints cannot be moved to {aside}: {error}") from error
 
-        self._discard_manager()  # it would believe that they are there
+        self._discard_manager()  # it caches the list of checkpoints
         distributed.from_first(move)
 
     def close(self) -> None:
         """Waits for the last save and ends the threads.
 
         Raises:
-            CheckpointError: if the save failed, whatever `on_error` says.
+            CheckpointError: if the save failed, whatever `on_error` is.
         """
         self.wait()
         if "_manager" in self.__dict__:
@@ -484,14 +485,14 @@ class Checkpointer:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None:
             return self.close()
-        # Without the other processes: they may not have this error. It is the one to show; this one comes beside it.
+        # Without the other processes, which may not have this exception. A failed save is only logged besides it.
         if self._saving is not None and (error := self._end_of_save()) is not None:
             log.error("The checkpoint of step %d could not be saved: %s", self._saving, _first_line(error))
         self._discard_manager()
 
 
 def _check_arrays(path: pathlib.Path, name: str, abstract_item: Any, about: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """Returns what is stored of each array of an item, [shape, dtype, digest], if those are the ones that are wanted.
+    """Returns the stored [shape, dtype, digest] of each array of an item, if they are the expected arrays.
 
     Raises:
         CheckpointError: if not, or if this version cannot verify them.
@@ -499,7 +500,7 @@ def _check_arrays(path: pathlib.Path, name: str, abstract_item: Any, about: Mapp
     if about.get("digest", 1) not in digests.DIGESTS:
         raise CheckpointError(
             f"The checkpoint {path} has digests of version {about['digest']}, and this version of vision_jax knows "
-            f"those up to {digests.VERSION}: it was written by a later one, so use that."
+            f"only those up to {digests.VERSION}: a later version wrote it, so use that."
         )
     stored = {key: value for key, value in about["arrays"].items() if key.startswith(f"{name}/")}
     expected = {key: [list(x.shape), str(x.dtype)] for key, x in digests.named_leaves({name: abstract_item}).items()}
@@ -517,8 +518,8 @@ def _check_arrays(path: pathlib.Path, name: str, abstract_item: Any, about: Mapp
 
 
 def _read_item(path: pathlib.Path, abstract_item: Any) -> Any:
-    """Reads this process's part of an item, without waiting for the other processes."""
-    # `ocp.StandardCheckpointer` would end with a barrier, to which a process that could not read does not come.
+    """Reads this process's shards of an item, without waiting for the other processes."""
+    # `ocp.StandardCheckpointer` ends with a barrier, which a process that could not read never reaches.
     handler = ocp.StandardCheckpointHandler()
     try:
         return handler.restore(path.absolute(), args=ocp.args.StandardRestore(abstract_item))
@@ -527,17 +528,17 @@ def _read_item(path: pathlib.Path, abstract_item: Any) -> Any:
 
 
 def _agree_on_reading(path: pathlib.Path, name: str, error: Exception | None) -> None:
-    """Raises, in all processes, what went wrong in any of them while they read an item of a checkpoint.
+    """Raises, in all processes, any error that occurred in one of them while reading an item of a checkpoint.
 
     Args:
         path: of the checkpoint.
         name: of the item.
-        error: of this process; None: it has read its part.
+        error: of this process; None: it has read its shards.
 
     Raises:
         DamagedError: if files could not be read.
-        CheckpointError: if something else failed: the devices, their memory say. The process in which it did raises
-            the error itself.
+        CheckpointError: if something else failed, such as the memory of the devices. The process in which it failed
+            raises the error itself.
     """
     is_damage = not isinstance(error, jax.errors.JaxRuntimeError)
     told = distributed.gather([f"{path.name}/{name}", None if error is None else _first_line(error), is_damage])
@@ -554,14 +555,14 @@ def _agree_on_reading(path: pathlib.Path, name: str, error: Exception | None) ->
 
 
 def choose_checkpoints(checkpointer: Checkpointer, workdir: pathlib.Path, wanted: int | str | None) -> list[int]:
-    """Returns the steps that may be used, the one that is meant first.
+    """Returns the steps that may be used, in order of preference.
 
-    Process 0 looks and tells the others; every process is to call it.
+    Process 0 looks them up and tells the others; every process must call it.
 
     Args:
         checkpointer: of the workdir.
         workdir: of the run.
-        wanted: a step or "best"; None: the latest, or one before it.
+        wanted: a step or "best"; None: the latest, or if that is damaged, an earlier one.
 
     Raises:
         CheckpointError: if there is none.
@@ -570,7 +571,7 @@ def choose_checkpoints(checkpointer: Checkpointer, workdir: pathlib.Path, wanted
 
 
 def _choose(checkpointer: Checkpointer, workdir: pathlib.Path, wanted: int | str | None) -> list[int]:
-    """Does what `choose_checkpoints` says, in this process."""
+    """Does the work of `choose_checkpoints`, in this process."""
     there = checkpointer.steps()
     if not there:
         raise CheckpointError(f"There is no checkpoint in {checkpointer.directory}: check --workdir.")
@@ -581,18 +582,18 @@ def _choose(checkpointer: Checkpointer, workdir: pathlib.Path, wanted: int | str
         wanted = best_step(there, scores_by_step(writers.training_records(workdir), metric))
         if wanted is None:
             raise CheckpointError(
-                f"None of the checkpoints in {checkpointer.directory}, of the steps {there}, has been evaluated with a "
-                f"finite {metric}: choose one by its number."
+                f"None of the checkpoints in {checkpointer.directory}, of steps {there}, has a finite {metric} from an "
+                "evaluation: choose one by its number."
             )
     if int(wanted) not in there:
         raise CheckpointError(
-            f"There is no checkpoint of step {wanted} in {checkpointer.directory}: there are {there}."
+            f"There is no checkpoint of step {wanted} in {checkpointer.directory}: the steps there are {there}."
         )
     return [int(wanted)]
 
 
 def score(metric: str, results: Mapping[str, Any]) -> float | None:
-    """Returns how good results are by a metric, higher being better; None if they lack it."""
+    """Returns the value of a metric, negated for losses so that higher is better; None if the results lack it."""
     value = results.get(metric)
     if value is None:
         return None

@@ -1,7 +1,7 @@
-"""Digests of arrays: numbers by which a checkpoint that is restored is compared with the state that was saved.
+"""Digests of arrays, by which a restored checkpoint is compared with the state that was saved.
 
-They are computed on the devices, do not depend on how an array is sharded, and are stored in each checkpoint beside
-the version of the digest, so that checkpoints of earlier versions can still be verified.
+They are computed on the devices, do not depend on how an array is sharded, and are stored in each checkpoint together
+with the version of the digest, so that checkpoints of earlier versions can still be verified.
 """
 
 import functools
@@ -13,16 +13,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-VERSION = 2  # of the digest that new checkpoints have
+VERSION = 2  # of the digest in new checkpoints
 
 
 def digest(x: jax.Array) -> jax.Array:
-    """Returns a () uint32 that depends on every bit and its place, and not on how the array is sharded.
+    """Returns a () uint32 that depends on every bit and its position, and not on how the array is sharded.
 
     The bits of each element are combined with its position and mixed by the finalizer of MurmurHash3 (Appleby, 2011),
-    in which every bit of the input changes every bit of the output with a probability of about one half. The results
-    are added modulo 2^32: a sum of integers is the same in any order. Without the mixing, the highest bits would reach
-    only the highest bits of the sum, where an even number of changes cancels.
+    in which flipping any input bit flips each output bit with a probability of about one half. The results are added
+    modulo 2^32: a sum of integers is the same in any order. Without the mixing, the highest bits would affect only the
+    highest bits of the sum, where an even number of changes cancels.
     """
     bits = _words(x)
     h = bits ^ (_positions(bits.shape) * jnp.uint32(0x9E3779B9))
@@ -32,10 +32,10 @@ def digest(x: jax.Array) -> jax.Array:
 
 
 def first_digest(x: jax.Array) -> jax.Array:
-    """Returns version 1 of the digest, () uint32, which checkpoints without a version have.
+    """Returns version 1 of the digest, () uint32, used by checkpoints that record no version.
 
-    It is a sum of each element's bits times an odd number that its position gives. It misses, for one, an even number
-    of changed signs.
+    It is the sum of each element's bits times an odd number derived from its position. For example, it does not detect
+    an even number of flipped signs.
     """
     bits = _words(x)
     return jnp.sum(bits * ((_positions(bits.shape) * jnp.uint32(2654435761)) | jnp.uint32(1)), dtype=jnp.uint32)
@@ -45,7 +45,7 @@ DIGESTS: Mapping[int, Callable[[jax.Array], jax.Array]] = {1: first_digest, VERS
 
 
 def _words(x: jax.Array) -> jax.Array:
-    """Returns the bits of an array as uint32: an element each, or two for elements of 64 bits."""
+    """Returns the bits of an array as uint32: one per element, or two for 64-bit elements."""
     if x.dtype == jnp.bool_:
         return x.astype(jnp.uint32)
     if x.dtype.itemsize >= 4:
@@ -68,7 +68,7 @@ def named_leaves(tree: Any) -> dict[str, Any]:
 
 
 def describe(tree: Any, version: int = VERSION) -> dict[str, list[Any]]:
-    """Returns [shape, dtype, digest] of each array, by name. Every process is to call it.
+    """Returns [shape, dtype, digest] of each array, by name. Every process must call it.
 
     Args:
         tree: the arrays.
@@ -83,7 +83,7 @@ def describe(tree: Any, version: int = VERSION) -> dict[str, list[Any]]:
 
 
 def _digests(leaves: Sequence[jax.Array], version: int) -> np.ndarray:
-    """Returns the digest of each array, (n,) uint32, the same in all processes whatever the layouts."""
+    """Returns the digest of each array, (n,) uint32, the same in all processes whatever the shardings."""
     layout = leaves[0].sharding
     if isinstance(layout, NamedSharding):
         layout = NamedSharding(layout.mesh, PartitionSpec())

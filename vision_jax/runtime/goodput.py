@@ -1,25 +1,22 @@
-"""Goodput: what the wall-clock time of a run went into, across all attempts at it.
+"""Goodput: where the wall-clock time of a run went, over all attempts (starts of the program).
 
-Every second of an attempt is in one category; `down` is the time in which there was none. What is in which follows from
-where the loop waits, since steps are dispatched and run while the host goes on:
+Every second of an attempt belongs to one category; `down` is the time between attempts. Steps are dispatched
+asynchronously, so time is attributed by where the loop blocks:
 
-- `startup`: from the start of the program to the loop of steps, but for compilation: imports, opening the data,
-  restoring.
-- `compilation`: tracing and compiling the training step, and what XLA compiles anywhere else in the main thread.
-- `input`: the loop waits for a batch. Devices may still be busy with the step before, so it is at least what they
-  wait for input, and less than a step more each time.
-- `steps`: the rest of the loop: dispatching a step, and waiting for the one before, whose metrics are fetched a step
-  late.
-- `evaluation`: from the moment at which the training steps before it are done.
-- `saves`: while a save keeps the loop from going on, and the wait for the last one; what is written in the background
-  is not in it.
-- `lost`: steps that were done but came after the checkpoint from which the run went on, after a restart or a rewind.
-  Only their time in `steps` moves here: the input that they waited for was not productive anyway.
-- `other`: all else, such as writing a profile and closing files.
+- `startup`: from the start of the program to the first step, without compilation: imports, opening the data, restoring.
+- `compilation`: tracing and compiling the training step, and anything else that XLA compiles in the main thread.
+- `input`: the loop waits for a batch. Devices may still be busy with earlier steps, so the time that they wait for
+  input is no longer than this.
+- `steps`: the rest of the loop: dispatching steps, and waiting for the metrics of a step a few steps back.
+- `evaluation`: counted from when the training steps before it have finished.
+- `saves`: time in which a save blocks the loop, and waiting for the last one; writing in the background is not counted.
+- `lost`: steps that had to be repeated, because they came after the checkpoint from which the run resumed after a
+  restart or a rewind. Only their time in `steps` is moved here: time spent waiting for input was not productive anyway.
+- `other`: everything else, such as writing a profile and closing files.
 
-The productive share is `steps` / (all of them). `down` is not in the denominator: a run that was stopped over a weekend
-is no worse for it. A killed attempt does not say when it ended, so that the time since its last line of metrics.jsonl
-is in `down`, too.
+Goodput is the share of `steps` in the sum of these. `down` is not in the denominator: a run that was stopped over a
+weekend is no worse for it. A killed attempt cannot record when it ended, so the time after its last line of
+metrics.jsonl is counted as `down` too.
 """
 
 import collections
@@ -44,23 +41,23 @@ log = logging.getLogger(__name__)
 
 CATEGORIES = ("startup", "compilation", "input", "steps", "evaluation", "saves", "lost", "other")
 _COMPILED = "/jax/core/compile/backend_compile_duration"  # JAX reports it after each compilation, with its seconds
-_MOST_MARKS = 200  # of more, each second one is dropped
+_MOST_MARKS = 200  # beyond this, every other one is dropped
 
 
 class Goodput:
-    """The account of a run, in a file that is written anew at each mark.
+    """Measures the goodput of a run, and keeps it in a file that is rewritten at each mark.
 
-    Until `continue_from` it is of this attempt alone, and nothing is read or written. Time is start-up before the first
-    `phase("steps")`, and `other` outside all phases after it. A context manager: at the end it writes the file and logs
-    the account.
+    Until `continue_from` is called, it covers this attempt only, and nothing is read or written. Time before the first
+    `phase("steps")` is start-up; after it, time outside all phases is `other`. A context manager: on exit it writes the
+    file and logs the table.
 
     Args:
         path: of the file.
         begun: `clock()` at the start of the program; None: now.
-        clock: seconds that never go back.
-        wall: seconds that mean the same in other processes, for the time between attempts.
-        enabled: False keeps the account but no file: one process writes it for all.
-        worker: writes the file, later if it is a `Background`, and then only the latest state of several; None: it is
+        clock: a monotonic clock, in seconds.
+        wall: the wall-clock time in seconds, for the time between attempts.
+        enabled: False measures but writes no file: one process writes it for all.
+        worker: writes the file, asynchronously if it is a `Background`, which skips outdated states; None: it is
             written at once.
     """
 
@@ -88,9 +85,9 @@ class Goodput:
 
     @contextlib.contextmanager
     def phase(self, category: str) -> Iterator[None]:
-        """Counts the time within as of a category. Phases may be nested: what is in the inner is not the outer's."""
+        """Attributes the time inside to a category. Phases may be nested; time in an inner one counts only there."""
         if category not in self.seconds:
-            raise ValueError(f"There is no category {category!r}: give one of {', '.join(CATEGORIES)}.")
+            raise ValueError(f"There is no category {category!r}: use one of {', '.join(CATEGORIES)}.")
         self._tick()
         if category == "steps":
             self._phases[0] = "other"
@@ -102,23 +99,23 @@ class Goodput:
             self._phases.pop()
 
     def _tick(self) -> None:
-        """Counts the time since the last call."""
+        """Attributes the time since the last call."""
         now = self._clock()
         self.seconds[self._phases[-1]] += now - self._since
         self._since = now
 
     def _compiled(self, event: str, duration_secs: float, **_: str | int) -> None:
-        """Moves the time of a compilation that was part of something else."""
+        """Moves the time of a compilation out of the phase in which it happened."""
         if event == _COMPILED and self._phases[-1] != "compilation" and threading.get_ident() == self._thread:
             self._tick()
             self.seconds[self._phases[-1]] -= duration_secs
             self.seconds["compilation"] += duration_secs
 
     def continue_from(self, step: int) -> None:
-        """Adds what earlier attempts counted, and begins to write the file.
+        """Adds the times of earlier attempts, and starts writing the file.
 
         Args:
-            step: updates that are done in the state from which this attempt goes on.
+            step: of the state from which this attempt continues.
         """
         self._tick()
         begun = self._wall() - sum(self.seconds.values())
@@ -134,9 +131,9 @@ class Goodput:
         self._write()
 
     def lose_steps_after(self, step: int) -> None:
-        """Moves the time of the steps after this one to `lost`: the run goes on from it, after a restart or a rewind.
+        """Moves the time of the steps after this one to `lost`, as the run resumes from it after a restart or a rewind.
 
-        Between two marks, time is taken to be proportional to steps.
+        Time is interpolated linearly between marks.
         """
         self._tick()
         kept = self.seconds["steps"]
@@ -148,7 +145,7 @@ class Goodput:
         self._marks = [mark for mark in self._marks if mark[0] < step] + [[step, kept]]
 
     def mark(self, step: int) -> None:
-        """Notes that so many updates are done, and writes the file."""
+        """Records that this step has been reached, and writes the file."""
         self._tick()
         if not self._marks or self._marks[-1][0] < step:
             self._marks.append([step, self.seconds["steps"]])
@@ -157,18 +154,18 @@ class Goodput:
         self._write()
 
     def total(self) -> float:
-        """Returns the seconds of all attempts, without those between them."""
+        """Returns the seconds of all attempts, without the time between them."""
         return sum(self.seconds.values())
 
     def productive(self) -> float:
-        """Returns the share of the time that went into steps that counted."""
+        """Returns the share of the time that went into steps that were kept."""
         return self._share("steps")
 
     def _share(self, category: str) -> float:
         return self.seconds[category] / max(self.total(), 1e-9)
 
     def metrics(self) -> dict[str, float]:
-        """Returns what a line of metrics.jsonl says: the productive share, and seconds in all and lost."""
+        """Returns the goodput metrics of a line of metrics.jsonl: productive share, total and lost seconds."""
         return {
             "goodput/productive": self.productive(),
             "goodput/seconds": self.total(),
@@ -176,26 +173,26 @@ class Goodput:
         }
 
     def table(self) -> str:
-        """Returns the account for a person, with the share of each category."""
+        """Returns a table for people, with the share of each category."""
         lines = [f"  {name:12}{self.seconds[name]:12.1f} s{self._share(name):9.2%}" for name in CATEGORIES]
         attempts = "1 attempt" if self.attempts == 1 else f"{self.attempts} attempts"
         return "\n".join(
             [
-                f"{self.productive():.2%} of {self.total():.1f} s in {attempts} went into steps that counted:",
+                f"{self.productive():.2%} of {self.total():.1f} s in {attempts} went into steps that were kept:",
                 *lines,
                 *([f"  {'down':12}{self.down:12.1f} s between attempts"] if self.attempts > 1 else []),
             ]
         )
 
     def _read(self, step: int) -> dict[str, Any] | None:
-        """Returns what the file holds; None, with a warning, if that is not what was written."""
+        """Returns the content of the file; None, with a warning, if it is missing or damaged."""
         try:
             values = json.loads(self._path.read_text())
             numbers = {name: float(values["seconds"][name]) for name in CATEGORIES}
             down, written = float(values["down"]), float(values["written"])
             marks = [[int(at), float(seconds)] for at, seconds in values["marks"]]
             if not all(math.isfinite(x) for x in (*numbers.values(), down, written, *(x for _, x in marks))):
-                raise ValueError("it has numbers that are not finite")
+                raise ValueError("it contains numbers that are not finite")
             return {**values, "seconds": numbers, "down": down, "attempts": int(values["attempts"]), "marks": marks}
         except FileNotFoundError:
             if step:
@@ -205,7 +202,7 @@ class Goodput:
         return None
 
     def _write(self) -> None:
-        """Writes the file. Storage that fails costs a warning and not the run."""
+        """Writes the file. Failing storage only causes a warning."""
         if not self._continues or not self._enabled:
             return
         values = {
@@ -226,7 +223,7 @@ class Goodput:
             writers.write_atomically(self._path, self._latest.pop())
         except CheckpointError as error:
             if not self._has_failed:
-                log.warning("The account of time is not kept: %s The run goes on.", error)
+                log.warning("Goodput is not recorded: %s The run continues.", error)
             self._has_failed = True
 
     def __enter__(self) -> Self:

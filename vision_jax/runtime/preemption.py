@@ -1,4 +1,4 @@
-"""Learning in time that this run is about to be stopped."""
+"""Preemption: handling SIGTERM, so that a run saves its state before it is stopped."""
 
 import os
 import signal
@@ -9,10 +9,10 @@ from typing import Any, Self
 
 
 class Preemption:
-    """Turns SIGTERM into a question that the training loop and evaluations ask.
+    """Turns SIGTERM into a flag that the training loop and evaluations poll.
 
-    In a single process this object handles the signal, from `__enter__` to `__exit__`. With several, the notifier that
-    `jax.distributed` starts does, and makes all processes agree on one place to stop at.
+    With a single process, this object handles the signal between `__enter__` and `__exit__`. With several, JAX's
+    preemption notifier, which `jax.distributed` starts, does, and makes all processes agree on the step to stop at.
     """
 
     def __init__(self) -> None:
@@ -22,7 +22,7 @@ class Preemption:
         self._stopping = False  # several processes have agreed on it
 
     def __enter__(self) -> Self:
-        # Python allows handlers in the main thread alone.
+        # Python allows signal handlers in the main thread only.
         if threading.current_thread() is threading.main_thread() and not _is_distributed():
             self._previous = signal.signal(signal.SIGTERM, self._handle)
         return self
@@ -33,11 +33,11 @@ class Preemption:
             self._previous = None
 
     def hand_over(self) -> None:
-        """Leaves the signal to JAX's notifier; to be called once `jax.distributed` has started it.
+        """Leaves the signal to JAX's notifier; call it once `jax.distributed` is initialized.
 
-        A signal that came before is sent again, so that the other processes learn of it.
+        A signal that arrived earlier is sent again, so that the other processes learn of it.
         """
-        self._previous = None  # JAX has set its own handler: ours is gone, and none is to be put back
+        self._previous = None  # JAX has replaced our handler, and no other one is to be restored
         if self._noticed.is_set():
             os.kill(os.getpid(), signal.SIGTERM)
 
@@ -45,18 +45,17 @@ class Preemption:
         self._noticed.set()
 
     def noticed(self) -> bool:
-        """Returns whether this process may stop at once. Several may not: they agree on a place, and it is False."""
+        """Returns whether this process may stop right away; always False with several, which must agree on a step."""
         return self._noticed.is_set() and not _is_distributed()
 
     def should_stop(self) -> bool:
         """Returns whether to stop here, the same in all processes.
 
-        All of them must ask at the same places, which are counted: before every step and every batch of an evaluation.
-        JAX takes the counts that the processes have come to when the signal arrives, and stops all of them at the next
-        after the highest, so every question counts by one. To ask costs about a microsecond.
+        Call this once per step and once per evaluation batch, in all processes alike; each call increments a counter.
+        When the signal arrives, JAX stops every process at max(counter) + 1. A call takes about a microsecond.
 
-        Once it is True it stays so: if the state at that place cannot be saved since its numbers are bad, the run goes
-        back, and stops at the next place.
+        The answer stays True: if the state at that point cannot be saved because of a NaN or a spike, the run rewinds,
+        and stops at the next call.
         """
         if not _is_distributed():
             return self._noticed.is_set()
@@ -68,6 +67,6 @@ class Preemption:
 
 
 def _is_distributed() -> bool:
-    """Returns whether `jax.distributed` runs; it does not import JAX, since signals are to be handled before that."""
+    """Returns whether `jax.distributed` is initialized, without importing JAX: signals are handled before that."""
     jax = sys.modules.get("jax")
     return jax is not None and hasattr(jax, "distributed") and jax.distributed.is_initialized()

@@ -1,6 +1,6 @@
-"""Profiles of a few steps, on demand: a range of them from the configuration, or the next ten after SIGUSR1.
+"""Profiling a few steps on demand: a range from the configuration, or the next ten after SIGUSR1.
 
-A profile is a trace that TensorBoard shows, with its plugin xprof. It is written to files; no port is opened.
+A profile is a trace for TensorBoard's xprof plugin. It is written to files; no port is opened.
 """
 
 import contextlib
@@ -20,15 +20,15 @@ _STEPS_AFTER_SIGNAL = 10
 
 
 class Profiler:
-    """Starts and stops JAX's profiler between steps. Each process handles the signal that it gets itself.
+    """Starts and stops JAX's profiler between steps. Each process handles its own signals.
 
-    Steps are numbered as in metrics.jsonl, from 1. A signal that comes during a profile changes nothing. The signal is
-    handled from `__enter__` to `__exit__`; in other threads than the main one Python allows no handlers.
+    Steps are numbered from 1, as in metrics.jsonl. A signal during a profile is ignored. The signal is handled between
+    `__enter__` and `__exit__`, in the main thread only, as Python requires.
 
     Args:
-        directory: where the traces are; it is made, private to the user, when the first is begun. Of several processes,
-            which may be on one machine, each has a folder of its own in it.
-        steps: (first, last) of the steps to profile; (): none. A run that goes on within the range profiles its rest.
+        directory: for the traces; created, private to the user, when the first one is started. If there are several
+            processes, which may be on one machine, each has its own folder in it.
+        steps: (first, last) step to profile; (): none. A run that resumes within the range profiles the rest of it.
     """
 
     def __init__(self, directory: pathlib.Path, steps: Sequence[int] = ()):
@@ -40,7 +40,7 @@ class Profiler:
 
     @contextlib.contextmanager
     def step(self, step: int) -> Iterator[None]:
-        """Is to be around fetching the batch of a step and dispatching it; names the step in the trace."""
+        """Wraps fetching the batch of a step and dispatching the step, which it names in the trace."""
         if self._last is None:
             if self._range and self._range[0] <= step <= (last := self._range[1]):
                 self._start(step, last)
@@ -51,18 +51,18 @@ class Profiler:
             yield
 
     def after_step(self, step: int, result: Any) -> None:
-        """Ends the profile after its last step, once the devices are done with it, that is, `result` is there."""
+        """Ends the profile after its last step, once the devices have finished it, that is, `result` is ready."""
         if self._last is not None and step >= self._last:
             jax.block_until_ready(result)
             self._stop()
 
     def _start(self, step: int, last: int) -> None:
-        self._range = ()  # once is enough, also when the training goes back to before it
+        self._range = ()  # only once, even if the run rewinds to before it
         directory = self._directory
         if jax.process_count() > 1:
             directory = directory / f"process_{jax.process_index()}"
         try:
-            for path in (self._directory, directory):  # the mode is not that of parents that mkdir makes
+            for path in (self._directory, directory):  # mkdir does not apply the mode to parents
                 path.mkdir(mode=0o700, parents=True, exist_ok=True)
             jax.profiler.start_trace(directory)
         except (OSError, RuntimeError) as error:
@@ -75,7 +75,7 @@ class Profiler:
         self._last = None
         try:
             jax.profiler.stop_trace()
-        except (OSError, RuntimeError) as error:  # a full disk, say, which is no reason to end the training here
+        except (OSError, RuntimeError) as error:  # such as a full disk, which is no reason to end the run here
             log.warning("The profile cannot be written to %s: %s", self._directory, error)
         else:
             log.info("The profile is in %s.", self._directory)

@@ -5,10 +5,10 @@ import sys
 
 
 def open_closed_streams() -> None:
-    """Opens /dev/null as each of stdin, stdout and stderr that is closed; to be called before anything else is opened.
+    """Opens /dev/null as each of stdin, stdout and stderr that is closed. Call it before any file is opened.
 
-    Otherwise the next file that is opened would get the number of the closed one, and whatever C code prints would go
-    into that file; and Python has None for `sys.stderr`, to which nothing can be written.
+    Otherwise the next file to be opened would get the descriptor of the closed stream, and output of C code would go
+    into that file; and Python's `sys.stderr` would be None, to which nothing can be written.
     """
     for descriptor in (0, 1, 2):
         try:

@@ -17,31 +17,31 @@ from vision_jax.runtime.goodput import Goodput
 
 log = logging.getLogger(__name__)
 
-# Steps whose metrics are not looked at yet: a pause of the host that is shorter than these leaves no device idle.
+# Steps between dispatching a step and reading its metrics: devices stay busy while the host pauses for less than these.
 LAG = 4
 
 
 class Rewind(Exception):
-    """The numbers of a step are bad, and the run is to go on from the last checkpoint.
+    """The loss or gradients of a step are bad, and the run is to continue from the last checkpoint.
 
     Attributes:
-        step: the number of updates, with the bad one.
+        step: the number of updates, including the bad one.
     """
 
     def __init__(self, step: int):
-        super().__init__(f"the numbers of step {step} are bad")
+        super().__init__(f"the loss or gradients of step {step} are bad")
         self.step = step
 
 
 @dataclasses.dataclass(frozen=True)
 class BadNumbers:
-    """What is done about a step whose numbers are bad.
+    """What to do on NaN, infinity and spikes.
 
     Attributes:
-        nonfinite: "stop", "skip" or "rewind", where loss or gradients are not finite.
-        spikes: the same, where they are far above those before.
-        max_skips: so many skipped steps in a row end the training.
-        max_rewinds: how often it may go back.
+        nonfinite: "stop", "skip" or "rewind", if the loss or gradients are not finite.
+        spikes: the same, if they are far above those of the steps before.
+        max_skips: this many skipped steps in a row end the run.
+        max_rewinds: maximum number of rewinds.
     """
 
     nonfinite: str = "stop"
@@ -52,11 +52,11 @@ class BadNumbers:
 
 @dataclasses.dataclass(frozen=True)
 class Counts:
-    """Sizes of a training.
+    """The sizes of a run.
 
     Attributes:
-        batch_size: examples a step, over all processes.
-        steps_per_epoch, total_steps: of the training.
+        batch_size: examples per step, over all processes.
+        steps_per_epoch, total_steps: of the run.
         log_every: steps between lines of metrics.jsonl.
     """
 
@@ -68,14 +68,14 @@ class Counts:
 
 @dataclasses.dataclass(frozen=True)
 class Outputs:
-    """Where metrics go, and what knows more of a run.
+    """Where metrics go, and the other parts of a run that contribute some.
 
     Attributes:
         writer: gets a line every `log_every` steps.
-        progress: shown at each step.
-        batches: knows how long the loop has waited for input.
-        checkpointer: knows which checkpoint is the last good one, and how many saves have failed.
-        goodput: the account of time, of which a line tells.
+        progress: updated at each step.
+        batches: its `seconds_waited` is the time that the loop has waited for input.
+        checkpointer: knows the last good checkpoint, and the number of failed saves.
+        goodput: contributes its metrics to each line.
     """
 
     writer: writers.MetricWriter
@@ -89,11 +89,11 @@ class Tracker:
     """Fetches the metrics of each step while later ones run; checks, shows and writes them.
 
     Args:
-        counts: sizes of the training.
+        counts: the sizes of the run.
         outputs: where the metrics go.
-        policy: what is done about bad numbers.
-        rewinds: how often the training has gone back.
-        ideal_step_seconds: see `compilation.make_ideal_step_seconds`; None: there is no MFU.
+        policy: what to do on NaN, infinity and spikes.
+        rewinds: number of rewinds so far.
+        ideal_step_seconds: see `compilation.make_ideal_step_seconds`; None: MFU is not reported.
     """
 
     def __init__(
@@ -112,12 +112,12 @@ class Tracker:
         self.restart_clock()
 
     def restart_clock(self) -> None:
-        """Begins to measure the rate anew, after a pause that is not training."""
+        """Restarts the measurement of rates, after a pause in training."""
         self._since, self._waited, self._steps = time.perf_counter(), self._outputs.batches.seconds_waited, 0
         self._ideal = 0.0  # seconds
 
     def add(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
-        """Takes the metrics of a step that has just been dispatched, and deals with those of `LAG` steps before."""
+        """Queues the metrics of a step that has just been dispatched, and processes those of `LAG` steps before."""
         for value in metrics.values():
             value.copy_to_host_async()
         self._pending.append((step, metrics))
@@ -125,23 +125,23 @@ class Tracker:
             self._take()
 
     def settle(self) -> None:
-        """Waits for all steps that were added, and deals with their metrics.
+        """Waits for all queued steps, and processes their metrics.
 
         Raises:
-            NonFiniteError: if the numbers of one are bad and the policy does not say how to go on.
-            Rewind: if the training is to go back.
+            NonFiniteError: if a step is bad, and the policy is to stop.
+            Rewind: if the run is to rewind.
         """
         while self._pending:
             self._take()
 
     def _take(self) -> None:
-        """Deals with the metrics of the oldest step that was added."""
+        """Processes the metrics of the oldest queued step."""
         step, arrays = self._pending.popleft()
         metrics = {name: float(value) for name, value in jax.device_get(dict(arrays)).items()}
         try:
             self._check(step, metrics)
         except (NonFiniteError, Rewind):
-            self._pending.clear()  # later steps went on from bad numbers
+            self._pending.clear()  # later steps continued from the bad one
             raise
         self._steps += 1
         if self._ideal_step_seconds is not None:
@@ -160,7 +160,7 @@ class Tracker:
             self.restart_clock()
 
     def _write(self, step: int, metrics: dict[str, float], rate: float, input_wait: float, elapsed: float) -> None:
-        """Writes a line: the metrics of this one step, and the rates since the line before."""
+        """Writes a line: the metrics of this step alone, and the rates since the last line."""
         values = {f"train/{name}": value for name, value in metrics.items()}
         values["train/epoch"] = step / self._counts.steps_per_epoch
         if self._replaced is not None:
@@ -177,7 +177,7 @@ class Tracker:
         self._outputs.writer.write(step, {**values, **self._outputs.goodput.metrics()})
 
     def _check(self, step: int, metrics: dict[str, float]) -> None:
-        """Raises NonFiniteError or Rewind if numbers went wrong and were not left out, or too often."""
+        """Raises NonFiniteError or Rewind if a step is bad and was not skipped, or too many were skipped in a row."""
         policy, skips = self._policy, metrics.pop("skipped_in_a_row", 0.0)
         finite = math.isfinite(metrics["loss"]) and math.isfinite(metrics["grad_norm"])
         if finite and not skips:
@@ -185,28 +185,28 @@ class Tracker:
         choice = policy.spikes if finite else policy.nonfinite
         if choice == "skip" and 0 < skips < policy.max_skips:
             log.warning(
-                "Step %d is skipped: its loss is %.6g and the norm of its gradients %.6g.",
+                "Step %d is skipped: its loss is %.6g and its gradient norm %.6g.",
                 *(step, metrics["loss"], metrics["grad_norm"]),
             )
             return
         checkpointer = self._outputs.checkpointer
         checkpointer.settle()
-        what = f"At step {step} the loss is {metrics['loss']} and the norm of the gradients {metrics['grad_norm']}"
+        what = f"At step {step} the loss is {metrics['loss']} and the gradient norm {metrics['grad_norm']}"
         if choice == "rewind" and self._rewinds < policy.max_rewinds:
             log.warning("%s.", what)
             raise Rewind(step)
         good = checkpointer.steps()
         reason = {
             "skip": f"{skips:.0f} steps in a row were skipped, and guard.max_skips allows fewer. ",
-            "rewind": f"The training went back {self._rewinds} times, and guard.max_rewinds allows no more. ",
+            "rewind": f"The run has been rewound {self._rewinds} times, and guard.max_rewinds allows no more. ",
             "stop": "",
         }[choice]
         raise NonFiniteError(
             what
-            + (", far above those before (guard.spike_deviations). " if finite else ". ")
+            + (", far above those of the steps before (guard.spike_deviations). " if finite else ". ")
             + reason
             + (f"The last good checkpoint is step {good[-1]}" if good else "There is no checkpoint yet")
             + f", in {checkpointer.directory}. Lower optimizer.learning_rate, lengthen the warm-up, set "
             "optimizer.clip_global_norm, or compute in float32"
-            + ("." if reason else f", or let guard.{'spikes' if finite else 'nonfinite'}=skip leave out such steps.")
+            + ("." if reason else f", or skip such steps with guard.{'spikes' if finite else 'nonfinite'}=skip.")
         )

@@ -1,13 +1,12 @@
-"""Finding hangs: when nothing ends for too long, the stacks of all threads are written and the process ends.
+"""Detecting hangs: if no step finishes for too long, the stacks of all threads are dumped and the process exits.
 
 Every process of a run has a watchdog with the same limit. When one hangs in its input, the others wait for it in a
-collective, so all of them find out by themselves, and each writes its own stacks; that one of them is frozen is found
-by the others.
+collective, so each of them notices by itself and dumps its own stacks; a frozen process is noticed by the others.
 
-A thread of Python looks now and then. It cannot look while a call into C keeps the interpreter's lock, so at every look
-it sets an alarm for a little later than it would act itself: timers of the C library, which need no lock, write the
-stacks and end the process. `faulthandler.dump_traceback_later(exit=True)` would be simpler, but it ends a process with
-status 1, as any error does.
+A Python thread checks periodically. It cannot run while a call into C holds the GIL, so at every check it sets an alarm
+for slightly later than it would act itself: timers of the C library, which do not need the GIL, dump the stacks and end
+the process. `faulthandler.dump_traceback_later(exit=True)` would be simpler, but it exits with status 1, as any error
+does.
 """
 
 import contextlib
@@ -30,14 +29,14 @@ from vision_jax.errors import STATUS_HANG
 log = logging.getLogger(__name__)
 
 # Shares of the limit. The alarm must come after the thread would have acted, and ended the process.
-_LOOKS = 0.05  # between two looks
-_LINGERS = 0.1  # from writing the stacks to the end, so that the other processes write theirs before they miss this one
+_LOOKS = 0.05  # between two checks
+_LINGERS = 0.1  # from the dump to the exit, so that the other processes dump theirs before they miss this one
 _ALARM = 0.3  # from the limit to the alarm
 _STDERR = 2
 
 
 class Alarm(Protocol):
-    """Acts after some time, unless it is put off or stopped before."""
+    """Goes off after some time, unless it is postponed or stopped before."""
 
     def set(self, seconds: float) -> None: ...
 
@@ -45,17 +44,17 @@ class Alarm(Protocol):
 
 
 class Watchdog:
-    """Ends this process with `STATUS_HANG` if it is told for `limit_seconds` that nothing has ended.
+    """Ends the process with `STATUS_HANG` if `beat` is not called for `limit_seconds`.
 
-    It works between `__enter__` and `__exit__`; until then SIGUSR2 writes the stacks to stderr at any time.
+    It is active between `__enter__` and `__exit__`, while SIGUSR2 dumps the stacks to stderr at any time.
 
     Args:
-        limit_seconds: 0: never.
-        directory: the stacks are added to `process_I.txt` in it, besides being written to stderr. None: stderr alone.
+        limit_seconds: the limit; 0: never.
+        directory: stacks are appended to `process_I.txt` in it, besides going to stderr. None: stderr only.
         process_index: of this process, the I above.
-        clock: seconds from any start.
+        clock: a monotonic clock, in seconds.
         end: ends the process with a status.
-        alarm: makes what acts if no thread of Python can; None: `CAlarm`.
+        alarm: creates what acts if no Python thread can; None: `CAlarm`.
     """
 
     def __init__(
@@ -91,7 +90,7 @@ class Watchdog:
     def __exit__(self, *_: object) -> None:
         if self._alarm is None:
             return
-        if self._acts.is_set():  # an error of another process that has ended before: the status is to be the same
+        if self._acts.is_set():  # the error of a process that exited first must not change the status
             self._thread.join()
         self._over.set()
         self._thread.join()
@@ -105,12 +104,12 @@ class Watchdog:
                 self._path.parent.rmdir()
 
     def beat(self) -> None:
-        """Says that a step has ended, or what else takes no longer than that."""
+        """Reports progress: a step, or something else that takes no longer, has finished."""
         self._last = self._clock()
 
     @contextlib.contextmanager
     def suspended(self) -> Iterator[None]:
-        """Nothing needs to end here: for compiling, which can take longer than any step."""
+        """Suspends the limit, for compilation and other work that may take longer than any step."""
         with self._lock:
             self._pauses += 1
             if self._alarm is not None:
@@ -132,16 +131,16 @@ class Watchdog:
                 return self._act()
 
     def _put_off(self) -> bool:
-        """Sets the alarm anew, unless the limit has passed, and returns whether it has not."""
+        """Postpones the alarm, unless the limit has passed; returns whether there is time left."""
         left = self._last + self._limit - self._clock()
         if left > 0 and not self._pauses and self._alarm is not None:
             self._alarm.set(left + _ALARM * self._limit)
         return left > 0 or self._pauses > 0
 
     def _act(self) -> None:
-        """Writes the stacks, first where no file system is in the way, and ends the process.
+        """Dumps the stacks, first to stderr, which involves no file system, and ends the process.
 
-        If this hangs too, the alarm comes.
+        If this hangs too, the alarm goes off.
         """
         now = datetime.datetime.now().isoformat(" ", "seconds")
         problem = f"{now} No step and no batch of an evaluation has ended for {self._limit:g} s"
@@ -158,19 +157,19 @@ class Watchdog:
         self._end(STATUS_HANG)
 
     def _open(self) -> IO[str] | None:
-        """Opens the file for the stacks: when they are to be written it may be too late."""
+        """Opens the file for the stacks ahead of time: during a hang it may be too late."""
         if self._path is None:
             return None
         try:
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             return self._path.open("a")
         except OSError as error:
-            log.warning("Should this run hang, its stacks will be on stderr alone: %s", error)
+            log.warning("If this run hangs, its stacks go to stderr only: %s", error)
             return None
 
 
 class _Event(ctypes.Structure):
-    """`struct sigevent` of Linux: what a timer does when it has run down."""
+    """`struct sigevent` of Linux: what a timer does when it expires."""
 
     _fields_ = (
         ("value", ctypes.c_void_p),
@@ -183,7 +182,7 @@ class _Event(ctypes.Structure):
 
 
 class _Times(ctypes.Structure):
-    """`struct itimerspec`: between two times, and until the first."""
+    """`struct itimerspec`: the interval, and the time until the first expiration."""
 
     _fields_ = tuple((name, ctypes.c_long) for name in ("every_s", "every_ns", "seconds", "nanoseconds"))
 
@@ -193,9 +192,9 @@ _SIGEV_SIGNAL, _SIGEV_THREAD = 0, 2
 
 
 class CAlarm:
-    """Writes the stacks of all threads to a file and to stderr and ends the process, without the interpreter's lock.
+    """Dumps the stacks of all threads to a file and to stderr and ends the process, without the GIL.
 
-    A thread of `faulthandler` writes the file. A timer sends SIGUSR2, for which `faulthandler` writes to stderr, and
+    A thread of `faulthandler` writes the file. A timer sends SIGUSR2, upon which `faulthandler` writes to stderr, and
     another calls `_exit(STATUS_HANG)` in a thread of the C library. On systems other than Linux it does nothing.
 
     Args:
@@ -204,7 +203,7 @@ class CAlarm:
 
     def __init__(self, descriptor: int):
         self._descriptor = descriptor
-        self._timers: list[tuple[ctypes.c_void_p, float]] = []  # and how much later than the others they act
+        self._timers: list[tuple[ctypes.c_void_p, float]] = []  # and their delay after the others, in seconds
         if sys.platform != "linux":
             return
         self._c = ctypes.CDLL(None, use_errno=True)

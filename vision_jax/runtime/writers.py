@@ -1,4 +1,4 @@
-"""What a run writes besides checkpoints: config.json, metrics.jsonl, TensorBoard events, and progress for a person."""
+"""What a run writes besides checkpoints: config.json, metrics.jsonl, TensorBoard events, and progress for people."""
 
 import contextlib
 import fcntl
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 
 def write_atomically(path: pathlib.Path, text: str) -> None:
-    """Writes a file that is, at any moment, either the old or the new one.
+    """Writes a file atomically: at any moment it is either the old or the new one.
 
     Raises:
         CheckpointError: if the storage fails.
@@ -38,17 +38,17 @@ def write_atomically(path: pathlib.Path, text: str) -> None:
         temporary.replace(path)
     except OSError as error:
         raise CheckpointError(
-            f"Cannot write {path}: {error}. See to the storage and run the same command again."
+            f"Cannot write {path}: {error}. Fix the storage and run the same command again."
         ) from error
 
 
 @contextlib.contextmanager
 def open_workdir(workdir: pathlib.Path, *, enabled: bool = True) -> Iterator[None]:
-    """Makes the workdir, or checks that it can be used, and keeps other runs out of it. Nothing in it is changed.
+    """Creates the workdir, or checks that it is usable, and locks it. Nothing in it is changed.
 
     Args:
         workdir: of the run.
-        enabled: False does nothing: one process does it for all.
+        enabled: False does nothing: one process does this for all.
 
     Raises:
         CheckpointError: if it cannot be used.
@@ -68,7 +68,7 @@ def open_workdir(workdir: pathlib.Path, *, enabled: bool = True) -> Iterator[Non
         _lock(lock, workdir)
         yield
     finally:
-        os.close(lock)  # this gives the lock back, as the end of the process does
+        os.close(lock)  # releases the lock, as the end of the process would
 
 
 def _lock(descriptor: int, workdir: pathlib.Path) -> None:
@@ -78,11 +78,11 @@ def _lock(descriptor: int, workdir: pathlib.Path) -> None:
     except BlockingIOError as error:
         raise CheckpointError(f"Another run is using {workdir}: wait for it, or give another --workdir.") from error
     except OSError as error:  # some network file systems have no locks
-        log.warning("%s cannot be locked (%s): see to it that no other run uses it.", workdir, error)
+        log.warning("%s cannot be locked (%s): make sure that no other run uses it.", workdir, error)
 
 
 def read_metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
-    """Returns the lines of metrics.jsonl. One that a killed run left unfinished is passed over."""
+    """Returns the lines of metrics.jsonl, without incomplete ones, which a killed run may leave."""
     path = workdir / "metrics.jsonl"
     if not path.exists():
         return []
@@ -93,7 +93,7 @@ def read_metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
             if record:
                 records.append({**record, "step": int(record["step"])})
         except (ValueError, TypeError, KeyError):
-            log.warning("Line %d of %s is passed over, as it is unfinished or damaged: %.80s", number, path, line)
+            log.warning("Line %d of %s is skipped, as it is incomplete or damaged: %.80s", number, path, line)
     return records
 
 
@@ -103,28 +103,28 @@ def training_records(workdir: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def append_evaluation(workdir: pathlib.Path, step: int, metrics: Mapping[str, float]) -> None:
-    """Adds a line to metrics.jsonl that says it is of --mode=eval: the data may be other than in training."""
+    """Adds a line to metrics.jsonl, marked as one of --mode=eval: the data may differ from that in training."""
     with (workdir / "metrics.jsonl").open("a+b") as file:
         if file.tell():
             file.seek(-1, os.SEEK_END)
             if file.read() != b"\n":
-                file.write(b"\n")  # a killed run left its last line unfinished
+                file.write(b"\n")  # a killed run left its last line incomplete
         file.write(_line(step, {"mode": "eval", **metrics}).encode())
 
 
 class MetricWriter:
-    """Appends to metrics.jsonl, and to TensorBoard's events.
+    """Appends to metrics.jsonl, and to TensorBoard events.
 
     Lines after `last_step` are dropped first: a killed run wrote them, and this one will compute them again.
 
     Args:
         workdir: where the files are.
-        last_step: the step from which the run goes on.
+        last_step: the step from which the run resumes.
         tensorboard: write events too.
-        on_error: what storage that fails does; see `Appender`.
-        enabled: False writes nothing: one process does it for all.
-        worker: writes what `write` is given, later if it is a `Background`, which then tells of errors at the next
-            call; None: it is written at once.
+        on_error: what to do if the storage fails; see `Appender`.
+        enabled: False writes nothing: one process does this for all.
+        worker: does the writing, asynchronously if it is a `Background`, which reports errors at the next call; None:
+            it is done at once.
 
     Raises:
         CheckpointError: if the files cannot be written to.
@@ -153,7 +153,7 @@ class MetricWriter:
         self.go_back(last_step)
 
     def go_back(self, last_step: int) -> None:
-        """Drops what is after a step, from which the run is to go on."""
+        """Drops everything after a step, from which the run is to resume."""
         self._worker.flush()
         if self._lines is not None:
             self._lines.forget(lambda line: json.loads(line)["step"] <= last_step)
@@ -163,7 +163,7 @@ class MetricWriter:
             self._events.write(event(last_step + 1, session_log=True))
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Writes one line. A value that is not finite becomes null, since JSON has no other word for it.
+        """Writes one line. Values that are not finite become null, since JSON cannot express them.
 
         Raises:
             CheckpointError: with on_error=stop, if this one or one before it cannot be written.
@@ -174,9 +174,9 @@ class MetricWriter:
             self._worker.do(functools.partial(self._events.write, event(step, metrics)))
 
     def flush(self) -> None:
-        """Waits until all is written that can be: before a save, so that the lines are not behind the checkpoint.
+        """Waits until everything is written: called before a save, so that no checkpoint is ahead of the lines.
 
-        What storage that failed has kept back is tried once more.
+        Entries that failing storage has held back are tried again.
 
         Raises:
             CheckpointError: with on_error=stop, if something cannot be written.
@@ -187,10 +187,10 @@ class MetricWriter:
                 output.retry()
 
     def close(self) -> None:
-        """Writes what storage that failed has kept back.
+        """Writes the entries that failing storage has held back.
 
         Raises:
-            CheckpointError: if that does not work.
+            CheckpointError: if that fails.
         """
         try:
             self._worker.flush()
@@ -208,7 +208,7 @@ class MetricWriter:
         except CheckpointError as error:
             if kind is None:
                 raise
-            log.error("%s", error)  # the error under way is the one to show
+            log.error("%s", error)  # the exception being handled is the one to propagate
 
 
 def _line(step: int, metrics: Mapping[str, Any]) -> str:
@@ -218,9 +218,9 @@ def _line(step: int, metrics: Mapping[str, Any]) -> str:
 
 
 class ProgressHandler(logging.Handler):
-    """Prints log messages to stderr without breaking a bar that is shown there.
+    """Prints log messages to stderr without breaking a progress bar.
 
-    That they cannot be printed, because the terminal or whatever reads them is gone, does not end a run.
+    A run does not end because they cannot be printed, when the terminal or the reading process is gone.
     """
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -231,15 +231,15 @@ class ProgressHandler(logging.Handler):
 
 
 class Progress:
-    """Shows a person how far a loop is: a bar on a terminal, a line now and then elsewhere.
+    """Shows the progress of a loop: a bar on a terminal, periodic lines elsewhere.
 
     Args:
-        total: iterations in all.
+        total: total number of iterations.
         initial: iterations done before.
-        description: in front of all.
+        description: prefix of the bar or line.
         leave: keep the bar on the screen when it is complete.
         enabled: False shows nothing.
-        seconds_between_lines: how often a line is printed where there is no terminal.
+        seconds_between_lines: interval between lines, without a terminal.
     """
 
     def __init__(
