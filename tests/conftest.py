@@ -5,6 +5,11 @@ import os
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Compiling is most of what tests take: LLVM's optimization is left out, which makes what is compiled slower.
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+# And what is compiled is kept: for the other test processes, for the commands that they run, and for the next time.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = os.path.expanduser(
+    os.environ.get("VISION_JAX_TEST_CACHE") or "~/.cache/vision_jax_tests"
+)
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 
 import io
 import json
@@ -25,6 +30,8 @@ from vision_jax.data.transforms import EvalTransform
 from vision_jax.data.views import Field
 
 REPOSITORY = pathlib.Path(__file__).parent.parent
+COMPILED = pathlib.Path(os.environ["JAX_COMPILATION_CACHE_DIR"])
+COMPILED.mkdir(mode=0o700, parents=True, exist_ok=True)
 # Of the quickstart: two steps, then an evaluation of half a million examples, which would take minutes.
 LONG_EVALUATION = (
     "--config.data.source=synthetic",
@@ -78,7 +85,10 @@ class Pictures:
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """A cache directory of vision_jax for all tests, with the digits and compiled programs in it."""
-    return tmp_path_factory.mktemp("cache")
+    directory = tmp_path_factory.mktemp("cache")
+    (directory / "vision_jax").mkdir(mode=0o700)
+    (directory / "vision_jax" / "compiled").symlink_to(COMPILED)
+    return directory
 
 
 @pytest.fixture
@@ -109,6 +119,7 @@ class Command:
             "XDG_CACHE_HOME": str(cache),
             "PYTHONPATH": str(REPOSITORY),
         }
+        del self.environment["JAX_COMPILATION_CACHE_DIR"]  # the command chooses one: that of `cache`, or none
         self._started: list[subprocess.Popen] = []
 
     def start(
@@ -162,6 +173,15 @@ def command(cache: pathlib.Path) -> Iterator[Command]:
     command = Command(cache)
     yield command
     command.close()
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Removes compiled programs of more than a week ago: most are of code that has changed since."""
+    if hasattr(session.config, "workerinput"):
+        return  # the process that started this one has done it
+    for path in COMPILED.glob("*-cache"):
+        if time.time() - path.stat().st_mtime > 7 * 24 * 3600:
+            path.unlink()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

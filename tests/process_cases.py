@@ -126,8 +126,6 @@ def main() -> None:
     arguments = parser.parse_args()
     address, number, index = arguments.coordinator_address, arguments.num_processes, arguments.process_id
     distributed.start(cluster.discover(os.environ, address, number, index))
-    jax.config.update("jax_compilation_cache_dir", os.fspath(arguments.directory / "compiled"))  # for what comes twice
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     messages: list[str] = []
     handler = types.SimpleNamespace(level=logging.WARNING, handle=lambda record: messages.append(record.getMessage()))
     logging.getLogger("vision_jax").addHandler(handler)

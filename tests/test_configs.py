@@ -54,6 +54,8 @@ def make(config: ConfigDict) -> tuple[build.Program, object]:
     fields = models.registry.option_names(config.model.name)
     if "depths" in fields:
         options["depths"] = tuple(min(1, depth) for depth in models.create_model(config.model.name).depths)
+    elif "stages" in fields:
+        options["stages"] = tuple(stage[:1] for stage in models.create_model(config.model.name).stages)
     elif "depth" in fields:
         options["depth"] = 10 if config.model.name.startswith("wrn") else 1
     model = models.create_model(config.model.name, dtype=build.compute_dtype(config), **options)
@@ -81,7 +83,7 @@ def test_a_step_gives_what_it_takes(recipe: str):
     """So there can be any number of them; and an evaluation at its own size."""
     config = reduced(recipe)
     program, constants = make(config)
-    state = jax.eval_shape(program.initialize)
+    state = program.abstract_state
     for size in {config.data.image_size, *config.data.progressive_sizes[:1]}:
         after, metrics = jax.eval_shape(program.train_step, state, batch_of(size, config.data.channels), constants)
         assert shapes(after) == shapes(state)

@@ -10,10 +10,12 @@ import sys
 import time
 
 import pytest
-from conftest import LONG_EVALUATION, REPOSITORY, Command, encode, picture, records
+from conftest import COMPILED, LONG_EVALUATION, REPOSITORY, Command, encode, picture, records
 
 from vision_jax.data import order, tfds_format
 from vision_jax.errors import STATUS_HANG
+
+pytestmark = pytest.mark.xdist_group("processes")  # they share a run, and several at once would slow each other down
 
 ARGUMENTS = (
     "--config=configs/quickstart.py",
@@ -80,7 +82,7 @@ def test_two_processes_stop_at_the_same_step_and_go_on_elsewhere(command: Comman
 @pytest.mark.slow
 def test_sigterm_while_two_processes_compile(command: Command, tmp_path: pathlib.Path):
     arguments = (*ARGUMENTS, "--config.total_steps=100000", "--config.eval.every_steps=100000", f"--workdir={tmp_path}")
-    processes = start_two(command, *arguments)
+    processes = start_two(command, *arguments, "--config.compilation_cache=")  # none, for it is to take long
     for line in processes[0].stderr:
         if "learning rate of" in line:  # the last line before the step is compiled
             break
@@ -156,7 +158,10 @@ def found(cache: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> tupl
     """Returns what two processes found in the cases of process_cases.py."""
     directory = tmp_path_factory.mktemp("cases")
     launcher = ("launch/local.py", "--processes=2", "--devices=1", "--module=process_cases", "--")
-    environment = {"PYTHONPATH": f"{REPOSITORY}:{pathlib.Path(__file__).parent}"}
+    environment = {
+        "PYTHONPATH": f"{REPOSITORY}:{pathlib.Path(__file__).parent}",
+        "JAX_COMPILATION_CACHE_DIR": str(COMPILED),
+    }
     done = subprocess.run(
         [sys.executable, *launcher, f"--directory={directory}"],
         cwd=REPOSITORY,

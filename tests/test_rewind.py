@@ -19,6 +19,8 @@ from vision_jax.devices import sharding
 from vision_jax.errors import NonFiniteError
 from vision_jax.runtime.tracker import Tracker
 
+pytestmark = pytest.mark.xdist_group("rewind")  # they share programs
+
 RECORDS, BATCH, STEPS = 120, 4, 14  # all within one epoch, so that a bad batch comes once
 
 
@@ -169,12 +171,11 @@ def test_spikes(poison, tmp_path: pathlib.Path, policy: str):
     weights = [1.0] * RECORDS
     weights[record_of(6)] = 1000.0
     config = configuration(guard__spikes=policy, guard__spike_deviations=8.0, guard__window=4)
-    config.loss.class_weights = tuple(weights)
+    config.loss.class_weights, config.total_steps = tuple(weights), 10
     if policy == "stop":
         with pytest.raises(NonFiniteError, match=r"At step 7 .* far above .*checkpoint is step 4"):
             run(config, tmp_path)
         return
-    config.total_steps = 10
     state = run(config, tmp_path)
     assert records(tmp_path)[-1]["step"] == 10
     assert records(tmp_path)[-2]["train/rewinds"] == 1

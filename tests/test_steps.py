@@ -20,12 +20,14 @@ from vision_jax.devices import sharding
 from vision_jax.errors import ConfigError
 from vision_jax.evaluators import Classification as Accuracy
 from vision_jax.evaluators import Context
-from vision_jax.models import registry
+from vision_jax.models import registry, resnet
 from vision_jax.models.layers import BatchNorm
 from vision_jax.models.resnet import BasicBlock, ResNet
 from vision_jax.objectives import Classification, Distillation, Ema, Setup
 from vision_jax.state import TrainState
 from vision_jax.steps import Sam, make_train_step, move_average
+
+pytestmark = pytest.mark.xdist_group("steps")  # they share runs
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SHAPE = (16, 16, 3)
@@ -131,16 +133,17 @@ GROUPS = pytest.param({"bn_group_size": 4}, marks=pytest.mark.exhaustive)
 
 
 @pytest.mark.parametrize("options", [{}, GROUPS], ids=["global", "groups"])
-def test_eight_devices_train_as_one(options: dict):
+def test_eight_devices_train_as_one(options: dict, monkeypatch: pytest.MonkeyPatch):
     """Batch norm, flips and all: what a step does is not a matter of how many devices do it."""
-    # The learning rate is 0 in the first step, so two make one update; after more, rounding grows chaotically.
+    # A unit of ReLU that is zero but for rounding passes its gradient on one of them alone.
+    monkeypatch.setattr(resnet.nn, "relu", nn.silu)
     (one, first), (eight, second) = (train(n, 2, model=small_resnet(**options)) for n in (1, 8))
     np.testing.assert_allclose([m["loss"] for m in first], [m["loss"] for m in second], rtol=2e-5)
-    changes = [jax.tree.map(np.subtract, states[-1].params, states[0].params) for states in (one, eight)]
-    errors = jax.tree.map(lambda a, b: np.linalg.norm(a - b) / np.linalg.norm(a), *changes)
-    assert max(jax.tree.leaves(errors["fc"])) < 1e-5
-    # A unit that is zero but for rounding passes its gradient here and not there: that shows in the layers before it.
-    assert max(jax.tree.leaves(errors)) < 3e-2
+    # Not of the parameters: those near 1 are rounded by more than that when they are updated.
+    momenta = [optax.tree.get(states[-1].opt_state, "trace") for states in (one, eight)]
+    errors = jax.tree.map(lambda a, b: np.linalg.norm(a - b) / np.linalg.norm(a), *momenta)
+    assert max(jax.tree.leaves(errors)) < 1e-5, errors
+    assert_close(one[-1].params, eight[-1].params, rtol=1e-5, atol=1e-6)
 
 
 def test_ema_equals_its_definition():
@@ -171,11 +174,24 @@ def test_ema_that_begins_late_and_moves_at_times():
     assert decay == 0.25
 
 
+MIXED = augment.AugmentConfig(flip=0.5, erase=1.0, mixup=0.8)
+
+
+# Of what several tests look at. A run is compiled anew each time.
+@functools.cache
+def plain_run():
+    return train(1, 2)
+
+
+@functools.cache
+def mixed_run():
+    return train(1, 3, fields=MIXED)
+
+
 def test_accumulated_parts_make_the_same_update_as_the_whole_batch():
-    fields = augment.AugmentConfig(flip=0.5, mixup=0.8)
-    whole, first = train(1, 3, fields=fields)
+    whole, first = mixed_run()
     for devices in (1, 4):
-        parts, second = train(devices, 3, fields=fields, accumulate=4)
+        parts, second = train(devices, 3, fields=MIXED, accumulate=4)
         for a, b in zip(first, second, strict=True):
             assert_close(a, b, rtol=2e-5)
         assert_close(whole[-1].params, parts[-1].params, rtol=1e-4, atol=1e-6)
@@ -431,13 +447,13 @@ def test_what_no_gradient_reaches_moves_after_the_update():
 
 
 def test_without_ema_none_is_kept():
-    states, _ = train(1, 1)
+    states, _ = plain_run()
     assert states[-1].ema is None
 
 
 def test_one_step_equals_torch_formulas():
     """Loss with smoothing, weight decay of kernels alone, and the first update, against gradients taken by hand."""
-    states, metrics = train(1, 2)
+    states, metrics = plain_run()
     batch = batch_of(1)
     keys = vision_jax.augment.example_keys(0, jnp.asarray(1), 16)
     flip = augment.create_augmentation(FLIP).augment_image
@@ -507,9 +523,8 @@ def test_the_state_is_a_frozen_pytree_of_float32():
 
 def test_mixed_targets_and_erased_images_reach_the_loss():
     """mixup and erasing in a step, against the same functions called one by one."""
-    fields = augment.AugmentConfig(flip=0.5, erase=1.0, mixup=0.8)
-    states, metrics = train(1, 2, fields=fields)
-    batch, functions = batch_of(1), augment.create_augmentation(fields)
+    states, metrics = mixed_run()
+    batch, functions = batch_of(1), augment.create_augmentation(MIXED)
 
     @functools.partial(jax.jit, compiler_options=QUICK)
     def loss(params: dict, images: jax.Array, targets: jax.Array) -> jax.Array:

@@ -34,7 +34,7 @@ def test_the_default_is_the_identity_and_is_not_traced():
 
 def test_each_image_depends_on_its_key_alone():
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-    config = AugmentConfig(flip=0.5, policy="rand-m9-n1-p1", color_jitter=(0.4, 0.4, 0.4))
+    config = AugmentConfig(flip=0.5, color_jitter=(0.4, 0.4, 0.4))  # a policy would take seconds to compile
     function = augment.create_augmentation(config).augment_image
     sharding = NamedSharding(mesh, PartitionSpec("data"))
     run = jax.jit(jax.vmap(function), in_shardings=(sharding, sharding), compiler_options=QUICK)

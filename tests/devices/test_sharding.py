@@ -12,7 +12,7 @@ import mesh_cases
 import numpy as np
 import optax
 import pytest
-from conftest import REPOSITORY, Command, image_fields
+from conftest import COMPILED, REPOSITORY, Command, image_fields
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from mesh_cases import BATCH_SIZE, MESHES, STEPS, Case
@@ -56,7 +56,7 @@ def test_last_axes_stay_within_a_slice():
         device.device_kind = "none"
     config = config_lib.default_config()
     config.mesh.update({"data": -1, "fsdp": 2, "tensor": 2})
-    array = sharding.device_array(config, devices)
+    array = sharding.device_array(config.mesh, devices)
     assert array.shape == (2, 2, 2)
     assert [{device.slice_index for device in part.flat} for part in array] == [{0}, {1}]
 
@@ -110,7 +110,7 @@ def test_a_placed_batch_is_no_view_of_the_memory_that_it_came_from():
     memory = np.zeros(2**16 + 64, np.uint8)
     rows = memory[-memory.ctypes.data % 64 :][: 2**16].reshape(8, -1)
     rows[:] = np.arange(8)[:, None]
-    placed = sharding.batch_placer(mesh, 8)("image", rows)
+    placed = sharding.batch_placer(mesh, 8)({"image": rows})["image"]
     rows[:] = 255
     np.testing.assert_array_equal(placed[:, 0], np.arange(8))
 
@@ -202,7 +202,11 @@ def test_two_processes_by_two_devices_train_as_one_by_four(command: Command, by_
     subprocess.run(
         [sys.executable, *launcher, f"--directory={directory}", *names],
         cwd=REPOSITORY,
-        env={**command.environment, "PYTHONPATH": f"{REPOSITORY}:{pathlib.Path(__file__).parent.parent}"},
+        env={
+            **command.environment,
+            "PYTHONPATH": f"{REPOSITORY}:{pathlib.Path(__file__).parent.parent}",
+            "JAX_COMPILATION_CACHE_DIR": str(COMPILED),
+        },
         check=True,
         timeout=240,
     )

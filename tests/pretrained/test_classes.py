@@ -175,11 +175,11 @@ def test_labels_are_the_weights_numbers_where_the_model_has_all_of_their_classes
     write_folder(tmp_path, FEW)
     config = make_config(tmp_path)
     source = build.create_source(config, train=True)
-    assert [source[i][1] for i in range(6)] == [0, 0, 1, 1, 2, 2]
+    assert [source[i]["label"] for i in range(6)] == [0, 0, 1, 1, 2, 2]
     config.model.num_classes = 1000
     for train in (True, False):  # alike, so that a checkpoint's classes are those of its evaluation
         source = build.create_source(config, train=train)
-        assert [source[i][1] for i in range(6)] == [3, 3, 207, 207, 900, 900]
+        assert [source[i]["label"] for i in range(6)] == [3, 3, 207, 207, 900, 900]
         assert (source.num_classes, list(source.class_names)) == (1000, list(IDS))
         assert sources.read_labels(source).tolist() == [3, 3, 207, 207, 900, 900]
         assert source.describe(0).endswith(f"{FEW[0]}/0.jpg")
@@ -189,7 +189,7 @@ def test_labels_are_the_weights_numbers_where_the_model_has_all_of_their_classes
     names = tmp_path / "names.txt"
     names.write_text("\n".join(["a", *FEW]))
     config.model.pretrained, config.model.pretrained_classes, config.model.num_classes = "x", str(names), 4
-    assert [build.create_source(config, train=True)[i][1] for i in (0, 2, 4)] == [1, 2, 3]
+    assert [build.create_source(config, train=True)[i]["label"] for i in (0, 2, 4)] == [1, 2, 3]
     names.write_text("\n".join(["a", "b", *FEW[1:]]))
     with pytest.raises(DataError, match=f"has 1 classes that are none of model.pretrained_classes, such as '{FEW[0]}'"):
         build.create_source(config, train=True)
@@ -199,9 +199,9 @@ def test_a_label_beyond_the_classes_is_no_other_class():
     source = sources.RelabeledSource(sources.SyntheticSource(3, 5, 8, seed=0), np.array([7, 8]), list("abcdefghi"))
     labels = {}
     for i in range(3):
-        label = source.source[i][1]
+        label = source.source[i]["label"]
         if label < 2:
-            labels[label] = source[i][1]
+            labels[label] = source[i]["label"]
             assert labels[label] == 7 + label
         else:
             with pytest.raises(DataError, match=f"record {i} has the label {label}, but there are 2 classes"):

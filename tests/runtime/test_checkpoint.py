@@ -44,18 +44,21 @@ def creator(num_classes: int = 5, ema: bool = True):
     return functools.partial(create_state, Classification(setup=setup), optimizer, seed=0)
 
 
+@functools.cache
+def shapes(num_classes: int = 5, ema: bool = True) -> TrainState:
+    return jax.eval_shape(creator(num_classes, ema))
+
+
 def make_state(step: int, num_devices: int = 1, **options: object) -> TrainState:
     """A state with other numbers in every array and at every step."""
     random = np.random.RandomState(step)
-    state = jax.tree.map(
-        lambda x: np.asarray(random.standard_normal(x.shape) * 9, x.dtype), jax.eval_shape(creator(**options))
-    )
+    state = jax.tree.map(lambda x: np.asarray(random.standard_normal(x.shape) * 9, x.dtype), shapes(**options))
     state = state.replace(step=np.asarray(step, np.int32))
     return jax.device_put(state, sharding.replicated(mesh_of(num_devices)))
 
 
 def abstract(num_devices: int = 1, **options: object) -> TrainState:
-    return sharding.abstract(jax.eval_shape(creator(**options)), sharding.replicated(mesh_of(num_devices)))
+    return sharding.abstract(shapes(**options), sharding.replicated(mesh_of(num_devices)))
 
 
 def save(
@@ -349,6 +352,7 @@ def test_checkpoints_that_vanish(tmp_path: pathlib.Path):
     assert_equal(checkpointer.restore(7, abstract()), make_state(7))
 
 
+@pytest.mark.xdist_group("timing")
 def test_a_slow_save_is_told(tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture, monkeypatch):
     monkeypatch.setattr("vision_jax.runtime.checkpoint._PATIENCE", 0.2)
     finalize = ocp.JsonCheckpointHandler.finalize
@@ -360,6 +364,7 @@ def test_a_slow_save_is_told(tmp_path: pathlib.Path, caplog: pytest.LogCaptureFi
     assert "before that of step 1" not in caplog.text
 
 
+@pytest.mark.xdist_group("timing")
 def test_slow_storage_is_no_hang(tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture, monkeypatch):
     """Reading, and waiting for what is written, take more than twice what a step may."""
 

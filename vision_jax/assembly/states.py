@@ -107,6 +107,7 @@ def init_variables(objective: Objective, key: jax.Array) -> dict[str, Any]:
     return {"batch_stats": {}, **objective.init(key, {"image": images})}
 
 
+@functools.lru_cache(maxsize=8)  # several functions ask for them, and tracing a large model takes seconds
 def abstract_variables(objective: Objective) -> dict[str, Any]:
     """Returns `params` and `batch_stats` of an objective, with shapes and dtypes in place of arrays."""
     shapes = jax.eval_shape(lambda: init_variables(objective, jax.random.key(0)))
@@ -115,8 +116,7 @@ def abstract_variables(objective: Objective) -> dict[str, Any]:
 
 def heads(objective: Objective) -> tuple[str, ...]:
     """Returns the beginnings of the paths of the parameters that an objective has beside those of its model."""
-    images = jnp.zeros((1, *objective.setup.image_shape), jnp.float32)
-    model = jax.eval_shape(lambda: objective.setup.model.init(jax.random.key(0), images, train=False))["params"]
+    model = _model_parameters(objective.setup.model, objective.setup.image_shape)
     return tuple(f"{name}/" for name in abstract_variables(objective)["params"] if name not in model)
 
 
@@ -125,12 +125,16 @@ def classifier(objective: Objective) -> tuple[str, ...]:
     model = objective.setup.model
     if not model.num_classes:
         return ()
-    images = jnp.zeros((1, *objective.setup.image_shape), jnp.float32)
+    shape = objective.setup.image_shape
+    whole, body = (masks.all_paths(_model_parameters(x, shape)) for x in (model, model.clone(num_classes=0)))
+    return tuple(sorted(set(whole) - set(body)))
 
-    def paths(model: nn.Module) -> list[str]:
-        return masks.all_paths(jax.eval_shape(lambda: model.init(jax.random.key(0), images, train=False))["params"])
 
-    return tuple(sorted(set(paths(model)) - set(paths(model.clone(num_classes=0)))))
+@functools.lru_cache(maxsize=8)
+def _model_parameters(model: nn.Module, image_shape: tuple[int, int, int]) -> Mapping[str, Any]:
+    """Returns the shapes and dtypes of the parameters of a model that stands alone."""
+    images = jnp.zeros((1, *image_shape), jnp.float32)
+    return jax.eval_shape(lambda: model.init(jax.random.key(0), images, train=False))["params"]
 
 
 def without_heads(objective: Objective, variables: Mapping[str, Any]) -> dict[str, Any]:
