@@ -1,4 +1,4 @@
-"""Evaluators by the names of their kinds: one file each; `base` has what they have in common."""
+"""Evaluators by kind, one file each; `base` has their interface."""
 
 from vision_jax.evaluators.base import Context, Evaluator, collect, run_pass
 from vision_jax.evaluators.classification import Classification

@@ -1,8 +1,8 @@
-"""What evaluators have in common: one pass over a split that adds up sums on the devices, or brings rows to the host.
+"""The base of evaluators: one pass over a split that adds up sums on the devices, or brings rows to the host.
 
-An evaluator is called with the objective and all variables, by prefix ("" for the weights, "ema_" for their average),
-and returns numbers. Every one of them asks whether to stop, and tells the watchdog, at each batch. Each example counts
-once, on any number of hosts: what fills up the last batch is left out by `mask`.
+An evaluator is called with the objective and all variables, by prefix ("" for the weights, "ema_" for their EMA), and
+returns numbers. Each one checks whether to stop, and calls the watchdog, at every batch. Each example counts once, on
+any number of hosts: padding in the last batch is excluded by `mask`.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ from vision_jax.runtime.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
-_AHEAD = 4  # batches that may be under way on the devices
+_AHEAD = 4  # batches that may be in flight on the devices
 
 Prefixed = Mapping[str, Variables]
 Step = Callable[[Any, Any], Any]
@@ -37,20 +37,20 @@ Step = Callable[[Any, Any], Any]
 
 @dataclasses.dataclass(frozen=True)
 class Context:
-    """What every evaluator is given besides its own options.
+    """What every evaluator gets besides its own options.
 
     Attributes:
         mesh: of all devices.
         source: the split.
         transform: from its records to fields of a batch.
-        batch_size: examples a batch, over all processes.
+        batch_size: examples per batch, over all processes.
         mean, std: normalization of images; see `augment.normalize`.
-        seed: of what is random in an evaluation.
+        seed: of random numbers in an evaluation.
         constants: values of the objective's constants, on the devices.
         num_workers, num_threads, prefetch: of the loader.
-        max_bad_records: so many damaged records each process may leave out of the count.
-        preemption: asked before each batch whether to stop, and while waiting for one; None: nobody is asked.
-        watchdog: told of each batch.
+        max_bad_records: number of damaged records that each process may leave out.
+        preemption: checked before each batch, and while waiting for one; None: there is none.
+        watchdog: called at each batch.
     """
 
     mesh: Mesh
@@ -69,15 +69,15 @@ class Context:
     watchdog: Watchdog = dataclasses.field(default_factory=lambda: Watchdog(0))
 
     def abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """Returns shapes, dtypes and layouts of a batch."""
+        """Returns the shapes, dtypes and shardings of a batch."""
         return sharding.abstract_batch(self.mesh, self.batch_size, batch_fields(self.transform))
 
     def compile(self, step: Step, variables: Any) -> Step:
-        """Compiles (variables, batch) -> pytree for this split, whose results every device then holds in full.
+        """Compiles (variables, batch) -> pytree for this split, with replicated results.
 
         Args:
             step: the function.
-            variables: arrays, or their shapes and layouts.
+            variables: arrays, or their shapes and shardings.
         """
         start = time.perf_counter()
         jitted = jax.jit(step, out_shardings=sharding.replicated(self.mesh))
@@ -130,13 +130,13 @@ def _never() -> bool:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Evaluator:
-    """Measures variables on a split. A subclass is one file; its fields beside `context` are its options, plain data.
+    """Measures variables on a split. Each subclass has its own file; its fields besides `context` are its options.
 
     Attributes:
         context: see there.
     """
 
-    # The metrics that it gives for each prefix, and whether a higher one is better.
+    # The metrics that it returns for each prefix, and whether higher is better.
     metrics: ClassVar[Mapping[str, bool]] = {}
 
     context: Context
@@ -146,16 +146,13 @@ class Evaluator:
         return {}
 
     def compiled(self, objective: Objective, make: Callable[[Objective], Step], variables: Any) -> Step:
-        """Returns the step that `make` gives for an objective, compiled once."""
+        """Returns the step that `make` returns for an objective, compiled once."""
         if id(objective) not in self._programs:
             self._programs[id(objective)] = (objective, self.context.compile(make(objective), variables))
         return self._programs[id(objective)][1]
 
     def check_count(self, count: int) -> int:
-        """Returns how many examples were counted, after checking that each was counted once, and saying what was not.
-
-        What was not are damaged records, where these may be left out.
-        """
+        """Returns the number of examples counted, after checking it; warns if damaged records were left out."""
         there, context = len(self.context.source), self.context
         if not 0 <= there - count <= context.max_bad_records * jax.process_count():
             raise AssertionError(f"{count} examples were counted, and there are {there}.")
@@ -170,7 +167,7 @@ class Evaluator:
 
         Args:
             objective: whose variables they are.
-            variables: by prefix: all of them, those of heads too.
+            variables: by prefix; all of them, including those of heads.
 
         Raises:
             Interrupted: once `context.preemption` said so.
@@ -180,13 +177,13 @@ class Evaluator:
 
 
 def run_pass(context: Context, compiled: Step, variables: Any, *, description: str = "evaluate") -> Any:
-    """Adds up what a step makes of each batch of a split, on the devices.
+    """Adds up the results of a step for each batch of a split, on the devices.
 
     Args:
         context: has the split.
         compiled: (variables, batch) -> pytree of sums, the same in every process; see `Context.compile`.
         variables: its first argument.
-        description: shown to a person.
+        description: shown in the progress.
 
     Returns:
         the sums, on the host.
@@ -214,14 +211,14 @@ def _add(totals: Any, sums: Any) -> Any:
 def collect(
     context: Context, compiled: Step, variables: Any, *, everywhere: bool = False, description: str = "collect"
 ) -> dict[str, np.ndarray] | None:
-    """Returns what a step gives for each example of a split, once, in the order of the split.
+    """Returns the results of a step for each example of a split, once, in the order of the split.
 
     Args:
         context: has the split.
         compiled: (variables, batch) -> dict of arrays with the example as first axis; see `Context.compile`.
         variables: its first argument.
-        everywhere: every process gets the rows; False: process 0 alone, and the others None.
-        description: shown to a person.
+        everywhere: return the rows in every process; False: only in process 0, and None in the others.
+        description: shown in the progress.
 
     Raises:
         Interrupted, DataError: as `Context.batches`.

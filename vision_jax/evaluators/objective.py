@@ -10,15 +10,15 @@ from vision_jax import augment
 from vision_jax.evaluators.base import Evaluator, Prefixed, Step, run_pass
 from vision_jax.objectives.base import Objective
 
-_STEP = 2**31 - 1  # which no training reaches: the keys of an evaluation are none of a step's
+_STEP = 2**31 - 1  # never reached in training, so that an evaluation shares no keys with a step
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class ObjectiveLoss(Evaluator):
-    """What the objective minimizes, in evaluation mode, and its other metrics; see `Objective.loss`.
+    """The objective's loss, in evaluation mode, and its other metrics; see `Objective.loss`.
 
-    What is random in its views depends on the seed and the place in the batch alone, so evaluations are comparable.
-    The targets are those that the variables themselves give: a teacher is the average only in training.
+    Random numbers in its views depend only on the seed and the position in the batch, so evaluations are comparable.
+    Targets are computed from the same variables: the EMA is a teacher only in training.
     """
 
     def make_step(self, objective: Objective) -> Step:

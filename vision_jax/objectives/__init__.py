@@ -1,4 +1,4 @@
-"""Objectives by their names: one file each; `base` has what they have in common."""
+"""Training objectives by name, one file each; `base` has their interface."""
 
 from vision_jax.objectives.base import Constant, Ema, Objective, Out, Progress, Setup, options_of
 from vision_jax.objectives.classification import Classification

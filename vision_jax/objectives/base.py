@@ -1,13 +1,14 @@
-"""What a training minimizes: the interface that the step, the loader, the checkpoint and the evaluators know.
+"""Training objectives: the interface that the step, the loader, the checkpoint and the evaluators use.
 
-A step has three stages, and only the last is differentiated:
+A step has three stages, of which only the last is differentiated:
 
-    views    keys and rows of the batch -> what the networks see: augmentation, masks; then `mix`, of the whole batch
-    targets  teachers, momentum encoders, attacks, matching: once a step, without gradients
-    loss     of the parameters that are trained
+    views    keys and rows of the batch -> inputs of the networks: augmentation, masks; then `mix`, over the whole batch
+    targets  teachers, momentum encoders, attacks, matching: once per step, without gradients
+    loss     of the trained parameters
 
-and `after` moves what no gradient reaches. The backbone is the root of `params`, and heads stand beside its children,
-as in `params["projector"]`: rules on the paths of parameters (decay, layers, layouts, export) hold for every objective.
+and `after` updates state without gradients. The backbone is the root of `params`, and heads are next to its children,
+as in `params["projector"]`, so that rules on parameter paths (decay, layers, sharding, export) work for every
+objective.
 """
 
 import dataclasses
@@ -29,12 +30,12 @@ NO_AUGMENTATION = augment.create_augmentation(augment.AugmentConfig())
 
 
 class Progress(NamedTuple):
-    """How far a training is; each () of the step's own kind.
+    """The progress of a run, as scalars.
 
     Attributes:
-        step: int32, the updates done.
-        epoch: float32, in passes over the data.
-        share: float32, from 0 at the beginning to 1 at the end.
+        step: int32, the number of updates done.
+        epoch: float32, passes over the data.
+        share: float32, from 0 at the start to 1 at the end.
     """
 
     step: jax.Array
@@ -43,17 +44,17 @@ class Progress(NamedTuple):
 
 
 class Out(NamedTuple):
-    """What `Objective.loss` gives: sums and their weights, so that micro-batches, masks and devices add up exactly.
+    """The result of `Objective.loss`: sums and their weights, so that micro-batches, masks and devices add up exactly.
 
     Attributes:
-        loss: () float32, the sum over what counts: examples, pixels, boxes.
-        weight: () float32, what the sum is divided by, once, after all micro-batches have been added.
-        variables: the collections that the forward pass has moved, as `apply(..., mutable=["batch_stats"])` returns
-            them; {} if it moved none.
+        loss: () float32, the sum over examples, pixels or boxes.
+        weight: () float32, by which the sum is divided, once, after all micro-batches have been added.
+        variables: collections updated in the forward pass, as `apply(..., mutable=["batch_stats"])` returns them; {} if
+            there are none.
         metrics: by name, a sum and its weight, each () float32.
-        sums: any tree of arrays, added over micro-batches and handed to `after`: the sum of which a center is the mean.
-        rows: any tree of arrays with the example as first axis, joined in the batch's order and handed to `after`: the
-            keys of a queue.
+        sums: any tree of arrays, summed over micro-batches and passed to `after`, such as the sum for a center.
+        rows: any tree of arrays with the example as first axis, concatenated in the batch's order and passed to
+            `after`, such as the keys of a queue.
     """
 
     loss: jax.Array
@@ -65,11 +66,11 @@ class Out(NamedTuple):
 
 
 class Constant(NamedTuple):
-    """Variables that an objective uses and never changes, such as a teacher's.
+    """Constant variables of an objective, such as a teacher's.
 
     Attributes:
         shapes: `params` and other collections, with shapes and dtypes in place of arrays.
-        load: reads them, in the memory of the host; it is called when a run begins.
+        load: reads them into host memory; called when a run starts.
     """
 
     shapes: Any
@@ -78,13 +79,13 @@ class Constant(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Ema:
-    """How the moving average of parameters and batch statistics moves.
+    """The exponential moving average (EMA) of parameters and batch statistics.
 
     Attributes:
         decay: average = average + (1 - decay) * (new - average).
-        every: the average is updated every so many steps.
-        start: updates of the parameters until which the average is a copy.
-        warmup: in its n-th update the decay is at most (1 + n) / (10 + n), so that it soon forgets where it began.
+        every: the average is updated every this many steps.
+        start: number of parameter updates before averaging starts; until then the average is a copy.
+        warmup: limit the decay of the n-th update to (1 + n) / (10 + n), so that initial values are forgotten quickly.
     """
 
     decay: float
@@ -93,7 +94,7 @@ class Ema:
     warmup: bool = False
 
     def decay_at(self, step: jax.Array) -> jax.Array | float:
-        """Returns the decay after so many updates of the parameters; 1 where the average does not move."""
+        """Returns the decay after this many parameter updates; 1 if the average is not updated."""
         if (self.every, self.start, self.warmup) == (1, 0, False):
             return self.decay
         since = step - self.start
@@ -106,16 +107,16 @@ class Ema:
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-    """What every objective is given besides its own options.
+    """What every objective gets besides its own options.
 
     Attributes:
-        model: the backbone; it has `num_classes`, which is 0 where the objective does not use its classifier.
+        model: the backbone; its `num_classes` is 0 if the objective does not use its classifier.
         image_shape: (height, width, channels) of the model's input.
-        inputs: what the configuration says is cut out of each image.
+        inputs: the configured views of each image.
         mean, std: normalization; see `augment.normalize`.
-        augmentation: what is done to images on the devices, and by mixing to their targets.
-        ema: how the moving average moves; None: none is kept.
-        steps_per_epoch, total_steps: of the training.
+        augmentation: of images on the devices, and, by mixing, of their targets.
+        ema: the EMA; None: there is none.
+        steps_per_epoch, total_steps: of the run.
     """
 
     model: nn.Module
@@ -131,15 +132,15 @@ class Setup:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Objective:
-    """What a training minimizes. A subclass is one file; its fields beside `setup` are its options, plain data.
+    """A training objective. Each subclass has its own file; its fields besides `setup` are its options, plain data.
 
     Attributes:
         setup: see there.
     """
 
-    # Whether a loss is one of single examples: one that couples them (contrastive losses) takes no accumulation.
+    # Whether the loss couples examples (contrastive losses), which rules out gradient accumulation.
     couples: ClassVar[bool] = False
-    # Whether the model's own classifier learns from labels: evaluated by its accuracy.
+    # Whether the model's own classifier learns from labels, and can be evaluated by its accuracy.
     classifies: ClassVar[bool] = False
     # The metrics of `loss`, and whether a higher one is better.
     metrics: ClassVar[Mapping[str, bool]] = {}
@@ -147,56 +148,56 @@ class Objective:
     setup: Setup
 
     def inputs(self) -> tuple[View, ...]:
-        """Returns what the loader cuts out of each image; the first is called `image`."""
+        """Returns the views that the loader crops from each image; the first is called `image`."""
         return self.setup.inputs
 
     def init(self, key: jax.Array, inputs: Rows) -> dict[str, Any]:
         """Returns the initial variables: the backbone's, and heads beside its children.
 
         Args:
-            key: decides them.
-            inputs: a batch of zeros, as `views` gives it.
+            key: random key.
+            inputs: a batch of zeros, as returned by `views`.
         """
         del inputs
         images = jnp.zeros((1, *self.setup.image_shape), jnp.float32)
         return dict(self.setup.model.init(key, images, train=False))
 
     def init_extra(self, variables: Variables) -> Any:
-        """Returns what no gradient reaches, such as a queue or a center: a pytree of arrays; empty for most."""
+        """Returns the initial state without gradients, such as a queue or a center: a pytree; empty for most."""
         del variables
         return {}
 
     def frozen(self) -> Mapping[str, Constant]:
-        """Returns the constants of the objective by name; they are laid out as parameters are."""
+        """Returns the constants of the objective by name; they are sharded like parameters."""
         return {}
 
     def ema_decay(self, progress: Progress) -> jax.Array | float | None:
-        """Returns the decay of the moving average in the update that led to `progress`; None: no average is kept.
+        """Returns the decay of the EMA in the update that led to `progress`; None: there is no EMA.
 
-        A method may make the average its teacher (BYOL, DINO, MoCo v3, mean teacher), which `targets` sees.
+        The EMA may be a method's teacher (BYOL, DINO, MoCo v3, mean teacher): `targets` gets it.
         """
         return None if self.setup.ema is None else self.setup.ema.decay_at(progress.step)
 
     def views(self, keys: jax.Array, rows: Rows) -> Views:
-        """Returns what the networks see of some rows of a batch.
+        """Returns the inputs of the networks for some rows of a batch.
 
         Args:
-            keys: (rows,) keys, one an example.
-            rows: the batch as the loader describes it, or a part of it; `mask` is 0 in rows that do not count.
+            keys: (rows,) keys, one per example.
+            rows: the batch as described by the loader, or a part of it; `mask` is 0 in rows that do not count.
 
         Returns:
-            arrays with the example as first axis. Several views of an image are the second axis, which keeps reshaping
-            them local to a device. `mask` is handed on.
+            arrays with the example as first axis, including `mask`. Several views of an image are the second axis, so
+            that reshaping them is local to a device.
         """
         raise NotImplementedError
 
     @property
     def mixes(self) -> bool:
-        """Whether `mix` does anything. If not, each micro-batch makes its views when its turn comes."""
+        """Whether `mix` does anything. If not, the views of each micro-batch are made when they are needed."""
         return False
 
     def mix(self, key: jax.Array, views: Views) -> Views:
-        """Returns the views of a whole batch, mixed among each other: Mixup, CutMix."""
+        """Returns the views of a whole batch, mixed with each other: Mixup, CutMix."""
         del key
         return views
 
@@ -210,14 +211,14 @@ class Objective:
         key: jax.Array,
         progress: Progress,
     ) -> Any:
-        """Returns what `loss` is to reach, or learns from: computed once, and constant for the gradient.
+        """Returns the targets of `loss`: computed once, and constant for the gradient.
 
         Args:
             variables: of the model, before the update.
-            average: their moving average, if one is kept.
-            extra: as `init_extra` and `after` gave it.
+            average: their EMA, if there is one.
+            extra: as returned by `init_extra` or `after`.
             frozen: values of the constants.
-            views: of the rows that `loss` will see.
+            views: of the rows that `loss` gets.
             key: of the step.
             progress: of the step.
         """
@@ -227,12 +228,12 @@ class Objective:
     def loss(
         self, variables: Variables, views: Views, targets: Any, key: jax.Array, progress: Progress, *, train: bool
     ) -> Out:
-        """Returns the loss of some rows, and what follows from the forward pass.
+        """Returns the loss of some rows, and the other results of the forward pass.
 
         Args:
-            variables: `params`, trained and frozen ones, and `batch_stats`.
+            variables: `params`, both trained and frozen, and `batch_stats`.
             views, targets: of these rows.
-            key: of dropout and the like.
+            key: for dropout and the like.
             progress: of the step.
             train: False: a validation loss, where rows whose `mask` is 0 do not count.
         """
@@ -241,8 +242,8 @@ class Objective:
     def after(self, params: Any, extra: Any, sums: Any, rows: Any, progress: Progress) -> Any:
         """Returns the next `extra`, after an update.
 
-        A momentum encoder that is moved before its keys are computed is the same as one that is moved here, with the
-        momentum of the next step: the parameters do not change in between.
+        Updating a momentum encoder before its keys are computed is equivalent to updating it here with the momentum of
+        the next step: the parameters do not change in between.
 
         Args:
             params: after the update.
@@ -254,7 +255,7 @@ class Objective:
         return extra
 
     def progress(self, step: jax.Array) -> Progress:
-        """Returns how far a training is after so many updates."""
+        """Returns the progress of a run after this many updates."""
         step = jnp.asarray(step, jnp.int32)
         epoch = step.astype(jnp.float32) / self.setup.steps_per_epoch
         return Progress(step, epoch, step.astype(jnp.float32) / self.setup.total_steps)
@@ -263,7 +264,7 @@ class Objective:
         """Returns augmented and normalized images.
 
         Args:
-            keys: (rows,) keys, one an image.
+            keys: (rows,) keys, one per image.
             images: (rows, height, width, channels) uint8.
 
         Returns:
@@ -276,12 +277,12 @@ class Objective:
 
 
 def options_of(kind: type) -> dict[str, dataclasses.Field]:
-    """Returns the options of a kind of objective or evaluator: the fields of its dataclass, but not its set-up."""
+    """Returns the options of an objective or evaluator: the fields of its dataclass except `setup` or `context`."""
     return {field.name: field for field in dataclasses.fields(kind) if field.name not in ("setup", "context")}
 
 
 def total(values: jax.Array, mask: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-    """Returns the sum of one value an example, and how many of them count, each () float32.
+    """Returns the sum of one value per example, and the number of examples that count, each () float32.
 
     Args:
         values: (rows,).
