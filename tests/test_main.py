@@ -186,7 +186,7 @@ def test_compiled_programs_need_no_cache(
     monkeypatch.setenv("XDG_CACHE_HOME", str(file))
     before = jax.config.jax_compilation_cache_dir
     main._enable_compilation_cache(directory and directory.replace("FILE", str(file)))
-    assert "Compiled programs are not kept for the next run: " in caplog.text
+    assert "The compilation cache is not used: " in caplog.text
     assert str(file) in caplog.text
     assert jax.config.jax_compilation_cache_dir == before
 
@@ -206,9 +206,9 @@ def test_what_is_said_after_ctrl_c(tmp_path: pathlib.Path):
     (checkpoints / "3.orbax-checkpoint-tmp").mkdir(parents=True)
     assert main._what_is_saved(tmp_path) == ": no checkpoint had been saved yet"
     (checkpoints / "3").mkdir()
-    assert main._what_is_saved(tmp_path) == ": the same command goes on from the last checkpoint"
+    assert main._what_is_saved(tmp_path) == ": the same command resumes from the last checkpoint"
     (tmp_path / "loop").symlink_to("loop")  # there may be one that cannot be seen
-    assert main._what_is_saved(tmp_path / "loop") == ": the same command goes on from the last checkpoint"
+    assert main._what_is_saved(tmp_path / "loop") == ": the same command resumes from the last checkpoint"
 
 
 def test_config_files_that_cannot_be_used(command: Command, tmp_path: pathlib.Path):

@@ -1,4 +1,4 @@
-"""Losses, one value an example, in float32."""
+"""Losses, one value per example, in float32."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -13,7 +13,7 @@ Loss = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 def smooth_targets(labels: jax.Array, num_classes: int, label_smoothing: float = 0.0) -> jax.Array:
-    """Returns what softmax(logits) should be (Szegedy et al. 2016), as torch defines it.
+    """Returns targets with label smoothing (Szegedy et al. 2016), as torch defines it.
 
     With s = label_smoothing and K classes the target is 1 - s + s / K for the label and s / K for each other class.
 
@@ -36,7 +36,7 @@ def softmax_cross_entropy(
     Args:
         logits: (batch, classes).
         targets: (batch,) integers, or (batch, classes) float of sum 1.
-        class_weights: what the term of each class counts, (classes,); None: each counts 1.
+        class_weights: weight of each class, (classes,); None: all 1.
 
     Returns:
         (batch,) float32.
@@ -58,16 +58,15 @@ def sigmoid_cross_entropy(
 ) -> jax.Array:
     """Returns the binary cross-entropy of each class, sigmoid(logits) being its probability.
 
-    Each class is a question of its own, so a mixed image may be of several (Beyer et al. 2020, arXiv:2006.07159;
-    Wightman et al. 2021, arXiv:2110.00476).
+    Classes are independent, so a mixed image may belong to several (Beyer et al. 2020, arXiv:2006.07159; Wightman et
+    al. 2021, arXiv:2110.00476).
 
     Args:
         logits: (batch, classes).
         targets: (batch, classes) float, between 0 and 1.
-        threshold: targets above it are one, and all others zero; None: they stay as they are.
-        sum_classes: the sum over the classes, as google-research/big_vision has it; False: their mean, as timm and
-            DeiT III have it.
-        class_weights: what the term of each class counts, (classes,); None: each counts 1.
+        threshold: binarize targets at this value; None: leave them as they are.
+        sum_classes: sum over the classes, as in google-research/big_vision; False: mean, as in timm and DeiT III.
+        class_weights: weight of each class, (classes,); None: all 1.
 
     Returns:
         (batch,) float32.
@@ -88,8 +87,8 @@ def create_loss(
     Args:
         name: "softmax" or "sigmoid", for `softmax_cross_entropy` or `sigmoid_cross_entropy`.
         threshold, sum_classes: of `sigmoid_cross_entropy`.
-        class_weights: what the term of each class counts, (classes,), as torch's `weight` does for soft targets: the
-            result is not divided by their sum. (): each counts 1.
+        class_weights: weight of each class, (classes,), like torch's `weight` for soft targets: the result is not
+            divided by their sum. (): all 1.
 
     Returns:
         (logits, targets) -> losses: (batch, classes) both, and (batch,) float32.
@@ -110,16 +109,16 @@ def create_loss(
 
 
 def distillation_loss(logits: jax.Array, teacher_logits: jax.Array, *, kind: str, temperature: float) -> jax.Array:
-    """Returns how far a model is from its teacher.
+    """Returns the distillation loss of a student's logits.
 
     soft: temperature^2 * KL(softmax(teacher_logits / temperature) || softmax(logits / temperature))
           (Hinton et al. 2015, arXiv:1503.02531)
-    hard: the cross-entropy of softmax(logits) with the teacher's best class (Touvron et al. 2020, arXiv:2012.12877)
+    hard: the cross-entropy of softmax(logits) with the teacher's top class (Touvron et al. 2020, arXiv:2012.12877)
 
     Args:
-        logits, teacher_logits: (batch, classes); nothing is learned of the teacher.
+        logits, teacher_logits: (batch, classes); the teacher gets no gradient.
         kind: "soft" or "hard".
-        temperature: above 1, the teacher's lesser choices count more.
+        temperature: above 1, the teacher's less likely classes count more.
 
     Returns:
         (batch,) float32.

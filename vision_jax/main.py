@@ -71,16 +71,16 @@ _CONFIG = config_flags.DEFINE_config_file(
     lock_config=True,
 )
 flags.FLAGS["config"].parser = _ConfigFile()
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lives; default: runs/ and the name of the config file.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; default: runs/ and the name of the config file.")
 _MODE = flags.DEFINE_enum(
     "mode",
     "train",
     ["train", "eval", "dry_run"],
-    "train: begin or continue; eval: evaluate a checkpoint of the workdir, or if it has none, config.model.pretrained; "
+    "train: start or resume; eval: evaluate a checkpoint of the workdir, or if it has none, config.model.pretrained; "
     "dry_run: print what would be trained, parameter by parameter, and do nothing.",
 )
 _STEP = flags.DEFINE_string("step", None, "--mode=eval: which checkpoint, a number or `best`; default: the latest.")
-_ALLOW_CHANGE = flags.DEFINE_bool("allow_config_change", False, "Continue a workdir that another configuration made.")
+_ALLOW_CHANGE = flags.DEFINE_bool("allow_config_change", False, "Resume despite a changed configuration.")
 _COORDINATOR = flags.DEFINE_string("coordinator_address", None, "Several processes: host:port of process 0.")
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Several processes: how many.")
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Several processes: which one this is, from 0.")
@@ -206,14 +206,14 @@ def _check_start(config: ConfigDict | None) -> None:
 
 
 def _what_is_saved(workdir: pathlib.Path | None) -> str:
-    """Returns what to say after Ctrl-C of how a training goes on."""
+    """Returns what to print after Ctrl-C on how to resume."""
     try:
         saved = workdir is not None and any(path.name.isdigit() for path in (workdir / "checkpoints").iterdir())
     except (FileNotFoundError, NotADirectoryError):
         saved = False
     except OSError:  # there may be one
         saved = True
-    return ": the same command goes on from the last checkpoint" if saved else ": no checkpoint had been saved yet"
+    return ": the same command resumes from the last checkpoint" if saved else ": no checkpoint had been saved yet"
 
 
 def _workdir() -> pathlib.Path:
@@ -253,7 +253,7 @@ def _enable_compilation_cache(directory: str | None) -> None:
         path = pathlib.Path(directory).expanduser() if directory else cache_dir() / "compiled"
         path.mkdir(mode=0o700, parents=True, exist_ok=True)  # private to the user; JAX would not see to that
     except (OSError, DataError) as error:
-        log.warning("Compiled programs are not kept for the next run: %s", error)
+        log.warning("The compilation cache is not used: %s", error)
         return
     jax.config.update("jax_compilation_cache_dir", os.fspath(path))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)

@@ -7,10 +7,10 @@ from vision_jax.losses import softmax_cross_entropy
 
 
 def in_top_k(logits: jax.Array, labels: jax.Array, k: int) -> jax.Array:
-    """Returns whether the label is among the k best classes: (batch,) bool. With NaN it is False.
+    """Returns whether the label is among the top k classes: (batch,) bool; False for NaN.
 
-    Of equal scores the class with the lower number is the better one, as for argmax: bfloat16 logits have many, and to
-    count each as a hit would add a tenth of a percent on ImageNet.
+    Ties go to the class with the lower number, as in argmax: bfloat16 logits have many ties, and counting all of them
+    as hits would add a tenth of a percent on ImageNet.
     """
     label_logits = jnp.take_along_axis(logits, labels[:, None], axis=-1)
     before = jnp.arange(logits.shape[-1]) < labels[:, None]
@@ -19,7 +19,7 @@ def in_top_k(logits: jax.Array, labels: jax.Array, k: int) -> jax.Array:
 
 
 def classification_sums(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:
-    """Returns sums of cross-entropy (no smoothing), top-1 and top-5 hits and examples where `mask` is 1.
+    """Returns the sums of cross-entropy (no smoothing), top-1 and top-5 hits, and examples where `mask` is 1.
 
     Args:
         logits: (batch, classes).

@@ -75,7 +75,7 @@ def test_stored_field_that_is_unknown():
     ("fields", "message"),
     [
         ({"batch_size": 12}, "batch_size is 12, which is not divisible by 8 devices: use 16"),
-        ({"eval.batch_size": 4}, "eval.batch_size is 4, which 8 devices"),
+        ({"eval.batch_size": 4}, "eval.batch_size is 4, which is not divisible by 8 devices"),
         ({"model.name": "resnet5"}, "There is no model 'resnet5': did you mean resnet50"),
         ({"model.name": "?"}, "There is no model '?': python -m vision_jax models lists them all."),
         ({"model.name": "lenet5", "model.small_stem": True}, "lenet5 has no such option"),
@@ -102,7 +102,7 @@ def test_stored_field_that_is_unknown():
             "data.progressive_sizes are those of the view 'image', and data.views has a",
         ),
         ({"augment.flip": 1.5}, "augment.flip is 1.5"),
-        ({"schedule.warmup_epochs": 90.0}, "lengthen the training"),
+        ({"schedule.warmup_epochs": 90.0}, "lengthen the run"),
         ({"optimizer.learning_rate": 0.0}, "must be positive"),
         ({"optimizer.momentum": 1.0}, "less than 1"),
         ({"optimizer.weight_decay": -1.0}, "must not be negative"),

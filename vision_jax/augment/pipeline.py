@@ -1,8 +1,8 @@
-"""The augmentation of a training step: what of it is on, and in which order.
+"""The augmentation of a training step: which parts are on, and their order.
 
-The order is timm's: flip, policy, color jitter, grayscale, blur, then solarize, which timm does not have, where BYOL
-has it; after the normalization, erasing and Cutout; at last mixup or CutMix of the batch. Before all of them images are
-shifted, because that is a crop; before mixing, ColOut leaves out rows and columns of the batch.
+The order is timm's: flip, policy, color jitter, grayscale, blur, then solarize, which timm does not have, at BYOL's
+position; after normalization, erasing and Cutout; finally mixup or CutMix of the batch. The shift comes first, because
+it is a crop; before mixing, ColOut drops rows and columns of the batch.
 """
 
 import functools
@@ -20,41 +20,40 @@ from vision_jax.augment.transforms import col_out, gaussian_blur, random_flip, r
 from vision_jax.errors import ConfigError, suggest
 
 ERASE_MODES = ("const", "pixel")
-# Each stage has a key of its own, derived from its number here, so that switching one on or off changes no other.
+# Each stage has its own key, derived from its index here, so that switching one on or off does not affect the others.
 _STAGES = ("flip", "policy", "color_jitter", "greyscale", "blur", "solarize", "erase", "cutout", "shift")
-# The same for what is done to the batch of a step, where numbers from 0 on are the positions of examples; see
-# `example_keys`. `vision_jax.steps` has 2**32 - 2, for dropout.
+# The same for operations on the whole batch, where numbers from 0 on are the positions of examples; see
+# `example_keys`. `vision_jax.steps` uses 2**32 - 2, for dropout.
 _MIX = 2**32 - 1
 _COL_OUT = 2**32 - 3
 
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """What is done to the images of training. The defaults do nothing.
+    """Augmentation of training images. The defaults do nothing.
 
     Attributes:
-        flip: probability of mirroring left to right.
-        policy: a string that `create_policy` knows, or nothing.
-        color_jitter: strengths of brightness, contrast, saturation and, if there is a fourth, hue (at most 0.5); or
-            nothing.
+        flip: probability of a horizontal flip.
+        policy: a string for `create_policy`; "": none.
+        color_jitter: strengths of brightness, contrast, saturation and, optionally, hue (at most 0.5); (): none.
         color_jitter_prob: probability of the color jitter.
-        greyscale: probability of removing the colors.
-        solarize: probability of inverting the values from 128 on.
+        greyscale: probability of grayscale.
+        solarize: probability of solarization, at 128.
         blur: probability of a Gaussian blur with a sigma of 0.1 to 2 pixels.
         erase: probability of random erasing.
         erase_mode: const: erase to the mean; pixel: to normal noise.
-        erase_count: the most rectangles that are erased.
-        cutout: size of the square that is erased, in pixels; 0: none.
-        shift: how many pixels images are moved in each direction at most, as in torchvision's random crop with padding.
-        shift_mode: what moves in: constant: black; reflect: the image, mirrored at its outermost pixels.
-        col_out: share of the rows and of the columns of a batch that is left out, which makes its images smaller.
+        erase_count: maximum number of boxes.
+        cutout: side of Cutout's square, in pixels; 0: none.
+        shift: maximum shift in each direction, in pixels, like the padding of torchvision's random crop.
+        shift_mode: what fills the border: constant: black; reflect: the image, mirrored at its outermost pixels.
+        col_out: share of the rows and columns of a batch that is dropped, which makes its images smaller.
         mixup, cutmix: alpha of the Beta distribution; 0: off.
-        mix_prob: probability of mixing, where one of them is on.
-        mix_switch_prob: probability of CutMix, where both are on.
-        mix_mode: what shares one choice: batch, pair or elem; see `mixing.mix`.
-        mix_group: examples that are mixed among themselves, consecutive ones; 0, or more than there are: the whole
+        mix_prob: probability of mixing, if one of them is on.
+        mix_switch_prob: probability of CutMix, if both are on.
+        mix_mode: what one choice is drawn for: batch, pair or elem; see `mixing.mix`.
+        mix_group: number of consecutive examples that are mixed with each other; 0, or more than the batch: the whole
             batch.
-        mean_color: the mean of the data in 0..255, one value a channel, which policies show of the outside.
+        mean_color: mean of the data in 0..255, one value per channel, with which policies fill the outside.
     """
 
     flip: float = 0.0
@@ -82,7 +81,7 @@ class AugmentConfig:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """The functions of a step; `create_augmentation` makes it. What is off is not traced.
+    """The augmentation functions of a step; see `create_augmentation`. Stages that are off are not traced.
 
     Attributes:
         config: what is on.
@@ -93,7 +92,7 @@ class Augmentation:
     policy: Transform | None
 
     def augment_image(self, key: jax.Array, image: jax.Array) -> jax.Array:
-        """Does all that comes before the normalization; to be vmapped.
+        """Applies everything before normalization; to be vmapped.
 
         Args:
             key: of this example.
@@ -121,7 +120,7 @@ class Augmentation:
         return image
 
     def after_normalize(self, key: jax.Array, image: jax.Array) -> jax.Array:
-        """Does what comes after the normalization; to be vmapped.
+        """Applies everything after normalization; to be vmapped.
 
         Args:
             key: of this example; the same as for `augment_image`.

@@ -200,7 +200,7 @@ class TrainTransform:
         levels = [self._decode(data, header, crops, sizes)]
         several = self.scaled_decoding and len(crops) > 1
         for crop, size, target in zip(crops, sizes, targets, strict=True):
-            # A crop that is alone was reduced by the decoder, which of several serves the one that needs the most.
+            # A single crop was reduced by the decoder; of several, the decoder served the most demanding one.
             reducible = min(crop[2], crop[3]) * levels[0].factor / size if several else 1
             level = int(math.log2(reducible)) if reducible >= 2 else 0
             while len(levels) <= level:

@@ -1,4 +1,4 @@
-"""Limits on gradients, as optax transformations."""
+"""Gradient clipping, as optax transformations."""
 
 from typing import Any
 
@@ -12,16 +12,17 @@ from vision_jax.optim.masks import Mask, is_stacked, path_string
 def clip_adaptive(clipping: float, eps: float = 1e-3, mask: Mask = None) -> optax.GradientTransformation:
     """Returns adaptive gradient clipping (Brock et al. 2021, arXiv:2102.06171).
 
-    For each unit of a parameter, g *= min(1, clipping * max(|p|, eps) / |g|), with Euclidean norms. Units are the parts
-    of a kernel that lead to one output each, a vector as a whole, and else each index of the first axis, such as the
-    whole of an embedding of positions. They are timm's, and the paper's for all that normalizer-free networks have.
-    `optax.adaptive_grad_clip` would take the axis of stacked blocks for inputs; here each block has its own units.
+    For each unit of a parameter, g *= min(1, clipping * max(|p|, eps) / |g|), with Euclidean norms. The units of a
+    kernel are its outputs, a vector is one unit, and otherwise each index of the first axis is one, which makes a whole
+    position embedding a unit. They are the same as timm's, and as the paper's for all layers of normalizer-free
+    networks. `optax.adaptive_grad_clip` would treat the axis of stacked blocks as inputs; here each block has its own
+    units.
 
     Args:
-        clipping: the largest norm of a gradient relative to that of the parameter.
-        eps: the least norm of a parameter, so that those which begin at zero can leave it.
-        mask: a tree of booleans as the parameters, or a function that makes it of them: what is clipped; None: all. The
-            paper leaves out the classifier.
+        clipping: maximum norm of a gradient relative to that of its parameter.
+        eps: minimum norm of a parameter, so that parameters initialized to zero can change.
+        mask: a tree of booleans like the parameters, or a function from them to one: what is clipped; None: all. The
+            paper exempts the classifier.
     """
 
     def clip(path: Any, grad: jax.Array, param: jax.Array) -> jax.Array:

@@ -1,10 +1,10 @@
-"""Paths of parameters, and which of them decay.
+"""Parameter paths, and weight decay masks.
 
-A path is the names on the way to a parameter, joined by "/": `layer1/0/conv1/kernel`. Where a model is built by a scan
-over its blocks, their parameters are stacked along a first axis, and the number is missing: `blocks/attn/qkv/kernel`.
+A path joins the names that lead to a parameter with "/": `layer1/0/conv1/kernel`. If a model scans over its blocks,
+their parameters are stacked along the first axis, and the path has no number: `blocks/attn/qkv/kernel`.
 
-The backbone is the root of the tree, and other heads stand beside its children: `projector/0/kernel`,
-`decoder/blocks/0/attn/qkv/kernel`. So rules that are written for the backbone hold whatever is trained with it.
+The backbone is the root of the tree, and other heads are next to its children: `projector/0/kernel`,
+`decoder/blocks/0/attn/qkv/kernel`. So rules for the backbone work whatever is trained with it.
 """
 
 import re
@@ -17,10 +17,10 @@ from vision_jax.errors import ConfigError, suggest
 
 Mask = Callable[[Any], Any] | Any
 
-# Of the backbone, or of a head that has blocks of its own, such as a decoder.
+# Blocks of the backbone, or of a head with its own blocks, such as a decoder.
 _STACKED = re.compile(r"(?:[^/]+/)?blocks/(?!\d+/)")
 _NOT_DECAYED = re.compile(r"(^|/)(bias|pos_embed|cls_token|dist_token|reg_token|relative_position_bias_table)$")
-CLASSIFIER = r"^(head|head_dist|fc|classifier)/"  # of whatever family
+CLASSIFIER = r"^(head|head_dist|fc|classifier)/"  # of any family
 DECAY_RULES = ("kernels", "all", "timm", "not_norms")
 
 
@@ -30,33 +30,33 @@ def path_string(path: Sequence[Any]) -> str:
 
 
 def is_stacked(path: str) -> bool:
-    """Returns whether the parameter is those of all blocks, stacked along the first axis."""
+    """Returns whether a path is that of a parameter of all blocks, stacked along the first axis."""
     return _STACKED.match(path) is not None
 
 
 def block_paths(path: str, shape: Sequence[int]) -> list[str]:
-    """Returns the path of a parameter of this shape; of stacked ones that of each block."""
+    """Returns the path of a parameter of this shape; for a stacked one, that of each block."""
     if (stacked := _STACKED.match(path)) is None:
         return [path]
     return [f"{stacked[0]}{i}/{path[stacked.end() :]}" for i in range(shape[0])]
 
 
 def all_paths(params: Any) -> list[str]:
-    """Returns the path of each parameter, or shape, of a tree; of stacked ones, that of each block."""
+    """Returns the path of each parameter, or shape, in a tree; for stacked ones, that of each block."""
     leaves = jax.tree_util.tree_leaves_with_path(params)
     return [name for path, x in leaves for name in block_paths(path_string(path), x.shape)]
 
 
 def matches(path: str, patterns: Sequence[str]) -> bool:
-    """Returns whether one of the regular expressions is found in the path."""
+    """Returns whether one of the regular expressions matches anywhere in the path."""
     return any(re.search(pattern, path) for pattern in patterns)
 
 
 def check_patterns(field: str, patterns: Sequence[str], paths: Sequence[str]) -> None:
-    """Checks that each of the regular expressions is found in one of the paths.
+    """Checks that each of the regular expressions matches one of the paths.
 
     Raises:
-        ConfigError: naming the field that has them, if one is not: a rule that holds for nothing is a misspelled one.
+        ConfigError: if one does not, naming the field: a rule that matches nothing is probably misspelled.
     """
     for pattern in patterns:
         if not any(re.search(pattern, path) for path in paths):
@@ -68,15 +68,15 @@ def check_patterns(field: str, patterns: Sequence[str], paths: Sequence[str]) ->
 def decay_mask(params: Any, rule: str = "kernels", exclude: Sequence[str] = ()) -> Any:
     """Returns a tree of booleans: True for parameters that decay.
 
-    kernels:    what multiplies the signal, by its name; norms, biases, positions, tokens and scales of layers do not
-    all:        everything, as torch optimizers by themselves have it
-    timm:       everything but vectors, biases, embeddings of positions, tokens and tables of relative positions
-    not_norms:  everything but scales and biases of norms, as torchvision's `--norm-weight-decay 0` has it
+    kernels:    parameters called kernel; not norms, biases, positions, tokens and LayerScale
+    all:        everything, the default of torch's optimizers
+    timm:       everything but vectors, biases, position embeddings, tokens and relative position tables
+    not_norms:  everything but scales and biases of norms, as with torchvision's `--norm-weight-decay 0`
 
     Args:
-        params: the parameters, or a tree alike.
+        params: the parameters, or a tree of the same structure.
         rule: one of these names.
-        exclude: regular expressions; a parameter where one is found in the path does not decay.
+        exclude: regular expressions; parameters whose paths match one do not decay.
 
     Raises:
         ConfigError: for an unknown rule.

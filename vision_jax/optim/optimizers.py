@@ -1,8 +1,7 @@
 """Optimizers by name, as optax transformations.
 
-Each is optax's where that is what published recipes used; where they used torch's or timm's and those differ, it
-follows them, and says so. In the formulas below g is the gradient, p the parameter, lr the learning rate and wd the
-weight decay.
+Each is optax's, unless published recipes used torch's or timm's and those differ, which is then documented. In the
+formulas below, g is the gradient, p the parameter, lr the learning rate and wd the weight decay.
 """
 
 import dataclasses
@@ -29,7 +28,7 @@ class _StepState(NamedTuple):
 
 
 def _by_step(function: Callable[[jax.Array, Any, Any], Any]) -> Transformation:
-    """Returns the transformation of which function(updates done, gradients, parameters) gives the results."""
+    """Returns the transformation that applies function(updates done, gradients, parameters)."""
 
     def update(grads: Any, state: _StepState, params: Any = None) -> tuple[Any, _StepState]:
         return function(state.step, grads, params), _StepState(optax.safe_increment(state.step))
@@ -43,13 +42,13 @@ def _at(value: Rate, count: jax.Array) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class WeightDecay:
-    """How parameters decay.
+    """Weight decay.
 
     Attributes:
         rate: a number or a function of the number of updates done.
-        mask: what decays: a tree of booleans, or a function that makes it of the parameters; None: all.
+        mask: which parameters decay: a tree of booleans, or a function from the parameters to one; None: all.
         form: see `create_optimizer`.
-        peak: the largest learning rate, for the form "relative".
+        peak: the peak learning rate, for the form "relative".
     """
 
     rate: Rate
@@ -61,17 +60,17 @@ class WeightDecay:
         return callable(self.rate) or self.rate != 0
 
     def of(self, params: Any) -> Any:
-        """Returns a tree of booleans: which of the parameters decay."""
+        """Returns a tree of booleans: which parameters decay."""
         if not self or self.mask is None:
             return jax.tree.map(lambda _: bool(self), params)
         return self.mask(params) if callable(self.mask) else self.mask
 
     def before(self) -> Transformation:
-        """Returns what is to be done to the gradients first."""
+        """Returns the transformation to apply to the gradients first."""
         return self._add(1.0) if self and self.form == "coupled" else optax.identity()
 
     def after(self) -> Transformation:
-        """Returns what is to be done to the direction, which is then multiplied by the learning rate."""
+        """Returns the transformation to apply to the direction, before it is multiplied by the learning rate."""
         if not self or self.form == "coupled":
             return optax.identity()
         return self._add(1 / self.peak if self.form == "relative" and self.peak else 1.0)
@@ -588,35 +587,35 @@ def create_optimizer(
 ) -> optax.GradientTransformation:
     """Returns an optimizer.
 
-    The same number means another thing by the form of weight decay:
+    The meaning of the weight decay depends on its form:
 
-        coupled:    g += wd * p, before all else             L2, as torch's SGD, Adam and RMSprop
-        decoupled:  p -= lr * wd * p                         as torch's AdamW, and optax
-        relative:   p -= lr / peak_learning_rate * wd * p    as mosaicml/composer's DecoupledSGDW and DecoupledAdamW,
+        coupled:    g += wd * p, before anything else        L2, as in torch's SGD, Adam and RMSprop
+        decoupled:  p -= lr * wd * p                         as in torch's AdamW, and optax
+        relative:   p -= lr / peak_learning_rate * wd * p    as in mosaicml/composer's DecoupledSGDW and DecoupledAdamW,
                                                              and google-research/big_vision's `wd` with all optimizers
-        proximal:   p /= 1 + lr * wd, after the step         as Adan
+        proximal:   p /= 1 + lr * wd, after the step         as in Adan
 
-    So `relative` with wd is `decoupled` with wd / peak_learning_rate. In LAMB and LARS the decay takes part in the
-    trust ratio, and they have no other form.
+    So `relative` with wd is `decoupled` with wd / peak_learning_rate. In LAMB and LARS the decay is part of the trust
+    ratio, and they have no other form.
 
-    Gradients are clipped before all else: first by value, then adaptively, then by their global norm.
+    Gradients are clipped first: by value, then adaptively, then by their global norm.
 
     Args:
         name: one of `list_optimizers()`.
         learning_rate: a number, or a function of the number of updates done.
         weight_decay: a number, or a function of the number of updates done.
-        decay_mask: a tree of booleans as the parameters, or a function that makes it of them; None: all decay.
-        decay_form: how the weight decay acts; None: as the optimizer of this name has it.
-        peak_learning_rate: for "relative", where `learning_rate` is a function: the learning rate at which weight decay
-            is in full force.
-        clip_value: no element of a gradient is larger than this, or less than minus this.
-        clip_adaptive: the largest norm of a gradient relative to that of its parameter; see
+        decay_mask: a tree of booleans like the parameters, or a function from them to one; None: all decay.
+        decay_form: form of weight decay; None: the usual one of the optimizer.
+        peak_learning_rate: for "relative", if `learning_rate` is a function: the learning rate at which weight decay is
+            applied in full.
+        clip_value: elements of gradients are clipped to plus or minus this.
+        clip_adaptive: maximum norm of a gradient relative to that of its parameter; see
             `vision_jax.optim.clip_adaptive`.
-        clip_adaptive_eps: the least norm of a parameter in this.
-        clip_adaptive_mask: what is clipped adaptively, as `decay_mask`; None: all.
-        clip_global_norm: rescales the gradients where their global norm is larger.
-        **kwargs: of the optimizer, in optax's names; see `optimizer_arguments`. `mu_dtype` is "float32" or "bfloat16",
-            in which the first moment, or momentum, is kept.
+        clip_adaptive_eps: minimum norm of a parameter in this.
+        clip_adaptive_mask: what is clipped adaptively, like `decay_mask`; None: all.
+        clip_global_norm: gradients are rescaled if their global norm is larger.
+        **kwargs: of the optimizer, in optax's names; see `optimizer_arguments`. `mu_dtype` is the dtype of the first
+            moment, or momentum: "float32" or "bfloat16".
 
     Raises:
         ConfigError: for an unknown name, argument or form, or a value out of its range.

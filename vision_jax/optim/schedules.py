@@ -1,7 +1,7 @@
-"""Learning rates, and other numbers, as functions of the step.
+"""Schedules of the learning rate, and of other numbers, as functions of the step.
 
 A schedule is `peak` times a share of it. In the formulas below, t is the number of updates done, T `total_steps`, w
-`warmup_steps`, e `end_factor`, and s where the decay begins: w, or 0 with `overlap_warmup`.
+`warmup_steps`, e `end_factor`, and s the step at which the decay starts: w, or 0 with `overlap_warmup`.
 """
 
 import inspect
@@ -20,7 +20,7 @@ Share = Callable[[jax.Array], Any]
 
 
 def scale_learning_rate(base: float, batch_size: int, base_batch_size: int, rule: str = "linear") -> float:
-    """Returns the learning rate for a batch, given that of another one.
+    """Returns the learning rate for a batch size, given that for another one.
 
     linear:  base * batch_size / base_batch_size          for SGD (Goyal et al. 2017, arXiv:1706.02677)
     sqrt:    base * sqrt(batch_size / base_batch_size)    for adaptive methods (Malladi et al. 2022, arXiv:2205.10287)
@@ -37,7 +37,7 @@ def scale_learning_rate(base: float, batch_size: int, base_batch_size: int, rule
 
 
 def _left(t: jax.Array, start: float, end: float) -> jax.Array:
-    """Returns the share that is left: 1 at the start and before, 0 at the end and after.
+    """Returns the remaining share: 1 up to the start, 0 from the end on.
 
     Unlike 1 - (t - start) / (end - start), it keeps its relative precision in the last steps.
     """
@@ -51,7 +51,7 @@ def _constant(*, start: int, total: int, end: float) -> Share:
 
 def _cosine(*, start: int, total: int, end: float) -> Share:
     """e + (1 - e) * (1 + cos(pi * (t - s) / (T - s))) / 2"""
-    # (1 + cos(pi x)) / 2 = sin(pi (1 - x) / 2)^2, which does not cancel out at the end.
+    # (1 + cos(pi x)) / 2 = sin(pi (1 - x) / 2)^2, which has no cancellation at the end.
     return lambda t: end + (1 - end) * jnp.sin(jnp.pi / 2 * _left(t, start, total)) ** 2
 
 
