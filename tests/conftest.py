@@ -11,6 +11,7 @@ os.environ["JAX_COMPILATION_CACHE_DIR"] = os.path.expanduser(
 )
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 
+import contextlib
 import io
 import json
 import pathlib
@@ -85,9 +86,11 @@ class Pictures:
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """A cache directory of vision_jax for all tests, with the digits and compiled programs in it."""
-    directory = tmp_path_factory.mktemp("cache")
-    (directory / "vision_jax").mkdir(mode=0o700)
-    (directory / "vision_jax" / "compiled").symlink_to(COMPILED)
+    base = tmp_path_factory.getbasetemp()
+    directory = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache"  # one for all processes
+    (directory / "vision_jax").mkdir(mode=0o700, parents=True, exist_ok=True)
+    with contextlib.suppress(FileExistsError):  # another process was quicker
+        (directory / "vision_jax" / "compiled").symlink_to(COMPILED)
     return directory
 
 

@@ -11,7 +11,7 @@ from vision_jax.data.sources import check_classes
 from vision_jax.data.transforms import EvalTransform
 from vision_jax.devices import sharding
 from vision_jax.errors import DataError
-from vision_jax.runtime.checkpoint import score
+from vision_jax.runtime.checkpoint import BestMetric
 
 
 class Source(Pictures):
@@ -67,9 +67,12 @@ def test_classes_must_be_those_of_training():
 
 
 def test_scores():
-    assert score("val/top1", {"val/top1": 0.5}) == 0.5
-    assert score("val/loss", {"val/loss": 0.5}) == -0.5
-    assert score("val/loss", {"val/loss": None}) is None
+    assert BestMetric("val/top1", high=True).score({"val/top1": 0.5}) == 0.5
+    assert BestMetric("val/ece", high=False).score({"val/ece": 0.5}) == -0.5
+    assert BestMetric("val/loss", high=False).score({"val/loss": None}) is None
+    about = {"config": {"checkpoint": {"best_metric": "val/loss"}}}
+    assert BestMetric.of(about) == BestMetric("val/loss", high=False)
+    assert BestMetric.of({**about, "best_is_high": True}).high
 
 
 def test_table():

@@ -29,6 +29,7 @@ from ml_collections import ConfigDict
 from vision_jax import build, evaluate, position, steps
 from vision_jax import config as config_lib
 from vision_jax.config import Plan
+from vision_jax.config.plan import metric_directions
 from vision_jax.data.loader import Prefetcher
 from vision_jax.data.order import BalancedOrder, TrainOrder
 from vision_jax.data.sources import Source, check_classes, closing
@@ -38,7 +39,7 @@ from vision_jax.evaluators import Evaluator
 from vision_jax.objectives import Objective
 from vision_jax.runtime import writers
 from vision_jax.runtime.background import Background
-from vision_jax.runtime.checkpoint import Checkpointer, score, scores_by_step
+from vision_jax.runtime.checkpoint import BestMetric, Checkpointer
 from vision_jax.runtime.goodput import Goodput
 from vision_jax.runtime.preemption import Preemption
 from vision_jax.runtime.profiling import Profiler
@@ -146,6 +147,7 @@ class _Run:
         evaluated: steps that have been evaluated.
         checkpointer: of the run's checkpoints.
         metadata: what each checkpoint says of the run.
+        best: what the best checkpoint is chosen by.
         writer: of metrics.jsonl.
         goodput, profiler, preemption, watchdog: what watches the run.
     """
@@ -158,6 +160,7 @@ class _Run:
     evaluated: set[int]
     checkpointer: Checkpointer
     metadata: dict[str, Any]
+    best: BestMetric
     writer: writers.MetricWriter
     goodput: Goodput
     profiler: Profiler
@@ -176,14 +179,14 @@ def _train(
     program = build.make_program(config, plan, objective, mesh)
     _log_run(checked, program.abstract_state)
     evaluations = _read_evaluations(workdir, config)
-    scores = scores_by_step(evaluations, config.checkpoint.best_metric)
+    best = BestMetric(config.checkpoint.best_metric, metric_directions(config)[config.checkpoint.best_metric])
     keep, on_error = config.checkpoint.keep, config.checkpoint.on_error
     with (
         Background() as background,  # it writes all files but the checkpoints
         Goodput(workdir / "goodput.json", begun=begun, enabled=is_first, worker=background) as goodput,
         Profiler(workdir / "profile", config.log.profile_steps) as profiler,
         Checkpointer(
-            workdir / "checkpoints", keep=keep, scores=scores, on_error=on_error, watchdog=watchdog
+            workdir / "checkpoints", keep=keep, scores=best.scores(evaluations), on_error=on_error, watchdog=watchdog
         ) as checkpointer,
     ):
 
@@ -249,10 +252,12 @@ def _train(
                 checkpointer=checkpointer,
                 metadata={
                     "config": json.loads(config_lib.to_json(config)),
+                    "best_is_high": best.high,
                     "num_examples": len(checked.train_source),
                     "num_classes": checked.train_source.num_classes,
                     "class_names": list(checked.train_source.class_names),
                 },
+                best=best,
                 writer=writer,
                 goodput=goodput,
                 profiler=profiler,
@@ -387,7 +392,7 @@ def _evaluate(run: _Run, step: int, state: TrainState) -> None:
         due = {name: run.evaluators[name] for name in run.checked.plan.evals_at(step)}
         results = evaluate.measure(due, run.checked.objective, variables)
     run.evaluated.add(step)
-    if (value := score(run.checked.config.checkpoint.best_metric, results)) is not None:
+    if (value := run.best.score(results)) is not None:
         run.checkpointer.record(step, value)
     run.writer.write(step, results)
     log.info("Step %d of %d, evaluated:\n%s", step, run.checked.plan.total_steps, evaluate.format_results(results))

@@ -12,8 +12,7 @@ from vision_jax import config as config_lib
 from vision_jax.config.plan import metric_directions
 from vision_jax.devices import sharding
 from vision_jax.errors import ConfigError, DataError, Interrupted
-from vision_jax.evaluators import EVALUATORS, collect, run_pass
-from vision_jax.evaluators.base import Evaluator
+from vision_jax.evaluators import collect, run_pass
 
 
 def config_of(**fields: object):
@@ -152,10 +151,3 @@ def test_wrong_evaluations(evals: dict, message: str):
     with pytest.raises(ConfigError) as caught:
         config_lib.validate(config, 1)
     assert message in str(caught.value)
-
-
-def test_metrics_that_are_losses_are_best_low():
-    """What chooses the best checkpoint tells losses by their names."""
-    for kind in EVALUATORS.values():
-        assert issubclass(kind, Evaluator)
-        assert all(higher != name.endswith("loss") for name, higher in kind.metrics.items())

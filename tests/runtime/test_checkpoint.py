@@ -121,7 +121,7 @@ def test_a_score_that_is_not_finite_is_never_the_best(tmp_path: pathlib.Path, ca
             checkpointer.save(step, make_state(step), {"config": {"checkpoint": {"best_metric": "val/loss"}}})
             checkpointer.record(step, score)
     assert checkpointer.steps() == [2, 5]
-    assert "The score of step 3 is inf: it does not count" in caplog.text
+    assert "The score of step 3 is inf: it is ignored" in caplog.text
     assert best_step([1, 2, 3], {1: nan, 2: -0.5, 3: -0.4}) == 3
     assert best_step([1], {1: nan}) is None
 

@@ -578,12 +578,12 @@ def _choose(checkpointer: Checkpointer, workdir: pathlib.Path, wanted: int | str
     if wanted is None:
         return there[::-1]
     if wanted == "best":
-        metric = checkpointer._read_about(there[-1])["config"]["checkpoint"]["best_metric"]
-        wanted = best_step(there, scores_by_step(writers.training_records(workdir), metric))
+        best = BestMetric.of(checkpointer._read_about(there[-1]))
+        wanted = best_step(there, best.scores(writers.training_records(workdir)))
         if wanted is None:
             raise CheckpointError(
-                f"None of the checkpoints in {checkpointer.directory}, of steps {there}, has a finite {metric} from an "
-                "evaluation: choose one by its number."
+                f"None of the checkpoints in {checkpointer.directory}, of steps {there}, has a finite {best.name} from "
+                "an evaluation: choose one by its number."
             )
     if int(wanted) not in there:
         raise CheckpointError(
@@ -592,14 +592,30 @@ def _choose(checkpointer: Checkpointer, workdir: pathlib.Path, wanted: int | str
     return [int(wanted)]
 
 
-def score(metric: str, results: Mapping[str, Any]) -> float | None:
-    """Returns the value of a metric, negated for losses so that higher is better; None if the results lack it."""
-    value = results.get(metric)
-    if value is None:
-        return None
-    return -value if metric.endswith("loss") else value
+@dataclasses.dataclass(frozen=True)
+class BestMetric:
+    """What the best checkpoint is chosen by.
 
+    Attributes:
+        name: of the metric, such as val/top1.
+        high: whether a higher value is better.
+    """
 
-def scores_by_step(records: Sequence[Mapping[str, Any]], metric: str) -> dict[int, float]:
-    """Returns the scores in lines of metrics.jsonl, by step."""
-    return {record["step"]: value for record in records if (value := score(metric, record)) is not None}
+    name: str
+    high: bool
+
+    def score(self, results: Mapping[str, Any]) -> float | None:
+        """Returns how good results are, higher being better; None if they lack the metric."""
+        value = results.get(self.name)
+        return value if value is None or self.high else -value
+
+    def scores(self, records: Sequence[Mapping[str, Any]]) -> dict[int, float]:
+        """Returns the scores in lines of metrics.jsonl, by step."""
+        return {record["step"]: value for record in records if (value := self.score(record)) is not None}
+
+    @classmethod
+    def of(cls, about: Mapping[str, Any]) -> Self:
+        """Returns that of a run, from what a checkpoint says of it."""
+        name = about["config"]["checkpoint"]["best_metric"]
+        # Before this was stored there were only accuracies and losses.
+        return cls(name, about.get("best_is_high", not name.endswith("loss")))
