@@ -244,7 +244,7 @@ def test_checkpoints_of_earlier_versions_are_verified_by_their_digest(tmp_path: 
 
     with Checkpointer(tmp_path / "c") as checkpointer:
         rewrite(None)
-        with pytest.raises(DamagedError, match="not what was saved"):
+        with pytest.raises(DamagedError, match="different from what was saved"):
             checkpointer.restore(2, abstract())
         old = {name: multiply_digest(np.asarray(leaf)) for name, leaf in leaves.items()}
         rewrite(None, **old)
@@ -389,7 +389,7 @@ def test_slow_storage_is_no_hang(tmp_path: pathlib.Path, caplog: pytest.LogCaptu
             assert int(checkpointer.restore_latest(abstract()).step) == 2
     assert not statuses
     assert re.search(r"The run has been waiting for [01] s for the checkpoint of step 2 in .*/c: .* slow", caplog.text)
-    assert "waiting for a checkpoint to go on from in" in caplog.text
+    assert "for a checkpoint to resume from in" in caplog.text
 
 
 def test_any_error_of_a_save_is_told_to_the_other_processes(tmp_path: pathlib.Path, monkeypatch, caplog):

@@ -338,7 +338,7 @@ def default_config() -> ConfigDict:
     checkpoint.every_steps = placeholder(int)
     # Number of latest checkpoints to keep.
     checkpoint.keep = 2
-    # The best checkpoint by this metric is kept as well: the lowest loss, or the highest of any other metric.
+    # The best checkpoint by this metric is kept as well. Objectives and evaluators say which metrics are best high.
     checkpoint.best_metric = "val/top1"
     # On failing storage (full, read-only or gone): stop ends the run; continue warns and tries again at the next
     # checkpoint. A run whose last checkpoint cannot be saved fails in either case.

@@ -594,7 +594,7 @@ def _choose(checkpointer: Checkpointer, workdir: pathlib.Path, wanted: int | str
 
 @dataclasses.dataclass(frozen=True)
 class BestMetric:
-    """What the best checkpoint is chosen by.
+    """The metric by which the best checkpoint is chosen.
 
     Attributes:
         name: of the metric, such as val/top1.
@@ -605,7 +605,7 @@ class BestMetric:
     high: bool
 
     def score(self, results: Mapping[str, Any]) -> float | None:
-        """Returns how good results are, higher being better; None if they lack the metric."""
+        """Returns the score of results, where higher is better; None if they lack the metric."""
         value = results.get(self.name)
         return value if value is None or self.high else -value
 
