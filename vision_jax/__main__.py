@@ -10,7 +10,7 @@ from vision_jax.runtime.streams import open_closed_streams
 
 
 def usage() -> str:
-    """Returns all verbs, one a line."""
+    """Returns all verbs, one per line."""
     width = max(map(len, VERBS))
     return "\n".join(
         [

@@ -34,7 +34,7 @@ def describe(config: ConfigDict) -> str:
     params = jax.tree.leaves(state.params)
     layouts = {
         "layout": [partition.format_spec(x.sharding.spec, x.ndim) for x in params],
-        "bytes a device": [f"{partition.bytes_per_device(x):,}" for x in params],
+        "bytes per device": [f"{partition.bytes_per_device(x):,}" for x in params],
     }
     return "\n".join(
         [
@@ -67,7 +67,7 @@ def _memory(config: ConfigDict, plan: Plan, mesh: Mesh, program: build.Program) 
     if memory is not None:
         rows.append(("compiled: state and batch", memory.argument_size_in_bytes))
         rows.append(("compiled: temporaries", memory.temp_size_in_bytes))
-    lines = [f"  {'memory a device':28}{'MiB':>10}", *(f"  {name:28}{number / 2**20:10.2f}" for name, number in rows)]
+    lines = [f"  {'memory per device':28}{'MiB':>10}", *(f"  {name:28}{number / 2**20:10.2f}" for name, number in rows)]
     total = flops.count(traced.jaxpr) / 1e9
     lines.append(
         f"A step has {total:.4g} GFLOP, {total / mesh.size:.4g} per device (convention: vision_jax/devices/flops.py)."

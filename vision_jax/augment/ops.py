@@ -3,7 +3,7 @@
 `vmap` of a `lax.switch` runs every branch for every image, so a policy of fifteen operations would cost fifteen. Here
 every operation is a setting of one of four steps, and each step runs once, whatever the number of operations:
 
-    an affine warp | a table of 256 entries a channel | color | sharpness
+    an affine warp | a table of 256 entries per channel | color | sharpness
 
 Operations differ only in the matrix of the warp and in the table, which are small. The steps read the same image side
 by side, and one result is taken. One after the other, with all but one at its identity, would give the same, but
@@ -112,7 +112,7 @@ def warp(
     Args:
         image: (height, width, channels) uint8.
         matrix: (2, 3) float32, from output (x, y, 1) to input (x, y); the centers of pixels are at halves.
-        fill: what is shown of the outside, one value a channel or one for all.
+        fill: what is shown of the outside, one value per channel or one for all.
         interpolation: bilinear or nearest.
 
     Returns:

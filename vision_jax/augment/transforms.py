@@ -118,7 +118,7 @@ def normalize(images: jax.Array, mean: Sequence[float], std: Sequence[float]) ->
 
     Args:
         images: (..., channels) uint8, or float in the same range.
-        mean, std: one value a channel, in units where a pixel is between 0 and 1.
+        mean, std: one value per channel, in units where a pixel is between 0 and 1.
 
     Returns:
         (..., channels) float32.

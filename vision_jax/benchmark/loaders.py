@@ -27,7 +27,7 @@ class Job:
 
     Attributes:
         dataset: the pictures, and what is cut out of them; their number is a multiple of the batch size.
-        batch_size: images a batch.
+        batch_size: images per batch.
         threads: decoding threads or processes.
         seed: of the crops.
         filter: bilinear or bicubic.
@@ -276,7 +276,7 @@ LOADERS = {
         _vision_jax_processes,
         "vision_jax",
         ("vision_jax",),
-        "vision_jax with data.num_workers, one a core",
+        "vision_jax with data.num_workers, one per core",
         all_views=True,
     ),
     "tf.data": Loader(

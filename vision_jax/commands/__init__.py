@@ -1,4 +1,4 @@
-"""The commands of `python -m vision_jax VERB`, one file a verb: `main(argv)` does what the flags say.
+"""The commands of `python -m vision_jax VERB`, one file per verb: `main(argv)` does what the flags say.
 
 They return their exit status: 0 done, 1 failed with one line, 2 wrong flags.
 """

@@ -90,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
         help="a CSV file of image names and classes, for images that are not in class folders; once for each split",
     )
     parser.add_argument("--shards", type=_integer(1), help="in each split; default: of about 256 MiB")
-    parser.add_argument("--workers", type=_integer(1), default=None, help="processes; default: one a usable core")
+    parser.add_argument("--workers", type=_integer(1), default=None, help="processes; default: one per usable core")
     return parser
 
 

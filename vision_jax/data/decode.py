@@ -53,7 +53,7 @@ def decode_with_pillow(data: bytes, channels: int, max_pixels: int = MAX_PIXELS)
         (height, width, channels) uint8.
 
     Raises:
-        ValueError: if the image is damaged, of no known format, too large, or of 32 bits a pixel and channel.
+        ValueError: if the image is damaged, of no known format, too large, or of 32 bits per pixel and channel.
     """
     with pillow.open_image(data, max_pixels) as image:
         if image.mode in ("I", "F"):

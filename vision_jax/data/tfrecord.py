@@ -44,7 +44,7 @@ def masked_crc32c(data: np.ndarray) -> np.ndarray:
         data: (n, length) uint8.
 
     Returns:
-        (n,) uint32, one a row.
+        (n,) uint32, one per row.
     """
     crc = np.full(len(data), 0xFFFFFFFF, np.uint32)
     for column in data.T:

@@ -132,8 +132,8 @@ def plan_shards(index: Index, options: Options) -> list[Shard]:
     """Divides the records of each split into shards, as a function of the input and the options alone.
 
     A shard is meant to have 256 MiB: as many bytes as the originals, or less if images of `short_side` with an aspect
-    ratio of 4:3 need less (3 bytes a pixel raw, about half a byte as JPEG). There are at least 16 of 64 images or more,
-    so that several processes have work.
+    ratio of 4:3 need less (3 bytes per pixel raw, about half a byte as JPEG). There are at least 16 of 64 images or
+    more, so that several processes have work.
     """
     name = options.name
     assert name is not None  # the input's has been filled in

@@ -89,7 +89,7 @@ def adapt_classifier(
             return False
         raise DataError(
             f"The classes of these weights are not those of the model: {reason}. Set model.pretrained_classes to "
-            "imagenet, or to a file with the names of the weights' classes, one a line."
+            "imagenet, or to a file with the names of the weights' classes, one per line."
         )
     changes = ", ".join(f"{key} {values[key].shape} -> {shapes[key]}" for key in sorted(axes.keys() & values.keys()))
     log.info("%s: the classifier is new, for %d classes (%s), since %s.", known.name, num_classes, changes, reason)

@@ -132,7 +132,7 @@ class Classes:
 
     def _warn(self, count: int) -> None:
         """Warns where labels that are taken for the numbers of the weights' classes are likely others."""
-        remedy = "set model.pretrained_classes to a file with the names of the weights' classes, one a line."
+        remedy = "set model.pretrained_classes to a file with the names of the weights' classes, one per line."
         if numbered_as_text(self.model):
             log.warning(
                 "*** THE CLASSES ARE NUMBERS, AND SORTED AS TEXT: %s, ... *** This is torchvision's order; weights "
