@@ -254,7 +254,7 @@ def test_checkpoints_of_earlier_versions_are_verified_by_their_digest(tmp_path: 
             checkpointer.restore(2, abstract())
         rewrite(3)
         with pytest.raises(
-            CheckpointError, match=r"digests of version 3, .* those up to 2: it was written by a later one"
+            CheckpointError, match=r"digests of version 3, .* those up to 2: a later version wrote it"
         ):
             checkpointer.restore_latest(abstract())
     assert checkpointer.steps() == [1, 2]
