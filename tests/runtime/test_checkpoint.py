@@ -253,9 +253,7 @@ def test_checkpoints_of_earlier_versions_are_verified_by_their_digest(tmp_path: 
         with pytest.raises(DamagedError, match=r"different from what was saved: model/params/fc1/bias\."):
             checkpointer.restore(2, abstract())
         rewrite(3)
-        with pytest.raises(
-            CheckpointError, match=r"digests of version 3, .* those up to 2: a later version wrote it"
-        ):
+        with pytest.raises(CheckpointError, match=r"digests of version 3, .* those up to 2: a later version wrote it"):
             checkpointer.restore_latest(abstract())
     assert checkpointer.steps() == [1, 2]
 
