@@ -241,7 +241,7 @@ def test_balanced_labels_are_read_once_a_run(image_folder: pathlib.Path, monkeyp
     config.data.source, config.data.dir, config.data.balanced, config.batch_size = "folder", str(image_folder), True, 8
     source = build.create_source(config, train=True)
     read = []
-    monkeypatch.setattr(build, "read_labels", lambda *_: read.append(1) or source.labels)
+    monkeypatch.setattr("vision_jax.assembly.inputs.read_labels", lambda *_: read.append(1) or source.labels)
     order = build.make_order(config, source)
     plan, mesh = config_lib.make_plan(config, len(source)), sharding.make_mesh(config.mesh)
     for rewinds in ([], [(3, 1)]):
