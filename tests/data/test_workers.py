@@ -32,8 +32,10 @@ def source() -> Pictures:
 
 
 def children() -> list[int]:
-    """Processes that this one has started and that have not ended."""
-    return [int(pid) for pid in pathlib.Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()]
+    """Processes that this one has started and that have not ended, but for multiprocessing's own, which stays."""
+    pids = pathlib.Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    commands = {int(pid): pathlib.Path(f"/proc/{pid}/cmdline").read_bytes() for pid in pids}
+    return [pid for pid, command in commands.items() if b"resource_tracker" not in command]
 
 
 def shared_memory() -> set[str]:
