@@ -68,14 +68,31 @@ class Classification(Objective):
         self, variables: Variables, views: Views, targets: Any, key: jax.Array, progress: Progress, *, train: bool
     ) -> Out:
         del targets, progress
-        method = "logits_and_auxiliary" if train and getattr(self.setup.model, "aux_logits", False) else None
-        result, updates = self.forward(variables, views["image"], key, train=train, method=method)
-        logits, auxiliary = result if method else (result, ())
+        logits, auxiliary, updates = self.logits(variables, views["image"], key, train=train)
         mask = None if train else views["mask"]
-        value, weight = total(self.loss_of(logits, views["target"]), mask)
-        for other in auxiliary:
-            value += self.auxiliary_weight * total(self.loss_of(other, views["target"]), mask)[0]
+        value, weight = self.label_loss(logits, auxiliary, views["target"], mask)
         return Out(value, weight, updates, {"top1": total(in_top_k(logits, views["label"], 1), mask)})
+
+    def logits(
+        self, variables: Variables, images: jax.Array, key: jax.Array, *, train: bool
+    ) -> tuple[jax.Array, tuple[jax.Array, ...], Mapping[str, Any]]:
+        """Returns the logits of images, those of auxiliary classifiers that learn, and the collections that moved."""
+        if train and getattr(self.setup.model, "aux_logits", False):
+            (logits, auxiliary), updates = self.forward(
+                variables, images, key, train=train, method="logits_and_auxiliary"
+            )
+            return logits, auxiliary, updates
+        logits, updates = self.forward(variables, images, key, train=train)
+        return logits, (), updates
+
+    def label_loss(
+        self, logits: jax.Array, auxiliary: tuple[jax.Array, ...], targets: jax.Array, mask: jax.Array | None
+    ) -> tuple[jax.Array, jax.Array]:
+        """Returns the sum of the losses of the labels, with the auxiliary classifiers', and its weight; see `total`."""
+        value, weight = total(self.loss_of(logits, targets), mask)
+        for other in auxiliary:
+            value += self.auxiliary_weight * total(self.loss_of(other, targets), mask)[0]
+        return value, weight
 
     def forward(
         self, variables: Variables, images: jax.Array, key: jax.Array, *, train: bool, method: str | None = None

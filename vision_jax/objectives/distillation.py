@@ -72,21 +72,14 @@ class Distillation(Classification):
         self, variables: Variables, views: Views, targets: Any, key: jax.Array, progress: Progress, *, train: bool
     ) -> Out:
         del progress
-        has_heads = train and hasattr(self.setup.model, "heads")
-        has_auxiliary = train and not has_heads and getattr(self.setup.model, "aux_logits", False)
-        method = "heads" if has_heads else "logits_and_auxiliary" if has_auxiliary else None
-        result, updates = self.forward(variables, views["image"], key, train=train, method=method)
-        logits, student = result, result
         auxiliary: tuple[jax.Array, ...] = ()
-        if has_heads:
-            logits, student = result
-        elif has_auxiliary:
-            logits, auxiliary = result
+        if train and hasattr(self.setup.model, "heads"):
+            (logits, student), updates = self.forward(variables, views["image"], key, train=train, method="heads")
+        else:
+            logits, auxiliary, updates = self.logits(variables, views["image"], key, train=train)
             student = logits
         mask = None if train else views["mask"]
-        value, weight = total(self.loss_of(logits, views["target"]), mask)
-        for other in auxiliary:
-            value += self.auxiliary_weight * total(self.loss_of(other, views["target"]), mask)[0]
+        value, weight = self.label_loss(logits, auxiliary, views["target"], mask)
         distances = losses.distillation_loss(student, targets, kind=self.kind, temperature=self.temperature)
         value = (1 - self.weight) * value + self.weight * total(distances, mask)[0]
         if student is not logits:
