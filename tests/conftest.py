@@ -33,6 +33,24 @@ from vision_jax.data.views import Field
 REPOSITORY = pathlib.Path(__file__).parent.parent
 COMPILED = pathlib.Path(os.environ["JAX_COMPILATION_CACHE_DIR"])
 COMPILED.mkdir(mode=0o700, parents=True, exist_ok=True)
+# Of these files, one process runs all tests: they share a run or compiled programs.
+ONE_PROCESS_EACH = (
+    "tests/augment/test_ops.py",
+    "tests/test_processes.py",
+    "tests/test_recipes.py",
+    "tests/test_resume.py",
+    "tests/test_rewind.py",
+    "tests/test_steps.py",
+)
+# These, by the beginnings of their names, take time by the clock: one process runs all, so that no two run at once.
+BY_THE_CLOCK = (
+    "tests/runtime/test_barriers.py",
+    "tests/runtime/test_checkpoint.py::test_a_slow_save_is_told",
+    "tests/runtime/test_checkpoint.py::test_slow_storage_is_no_hang",
+    "tests/runtime/test_watchdog.py",
+    "tests/runtime/test_writers.py::test_no_step_waits_for_slow_storage",
+    "tests/test_main.py::test_help_and_import_are_quick_and_never_import_tensorflow",
+)
 # Of the quickstart: two steps, then an evaluation of half a million examples, which would take minutes.
 LONG_EVALUATION = (
     "--config.data.source=synthetic",
@@ -179,9 +197,13 @@ def command(cache: pathlib.Path) -> Iterator[Command]:
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
-    """Removes compiled programs of more than a week ago: most are of code that has changed since."""
+    """Checks the names above, and removes compiled programs of over a week ago: most are of code that has changed."""
     if hasattr(session.config, "workerinput"):
         return  # the process that started this one has done it
+    for name in (*ONE_PROCESS_EACH, *BY_THE_CLOCK):
+        file, _, test = name.partition("::")
+        if f"def {test or 'test_'}" not in (REPOSITORY / file).read_text():
+            raise pytest.UsageError(f"tests/conftest.py names {name}, and there is no such test.")
     for path in COMPILED.glob("*-cache"):
         if time.time() - path.stat().st_mtime > 7 * 24 * 3600:
             path.unlink()
@@ -190,3 +212,17 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begins with what takes long and waits for processes, so that no test process is left with it at the end."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Distributes the tests as said above: with pytest 9, pytest-xdist 3.8 does not see its own marks for this."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            if nodeid.startswith(BY_THE_CLOCK):
+                return "by the clock"
+            return next((file for file in ONE_PROCESS_EACH if nodeid.startswith(file)), nodeid)
+
+    return Scheduling(config, log)

@@ -120,7 +120,6 @@ def test_a_folder_of_images(command: Command, tmp_path: pathlib.Path, image_fold
     assert records(tmp_path / "w")[-1]["val/count"] == 9
 
 
-@pytest.mark.xdist_group("timing")
 def test_help_and_import_are_quick_and_never_import_tensorflow(command: Command, tmp_path: pathlib.Path):
     """A package that pretends to be TensorFlow fails whatever imports it."""
     (tmp_path / "tensorflow").mkdir()

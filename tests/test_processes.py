@@ -15,8 +15,6 @@ from conftest import COMPILED, LONG_EVALUATION, REPOSITORY, Command, encode, pic
 from vision_jax.data import order, tfds_format
 from vision_jax.errors import STATUS_HANG
 
-pytestmark = pytest.mark.xdist_group("processes")  # they share a run, and several at once would slow each other down
-
 ARGUMENTS = (
     "--config=configs/quickstart.py",
     "--config.optimizer.learning_rate=0.005",

@@ -20,8 +20,6 @@ from vision_jax import build, losses, optim
 from vision_jax import config as config_lib
 from vision_jax.models import registry
 
-pytestmark = pytest.mark.xdist_group("recipes")  # they share the shapes of parameters
-
 TESTS = pathlib.Path(__file__).parent
 FILES = sorted((TESTS.parent / "configs").glob("*.py"))
 REFERENCE = json.loads((TESTS / "parity" / "recipes.json").read_text())

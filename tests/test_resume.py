@@ -15,7 +15,7 @@ import pytest
 from chaos import TIMINGS
 from conftest import LONG_EVALUATION, REPOSITORY, Command, records, wait_for_handler
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("resume")]  # they share one run
+pytestmark = pytest.mark.slow
 
 # Sixty steps of each.
 TINY = (

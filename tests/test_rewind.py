@@ -19,8 +19,6 @@ from vision_jax.devices import sharding
 from vision_jax.errors import NonFiniteError
 from vision_jax.runtime.tracker import Tracker
 
-pytestmark = pytest.mark.xdist_group("rewind")  # they share programs
-
 RECORDS, BATCH, STEPS = 120, 4, 14  # all within one epoch, so that a bad batch comes once
 
 

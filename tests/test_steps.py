@@ -27,8 +27,6 @@ from vision_jax.objectives import Classification, Distillation, Ema, Setup
 from vision_jax.state import TrainState
 from vision_jax.steps import Sam, make_train_step, move_average
 
-pytestmark = pytest.mark.xdist_group("steps")  # they share runs
-
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SHAPE = (16, 16, 3)
 

@@ -12,7 +12,7 @@ import pytest
 from conftest import Command, image_fields, records
 from jax.sharding import PartitionSpec
 
-from vision_jax import build, train
+from vision_jax import build, evaluate, train
 from vision_jax import config as config_lib
 from vision_jax.data.loader import batch_fields
 from vision_jax.data.views import View
@@ -211,3 +211,14 @@ def test_bfloat16_learns_as_float32_does(name: str):
         assert {str(x.dtype) for x in jax.tree.leaves((state.params, state.ema, state.batch_stats))} == {"float32"}
     assert losses["float32"][-1] < 0.8 * losses["float32"][0]
     np.testing.assert_allclose(losses["bfloat16"], losses["float32"], rtol=0.02)
+
+
+@pytest.mark.parametrize("workdir", ["gs://bucket/run", pathlib.Path("gs://bucket/run")])
+def test_a_url_is_no_workdir(workdir: str | pathlib.Path):
+    """A `Path` has one slash left."""
+    for function in (
+        lambda: train.train_and_evaluate(config_lib.default_config(), workdir),
+        lambda: evaluate.evaluate_checkpoint(workdir),
+    ):
+        with pytest.raises(ConfigError, match=r"^The workdir is 'gs://?bucket/run': URLs are not supported here"):
+            function()

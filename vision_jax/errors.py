@@ -66,10 +66,12 @@ def suggest(value: str, choices: Iterable[str], listed_by: str | None = None) ->
 def check_no_url(what: str, value: str) -> None:
     """Checks that `value`, which `what` names for the user, is a path.
 
+    `pathlib` leaves one slash of a URL's two, so that is recognized for the common schemes too.
+
     Raises:
         ConfigError: if it is a URL such as gs://bucket/run: as a path, that would be a local folder named `gs:`.
     """
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", value):
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://|(gs|s3|https?|hdfs|abfss?):/", value):
         raise ConfigError(
             f"{what} is {value!r}: URLs are not supported here; mount the bucket (gcsfuse, s3fs, ...) and give its "
             "path."

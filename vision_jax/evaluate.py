@@ -11,7 +11,7 @@ from vision_jax import build
 from vision_jax import config as config_lib
 from vision_jax.data.sources import check_classes, closing
 from vision_jax.devices import distributed, partition, sharding
-from vision_jax.errors import ConfigError
+from vision_jax.errors import ConfigError, check_no_url
 from vision_jax.evaluators import Evaluator
 from vision_jax.evaluators.base import Prefixed
 from vision_jax.objectives import Objective
@@ -43,8 +43,10 @@ def evaluate_checkpoint(
 
     Raises:
         CheckpointError: if there is no such checkpoint, or it does not fit the configuration.
+        ConfigError: if the workdir is a URL.
         Interrupted: once `preemption` said so.
     """
+    check_no_url("The workdir", str(workdir))
     workdir = pathlib.Path(workdir)
     checkpointer = Checkpointer(workdir / "checkpoints")
     candidate, results = checkpointer.restore_first(

@@ -34,7 +34,7 @@ from vision_jax.data.loader import Prefetcher
 from vision_jax.data.order import BalancedOrder, TrainOrder
 from vision_jax.data.sources import Source, check_classes, closing
 from vision_jax.devices import compilation, distributed, sharding
-from vision_jax.errors import CheckpointError, ConfigError, Interrupted, Preempted
+from vision_jax.errors import CheckpointError, ConfigError, Interrupted, Preempted, check_no_url
 from vision_jax.evaluators import Evaluator
 from vision_jax.objectives import Objective
 from vision_jax.runtime import writers
@@ -81,6 +81,7 @@ def train_and_evaluate(
             return train_and_evaluate(
                 config, workdir, allow_config_change=allow_config_change, preemption=preemption, begun=begun
             )
+    check_no_url("The workdir", str(workdir))
     workdir = pathlib.Path(workdir)
     checked = check_input(config)
     distributed.check_agreement(

@@ -13,8 +13,6 @@ from conftest import picture
 
 from vision_jax.augment import ops
 
-pytestmark = pytest.mark.xdist_group("ops")  # they share a program
-
 HEIGHT, WIDTH = 48, 56
 FILL = (124, 116, 104)
 QUICK = {"xla_backend_optimization_level": 0}  # seconds less of compilation

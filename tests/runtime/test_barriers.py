@@ -12,8 +12,6 @@ from jax._src import distributed
 
 from vision_jax.runtime.barriers import Barriers, OtherProcessError
 
-pytestmark = pytest.mark.xdist_group("timing")  # of what takes time by the clock, no two at once
-
 
 class Service:
     """In the place of the client of `jax.distributed`, for two processes."""

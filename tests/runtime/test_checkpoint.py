@@ -350,7 +350,6 @@ def test_checkpoints_that_vanish(tmp_path: pathlib.Path):
     assert_equal(checkpointer.restore(7, abstract()), make_state(7))
 
 
-@pytest.mark.xdist_group("timing")
 def test_a_slow_save_is_told(tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture, monkeypatch):
     monkeypatch.setattr("vision_jax.runtime.checkpoint._PATIENCE", 0.2)
     finalize = ocp.JsonCheckpointHandler.finalize
@@ -362,7 +361,6 @@ def test_a_slow_save_is_told(tmp_path: pathlib.Path, caplog: pytest.LogCaptureFi
     assert "before that of step 1" not in caplog.text
 
 
-@pytest.mark.xdist_group("timing")
 def test_slow_storage_is_no_hang(tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture, monkeypatch):
     """Reading, and waiting for what is written, take more than twice what a step may."""
 

@@ -13,8 +13,6 @@ from vision_jax.data import order
 from vision_jax.errors import STATUS_HANG, STATUS_PREEMPTED
 from vision_jax.runtime.watchdog import Watchdog
 
-pytestmark = pytest.mark.xdist_group("timing")  # of what takes time by the clock, no two at once
-
 
 class Alarm:
     """Notes what it is told instead of ending the process."""

@@ -117,7 +117,6 @@ def test_lines_that_cannot_be_written_end_the_run(tmp_path: pathlib.Path, small_
         writer.close()
 
 
-@pytest.mark.xdist_group("timing")
 def test_no_step_waits_for_slow_storage(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch):
     """Lines and events are written by a thread; a save finds all of them on disk, and so does a rewind."""
     flush = Appender._flush
