@@ -150,6 +150,12 @@ def test_help_and_import_are_quick_and_never_import_tensorflow(command: Command,
         (["--config.data.image_size=8", "--config.data.eval_resize=8"], 1, "lenet5 cannot take images of"),
         (["--workdir=/dev/null/x"], 1, "Cannot use the workdir /dev/null/x: /dev/null is not a directory"),
         (["--workdir=gs://bucket/run"], 1, "--workdir is 'gs://bucket/run': URLs are not supported here; mount"),
+        (["--topology=v5e:2x2"], 1, "--topology is 'v5e:2x2', which is for --mode=dry_run alone"),
+        (
+            ["--mode=dry_run", "--json=/nowhere/x.json"],
+            1,
+            "--json is '/nowhere/x.json', which cannot be written:",
+        ),
         (["--config.data.dir=s3://bucket/data"], 1, "data.dir is 's3://bucket/data': URLs are not supported here"),
     ],
 )

@@ -3,6 +3,7 @@
 import math
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -10,25 +11,37 @@ from vision_jax import build, optim, train
 from vision_jax.config import Plan
 from vision_jax.data.loader import batch_fields
 from vision_jax.data.sources import closing
-from vision_jax.devices import compilation, flops, partition, sharding
+from vision_jax.devices import compilation, cost, flops, partition, sharding
+from vision_jax.devices import topology as topologies
 
 
-def describe(config: ConfigDict) -> str:
+def describe(config: ConfigDict, topology: str | None = None) -> tuple[str, cost.Cost | None]:
     """Returns the length of a run, its learning rates, the rules for each parameter, and the cost of a step.
 
     The input is checked as it is for training, and the step is compiled; nothing is trained or written.
 
+    Args:
+        config: of the run.
+        topology: TPU slices that it would run on (`devices/topology.py`); None: the devices that there are.
+
+    Returns:
+        a text, and the cost of a step where the compiler tells it.
+
     Raises:
         ConfigError, DataError: for input that cannot work.
     """
-    checked = train.check_input(config)
+    devices = topologies.describe(topology) if topology else jax.devices()
+    if topology and config.dtype == "auto":
+        config = config.copy_and_resolve_references()
+        config.dtype = "bfloat16"  # which `auto` is on TPUs
+    checked = train.check_input(config, len(devices))
     config, plan = checked.config, checked.plan
     with closing(checked.train_source, checked.val_source):
         summary = train.summarize(checked)
     schedule = build.make_schedule(config, plan)
     last = plan.total_steps - 1
     rates = [f"  {step:>10}{float(schedule(step)):14.6g}" for step in sorted({0, plan.warmup_steps, last // 2, last})]
-    mesh = sharding.make_mesh(config.mesh)
+    mesh = sharding.make_mesh(config.mesh, devices)
     program = build.make_program(config, plan, checked.objective, mesh)
     state = program.abstract_state
     params = jax.tree.leaves(state.params)
@@ -36,18 +49,21 @@ def describe(config: ConfigDict) -> str:
         "layout": [partition.format_spec(x.sharding.spec, x.ndim) for x in params],
         "bytes per device": [f"{partition.bytes_per_device(x):,}" for x in params],
     }
-    return "\n".join(
+    costs, step_cost = _costs(config, plan, mesh, program)
+    text = "\n".join(
         [
             *(summary, f"  {'step':>10}{'learning rate':>14}", *rates, ""),
             *(optim.format_table(build.make_rules(config).table(state.params), layouts), ""),
-            f"Mesh: {', '.join(f'{name}={size}' for name, size in mesh.shape.items())}.",
-            _memory(config, plan, mesh, program),
+            f"Mesh: {', '.join(f'{name}={size}' for name, size in mesh.shape.items())}"
+            + (f", of {topology} ({devices[0].device_kind}), which is not here." if topology else "."),
+            costs,
         ]
     )
+    return text, step_cost
 
 
-def _memory(config: ConfigDict, plan: Plan, mesh: Mesh, program: build.Program) -> str:
-    """Returns the memory of a step per device, by the shardings and as compiled, and how much an example adds."""
+def _costs(config: ConfigDict, plan: Plan, mesh: Mesh, program: build.Program) -> tuple[str, cost.Cost | None]:
+    """Returns the memory of a step per device, what it computes and moves, how much an example adds; and its cost."""
     state, objective = program.abstract_state, program.objective
     constants = build.abstract_constants(objective, mesh)
     fields = batch_fields(build.make_transform(config, plan, objective.inputs()).largest())
@@ -63,26 +79,63 @@ def _memory(config: ConfigDict, plan: Plan, mesh: Mesh, program: build.Program) 
     }
     rows = [(name, partition.bytes_per_device(part)) for name, part in parts.items()]
     traced = compilation.trace_step(mesh, program.train_step, state, batch, constants)
-    memory = compilation.compile_step(traced).memory_analysis()
-    if memory is not None:
-        rows.append(("compiled: state and batch", memory.argument_size_in_bytes))
-        rows.append(("compiled: temporaries", memory.temp_size_in_bytes))
+    platform = mesh.devices.flat[0].platform
+    compiled = compilation.compile_step(traced, platform if platform != jax.default_backend() else None)
+    step_cost = cost.measure(traced, compiled, mesh, config.batch_size)
+    if step_cost is not None:
+        rows.append(("compiled: state and batch", step_cost.argument_bytes))
+        rows.append(("compiled: temporaries", step_cost.temp_bytes))
     lines = [f"  {'memory per device':28}{'MiB':>10}", *(f"  {name:28}{number / 2**20:10.2f}" for name, number in rows)]
     total = flops.count(traced.jaxpr) / 1e9
     lines.append(
         f"A step has {total:.4g} GFLOP, {total / mesh.size:.4g} per device (convention: vision_jax/devices/flops.py)."
     )
-    if memory is None:
-        return "\n".join([*lines, "The compiler for this device does not report the memory of a step."])
+    if step_cost is None:
+        return "\n".join([*lines, "The compiler for this device does not report the memory of a step."]), None
+    lines += _time(step_cost, mesh, build.compute_dtype(config))
     examples = config.batch_size // sharding.batch_shards(mesh)
-    example = (memory.temp_size_in_bytes + partition.bytes_per_device(batch)) / examples
-    fixed = memory.argument_size_in_bytes - partition.bytes_per_device(batch)
+    example = (step_cost.temp_bytes + partition.bytes_per_device(batch)) / examples
+    fixed = step_cost.argument_bytes - partition.bytes_per_device(batch)
     lines.append(
         f"The state takes {fixed / 2**20:.4g} MiB per device whatever the batch size, and each of a device's "
         f"{examples} examples about {example / 2**20:.4g} MiB."
     )
-    limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
-    if limit is not None:
+    if (limit := _memory_limit(mesh)) is not None:
         most = max(0, math.floor((limit - fixed) / example))
         lines.append(f"About {most} examples would fit into the {limit / 2**20:,.0f} MiB of a device.")
-    return "\n".join(lines)
+    return "\n".join(lines), step_cost
+
+
+def _time(step_cost: cost.Cost, mesh: Mesh, dtype: jnp.dtype) -> list[str]:
+    """Returns what a device moves in a step, and the time that it takes at least, as far as its peak rates are known.
+
+    Of a CPU nothing is said: its compiler's account of bytes is not that of its caches.
+    """
+    device = mesh.devices.flat[0]
+    if device.platform == "cpu":
+        return []
+    moved = step_cost.bytes_accessed
+    lines = [
+        f"A device reads and writes {moved / 1e9:.4g} GB a step, {moved / step_cost.images / 1e6:.4g} MB an image "
+        "(as its compiler counts: the bodies of loops once)."
+    ]
+    received = ", ".join(f"{name} {size / 1e6:.4g} MB" for name, size in sorted(step_cost.collective_bytes.items()))
+    lines.append(f"It receives from others: {received or 'nothing'}.")
+    if (chip := flops.find_chip(device.device_kind)) is not None:
+        seconds = cost.ideal_seconds(step_cost, chip, dtype)
+        longest = max(seconds, key=lambda name: seconds[name])
+        times = ", ".join(f"{name} {1e3 * value:.4g} ms" for name, value in seconds.items())
+        lines.append(
+            f"At the peak rates of a {device.device_kind}: {times}. The longest, {longest}, leaves at most "
+            f"{step_cost.images / seconds[longest]:,.0f} images/s a device."
+        )
+    return lines
+
+
+def _memory_limit(mesh: Mesh) -> float | None:
+    """Returns the bytes that a device has; of one that is not here, all that its chip has."""
+    device = mesh.devices.flat[0]
+    if device in jax.devices():
+        return (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+    chip = flops.find_chip(device.device_kind)
+    return None if chip is None or chip.memory is None else chip.memory * 2**30

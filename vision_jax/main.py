@@ -4,6 +4,8 @@ Exit status: 0 done; 75 saved after SIGTERM, run the same command again; 79 a ha
 1 failed; 2 wrong flags; 130 Ctrl-C.
 """
 
+import dataclasses
+import json
 import logging
 import os
 import pathlib
@@ -79,6 +81,10 @@ _MODE = flags.DEFINE_enum(
     "train: start or resume; eval: evaluate a checkpoint of the workdir, or if it has none, config.model.pretrained; "
     "dry_run: print what would be trained, parameter by parameter, and do nothing.",
 )
+_TOPOLOGY = flags.DEFINE_string(
+    "topology", None, "--mode=dry_run: TPU slices that are not here, such as v5e:4x4; default: the devices there are."
+)
+_JSON = flags.DEFINE_string("json", None, "--mode=dry_run: a file for the cost of a step, as JSON.")
 _STEP = flags.DEFINE_string("step", None, "--mode=eval: which checkpoint, a number or `best`; default: the latest.")
 _ALLOW_CHANGE = flags.DEFINE_bool("allow_config_change", False, "Resume despite a changed configuration.")
 _COORDINATOR = flags.DEFINE_string("coordinator_address", None, "Several processes: host:port of process 0.")
@@ -99,6 +105,8 @@ def run() -> int:
         try:
             workdir = _workdir()
             _check_start(_CONFIG.value)
+            if _TOPOLOGY.value is not None:
+                os.environ["JAX_PLATFORMS"] = "cpu"  # the devices that there are stay free
             _configure_logging()
             spec = cluster.discover(
                 os.environ,
@@ -146,10 +154,19 @@ def _dry_run(config: ConfigDict) -> int:
 
     from vision_jax import dry_run
 
-    _enable_compilation_cache(config.compilation_cache)
-    text = dry_run.describe(config)
-    if jax.process_index() == 0:
-        print(text)
+    if _TOPOLOGY.value is None:  # JAX cannot read what it has kept of programs for devices that are not here
+        _enable_compilation_cache(config.compilation_cache)
+    text, cost = dry_run.describe(config, _TOPOLOGY.value)
+    if jax.process_index() > 0:
+        return 0
+    print(text)
+    if _JSON.value is not None:
+        if cost is None:
+            raise ConfigError("--json: the compiler for this device does not report the cost of a step.")
+        try:
+            pathlib.Path(_JSON.value).write_text(json.dumps(dataclasses.asdict(cost), indent=2) + "\n")
+        except OSError as error:
+            raise ConfigError(f"--json is {_JSON.value!r}, which cannot be written: {error.strerror}.") from error
     return 0
 
 
@@ -196,6 +213,10 @@ def _evaluate(config: ConfigDict | None, workdir: pathlib.Path, preemption: Pree
 
 def _check_start(config: ConfigDict | None) -> None:
     """Checks what can be checked before JAX is started, which takes seconds and, on a TPU, keeps others from it."""
+    for flag, value in (("--topology", _TOPOLOGY.value), ("--json", _JSON.value)):
+        if value is not None and _MODE.value != "dry_run":
+            raise ConfigError(f"{flag} is {value!r}, which is for --mode=dry_run alone.")
+    check_no_url("--json", _JSON.value or "")
     if config is None:
         if _MODE.value != "eval":
             raise ConfigError("--config is missing: pass a file, such as --config=configs/quickstart.py.")

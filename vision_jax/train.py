@@ -118,10 +118,15 @@ class Checked:
     val_source: Source
 
 
-def check_input(config: ConfigDict) -> Checked:
-    """Returns the resolved configuration and what follows from it and the data, after checking all of it."""
+def check_input(config: ConfigDict, num_devices: int | None = None) -> Checked:
+    """Returns the resolved configuration and what follows from it and the data, after checking all of it.
+
+    Args:
+        config: of the run.
+        num_devices: that it would run on; None: on all that there are.
+    """
     config = config_lib.resolve(config)
-    config_lib.validate(config, jax.device_count())
+    config_lib.validate(config, jax.device_count() if num_devices is None else num_devices)
     train_source, val_source = build.create_source(config, train=True), build.create_source(config, train=False)
     check_classes(val_source, train_source.num_classes, train_source.class_names, config.data.val_split)
     plan = config_lib.make_plan(config, len(train_source))

@@ -125,3 +125,6 @@ def test_tpus_are_rated_as_in_jax():
         cores = version.num_physical_tensor_cores_per_chip // devices
         info = pltpu.get_tpu_info_for_chip(version, cores)
         assert cores * info.bf16_ops_per_second == pytest.approx(flops.find_chip(kind).peak("bfloat16"), rel=1 / 7)
+        chip = flops.find_chip(kind)
+        assert cores * info.mem_bw_bytes_per_second == pytest.approx(1e9 * chip.bandwidth, rel=1 / 7)
+        assert cores * info.hbm_capacity_bytes == pytest.approx(2**30 * chip.memory, rel=1 / 12)

@@ -32,10 +32,15 @@ def trace_step(mesh: Mesh, step: Callable[..., Any], abstract_state: Any, *argum
         return jitted.trace(abstract_state, *arguments)
 
 
-def compile_step(traced: jax.stages.Traced) -> jax.stages.Compiled:
-    """Compiles the training step ahead of time, and logs the time that took, and the step's FLOPs and memory."""
+def compile_step(traced: jax.stages.Traced, platform: str | None = None) -> jax.stages.Compiled:
+    """Compiles the training step ahead of time, and logs the time that took, and the step's FLOPs and memory.
+
+    Args:
+        traced: the step.
+        platform: that of the devices it was traced for, if those are not here (`topology.py`).
+    """
     start = time.perf_counter()
-    compiled = traced.lower().compile()
+    compiled = traced.lower(lowering_platforms=(platform,) if platform else None).compile()
     parts = [f"The training step was compiled in {time.perf_counter() - start:.1f} s"]
     parts.append(f"{flops.count(traced.jaxpr) / 1e9:.4g} GFLOP per step")
     if (memory := compiled.memory_analysis()) is not None:

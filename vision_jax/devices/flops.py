@@ -78,21 +78,38 @@ class Chip:
         single: the same in float32 as JAX computes it by default: bfloat16 on TPUs, TensorFloat-32 on GPUs that have
             it.
         source: of the figures.
+        memory: gibibytes of its own memory, all that there is; None: not in this table.
+        bandwidth: gigabytes (10^9) per second to and from that memory; None: not in this table.
+        interconnect: gigabytes per second that it sends to the others of its slice over all links together; None: not
+            in this table.
     """
 
     kinds: tuple[str, ...]
     half: float
     single: float
     source: str
+    memory: float | None = None
+    bandwidth: float | None = None
+    interconnect: float | None = None
 
     def peak(self, dtype: Any) -> float:
         """Returns the operations per second of one device in this compute dtype."""
         return 1e12 * (self.single if jax.numpy.dtype(dtype).itemsize > 2 else self.half)
 
 
-def _tpu(kinds: tuple[str, ...], chip: float, source: str, devices: int = 1) -> Chip:
-    """Returns a TPU whose chips appear in JAX as this many devices each."""
-    return Chip(kinds, chip / devices, chip / devices, source)
+def _tpu(
+    kinds: tuple[str, ...],
+    chip: float,
+    source: str,
+    *,
+    memory: float,
+    bandwidth: float,
+    interconnect: float | None = None,
+    devices: int = 1,
+) -> Chip:
+    """Returns a TPU whose chips, of which these figures are, appear in JAX as this many devices each."""
+    shared = None if interconnect is None else interconnect / devices
+    return Chip(kinds, chip / devices, chip / devices, source, memory / devices, bandwidth / devices, shared)
 
 
 _CLOUD_TPU = "cloud.google.com/tpu/docs/"
@@ -100,13 +117,13 @@ _HOPPER = "NVIDIA H100 Tensor Core GPU data sheet (half of the figures with spar
 
 CHIPS = (
     # JAX shows the two cores of a chip as separate devices, except for v4 and v5p.
-    _tpu(("TPU v2",), 46.0, _CLOUD_TPU + "v2", devices=2),
-    _tpu(("TPU v3",), 123.0, _CLOUD_TPU + "v3", devices=2),
-    _tpu(("TPU v4",), 275.0, _CLOUD_TPU + "v4"),
-    _tpu(("TPU v5 lite", "TPU v5e"), 197.0, _CLOUD_TPU + "v5e"),
-    _tpu(("TPU v5", "TPU v5p"), 459.0, _CLOUD_TPU + "v5p"),
-    _tpu(("TPU v6 lite", "TPU v6e"), 918.0, _CLOUD_TPU + "v6e"),
-    _tpu(("TPU7x",), 2307.0, _CLOUD_TPU + "tpu7x", devices=2),
+    _tpu(("TPU v2",), 46.0, _CLOUD_TPU + "v2", memory=16, bandwidth=700, devices=2),
+    _tpu(("TPU v3",), 123.0, _CLOUD_TPU + "v3", memory=32, bandwidth=900, devices=2),
+    _tpu(("TPU v4",), 275.0, _CLOUD_TPU + "v4", memory=32, bandwidth=1228, interconnect=300),
+    _tpu(("TPU v5 lite", "TPU v5e"), 197.0, _CLOUD_TPU + "v5e", memory=16, bandwidth=819, interconnect=200),
+    _tpu(("TPU v5", "TPU v5p"), 459.0, _CLOUD_TPU + "v5p", memory=95, bandwidth=2765, interconnect=600),
+    _tpu(("TPU v6 lite", "TPU v6e"), 918.0, _CLOUD_TPU + "v6e", memory=32, bandwidth=1640, interconnect=400),
+    _tpu(("TPU7x",), 2307.0, _CLOUD_TPU + "tpu7x", memory=192, bandwidth=7380, interconnect=600, devices=2),
     Chip(
         ("Tesla V100-SXM2-16GB", "Tesla V100-SXM2-32GB", "Tesla V100-SXM3-32GB"),
         *(125.0, 15.7, "NVIDIA V100 data sheet, NVLink"),

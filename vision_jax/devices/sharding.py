@@ -78,7 +78,8 @@ def device_array(sizes: Mapping[str, Any], devices: Sequence[jax.Device]) -> np.
 
 def _granule(device: jax.Device) -> int:
     """Returns the number of the slice, or else of the host process, within which communication is fast."""
-    return getattr(device, "slice_index", device.process_index)
+    # A TPU that is only described (`topology.py`) has a number only if there are several slices.
+    return getattr(device, "slice_index", 0 if device.platform == "tpu" else device.process_index)
 
 
 def split_axes(shape: Sequence[int], granules: int) -> tuple[tuple[int, ...], tuple[int, ...]]:

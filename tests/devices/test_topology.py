@@ -1,0 +1,134 @@
+"""TPU slices that are not here, and what a step costs on them."""
+
+import importlib.util
+import json
+import pathlib
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from vision_jax import dry_run
+from vision_jax.config import loading
+from vision_jax.devices import compilation, cost, flops, sharding, topology
+from vision_jax.errors import ConfigError
+
+REPOSITORY = pathlib.Path(__file__).parent.parent.parent
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="libtpu, XLA's compiler for TPUs, is not installed"
+)
+ONE_AXIS = {"data": -1, "fsdp": 1, "tensor": 1}
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("v9:2x2", "The topology 'v9:2x2' is not known. Give chips along each dimension, such as v2:4x4, "),
+        ("v5e", "The topology 'v5e' is not known"),
+        ("v5e:0x4", "The topology 'v5e:0x4' is not known"),
+        ("v5e:2x2x2", "The topology 'v5e:2x2x2' has 3 dimensions, and a v5e 2."),
+        ("v5p:4x4", "The topology 'v5p:4x4' has 2 dimensions, and a v5p 3."),
+        pytest.param("v5e:3x3", "XLA does not know the topology 'v5e:3x3': .*not divisible", marks=needs_libtpu),
+    ],
+)
+def test_unknown_slices(name: str, message: str):
+    with pytest.raises(ConfigError, match=f"^{message}"):
+        topology.describe(name)
+
+
+def test_the_compiler_may_be_missing(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"needs XLA's compiler for TPUs, .*: pip install -e '\.\[tpu\]'$"):
+        topology.describe("v5e:2x2")
+
+
+@needs_libtpu
+@pytest.mark.parametrize(
+    ("name", "count", "kind", "slices"),
+    [
+        ("v5e:1x1", 1, "TPU v5 lite", 1),
+        ("v5e:4x4", 16, "TPU v5 lite", 1),
+        ("2xv5e:2x2", 8, "TPU v5 lite", 2),
+        ("v4:2x2x2", 8, "TPU v4", 1),
+        ("v5p:2x2x1", 4, "TPU v5", 1),
+        ("v6e:2x4", 8, "TPU v6 lite", 1),
+    ],
+)
+def test_slices(name: str, count: int, kind: str, slices: int):
+    devices = topology.describe(name)
+    assert len(devices) == count
+    assert {device.device_kind for device in devices} == {kind}
+    assert flops.find_chip(kind).bandwidth > 0
+    mesh = sharding.make_mesh(ONE_AXIS, devices)
+    order = [getattr(device, "slice_index", 0) for device in mesh.devices.flat]
+    assert order == sorted(order)  # a slice's devices are neighbors
+    assert len(set(order)) == slices
+
+
+@needs_libtpu
+@pytest.mark.filterwarnings("ignore:Error reading persistent compilation cache")  # which is not for such devices
+def test_a_step_on_a_slice():
+    """Four chips' shares of a product, and the all-reduce of its gradient; the bytes are those of the arrays."""
+    mesh = sharding.make_mesh(ONE_AXIS, topology.describe("v5e:2x2"))
+    state = jax.ShapeDtypeStruct((1024, 512), jnp.float32, sharding=sharding.replicated(mesh))
+    batch = jax.ShapeDtypeStruct(
+        (256, 1024), jnp.bfloat16, sharding=NamedSharding(mesh, PartitionSpec(sharding.BATCH_AXES))
+    )
+
+    def step(weights: jax.Array, batch: jax.Array) -> tuple[jax.Array, jax.Array]:
+        loss, gradient = jax.value_and_grad(lambda w: (batch @ w.astype(jnp.bfloat16)).astype(jnp.float32).sum())(
+            weights
+        )
+        return weights - gradient, loss
+
+    traced = compilation.trace_step(mesh, step, state, batch)
+    found = cost.measure(traced, compilation.compile_step(traced, "tpu"), mesh, 256)
+    assert (found.chips, found.images) == (4, 64)
+    assert found.argument_bytes == 1024 * 512 * 4 + 64 * 1024 * 2
+    assert found.collective_bytes["all-reduce"] in (1024 * 512 * 2 + 4, 1024 * 512 * 4 + 4)  # in bfloat16 or float32
+    assert found.bytes_accessed >= 2 * 1024 * 512 * 4  # reads the weights and writes them
+    assert 4 * found.product_flops == flops.count(traced.jaxpr)
+
+
+@needs_libtpu
+@pytest.mark.filterwarnings("ignore:Error reading persistent compilation cache")
+def test_a_dry_run_for_a_slice():
+    config = loading.load(str(REPOSITORY / "configs" / "quickstart.py"))
+    config.data.source, config.dtype = "synthetic", "auto"
+    text, found = dry_run.describe(config, "2xv5e:2x2")
+    assert "computing in bfloat16" in text
+    assert "Mesh: data=8, fsdp=1, tensor=1, of 2xv5e:2x2 (TPU v5 lite), which is not here." in text
+    assert "would fit into the 16,384 MiB of a device." in text
+    assert re.search(r"It receives from others: .*all-reduce [\d.]+ MB", text)
+    assert json.loads(json.dumps(vars(found)))["images"] == config.batch_size / 8
+    assert config.dtype == "auto"  # the caller's is untouched
+
+
+def test_collectives_are_counted_by_what_they_give():
+    """Of programs for eight processors, and of the text that TPUs' asynchronous ones have."""
+    mesh = sharding.make_mesh(ONE_AXIS)
+    divided, whole = NamedSharding(mesh, PartitionSpec(None, "data")), sharding.replicated(mesh)
+    a, b = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((16, 64), (64, 24)))
+    rows = NamedSharding(mesh, PartitionSpec("data", None))
+    product = jax.jit(jnp.matmul, in_shardings=(divided, rows), out_shardings=whole).lower(a, b).compile()
+    assert cost.count_collectives(product.as_text()) == {"all-reduce": 16 * 24 * 4}
+    gather = jax.jit(lambda x: x * 2, in_shardings=rows, out_shardings=whole).lower(b).compile()
+    assert cost.count_collectives(gather.as_text()) == {"all-gather": 64 * 24 * 4}
+    text = """
+  %collective-permute-start.1 = (bf16[8,3]{1,0:T(8)}, bf16[8,3]{1,0}, u32[], u32[]{:S(2)}) collective-permute-start(%f)
+  %collective-permute-done.1 = bf16[8,3]{1,0:T(8,128)} collective-permute-done(%collective-permute-start.1)
+  %all-gather-start = (f32[2,4]{1,0}, f32[8,4]{1,0}) all-gather-start(%p), dimensions={0}
+  %all-gather-done = f32[8,4]{1,0} all-gather-done(%all-gather-start)
+  %all-reduce.1 = (f32[4]{0:T(512)S(1)}, /*index=1*/pred[5]{0}) all-reduce(%a, %b), channel_id=1
+"""
+    assert cost.count_collectives(text) == {"collective-permute": 48, "all-gather": 128, "all-reduce": 21}
+
+
+def test_ideal_seconds():
+    found = cost.Cost(4, 32.0, 1e12, 197e12, 819e9 / 2, 0, 0, {"all-reduce": int(10e9), "all-gather": int(30e9)})
+    chip = flops.find_chip("TPU v5 lite")
+    expected = {"products": 1.0, "memory": 0.5, "interconnect": (2 * 10 + 30) / 200}
+    assert cost.ideal_seconds(found, chip, "bfloat16") == pytest.approx(expected)
+    assert set(cost.ideal_seconds(found, flops.find_chip("Tesla T4"), "bfloat16")) == {"products"}
