@@ -4,6 +4,7 @@ import importlib.util
 import json
 import pathlib
 import re
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from vision_jax import dry_run
 from vision_jax.config import loading
 from vision_jax.devices import compilation, cost, flops, sharding, topology
 from vision_jax.errors import ConfigError
+from vision_jax.models.transformer import attention
 
 REPOSITORY = pathlib.Path(__file__).parent.parent.parent
 needs_libtpu = pytest.mark.skipif(
@@ -90,6 +92,26 @@ def test_a_step_on_a_slice():
     assert found.collective_bytes["all-reduce"] in (1024 * 512 * 2 + 4, 1024 * 512 * 4 + 4)  # in bfloat16 or float32
     assert found.bytes_accessed >= 2 * 1024 * 512 * 4  # reads the weights and writes them
     assert 4 * found.product_flops == flops.count(traced.jaxpr)
+
+
+@needs_libtpu
+@pytest.mark.filterwarnings("ignore:Error reading persistent compilation cache")
+def test_attention_moves_no_maps_of_float32():
+    """In the compute dtype, forward and backward pass move at most 0.7 times what JAX's own do."""
+    mesh = sharding.make_mesh(ONE_AXIS, topology.describe("v5e:1x1"))
+    shape = jax.ShapeDtypeStruct((16, 196, 6, 64), jnp.bfloat16, sharding=sharding.replicated(mesh))
+
+    def moved(function: Callable[..., jax.Array]) -> float:
+        def step(state: jax.Array, key: jax.Array, value: jax.Array) -> tuple[jax.Array, jax.Array]:
+            loss, gradients = jax.value_and_grad(
+                lambda *arguments: function(*arguments, None).astype(jnp.float32).sum(), (0, 1, 2)
+            )(state, key, value)
+            return sum(gradients), loss
+
+        traced = compilation.trace_step(mesh, step, shape, shape, shape)
+        return cost.measure(traced, compilation.compile_step(traced, "tpu"), mesh, 16).bytes_accessed
+
+    assert moved(attention) < 0.7 * moved(jax.nn.dot_product_attention)
 
 
 @needs_libtpu

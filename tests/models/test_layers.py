@@ -1,3 +1,5 @@
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,7 +7,8 @@ import pytest
 
 from vision_jax import config as config_lib
 from vision_jax.devices import sharding
-from vision_jax.models.layers import BatchNorm
+from vision_jax.models.layers import BatchNorm, dot_after_gelu, gelu
+from vision_jax.models.transformer import attention
 
 
 def torch_batch_norm(x: np.ndarray, scale, bias, mean, var, momentum: float = 0.1, eps: float = 1e-5):
@@ -90,3 +93,58 @@ def test_groups_must_divide_the_batch(case):
     x, variables = case
     with pytest.raises(ValueError, match="8 examples cannot be normalized in groups of 3"):
         BatchNorm(group_size=3).apply(variables, x, train=True, mutable=["batch_stats"])
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 2e-6), ("bfloat16", 2e-2)])
+def test_gelu_and_its_derivative(dtype: str, tolerance: float):
+    """By the formulas, in float64: x times the normal distribution's share below x, and that share plus x's density."""
+    x = np.concatenate([np.linspace(-12, 12, 481), [-40.0, 0.0, 40.0]])
+    share = np.array([0.5 * math.erfc(-value / math.sqrt(2)) for value in x])
+    density = np.exp(-0.5 * x**2) / math.sqrt(2 * math.pi)
+    rounded = jnp.asarray(x, dtype)
+    tight = {"atol": tolerance, "rtol": tolerance}
+    np.testing.assert_allclose(np.float64(gelu(rounded)), x * share, **tight)
+    slopes = jax.vmap(jax.grad(gelu))(rounded)
+    assert slopes.dtype == dtype
+    np.testing.assert_allclose(np.float64(slopes), share + x * density, **tight)
+
+
+def test_a_product_of_gelu_keeps_its_argument_alone():
+    random = np.random.RandomState(0)
+    x, kernel = (jnp.asarray(random.standard_normal(shape), jnp.float32) for shape in ((6, 5), (5, 3)))
+    dimensions = (((1,), (0,)), ((), ()))
+
+    def loss(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return jnp.sin(dot_after_gelu(x, kernel, dimensions)).sum()
+
+    def plain(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return jnp.sin(jax.nn.gelu(x, approximate=False) @ kernel).sum()
+
+    (value, pull), (expected, plain_pull) = jax.vjp(loss, x, kernel), jax.vjp(plain, x, kernel)
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    for actual, wanted in zip(pull(1.0), plain_pull(1.0), strict=True):
+        np.testing.assert_allclose(actual, wanted, rtol=1e-5, atol=1e-6)
+    assert [kept.shape for kept in jax.tree.leaves(pull)].count(x.shape) == 1
+    assert [kept.shape for kept in jax.tree.leaves(plain_pull)].count(x.shape) > 1
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 2e-5), ("bfloat16", 4e-2)])
+@pytest.mark.parametrize("bias_shape", [None, (1, 3, 7, 7), (2, 1, 1, 7)])
+def test_attention_and_its_derivative(bias_shape: tuple[int, ...] | None, dtype: str, tolerance: float):
+    """As JAX's own and what differentiating that gives, in float32."""
+    random = np.random.RandomState(0)
+    query, key, value, weights = (jnp.asarray(random.standard_normal((2, 7, 3, 8)), dtype) for _ in range(4))
+    bias = None if bias_shape is None else jnp.asarray(random.standard_normal(bias_shape), jnp.float32)
+
+    def loss(function, arguments):
+        return (function(*arguments).astype(jnp.float32) * weights).sum()
+
+    arguments = (query, key, value, bias)
+    wide = jax.tree.map(lambda x: x.astype(jnp.float32), arguments)
+    ours = jax.value_and_grad(lambda a: loss(attention, a))(arguments)
+    expected = jax.value_and_grad(lambda a: loss(jax.nn.dot_product_attention, a))(wide)
+    leaves = zip(*map(jax.tree.leaves, (ours[1], expected[1], arguments)), strict=True)
+    for actual, wanted, argument in leaves:
+        assert actual.dtype == argument.dtype
+        np.testing.assert_allclose(np.float32(actual), wanted, rtol=tolerance, atol=tolerance)
+    np.testing.assert_allclose(ours[0], expected[0], rtol=tolerance, atol=10 * tolerance)

@@ -15,7 +15,9 @@ from vision_jax.models.layers import (
     DropPath,
     ImageModel,
     capture,
+    dot_after_gelu,
     drop_path_rates,
+    gelu,
     global_mean,
     maybe_remat,
     transformer_init,
@@ -58,7 +60,10 @@ class Mlp(nn.Module):
             layer = functools.partial(BiasedConv, kernel_size=1, dtype=self.dtype)
         else:
             layer = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=transformer_init)
-        y = nn.gelu(layer(4 * x.shape[-1], name="fc1")(x), approximate=False)
+        y = layer(4 * x.shape[-1], name="fc1")(x)
+        if not (self.conv_mlp or self.response_norm):
+            return layer(x.shape[-1], name="fc2", dot_general=dot_after_gelu)(y)
+        y = gelu(y)
         if self.response_norm:
             y = GlobalResponseNorm(name="grn")(y)
         return layer(x.shape[-1], name="fc2")(y)

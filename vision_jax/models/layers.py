@@ -314,6 +314,35 @@ def maybe_remat(block: type[nn.Module], remat: bool | str | None) -> type[nn.Mod
     return nn.remat(block, static_argnums=(2,), policy=_REMAT_POLICIES[policy])
 
 
+@jax.custom_vjp
+def gelu(x: jax.Array) -> jax.Array:
+    """Returns x times the normal distribution's share below x (Hendrycks & Gimpel 2016, arXiv:1606.08415), exactly.
+
+    For the backward pass only x is kept; by itself, differentiation would keep several arrays of its size.
+    """
+    return nn.gelu(x, approximate=False)
+
+
+def _gelu_forward(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return gelu(x), x
+
+
+def _gelu_backward(x: jax.Array, gradient: jax.Array) -> tuple[jax.Array]:
+    wide = x.astype(jnp.float32)
+    slope = 0.5 * jax.lax.erfc(-wide * math.sqrt(0.5)) + wide * jnp.exp(-0.5 * wide**2) / math.sqrt(2 * math.pi)
+    return ((gradient.astype(jnp.float32) * slope).astype(x.dtype),)
+
+
+gelu.defvjp(_gelu_forward, _gelu_backward)
+
+
+def dot_after_gelu(x: jax.Array, kernel: jax.Array, dimensions: Any, precision: Any = None) -> jax.Array:
+    """Returns a product of gelu(x), for `nn.Dense`: for the backward pass only x is kept, not gelu(x) too."""
+    return jax.checkpoint(lambda x, kernel: jax.lax.dot_general(gelu(x), kernel, dimensions, precision=precision))(
+        x, kernel
+    )
+
+
 def over_tensor_axis(x: jax.Array, dimension: int) -> jax.Array:
     """Shards a dimension over the `tensor` axis of the current mesh (`jax.set_mesh`), if the axis divides it.
 

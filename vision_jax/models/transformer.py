@@ -15,6 +15,8 @@ from vision_jax.models.layers import (
     PERTURBATIONS,
     capture,
     dense_init,
+    dot_after_gelu,
+    gelu,
     is_captured,
     over_tensor_axis,
     transformer_init,
@@ -88,10 +90,59 @@ class Mlp(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=self.kernel_init, bias_init=self.bias_init)
-        y = nn.gelu(dense(self.hidden_features, name="fc1")(x), approximate=False)
-        y = nn.Dropout(self.drop_rate)(y, deterministic=not train)
-        y = dense(x.shape[-1], name="fc2")(y)
+        y = dense(self.hidden_features, name="fc1")(x)
+        if train and self.drop_rate:
+            y = nn.Dropout(self.drop_rate)(gelu(y), deterministic=False)
+            y = dense(x.shape[-1], name="fc2")(y)
+        else:
+            y = dense(x.shape[-1], name="fc2", dot_general=dot_after_gelu)(y)
         return nn.Dropout(self.drop_rate)(y, deterministic=not train)
+
+
+@jax.custom_vjp
+def attention(query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Array | None) -> jax.Array:
+    """Returns softmax(query key^T / sqrt(features) + bias) value; arguments and result as `attend`'s.
+
+    The backward pass is written out, so that maps of (batch, heads, tokens, tokens), which are what costs most on
+    accelerators, exist in the compute dtype alone: only the probabilities are kept. Sums and softmax are in float32.
+    The derivative of the softmax needs the sum over keys of probability times gradient, which is that over features of
+    result times gradient (Dao et al. 2022, arXiv:2205.14135, appendix B).
+    """
+    return _attention_forward(query, key, value, bias)[0]
+
+
+def _attention_forward(
+    query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Array | None
+) -> tuple[jax.Array, tuple[Any, ...]]:
+    products = jnp.einsum("bqhf,bkhf->bhqk", query, key, preferred_element_type=jnp.float32)
+    products *= 1 / math.sqrt(query.shape[-1])
+    if bias is not None:
+        products += bias
+    products = products.astype(value.dtype).astype(jnp.float32)  # written to memory as the former
+    probabilities = jax.nn.softmax(products).astype(value.dtype)
+    result = jnp.einsum("bhqk,bkhf->bqhf", probabilities, value)
+    return result, (query, key, value, bias, probabilities, result)
+
+
+def _attention_backward(kept: tuple[Any, ...], gradient: jax.Array) -> tuple[jax.Array | None, ...]:
+    query, key, value, bias, probabilities, result = kept
+    sums = jnp.einsum("bqhf,bqhf->bhq", gradient, result, preferred_element_type=jnp.float32)
+    by_probability = jnp.einsum("bqhf,bkhf->bhqk", gradient, value, preferred_element_type=jnp.float32)
+    by_product = probabilities.astype(jnp.float32) * (by_probability - sums[..., None])
+    by_bias = None
+    if bias is not None:
+        summed = [axis for axis, size in enumerate(bias.shape) if size == 1 and by_product.shape[axis] > 1]
+        by_bias = by_product.sum(summed, keepdims=True).astype(bias.dtype)
+    scaled = (by_product * (1 / math.sqrt(query.shape[-1]))).astype(value.dtype)
+    return (
+        jnp.einsum("bhqk,bkhf->bqhf", scaled, key),
+        jnp.einsum("bhqk,bqhf->bkhf", scaled, query),
+        jnp.einsum("bhqk,bqhf->bkhf", probabilities, gradient),
+        by_bias,
+    )
+
+
+attention.defvjp(_attention_forward, _attention_backward)
 
 
 def attend(
@@ -119,7 +170,7 @@ def attend(
         (batch, tokens, heads, features). Captured are (batch, heads, tokens, tokens) float32, or (batch, groups,
         heads / groups, tokens, tokens).
     """
-    result = jax.nn.dot_product_attention(query, key, value, bias=bias)
+    result = attention(query, key, value, bias)
     if not (is_captured(module, ATTENTION) or module.has_variable(PERTURBATIONS, "output")):
         return result
     products = jnp.einsum("bqhf,bkhf->bhqk", query, key, preferred_element_type=jnp.float32)
