@@ -95,6 +95,17 @@ def test_a_step_on_a_slice():
 
 
 @needs_libtpu
+def test_a_step_that_does_not_fit():
+    mesh = sharding.make_mesh(ONE_AXIS, topology.describe("v5e:1x1"))
+    whole = sharding.replicated(mesh)
+    state = jax.ShapeDtypeStruct((8,), jnp.float32, sharding=whole)
+    batch = jax.ShapeDtypeStruct((2**16, 2**17), jnp.float32, sharding=whole)  # 32 GiB
+    traced = compilation.trace_step(mesh, lambda state, batch: (state, batch.sum()), state, batch)
+    with pytest.raises(ConfigError, match=r"memory of a device: .*\(32\.00G\).*15\.75G.*\. Decrease batch_size or set"):
+        compilation.compile_step(traced, "tpu")
+
+
+@needs_libtpu
 @pytest.mark.filterwarnings("ignore:Error reading persistent compilation cache")
 def test_attention_moves_no_maps_of_float32():
     """In the compute dtype, forward and backward pass move at most 0.7 times what JAX's own do."""

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from vision_jax.devices import flops, sharding
+from vision_jax.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
@@ -38,9 +39,21 @@ def compile_step(traced: jax.stages.Traced, platform: str | None = None) -> jax.
     Args:
         traced: the step.
         platform: that of the devices it was traced for, if those are not here (`topology.py`).
+
+    Raises:
+        ConfigError: if the compiler finds that it does not fit into a device's memory.
     """
     start = time.perf_counter()
-    compiled = traced.lower(lowering_platforms=(platform,) if platform else None).compile()
+    try:
+        compiled = traced.lower(lowering_platforms=(platform,) if platform else None).compile()
+    except jax.errors.JaxRuntimeError as error:
+        _, found, said = str(error).strip().partition("RESOURCE_EXHAUSTED: ")
+        if not found:
+            raise
+        raise ConfigError(
+            f"The training step does not fit into the memory of a device: {said.splitlines()[0].rstrip('.')}. Decrease "
+            "batch_size or set optimizer.accumulate, model.remat or mesh.fsdp."
+        ) from error
     parts = [f"The training step was compiled in {time.perf_counter() - start:.1f} s"]
     parts.append(f"{flops.count(traced.jaxpr) / 1e9:.4g} GFLOP per step")
     if (memory := compiled.memory_analysis()) is not None:
