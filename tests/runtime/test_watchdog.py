@@ -83,7 +83,9 @@ import ctypes, pathlib, sys, time
 from vision_jax.runtime.watchdog import Watchdog
 
 def step_that_hangs():
-    ctypes.PyDLL(None).sleep(60)
+    mutex = ctypes.create_string_buffer(256)  # of zeros, as PTHREAD_MUTEX_INITIALIZER
+    for _ in range(2):  # the second time waits for ever, whatever signals arrive: a sleep would end
+        ctypes.PyDLL(None).pthread_mutex_lock(mutex)
 
 with Watchdog(1.5, pathlib.Path(sys.argv[1])) as watchdog:
     for _ in range(10):
