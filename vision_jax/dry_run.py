@@ -79,9 +79,7 @@ def _costs(config: ConfigDict, plan: Plan, mesh: Mesh, program: build.Program) -
     }
     rows = [(name, partition.bytes_per_device(part)) for name, part in parts.items()]
     traced = compilation.trace_step(mesh, program.train_step, state, batch, constants)
-    platform = mesh.devices.flat[0].platform
-    compiled = compilation.compile_step(traced, platform if platform != jax.default_backend() else None)
-    step_cost = cost.measure(traced, compiled, mesh, config.batch_size)
+    step_cost = cost.measure(traced, compilation.compile_step(traced), mesh, config.batch_size)
     if step_cost is not None:
         rows.append(("compiled: state and batch", step_cost.argument_bytes))
         rows.append(("compiled: temporaries", step_cost.temp_bytes))

@@ -17,6 +17,9 @@ from vision_jax.devices import compilation, cost, flops, sharding, topology
 from vision_jax.errors import ConfigError
 from vision_jax.models.transformer import attention
 
+# The cache of compiled programs is not for such devices.
+pytestmark = pytest.mark.filterwarnings("ignore:Error reading persistent compilation cache")
+
 REPOSITORY = pathlib.Path(__file__).parent.parent.parent
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="libtpu, XLA's compiler for TPUs, is not installed"
@@ -70,7 +73,6 @@ def test_slices(name: str, count: int, kind: str, slices: int):
 
 
 @needs_libtpu
-@pytest.mark.filterwarnings("ignore:Error reading persistent compilation cache")  # which is not for such devices
 def test_a_step_on_a_slice():
     """Four chips' shares of a product, and the all-reduce of its gradient; the bytes are those of the arrays."""
     mesh = sharding.make_mesh(ONE_AXIS, topology.describe("v5e:2x2"))
@@ -86,7 +88,7 @@ def test_a_step_on_a_slice():
         return weights - gradient, loss
 
     traced = compilation.trace_step(mesh, step, state, batch)
-    found = cost.measure(traced, compilation.compile_step(traced, "tpu"), mesh, 256)
+    found = cost.measure(traced, compilation.compile_step(traced), mesh, 256)
     assert (found.chips, found.images) == (4, 64)
     assert found.argument_bytes == 1024 * 512 * 4 + 64 * 1024 * 2
     assert found.collective_bytes["all-reduce"] in (1024 * 512 * 2 + 4, 1024 * 512 * 4 + 4)  # in bfloat16 or float32
@@ -102,11 +104,10 @@ def test_a_step_that_does_not_fit():
     batch = jax.ShapeDtypeStruct((2**16, 2**17), jnp.float32, sharding=whole)  # 32 GiB
     traced = compilation.trace_step(mesh, lambda state, batch: (state, batch.sum()), state, batch)
     with pytest.raises(ConfigError, match=r"memory of a device: .*\(32\.00G\).*15\.75G.*\. Decrease batch_size or set"):
-        compilation.compile_step(traced, "tpu")
+        compilation.compile_step(traced)
 
 
 @needs_libtpu
-@pytest.mark.filterwarnings("ignore:Error reading persistent compilation cache")
 def test_attention_moves_no_maps_of_float32():
     """In the compute dtype, forward and backward pass move at most 0.7 times what JAX's own do."""
     mesh = sharding.make_mesh(ONE_AXIS, topology.describe("v5e:1x1"))
@@ -120,13 +121,12 @@ def test_attention_moves_no_maps_of_float32():
             return sum(gradients), loss
 
         traced = compilation.trace_step(mesh, step, shape, shape, shape)
-        return cost.measure(traced, compilation.compile_step(traced, "tpu"), mesh, 16).bytes_accessed
+        return cost.measure(traced, compilation.compile_step(traced), mesh, 16).bytes_accessed
 
     assert moved(attention) < 0.7 * moved(jax.nn.dot_product_attention)
 
 
 @needs_libtpu
-@pytest.mark.filterwarnings("ignore:Error reading persistent compilation cache")
 def test_a_dry_run_for_a_slice():
     config = loading.load(str(REPOSITORY / "configs" / "quickstart.py"))
     config.data.source, config.dtype = "synthetic", "auto"

@@ -33,19 +33,17 @@ def trace_step(mesh: Mesh, step: Callable[..., Any], abstract_state: Any, *argum
         return jitted.trace(abstract_state, *arguments)
 
 
-def compile_step(traced: jax.stages.Traced, platform: str | None = None) -> jax.stages.Compiled:
+def compile_step(traced: jax.stages.Traced) -> jax.stages.Compiled:
     """Compiles the training step ahead of time, and logs the time that took, and the step's FLOPs and memory.
 
-    Args:
-        traced: the step.
-        platform: that of the devices it was traced for, if those are not here (`topology.py`).
+    It is compiled for the devices of the shardings that it was traced with, also if those are not here (`topology.py`).
 
     Raises:
         ConfigError: if the compiler finds that it does not fit into a device's memory.
     """
     start = time.perf_counter()
     try:
-        compiled = traced.lower(lowering_platforms=(platform,) if platform else None).compile()
+        compiled = traced.lower().compile()
     except jax.errors.JaxRuntimeError as error:
         _, found, said = str(error).strip().partition("RESOURCE_EXHAUSTED: ")
         if not found:

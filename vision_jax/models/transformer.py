@@ -111,15 +111,18 @@ def attention(query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Arra
     return _attention_forward(query, key, value, bias)[0]
 
 
+def _logits(query: jax.Array, key: jax.Array, bias: jax.Array | None) -> jax.Array:
+    """Returns query key^T / sqrt(features) + bias, (batch, heads, tokens, tokens) float32."""
+    products = jnp.einsum("bqhf,bkhf->bhqk", query, key, preferred_element_type=jnp.float32)
+    products *= 1 / math.sqrt(query.shape[-1])
+    return products if bias is None else products + bias
+
+
 def _attention_forward(
     query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Array | None
 ) -> tuple[jax.Array, tuple[Any, ...]]:
-    products = jnp.einsum("bqhf,bkhf->bhqk", query, key, preferred_element_type=jnp.float32)
-    products *= 1 / math.sqrt(query.shape[-1])
-    if bias is not None:
-        products += bias
-    products = products.astype(value.dtype).astype(jnp.float32)  # written to memory as the former
-    probabilities = jax.nn.softmax(products).astype(value.dtype)
+    logits = _logits(query, key, bias).astype(value.dtype).astype(jnp.float32)  # written to memory as the former
+    probabilities = jax.nn.softmax(logits).astype(value.dtype)
     result = jnp.einsum("bhqk,bkhf->bqhf", probabilities, value)
     return result, (query, key, value, bias, probabilities, result)
 
@@ -173,9 +176,7 @@ def attend(
     result = attention(query, key, value, bias)
     if not (is_captured(module, ATTENTION) or module.has_variable(PERTURBATIONS, "output")):
         return result
-    products = jnp.einsum("bqhf,bkhf->bhqk", query, key, preferred_element_type=jnp.float32)
-    products = products / math.sqrt(query.shape[-1])
-    probabilities = jax.nn.softmax(products if bias is None else products + bias)
+    probabilities = jax.nn.softmax(_logits(query, key, bias))
     shape = probabilities.shape
     if groups is not None:
         probabilities = probabilities.reshape(shape[0], groups, -1, *shape[2:])
