@@ -3,22 +3,25 @@
 `vmap` of a `lax.switch` runs every branch for every image, so a policy of fifteen operations would cost fifteen. Here
 every operation is a setting of one of four steps, and each step runs once, whatever the number of operations:
 
-    an affine warp | a table of 256 entries per channel | color | sharpness
+    a motion (`warp.py`) | a table of 256 entries per channel | color | sharpness
 
-Operations differ only in the matrix of the warp and in the table, which are small. The steps read the same image side
-by side, and one result is taken. One after the other, with all but one at its identity, would give the same, but
-compilers fuse the steps, and would then compute a pixel anew for each of its neighbors that a later step reads.
+Operations differ only in the motion and in the table, which are small. The steps read the same image side by side, and
+one result is taken. One after the other, with all but one at its identity, would give the same, but compilers fuse the
+steps, and would then compute a pixel anew for each of its neighbors that a later step reads.
+
+No step gathers pixels, or looks their values up one by one: on TPUs that would cost several times the model.
 
 Images are (height, width, channels) uint8, with 3 channels (RGB) or 1 (gray), before and after every operation, as in
 Pillow; so its rounding is followed too. For one channel, `color` is the identity.
 """
 
-import math
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+
+from vision_jax.augment.warp import Motion, warp
 
 # What is an operation's argument is in the comment; the rest have none.
 OPERATIONS = (
@@ -39,7 +42,7 @@ OPERATIONS = (
     "translate_y",  # pixels by which it moves up
     "rotate",  # degrees counter-clockwise about the center
 )
-_GEOMETRIC = ("shear_x", "shear_y", "translate_x", "translate_y", "rotate")
+_GEOMETRIC = ("rotate", "shear_x", "shear_y", "translate_x", "translate_y")  # as the fields of `Motion`
 
 
 def apply_operation(
@@ -50,13 +53,42 @@ def apply_operation(
     fill: Sequence[float] = (0,),
     interpolation: str = "bilinear",
 ) -> jax.Array:
-    """Applies one operation to one image.
+    """Applies one operation to one image; see `apply_operations`.
 
     Args:
         image: (height, width, channels) uint8.
         operation: () int32, a position in OPERATIONS.
         argument: () float32, see OPERATIONS.
-        fill, interpolation: see `warp`.
+        fill, interpolation: see `warp.warp`.
+
+    Returns:
+        (height, width, channels) uint8.
+
+    Raises:
+        ValueError: for images of another type.
+    """
+    operations, arguments = jnp.asarray(operation)[None], jnp.asarray(argument, jnp.float32)[None]
+    return apply_operations(image, operations, arguments, fill=fill, interpolation=interpolation)
+
+
+def apply_operations(
+    image: jax.typing.ArrayLike,
+    operations: jax.Array,
+    arguments: jax.Array,
+    *,
+    fill: Sequence[float] = (0,),
+    interpolation: str = "bilinear",
+) -> jax.Array:
+    """Applies operations one after the other to one image.
+
+    A scan, so that one is compiled however many there are, and none is fused into the next: that would compute pixels
+    anew for each of their neighbors.
+
+    Args:
+        image: (height, width, channels) uint8.
+        operations: (n,) int32, positions in OPERATIONS.
+        arguments: (n,) float32, see OPERATIONS.
+        fill, interpolation: see `warp.warp`.
 
     Returns:
         (height, width, channels) uint8.
@@ -67,87 +99,48 @@ def apply_operation(
     image = jnp.asarray(image)
     if image.ndim != 3 or image.shape[-1] not in (1, 3) or image.dtype != jnp.uint8:
         raise ValueError(f"the image is {image.shape} {image.dtype}; give (height, width, 1 or 3) uint8.")
-    operation, argument = jnp.asarray(operation), jnp.asarray(argument, jnp.float32)
-    height, width, channels = image.shape
-    matrix = affine_matrix(operation, argument, height, width)
-    table = lookup_table(image, operation, argument)
-    result = table.reshape(-1)[image.astype(jnp.int32) + 256 * jnp.arange(channels)]
-    warped = warp(image, matrix, fill=fill, interpolation=interpolation)
-    result = jnp.where(_is(operation, *_GEOMETRIC), warped, result)
-    if channels == 3:
-        colored = blend(luminance(image)[..., None], image, argument)
-        result = jnp.where(_is(operation, "color"), colored, result)
-    return jnp.where(_is(operation, "sharpness"), blend(smooth(image), image, argument), result)
+
+    def step(planes: jax.Array, layer: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+        return _apply(planes, *layer, fill, interpolation), None
+
+    # A channel at a time: a vector unit has no use for pixels of three.
+    planes, _ = lax.scan(step, jnp.moveaxis(image, -1, 0), (operations, arguments))
+    return jnp.moveaxis(planes, 0, -1)
 
 
-def affine_matrix(operation: jax.Array, argument: jax.Array, height: int, width: int) -> jax.Array:
-    """Returns the matrix of an operation for `warp`: the identity, exactly, if it is not geometric.
-
-    Rotation is about the center of the image, shears are from its upper left corner. In this, Pillow, timm and
-    torchvision's policies agree.
-    """
-
-    def value(name: str) -> jax.Array:
-        return jnp.where(_is(operation, name), argument, 0)
-
-    angle = value("rotate") * (math.pi / 180)
-    cos, sin = jnp.cos(angle), jnp.sin(angle)
-    x, y = width / 2, height / 2
-    return jnp.array(
-        [
-            [cos, -sin + value("shear_x"), x - cos * x + sin * y + value("translate_x")],
-            [sin + value("shear_y"), cos, y - sin * x - cos * y + value("translate_y")],
-        ]
-    )
-
-
-def warp(
-    image: jax.Array, matrix: jax.Array, *, fill: Sequence[float] = (0,), interpolation: str = "bilinear"
+def _apply(
+    planes: jax.Array, operation: jax.Array, argument: jax.Array, fill: Sequence[float], interpolation: str
 ) -> jax.Array:
-    """Returns an image under an affine map, as Pillow's `Image.transform(size, AFFINE, matrix)` does.
+    """Applies one operation to one image, (channels, height, width) uint8."""
+    motion = Motion(*(jnp.where(_is(operation, name), argument, 0) for name in _GEOMETRIC))
+    warped = warp(planes, motion, fill=fill, interpolation=interpolation)
+    result = look_up(planes, lookup_table(planes, operation, argument))
+    result = jnp.where(_is(operation, *_GEOMETRIC), warped, result)
+    if len(planes) == 3:
+        result = jnp.where(_is(operation, "color"), blend(luminance(planes, axis=0), planes, argument), result)
+    return jnp.where(_is(operation, "sharpness"), blend(smooth(planes), planes, argument), result)
 
-    A channel is too little for a gather, which costs as much for one byte as for four: the channels of a pixel are
-    packed into one word first.
+
+def look_up(planes: jax.Array, tables: jax.Array) -> jax.Array:
+    """Returns the table's entry for each value, without fetching one by one, which TPUs are slow at.
+
+    Four entries are packed into a word; the upper six bits of a value choose among 64 words by a tree of selects.
 
     Args:
-        image: (height, width, channels) uint8.
-        matrix: (2, 3) float32, from output (x, y, 1) to input (x, y); the centers of pixels are at halves.
-        fill: what is shown of the outside, one value per channel or one for all.
-        interpolation: bilinear or nearest.
+        planes: (channels, height, width) uint8.
+        tables: (channels, 256) uint8.
 
     Returns:
-        (height, width, channels) uint8. Bilinear values are cut to integers, not rounded, as Pillow's are.
+        (channels, height, width) uint8.
     """
-    height, width, channels = image.shape
-    if len(fill) not in (1, channels):
-        raise ValueError(f"fill is {tuple(fill)!r}; give one value, or one for each of the {channels} channels.")
-    y, x = jnp.meshgrid(jnp.arange(height) + 0.5, jnp.arange(width) + 0.5, indexing="ij")
-    source_x = matrix[0, 0] * x + matrix[0, 1] * y + matrix[0, 2]
-    source_y = matrix[1, 0] * x + matrix[1, 1] * y + matrix[1, 2]
-    inside = (source_x >= 0) & (source_x < width) & (source_y >= 0) & (source_y < height)
-
-    shifts = 8 * jnp.arange(channels, dtype=jnp.uint32)
-    packed = (image.astype(jnp.uint32) << shifts).sum(-1, dtype=jnp.uint32).reshape(-1)
-
-    def pixels(row: jax.Array, column: jax.Array) -> jax.Array:
-        position = jnp.clip(row, 0, height - 1) * width + jnp.clip(column, 0, width - 1)
-        words = packed.at[position].get(mode="promise_in_bounds")
-        return ((words[..., None] >> shifts) & 255).astype(jnp.float32)
-
-    if interpolation == "nearest":
-        values = pixels(jnp.floor(source_y).astype(jnp.int32), jnp.floor(source_x).astype(jnp.int32))
-    elif interpolation == "bilinear":
-        left, top = jnp.floor(source_x - 0.5), jnp.floor(source_y - 0.5)
-        share_x, share_y = (source_x - 0.5 - left)[..., None], (source_y - 0.5 - top)[..., None]
-        row, column = top.astype(jnp.int32), left.astype(jnp.int32)
-        upper, upper_right = pixels(row, column), pixels(row, column + 1)
-        lower, lower_right = pixels(row + 1, column), pixels(row + 1, column + 1)
-        upper = upper + (upper_right - upper) * share_x
-        lower = lower + (lower_right - lower) * share_x
-        values = upper + (lower - upper) * share_y
-    else:
-        raise ValueError(f"interpolation is {interpolation!r}; give bilinear or nearest.")
-    return jnp.where(inside[..., None], values.astype(jnp.uint8), jnp.asarray(fill, jnp.uint8))
+    values = planes.astype(jnp.uint32)
+    bits = 8 * jnp.arange(4, dtype=jnp.uint32)
+    words = (tables.reshape(-1, 64, 4).astype(jnp.uint32) << bits).sum(-1, dtype=jnp.uint32)
+    chosen = list(jnp.moveaxis(words, 1, 0)[..., None, None])
+    for bit in range(2, 8):
+        is_set = (values >> bit) & 1 == 1
+        chosen = [jnp.where(is_set, *pair) for pair in zip(chosen[1::2], chosen[::2], strict=True)]
+    return ((chosen[0] >> (8 * (values & 3))) & 255).astype(jnp.uint8)
 
 
 def _is(operation: jax.Array, *names: str) -> jax.Array:
@@ -155,19 +148,23 @@ def _is(operation: jax.Array, *names: str) -> jax.Array:
     return jnp.isin(operation, jnp.array([OPERATIONS.index(name) for name in names]))
 
 
-def luminance(image: jax.Array) -> jax.Array:
-    """Returns the brightness of each pixel, (height, width) int32, by the weights of ITU-R 601 in Pillow's integers."""
-    if image.shape[-1] == 1:
-        return image[..., 0].astype(jnp.int32)
-    red, green, blue = (image[..., c].astype(jnp.int32) for c in range(3))
+def luminance(image: jax.Array, axis: int = -1) -> jax.Array:
+    """Returns the brightness of each pixel, int32, by the weights of ITU-R 601 in Pillow's integers.
+
+    Args:
+        image: uint8; `axis` is that of its channels, 3 or 1, which the result does not have.
+    """
+    channels = jnp.moveaxis(image, axis, 0).astype(jnp.int32)
+    if len(channels) == 1:
+        return channels[0]
+    red, green, blue = channels
     return (19595 * red + 38470 * green + 7471 * blue + 0x8000) >> 16
 
 
-def mean_luminance(image: jax.Array) -> jax.Array:
+def mean_luminance(image: jax.Array, axis: int = -1) -> jax.Array:
     """Returns the mean of `luminance`, () int32, rounded half up."""
-    total = luminance(image).sum()  # int32 is enough for 4 million pixels
-    count = image.shape[0] * image.shape[1]
-    return (2 * total + count) // (2 * count)
+    values = luminance(image, axis)
+    return (2 * values.sum() + values.size) // (2 * values.size)  # int32 is enough for 4 million pixels
 
 
 def blend(degenerate: jax.Array, image: jax.Array, factor: jax.Array) -> jax.Array:
@@ -182,21 +179,28 @@ def blend(degenerate: jax.Array, image: jax.Array, factor: jax.Array) -> jax.Arr
     return jnp.clip(degenerate + factor * (image - degenerate), 0, 255).astype(jnp.uint8)
 
 
-def smooth(image: jax.Array) -> jax.Array:
+def smooth(planes: jax.Array) -> jax.Array:
     """Returns Pillow's `ImageFilter.SMOOTH`: a mean over 3x3 pixels where the center counts five times.
 
-    The outermost pixels stay as they are.
+    Args:
+        planes: (channels, height, width) uint8. The outermost pixels stay as they are.
     """
-    values = image.astype(jnp.uint16)
-    rows = values[:-2] + values[1:-1] + values[2:]
-    sums = rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:] + 4 * values[1:-1, 1:-1]
-    return image.at[1:-1, 1:-1].set(((sums + 6) // 13).astype(jnp.uint8))  # of thirteenths, none is a half
+    _, height, width = planes.shape
+    if height < 3 or width < 3:
+        return planes
+    values = planes.astype(jnp.uint16)
+    rows = values[:, :-2] + values[:, 1:-1] + values[:, 2:]
+    sums = rows[:, :, :-2] + rows[:, :, 1:-1] + rows[:, :, 2:] + 4 * values[:, 1:-1, 1:-1]
+    means = ((sums + 6) // 13).astype(jnp.uint8)  # of thirteenths, none is a half
+    y, x = jnp.arange(height)[:, None], jnp.arange(width)
+    inside = (y > 0) & (y < height - 1) & (x > 0) & (x < width - 1)
+    return jnp.where(inside, jnp.pad(means, ((0, 0), (1, 1), (1, 1))), planes)
 
 
-def lookup_table(image: jax.Array, operation: jax.Array, argument: jax.Array) -> jax.Array:
+def lookup_table(planes: jax.Array, operation: jax.Array, argument: jax.Array) -> jax.Array:
     """Returns the new value of each value, (channels, 256) uint8: the table of each operation is made, one is taken."""
     levels = jnp.arange(256)
-    counts = histograms(image)
+    counts = histograms(planes)
     dropped_bits = 8 - argument.astype(jnp.int32)
     tables = {
         "autocontrast": _autocontrast(counts),
@@ -205,7 +209,7 @@ def lookup_table(image: jax.Array, operation: jax.Array, argument: jax.Array) ->
         "posterize": levels >> dropped_bits << dropped_bits,
         "solarize": jnp.where(levels < argument, levels, 255 - levels),
         "solarize_add": jnp.where(levels < 128, jnp.minimum(levels + argument.astype(jnp.int32), 255), levels),
-        "contrast": blend(mean_luminance(image), levels, argument),
+        "contrast": blend(mean_luminance(planes, axis=0), levels, argument),
         "brightness": blend(jnp.zeros(()), levels, argument),
     }
     chosen = jnp.broadcast_to(levels, counts.shape)
@@ -214,28 +218,27 @@ def lookup_table(image: jax.Array, operation: jax.Array, argument: jax.Array) ->
     return chosen.astype(jnp.uint8)
 
 
-def histograms(image: jax.Array) -> jax.Array:
+def histograms(planes: jax.Array) -> jax.Array:
     """Returns how often each value is in each channel, (channels, 256) int32.
 
     TPUs add at scattered positions one after the other; there, it is a product of two one-hot matrices instead.
     """
-    return lax.platform_dependent(image, tpu=_histograms_by_matmul, default=_histograms_by_scatter)
+    return lax.platform_dependent(planes, tpu=_histograms_by_matmul, default=_histograms_by_scatter)
 
 
-def _histograms_by_scatter(image: jax.Array) -> jax.Array:
-    channels = image.shape[-1]
-    bins = image.astype(jnp.int32) + 256 * jnp.arange(channels)
+def _histograms_by_scatter(planes: jax.Array) -> jax.Array:
+    channels = len(planes)
+    bins = planes.astype(jnp.int32) + 256 * jnp.arange(channels)[:, None, None]
     counts = jnp.zeros(channels * 256, jnp.int32).at[bins.reshape(-1)].add(1, mode="promise_in_bounds")
     return counts.reshape(channels, 256)
 
 
-def _histograms_by_matmul(image: jax.Array) -> jax.Array:
+def _histograms_by_matmul(planes: jax.Array) -> jax.Array:
     """Counts the pairs of (upper four bits, lower four bits). Exact: zeros and ones, added up in float32."""
-    values = image.reshape(-1, image.shape[-1])
     digits = jnp.arange(16, dtype=jnp.uint8)
-    upper = (values[..., None] >> 4 == digits).astype(jnp.bfloat16)
-    lower = (values[..., None] & 15 == digits).astype(jnp.bfloat16)
-    counts = jnp.einsum("pcu,pcl->cul", upper, lower, preferred_element_type=jnp.float32)
+    upper = (planes[..., None] >> 4 == digits).astype(jnp.bfloat16)
+    lower = (planes[..., None] & 15 == digits).astype(jnp.bfloat16)
+    counts = jnp.einsum("chwu,chwl->cul", upper, lower, preferred_element_type=jnp.float32)
     return counts.reshape(-1, 256).astype(jnp.int32)
 
 
@@ -254,7 +257,8 @@ def _equalize(counts: jax.Array) -> jax.Array:
     levels = jnp.arange(256)
     brightest = 255 - jnp.argmax(counts[:, ::-1] > 0, axis=1, keepdims=True)
     total = counts.sum(axis=1, keepdims=True)
-    step = (total - jnp.take_along_axis(counts, brightest, axis=1)) // 255
+    most = jnp.where(levels == brightest, counts, 0).sum(axis=1, keepdims=True)
+    step = (total - most) // 255
     below = jnp.cumsum(counts, axis=1) - counts
     equalized = jnp.minimum((step // 2 + below) // jnp.maximum(step, 1), 255)
     return jnp.where(step > 0, equalized, levels)

@@ -10,10 +10,9 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from vision_jax.augment.color import greyscale
-from vision_jax.augment.ops import OPERATIONS, apply_operation
+from vision_jax.augment.ops import OPERATIONS, apply_operations
 from vision_jax.augment.tables import Scale, SubPolicy
 from vision_jax.augment.transforms import gaussian_blur, solarize
 
@@ -101,25 +100,12 @@ def apply_policy(policy: Policy, key: jax.Array, image: jax.Array, *, fill: Sequ
         policy: the table.
         key: of this example.
         image: (height, width, channels) uint8.
-        fill: what geometric operations show of the outside; see `ops.warp`.
+        fill: what geometric operations show of the outside; see `warp.warp`.
 
     Returns:
         (height, width, channels) uint8.
     """
-    return _apply_all(image, *sample(policy, key, *image.shape[:2]), fill)
-
-
-def _apply_all(image: jax.Array, operations: jax.Array, arguments: jax.Array, fill: Sequence[float]) -> jax.Array:
-    """Applies (n,) operations one after the other.
-
-    A scan, so that one is compiled however many there are, and none is fused into the next: that would compute pixels
-    anew for each of their neighbors, and takes three times as long on a CPU.
-    """
-
-    def step(image: jax.Array, layer: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
-        return apply_operation(image, *layer, fill=fill), None
-
-    return lax.scan(step, image, (operations, arguments))[0]
+    return apply_operations(image, *sample(policy, key, *image.shape[:2]), fill=fill)
 
 
 def augmix(
@@ -135,7 +121,7 @@ def augmix(
         image: (height, width, channels) uint8.
         width: chains.
         depth: operations in each chain; -1: 1 to `policy.repeats` in each, at random.
-        fill: see `ops.warp`.
+        fill: see `warp.warp`.
 
     Returns:
         (height, width, channels) uint8.
@@ -148,7 +134,7 @@ def augmix(
         operations, arguments = sample(policy, key, *image.shape[:2])
         drawn = jax.random.randint(depth_key, (), 1, policy.repeats + 1) if depth == -1 else depth
         operations = jnp.where(jnp.arange(policy.repeats) < drawn, operations, OPERATIONS.index("identity"))
-        return _apply_all(image, operations, arguments, fill)
+        return apply_operations(image, operations, arguments, fill=fill)
 
     chains = jax.vmap(chain)(jax.random.split(chains_key, width)).astype(jnp.float32)
     mixture = (shares[:, None, None, None] * chains).sum(0)
