@@ -11,7 +11,7 @@ import PIL.ImageOps
 import pytest
 from conftest import picture
 
-from vision_jax.augment import ops
+from vision_jax.augment import ops, warp
 
 HEIGHT, WIDTH = 48, 56
 FILL = (124, 116, 104)
@@ -155,9 +155,9 @@ def test_both_ways_to_count_agree():
     images = np.stack([IMAGE, 255 - IMAGE, np.full_like(IMAGE, 255)])
     for image in images:
         expected = [np.bincount(image[..., c].ravel(), minlength=256) for c in range(3)]
-        planes = jnp.asarray(image.transpose(2, 0, 1))
-        assert (np.asarray(ops._histograms_by_scatter(planes)) == expected).all()
-        assert (np.asarray(ops._histograms_by_matmul(planes)) == expected).all()
+        words = warp.pack(list(jnp.moveaxis(image, -1, 0)))
+        assert (np.asarray(ops._histograms_by_scatter(words, 3)) == expected).all()
+        assert (np.asarray(ops._histograms_by_matmul(words, 3)) == expected).all()
 
 
 def test_other_images_are_refused():

@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from vision_jax.augment.ops import blend, luminance, mean_luminance
+from vision_jax.augment.ops import blend, channels_of, luminance, mean_luminance
 
 
 def greyscale(image: jax.Array) -> jax.Array:
     """Gives each channel the image's luminance; (height, width, channels) uint8."""
-    return jnp.broadcast_to(luminance(image)[..., None], image.shape).astype(jnp.uint8)
+    return jnp.broadcast_to(luminance(channels_of(image))[..., None], image.shape).astype(jnp.uint8)
 
 
 def random_factors(key: jax.Array, strengths: Sequence[float]) -> jax.Array:
@@ -62,8 +62,10 @@ def adjust_colors(image: jax.Array, factors: jax.Array, order: jax.Array) -> jax
     factors = jnp.asarray(factors)
 
     def step(image: jax.Array, which: jax.Array) -> tuple[jax.Array, None]:
-        grey = luminance(image)[..., None]
-        degenerate = jnp.select([which == 0, which == 1], [jnp.zeros_like(grey), mean_luminance(image)], grey)
+        grey = luminance(channels_of(image))[..., None]
+        degenerate = jnp.select(
+            [which == 0, which == 1], [jnp.zeros_like(grey), mean_luminance(channels_of(image))], grey
+        )
         changed = blend(degenerate, image, factors[which])
         if len(factors) == 4:
             changed = jnp.where(which == 3, shift_hue(image, factors[3]), changed)

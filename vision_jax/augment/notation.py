@@ -119,17 +119,27 @@ def _rand_augment(name: str, options: dict[str, float], mean_color: Sequence[flo
         sub_policies=tuple(((operation, probability, level),) for operation in names),
         repeats=int(options.get("n", 2)),
         sample_levels=_timm_levels(options),
+        most_level=_most_level(options),
     )
     return lambda key, image: apply_policy(policy, key, image, fill=mean_color)
 
 
 def _timm_levels(options: dict[str, float]) -> Callable[[jax.Array, jax.Array], jax.Array]:
     std = options.get("mstd", 0)
-    return _normal_levels(math.inf if std > 100 else std, options.get("mmax", 10))
+    return _normal_levels(math.inf if std > 100 else std, _most_level(options))
+
+
+def _most_level(options: dict[str, float]) -> float:
+    return options.get("mmax", 10)
 
 
 def _auto_augment(name: str, options: dict[str, float], mean_color: Sequence[float]) -> Transform:
-    policy = Policy(tables.TIMM, tables.AUTO_AUGMENT[name], sample_levels=_timm_levels(options))
+    policy = Policy(
+        tables.TIMM,
+        tables.AUTO_AUGMENT[name],
+        sample_levels=_timm_levels(options),
+        most_level=_most_level(options),
+    )
     return lambda key, image: apply_policy(policy, key, image, fill=mean_color)
 
 
@@ -140,7 +150,7 @@ def _auto_augment_cifar10(name: str, options: dict[str, float], mean_color: Sequ
 
 def _trivial_augment_wide(name: str, options: dict[str, float], mean_color: Sequence[float]) -> Transform:
     sub_policies = tuple(((operation, 1.0, 30.0),) for operation in tables.TRIVIAL_AUGMENT_WIDE)
-    policy = Policy(tables.TRIVIAL_AUGMENT_WIDE, sub_policies, sample_levels=_uniform_bins)
+    policy = Policy(tables.TRIVIAL_AUGMENT_WIDE, sub_policies, sample_levels=_uniform_bins, most_level=30)
     return lambda key, image: apply_policy(policy, key, image)
 
 

@@ -15,13 +15,15 @@ Images are (height, width, channels) uint8, with 3 channels (RGB) or 1 (gray), b
 Pillow; so its rounding is followed too. For one channel, `color` is the identity.
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.custom_batching import custom_vmap
 
-from vision_jax.augment.warp import Motion, warp
+from vision_jax.augment.warp import Motion, pack, unpack, warp
 
 # What is an operation's argument is in the comment; the rest have none.
 OPERATIONS = (
@@ -78,17 +80,15 @@ def apply_operations(
     *,
     fill: Sequence[float] = (0,),
     interpolation: str = "bilinear",
+    most_degrees: float = 180,
 ) -> jax.Array:
     """Applies operations one after the other to one image.
-
-    A scan, so that one is compiled however many there are, and none is fused into the next: that would compute pixels
-    anew for each of their neighbors.
 
     Args:
         image: (height, width, channels) uint8.
         operations: (n,) int32, positions in OPERATIONS.
         arguments: (n,) float32, see OPERATIONS.
-        fill, interpolation: see `warp.warp`.
+        fill, interpolation, most_degrees: see `warp.warp`.
 
     Returns:
         (height, width, channels) uint8.
@@ -99,48 +99,99 @@ def apply_operations(
     image = jnp.asarray(image)
     if image.ndim != 3 or image.shape[-1] not in (1, 3) or image.dtype != jnp.uint8:
         raise ValueError(f"the image is {image.shape} {image.dtype}; give (height, width, 1 or 3) uint8.")
+    channels = image.shape[-1]
 
-    def step(planes: jax.Array, layer: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
-        return _apply(planes, *layer, fill, interpolation), None
+    def apply(words: jax.Array, operation: jax.Array, argument: jax.Array) -> jax.Array:
+        motion = Motion(*(jnp.where(_is(operation, name), argument, 0) for name in _GEOMETRIC))
+        moved = warp(words, channels, motion, fill=fill, interpolation=interpolation, most_degrees=most_degrees)
+        changed = _recolored(words, channels, operation, argument)
+        return jnp.where(_is(operation, *_GEOMETRIC), lax.optimization_barrier(moved), changed)
 
-    # A channel at a time: a vector unit has no use for pixels of three.
-    planes, _ = lax.scan(step, jnp.moveaxis(image, -1, 0), (operations, arguments))
-    return jnp.moveaxis(planes, 0, -1)
-
-
-def _apply(
-    planes: jax.Array, operation: jax.Array, argument: jax.Array, fill: Sequence[float], interpolation: str
-) -> jax.Array:
-    """Applies one operation to one image, (channels, height, width) uint8."""
-    motion = Motion(*(jnp.where(_is(operation, name), argument, 0) for name in _GEOMETRIC))
-    warped = warp(planes, motion, fill=fill, interpolation=interpolation)
-    result = look_up(planes, lookup_table(planes, operation, argument))
-    result = jnp.where(_is(operation, *_GEOMETRIC), warped, result)
-    if len(planes) == 3:
-        result = jnp.where(_is(operation, "color"), blend(luminance(planes, axis=0), planes, argument), result)
-    return jnp.where(_is(operation, "sharpness"), blend(smooth(planes), planes, argument), result)
+    run = _over_batches(apply)
+    words = run(pack(channels_of(image))[None], operations[None], arguments[None])[0]
+    return jnp.stack(unpack(words, channels), axis=-1).astype(jnp.uint8)
 
 
-def look_up(planes: jax.Array, tables: jax.Array) -> jax.Array:
+def _over_batches(apply: Callable[[jax.Array, jax.Array, jax.Array], jax.Array]) -> Callable[..., jax.Array]:
+    """Returns a function that applies operations to a batch of images, one layer of them after the other.
+
+    It is a loop, so that one layer is compiled however many there are, and none is fused into the next: that would
+    compute pixels anew for each of their neighbors.
+
+    Where it is itself mapped over a batch, the two become one batch: a policy that applies several chains of operations
+    to an image runs the same program as one that applies one.
+
+    Args:
+        apply: (image, operation, argument) -> image, an image being (height, width) uint32.
+
+    Returns:
+        (images (n, height, width), operations (n, layers), arguments (n, layers)) -> images.
+    """
+
+    @custom_vmap
+    def run(words: jax.Array, operations: jax.Array, arguments: jax.Array) -> jax.Array:
+        def loop(words: jax.Array, rounds: jax.typing.ArrayLike) -> jax.Array:
+            def layer(i: jax.Array, words: jax.Array) -> jax.Array:
+                return jax.vmap(apply)(words, operations[:, i], arguments[:, i])
+
+            return lax.fori_loop(0, rounds, layer, words)
+
+        # XLA for CPUs would take a loop of one round apart and fuse it with what is around it, so that all its reads
+        # are of bytes in threes: it is not told how many rounds there are. Elsewhere, known numbers are of use.
+        rounds = operations.shape[1]
+        return lax.platform_dependent(
+            words,
+            cpu=lambda words: loop(words, lax.optimization_barrier(jnp.int32(rounds))),
+            default=lambda words: loop(words, rounds),
+        )
+
+    @run.def_vmap
+    def merged(size: int, batched: Sequence[bool], *arrays: jax.Array) -> tuple[jax.Array, bool]:
+        full = [
+            x if is_batched else jnp.broadcast_to(x, (size, *x.shape))
+            for x, is_batched in zip(arrays, batched, strict=True)
+        ]
+        words = run(*(x.reshape(-1, *x.shape[2:]) for x in full))
+        return words.reshape(size, -1, *words.shape[1:]), True
+
+    return run
+
+
+def _recolored(words: jax.Array, channels: int, operation: jax.Array, argument: jax.Array) -> jax.Array:
+    """Applies an operation that is not geometric to (height, width) uint32 of `warp.pack`."""
+    # What follows waits for these, here and below: compilers would keep twelve bytes of channels, to share them between
+    # the steps, in place of four of words.
+    words, smoothed, tables = lax.optimization_barrier(
+        (words, smooth(words, channels), lookup_table(words, channels, operation, argument))
+    )
+    planes = unpack(words, channels)
+    grey = luminance(planes)
+    changed = []
+    for plane, smooth_plane, table in zip(planes, unpack(smoothed, channels), tables, strict=True):
+        value = look_up(plane, table)
+        if channels == 3:
+            value = jnp.where(_is(operation, "color"), blend(grey, plane, argument), value)
+        changed.append(jnp.where(_is(operation, "sharpness"), blend(smooth_plane, plane, argument), value))
+    return pack(changed)
+
+
+def look_up(plane: jax.Array, table: jax.Array) -> jax.Array:
     """Returns the table's entry for each value, without fetching one by one, which TPUs are slow at.
 
     Four entries are packed into a word; the upper six bits of a value choose among 64 words by a tree of selects.
 
     Args:
-        planes: (channels, height, width) uint8.
-        tables: (channels, 256) uint8.
+        plane: (height, width) int32, from 0 to 255.
+        table: (256,) uint8.
 
     Returns:
-        (channels, height, width) uint8.
+        (height, width) uint8.
     """
-    values = planes.astype(jnp.uint32)
-    bits = 8 * jnp.arange(4, dtype=jnp.uint32)
-    words = (tables.reshape(-1, 64, 4).astype(jnp.uint32) << bits).sum(-1, dtype=jnp.uint32)
-    chosen = list(jnp.moveaxis(words, 1, 0)[..., None, None])
+    chosen = list(pack(list(table.reshape(64, 4).T)))
     for bit in range(2, 8):
-        is_set = (values >> bit) & 1 == 1
+        is_set = (plane >> bit) & 1 == 1
         chosen = [jnp.where(is_set, *pair) for pair in zip(chosen[1::2], chosen[::2], strict=True)]
-    return ((chosen[0] >> (8 * (values & 3))) & 255).astype(jnp.uint8)
+    return ((chosen[0] >> (8 * (plane & 3)).astype(jnp.uint32)) & 255).astype(jnp.uint8)
 
 
 def _is(operation: jax.Array, *names: str) -> jax.Array:
@@ -148,22 +199,26 @@ def _is(operation: jax.Array, *names: str) -> jax.Array:
     return jnp.isin(operation, jnp.array([OPERATIONS.index(name) for name in names]))
 
 
-def luminance(image: jax.Array, axis: int = -1) -> jax.Array:
+def channels_of(image: jax.Array) -> list[jax.Array]:
+    """Returns the channels of (..., channels), each of shape (...)."""
+    return [image[..., i] for i in range(image.shape[-1])]
+
+
+def luminance(channels: Sequence[jax.Array]) -> jax.Array:
     """Returns the brightness of each pixel, int32, by the weights of ITU-R 601 in Pillow's integers.
 
     Args:
-        image: uint8; `axis` is that of its channels, 3 or 1, which the result does not have.
+        channels: 3 or 1, integers from 0 to 255, all of the same shape, which the result has too.
     """
-    channels = jnp.moveaxis(image, axis, 0).astype(jnp.int32)
     if len(channels) == 1:
-        return channels[0]
-    red, green, blue = channels
+        return channels[0].astype(jnp.int32)
+    red, green, blue = (channel.astype(jnp.int32) for channel in channels)
     return (19595 * red + 38470 * green + 7471 * blue + 0x8000) >> 16
 
 
-def mean_luminance(image: jax.Array, axis: int = -1) -> jax.Array:
+def mean_luminance(channels: Sequence[jax.Array]) -> jax.Array:
     """Returns the mean of `luminance`, () int32, rounded half up."""
-    values = luminance(image, axis)
+    values = luminance(channels)
     return (2 * values.sum() + values.size) // (2 * values.size)  # int32 is enough for 4 million pixels
 
 
@@ -179,28 +234,33 @@ def blend(degenerate: jax.Array, image: jax.Array, factor: jax.Array) -> jax.Arr
     return jnp.clip(degenerate + factor * (image - degenerate), 0, 255).astype(jnp.uint8)
 
 
-def smooth(planes: jax.Array) -> jax.Array:
+def smooth(words: jax.Array, channels: int) -> jax.Array:
     """Returns Pillow's `ImageFilter.SMOOTH`: a mean over 3x3 pixels where the center counts five times.
 
     Args:
-        planes: (channels, height, width) uint8. The outermost pixels stay as they are.
+        words: (height, width) uint32 of `warp.pack`. The outermost pixels stay as they are.
+        channels: in each word.
     """
-    _, height, width = planes.shape
-    if height < 3 or width < 3:
-        return planes
-    values = planes.astype(jnp.uint16)
-    rows = values[:, :-2] + values[:, 1:-1] + values[:, 2:]
-    sums = rows[:, :, :-2] + rows[:, :, 1:-1] + rows[:, :, 2:] + 4 * values[:, 1:-1, 1:-1]
-    means = ((sums + 6) // 13).astype(jnp.uint8)  # of thirteenths, none is a half
+    height, width = words.shape
+    padded = jnp.pad(words, 1)
+    taps = [padded[i : i + height, j : j + width] for i in range(3) for j in range(3)] + 4 * [words]
+
+    def means(shift: int) -> jax.Array:
+        """Of every other channel, so that there are 16 bits for each sum."""
+        sums = functools.reduce(jnp.add, [(tap >> shift) & 0x00FF00FF for tap in taps])
+        first, second = (sums & 0xFFFF) + 6, (sums >> 16) + 6
+        # Exactly a thirteenth of such numbers, rounded: none is a half.
+        return first * 5042 >> 16 | (second * 5042 >> 16) << 16
+
     y, x = jnp.arange(height)[:, None], jnp.arange(width)
     inside = (y > 0) & (y < height - 1) & (x > 0) & (x < width - 1)
-    return jnp.where(inside, jnp.pad(means, ((0, 0), (1, 1), (1, 1))), planes)
+    return jnp.where(inside, means(0) | means(8) << 8, words)
 
 
-def lookup_table(planes: jax.Array, operation: jax.Array, argument: jax.Array) -> jax.Array:
+def lookup_table(words: jax.Array, channels: int, operation: jax.Array, argument: jax.Array) -> jax.Array:
     """Returns the new value of each value, (channels, 256) uint8: the table of each operation is made, one is taken."""
     levels = jnp.arange(256)
-    counts = histograms(planes)
+    counts, words = lax.optimization_barrier((histograms(words, channels), words))
     dropped_bits = 8 - argument.astype(jnp.int32)
     tables = {
         "autocontrast": _autocontrast(counts),
@@ -209,7 +269,7 @@ def lookup_table(planes: jax.Array, operation: jax.Array, argument: jax.Array) -
         "posterize": levels >> dropped_bits << dropped_bits,
         "solarize": jnp.where(levels < argument, levels, 255 - levels),
         "solarize_add": jnp.where(levels < 128, jnp.minimum(levels + argument.astype(jnp.int32), 255), levels),
-        "contrast": blend(mean_luminance(planes, axis=0), levels, argument),
+        "contrast": blend(mean_luminance(unpack(words, channels)), levels, argument),
         "brightness": blend(jnp.zeros(()), levels, argument),
     }
     chosen = jnp.broadcast_to(levels, counts.shape)
@@ -218,28 +278,32 @@ def lookup_table(planes: jax.Array, operation: jax.Array, argument: jax.Array) -
     return chosen.astype(jnp.uint8)
 
 
-def histograms(planes: jax.Array) -> jax.Array:
-    """Returns how often each value is in each channel, (channels, 256) int32.
+def histograms(words: jax.Array, channels: int) -> jax.Array:
+    """Returns how often each value from 0 to 255 is in each channel of `warp.pack`, (channels, 256) int32.
 
     TPUs add at scattered positions one after the other; there, it is a product of two one-hot matrices instead.
     """
-    return lax.platform_dependent(planes, tpu=_histograms_by_matmul, default=_histograms_by_scatter)
+    by_matmul, by_scatter = (
+        functools.partial(count, channels=channels) for count in (_histograms_by_matmul, _histograms_by_scatter)
+    )
+    return lax.platform_dependent(words, tpu=by_matmul, default=by_scatter)
 
 
-def _histograms_by_scatter(planes: jax.Array) -> jax.Array:
-    channels = len(planes)
-    bins = planes.astype(jnp.int32) + 256 * jnp.arange(channels)[:, None, None]
+def _histograms_by_scatter(words: jax.Array, channels: int) -> jax.Array:
+    bins = jnp.stack([plane + 256 * i for i, plane in enumerate(unpack(words, channels))])
     counts = jnp.zeros(channels * 256, jnp.int32).at[bins.reshape(-1)].add(1, mode="promise_in_bounds")
     return counts.reshape(channels, 256)
 
 
-def _histograms_by_matmul(planes: jax.Array) -> jax.Array:
+def _histograms_by_matmul(words: jax.Array, channels: int) -> jax.Array:
     """Counts the pairs of (upper four bits, lower four bits). Exact: zeros and ones, added up in float32."""
-    digits = jnp.arange(16, dtype=jnp.uint8)
-    upper = (planes[..., None] >> 4 == digits).astype(jnp.bfloat16)
-    lower = (planes[..., None] & 15 == digits).astype(jnp.bfloat16)
-    counts = jnp.einsum("chwu,chwl->cul", upper, lower, preferred_element_type=jnp.float32)
-    return counts.reshape(-1, 256).astype(jnp.int32)
+    digits = jnp.arange(16)
+    counts = []
+    for plane in unpack(words, channels):
+        upper = (plane[..., None] >> 4 == digits).astype(jnp.bfloat16)
+        lower = (plane[..., None] & 15 == digits).astype(jnp.bfloat16)
+        counts.append(jnp.einsum("hwu,hwl->ul", upper, lower, preferred_element_type=jnp.float32).reshape(-1))
+    return jnp.stack(counts).astype(jnp.int32)
 
 
 def _autocontrast(counts: jax.Array) -> jax.Array:

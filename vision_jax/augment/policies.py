@@ -31,12 +31,20 @@ class Policy:
         sub_policies: each a sequence of (name, probability of applying it, level).
         repeats: how many sub-policies are drawn for an image, one after the other.
         sample_levels: (key, levels of the table) -> the levels that are used, both (n,) float32.
+        most_level: that can be drawn.
     """
 
     scales: dict[str, Scale]
     sub_policies: tuple[SubPolicy, ...]
     repeats: int = 1
     sample_levels: Callable[[jax.Array, jax.Array], jax.Array] = levels_of_table
+    most_level: float = 10
+
+    @property
+    def most_degrees(self) -> float:
+        """By which an image is rotated."""
+        rotations = [scale for scale in self.scales.values() if scale.operation == "rotate"]
+        return max((abs(scale.base) + abs(scale.slope) * self.most_level for scale in rotations), default=0)
 
 
 def sample(policy: Policy, key: jax.Array, height: int, width: int) -> tuple[jax.Array, jax.Array]:
@@ -105,7 +113,8 @@ def apply_policy(policy: Policy, key: jax.Array, image: jax.Array, *, fill: Sequ
     Returns:
         (height, width, channels) uint8.
     """
-    return apply_operations(image, *sample(policy, key, *image.shape[:2]), fill=fill)
+    drawn = sample(policy, key, *image.shape[:2])
+    return apply_operations(image, *drawn, fill=fill, most_degrees=policy.most_degrees)
 
 
 def augmix(
@@ -134,7 +143,7 @@ def augmix(
         operations, arguments = sample(policy, key, *image.shape[:2])
         drawn = jax.random.randint(depth_key, (), 1, policy.repeats + 1) if depth == -1 else depth
         operations = jnp.where(jnp.arange(policy.repeats) < drawn, operations, OPERATIONS.index("identity"))
-        return apply_operations(image, operations, arguments, fill=fill)
+        return apply_operations(image, operations, arguments, fill=fill, most_degrees=policy.most_degrees)
 
     chains = jax.vmap(chain)(jax.random.split(chains_key, width)).astype(jnp.float32)
     mixture = (shares[:, None, None, None] * chains).sum(0)

@@ -12,6 +12,7 @@ than the model. Here, lines of pixels are moved as a whole, which every chip doe
 The values are then those of bilinear interpolation between the right four pixels: the shears leave no trace in them.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -44,23 +45,31 @@ class Motion(NamedTuple):
 
 
 def warp(
-    planes: jax.Array, motion: Motion, *, fill: Sequence[float] = (0,), interpolation: str = "bilinear"
+    words: jax.Array,
+    channels: int,
+    motion: Motion,
+    *,
+    fill: Sequence[float] = (0,),
+    interpolation: str = "bilinear",
+    most_degrees: float = 180,
 ) -> jax.Array:
     """Returns a moved image, as Pillow's `Image.transform(size, AFFINE, matrix)` and `Image.rotate` do.
 
     Args:
-        planes: (channels, height, width) uint8, of 4 channels and 4096 pixels a side at most.
+        words: (height, width) uint32 of `pack`, 4096 pixels a side at most.
+        channels: in each word, 4 at most.
         motion: see there; shears are between -1 and 1.
         fill: what is shown of the outside, one value per channel or one for all.
         interpolation: bilinear or nearest.
+        most_degrees: that the motion turns in either direction. Up to 45, it costs less.
 
     Returns:
-        (channels, height, width) uint8. Bilinear values are cut to integers, not rounded, as Pillow's are.
+        (height, width) uint32. Bilinear values are cut to integers, not rounded, as Pillow's are.
 
     Raises:
         ValueError: for another interpolation, another number of values to fill with, or an image that is too large.
     """
-    channels, height, width = planes.shape
+    height, width = words.shape
     if len(fill) not in (1, channels):
         raise ValueError(f"fill is {tuple(fill)!r}; give one value, or one for each of the {channels} channels.")
     if interpolation not in ("bilinear", "nearest"):
@@ -68,33 +77,29 @@ def warp(
     if max(height, width) > LARGEST:
         raise ValueError(f"the image is {height}x{width}; it can be moved up to {LARGEST} pixels a side.")
     # Quarter turns are copies. What is left are 45 degrees at most, where shears are short.
-    quarters = jnp.round(motion.degrees / 90)
+    quarters = jnp.round(motion.degrees / 90) if most_degrees > 45 else jnp.zeros(())
     turns = quarters.astype(jnp.int32) % 4
     source_x, source_y, inside = _sources(motion, turns, height, width)
     shears = _shears(motion, motion.degrees - 90 * quarters, turns, height, width)
-
-    bits = 8 * jnp.arange(channels, dtype=jnp.uint32)[:, None, None]
-    words = (planes.astype(jnp.uint32) << bits).sum(0, dtype=jnp.uint32)  # the channels of a pixel move together
-    nearby = _apply(shears, _turned(words, turns), height, width)
+    if most_degrees > 45:
+        words = _turned(words, turns)
+    nearby = _apply(shears, words, height, width)
     if interpolation == "nearest":
-        found = _pixels(nearby, shears, jnp.floor(source_x), jnp.floor(source_y), (-_ROOM, _ROOM), (-_ROOM, _ROOM))
-        values = ((found >> bits) & 255).astype(jnp.uint8)
+        reach = (-_ROOM, _ROOM)
+        found = _pixels(nearby, shears, jnp.floor(source_x), jnp.floor(source_y), reach, reach)
     else:
-        left, top = jnp.floor(source_x - 0.5), jnp.floor(source_y - 0.5)
-        share_x, share_y = source_x - 0.5 - left, source_y - 0.5 - top
-        # The shears lead to within a pixel of the source, and the lower neighbor is before, the upper one behind it.
-        lower, upper = (-_ROOM, _ROOM - 1), (1 - _ROOM, _ROOM)
+        found = _interpolated(nearby, shears, source_x, source_y, channels)
+    return jnp.where(inside, found, pack([jnp.uint32(value) for value in (fill * channels)[:channels]]))
 
-        def channel_values(right: bool, down: bool) -> jax.Array:
-            reach_x, reach_y = upper if right else lower, upper if down else lower
-            found = _pixels(nearby, shears, left + right, top + down, reach_x, reach_y)
-            return ((found >> bits) & 255).astype(jnp.float32)
 
-        above, below = channel_values(False, False), channel_values(False, True)
-        above += (channel_values(True, False) - above) * share_x
-        below += (channel_values(True, True) - below) * share_x
-        values = (above + (below - above) * share_y).astype(jnp.uint8)
-    return jnp.where(inside, values, jnp.asarray(fill, jnp.uint8)[:, None, None])
+def pack(planes: Sequence[jax.Array]) -> jax.Array:
+    """Returns the channels of each pixel in one word, uint32, so that they move together; values are up to 255."""
+    return functools.reduce(jnp.bitwise_or, [plane.astype(jnp.uint32) << 8 * i for i, plane in enumerate(planes)])
+
+
+def unpack(words: jax.Array, channels: int) -> list[jax.Array]:
+    """Returns the channels that `pack` has packed, each of the words' shape, int32."""
+    return [((words >> 8 * i) & 255).astype(jnp.int32) for i in range(channels)]
 
 
 def _sources(motion: Motion, turns: jax.Array, height: int, width: int) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -207,16 +212,15 @@ def _apply(shears: _Shears, words: jax.Array, height: int, width: int) -> jax.Ar
     degrees)**2, either its source or its target is outside of the image: with room for what is nearer, and for the
     roundings, no pixel that counts meets another one.
     """
-    side = len(words)
-    half = math.ceil((width + side) / 4 / math.cos(math.pi / 8) ** 2) + _ROOM + 1
+    half = math.ceil((width + words.shape[1]) / 4 / math.cos(math.pi / 8) ** 2) + _ROOM + 1
     margin = max(0, half - width // 2)
-    columns = margin + max(side, width + margin)
-    words = jnp.pad(words, ((0, 0), (margin, columns - margin - side)))
-    words = _shift_lines(words, shears.rows_in(jnp.arange(side)[:, None]), axis=1)
-    words = _shift_lines(words, shears.columns(jnp.arange(columns) - margin)[None], axis=0)
-    rows = jnp.concatenate([words[side - _ROOM :], words, words[:_ROOM]])[: height + 2 * _ROOM]
-    rows = _shift_lines(rows, shears.rows_out(jnp.arange(-_ROOM, height + _ROOM)[:, None]), axis=1)
-    return rows[:, margin - _ROOM : margin + width + _ROOM]
+    columns = max(words.shape[1], width + margin)
+    words = jnp.pad(words, ((_ROOM, _ROOM), (margin, columns - words.shape[1])))
+    y, x = jnp.arange(len(words)) - _ROOM, jnp.arange(margin + columns) - margin
+    words = _shift_lines(words, shears.rows_in(y[:, None]), axis=1)
+    words = _shift_lines(words, shears.columns(x), axis=0)[: height + 2 * _ROOM]
+    words = _shift_lines(words, shears.rows_out(y[: len(words), None]), axis=1)
+    return words[:, margin - _ROOM : margin + width + _ROOM]
 
 
 def _shift_lines(words: jax.Array, shifts: jax.Array, axis: int) -> jax.Array:
@@ -232,7 +236,7 @@ def _shift_lines(words: jax.Array, shifts: jax.Array, axis: int) -> jax.Array:
     return lax.platform_dependent(
         words,
         shifts % words.shape[axis],
-        tpu=lambda words, shifts: _shift_by_digits(words, shifts, axis, 4, _rolled_by_pads),
+        tpu=lambda words, shifts: _shift_by_digits(words, shifts, axis, 8, _rolled_by_pads),
         default=lambda words, shifts: _shift_by_digits(words, shifts, axis, 16, _rolled_by_slices),
     )
 
@@ -269,6 +273,28 @@ def _rolled_by_pads(words: jax.Array, step: int, count: int, axis: int) -> list[
         return lax.pad(words, jnp.zeros((), words.dtype), [(by, -by, 0) if i == axis else (0, 0, 0) for i in range(2)])
 
     return [words, *(moved(-step * i) | moved(length - step * i) for i in range(1, count))]
+
+
+def _interpolated(
+    nearby: jax.Array, shears: _Shears, source_x: jax.Array, source_y: jax.Array, channels: int
+) -> jax.Array:
+    """Returns the words of the pixels at positions, between four each."""
+    left, top = jnp.floor(source_x - 0.5), jnp.floor(source_y - 0.5)
+    share_x, share_y = source_x - 0.5 - left, source_y - 0.5 - top
+    # The shears lead to within two pixels of a source: the neighbor before it is not two behind, nor the other before.
+    before, behind = (-_ROOM, _ROOM - 1), (1 - _ROOM, _ROOM)
+
+    def neighbor(right: bool, down: bool) -> list[jax.Array]:
+        reaches = behind if right else before, behind if down else before
+        return unpack(_pixels(nearby, shears, left + right, top + down, *reaches), channels)
+
+    corners = neighbor(False, False), neighbor(True, False), neighbor(False, True), neighbor(True, True)
+    values = []
+    for upper_left, upper_right, lower_left, lower_right in zip(*corners, strict=True):
+        upper = upper_left + (upper_right - upper_left) * share_x
+        lower = lower_left + (lower_right - lower_left) * share_x
+        values.append(upper + (lower - upper) * share_y)
+    return pack(values)
 
 
 def _pixels(
