@@ -297,11 +297,14 @@ def _histograms_by_scatter(words: jax.Array, channels: int) -> jax.Array:
 
 def _histograms_by_matmul(words: jax.Array, channels: int) -> jax.Array:
     """Counts the pairs of (upper four bits, lower four bits). Exact: zeros and ones, added up in float32."""
-    digits = jnp.arange(16)
+    digits = jnp.arange(16, dtype=jnp.uint32)
+
+    def one_hot(shift: int) -> jax.Array:
+        return ((words[..., None] >> shift) & 15 == digits).astype(jnp.bfloat16)
+
     counts = []
-    for plane in unpack(words, channels):
-        upper = (plane[..., None] >> 4 == digits).astype(jnp.bfloat16)
-        lower = (plane[..., None] & 15 == digits).astype(jnp.bfloat16)
+    for shift in range(0, 8 * channels, 8):
+        upper, lower = one_hot(shift + 4), one_hot(shift)
         counts.append(jnp.einsum("hwu,hwl->ul", upper, lower, preferred_element_type=jnp.float32).reshape(-1))
     return jnp.stack(counts).astype(jnp.int32)
 
