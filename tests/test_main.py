@@ -3,6 +3,7 @@
 import pathlib
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -120,6 +121,33 @@ def test_a_folder_of_images(command: Command, tmp_path: pathlib.Path, image_fold
     assert records(tmp_path / "w")[-1]["val/count"] == 9
 
 
+def test_a_run_does_not_go_on_with_other_classes(command: Command, tmp_path: pathlib.Path, image_folder: pathlib.Path):
+    """Their labels would be those of others."""
+    arguments = (
+        *TINY,
+        "--config.data.source=folder",
+        f"--config.data.dir={image_folder}",
+        "--config.batch_size=8",
+        f"--workdir={tmp_path / 'w'}",
+    )
+    command(*arguments, "--config.total_steps=1")
+    for split in ("train", "validation"):
+        (image_folder / split / "ant").rename(image_folder / split / "wasp")
+    printed = command(*arguments, "--config.total_steps=2", "--allow_config_change", status=1)
+    assert "has 3 classes, and they are not the 3 of the checkpoint: without ant and with wasp." in printed
+    for split in ("train", "validation"):
+        (image_folder / split / "wasp").rename(image_folder / split / "ant")
+    command(*arguments, "--config.total_steps=2", "--allow_config_change")
+
+
+def test_the_commands_end_as_others_do(tmp_path: pathlib.Path):
+    """Where the reader of their output ends first, and after Ctrl-C."""
+    script = f"{sys.executable} -m vision_jax models | head -1; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, cwd=REPOSITORY, check=True)
+    assert done.stderr == ""
+    assert done.stdout.splitlines()[-1] in ("0", str(128 + signal.SIGPIPE))
+
+
 def test_help_and_import_are_quick_and_never_import_tensorflow(command: Command, tmp_path: pathlib.Path):
     """A package that pretends to be TensorFlow fails whatever imports it."""
     (tmp_path / "tensorflow").mkdir()
@@ -150,11 +178,16 @@ def test_help_and_import_are_quick_and_never_import_tensorflow(command: Command,
         (["--config.data.image_size=8", "--config.data.eval_resize=8"], 1, "lenet5 cannot take images of"),
         (["--workdir=/dev/null/x"], 1, "Cannot use the workdir /dev/null/x: /dev/null is not a directory"),
         (["--workdir=gs://bucket/run"], 1, "--workdir is 'gs://bucket/run': URLs are not supported here; mount"),
+        (["--config.optimizer.accumulate=0"], 1, "optimizer.accumulate is 0"),
+        (["--config.epochs=1e30"], 1, "epochs is 1e+30, which is more than 1,000,000,000"),
+        (["--config.data.views=2x28:0.5-1"], 1, "data.views is '2x28:0.5-1', and the objective classification takes"),
+        (["--config.data.views=1x14"], 1, "of data.image_size=28 pixels: 1x28, or with a range of areas, 1x28:0.2-1."),
+        (["--workdir="], 1, "--workdir is empty: name a folder"),
         (["--topology=v5e:2x2"], 1, "--topology is 'v5e:2x2', which is for --mode=dry_run alone"),
         (
             ["--mode=dry_run", "--json=/nowhere/x.json"],
             1,
-            "--json is '/nowhere/x.json', which cannot be written:",
+            "--json is '/nowhere/x.json': give a file, in a folder that exists.",
         ),
         (["--config.data.dir=s3://bucket/data"], 1, "data.dir is 's3://bucket/data': URLs are not supported here"),
     ],

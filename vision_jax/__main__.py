@@ -1,6 +1,8 @@
 """The commands beside training: `python -m vision_jax VERB`, or `vision-jax VERB`; without a verb it lists them."""
 
 import importlib
+import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -37,7 +39,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     if verb not in VERBS:
         print(f"error: there is no command {verb!r}: {suggest(verb, VERBS)}\n\n{usage()}", file=sys.stderr)
         return 2
-    return importlib.import_module(f"vision_jax.commands.{verb.replace('-', '_')}").main(arguments)
+    try:
+        return importlib.import_module(f"vision_jax.commands.{verb.replace('-', '_')}").main(arguments)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains as it flushes at the end
+        return 128 + signal.SIGPIPE
 
 
 if __name__ == "__main__":

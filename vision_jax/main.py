@@ -154,6 +154,10 @@ def _dry_run(config: ConfigDict) -> int:
 
     from vision_jax import dry_run
 
+    if _JSON.value is not None and (
+        os.path.isdir(_JSON.value) or not os.path.isdir(os.path.dirname(_JSON.value) or ".")
+    ):
+        raise ConfigError(f"--json is {_JSON.value!r}: give a file, in a folder that exists.")
     if _TOPOLOGY.value is None:  # JAX cannot read what it has kept of programs for devices that are not here
         _enable_compilation_cache(config.compilation_cache)
     text, cost = dry_run.describe(config, _TOPOLOGY.value)
@@ -247,6 +251,8 @@ def _workdir() -> pathlib.Path:
     if _STEP.value is not None and _STEP.value != "best" and not _STEP.value.isdigit():
         raise ConfigError(f"--step is {_STEP.value!r}: give a number or best.")
     if _WORKDIR.value is not None:
+        if not _WORKDIR.value:
+            raise ConfigError("--workdir is empty: name a folder, or leave it out for runs/ and the config's name.")
         check_no_url("--workdir", _WORKDIR.value)
         workdir = pathlib.Path(_WORKDIR.value).expanduser()
         # `Path.exists` raises where a folder may not be read, which is not the question here.
@@ -254,6 +260,10 @@ def _workdir() -> pathlib.Path:
         if not nearest.is_dir():
             raise CheckpointError(
                 f"Cannot use the workdir {workdir}: {nearest} is not a directory. Give another --workdir."
+            )
+        if os.path.isdir(workdir) and not os.access(workdir, os.R_OK | os.X_OK):
+            raise CheckpointError(
+                f"{workdir} cannot be read: permission denied. Ask its owner, or give another --workdir."
             )
         return workdir
     if _CONFIG.value is None:

@@ -1,7 +1,7 @@
 """The position of a run, in epochs and learning rate, when it resumes with another configuration than before."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -24,6 +24,28 @@ def find(config: ConfigDict, num_examples: int, step: int) -> tuple[float, float
     """
     plan = config_lib.make_plan(config, num_examples)
     return step / plan.steps_per_epoch, float(build.make_schedule(config, plan)(step))
+
+
+def check_same_classes(about: Mapping[str, Any], num_classes: int, class_names: Sequence[str]) -> None:
+    """Checks that the labels mean what they meant when a checkpoint was saved.
+
+    Args:
+        about: of the checkpoint.
+        num_classes, class_names: of the training data; (): the classes have no names.
+
+    Raises:
+        ConfigError: if they have other names, or another number.
+    """
+    before = list(about["class_names"])
+    if not before or not class_names or before == list(class_names):
+        return
+    gone, new = (sorted(set(a) - set(b)) for a, b in ((before, class_names), (class_names, before)))
+    lists = [f"{what} {', '.join(names[:5])}" for what, names in (("without", gone), ("with", new)) if names]
+    raise ConfigError(
+        f"The training data has {num_classes} classes, and they are not the {about['num_classes']} of the checkpoint: "
+        f"{' and '.join(lists) or 'their order differs'}. Labels would mean something else. Restore the data, or start "
+        "a new run from this one: --config.model.pretrained=WORKDIR, with another --workdir."
+    )
 
 
 def describe_change(about: Mapping[str, Any], config: ConfigDict, num_examples: int, step: int) -> str | None:

@@ -13,6 +13,7 @@ rewinds, (bad step, step gone back to), is stored in each checkpoint that follow
 it.
 """
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -34,7 +35,7 @@ from vision_jax.data.loader import Prefetcher
 from vision_jax.data.order import BalancedOrder, TrainOrder
 from vision_jax.data.sources import Source, check_classes, closing
 from vision_jax.devices import compilation, distributed, sharding
-from vision_jax.errors import CheckpointError, ConfigError, Interrupted, Preempted, check_no_url
+from vision_jax.errors import CheckpointError, ConfigError, DamagedError, Interrupted, Preempted, check_no_url
 from vision_jax.evaluators import Evaluator
 from vision_jax.objectives import Objective
 from vision_jax.runtime import writers
@@ -198,6 +199,10 @@ def _train(
 
         def begin() -> TrainState:
             """Returns the state of the last checkpoint, or if there is none, that before the first step."""
+            if objective.classifies and (there := distributed.from_first(checkpointer.steps)):
+                with contextlib.suppress(DamagedError):  # of which the restore says more
+                    source, about = checked.train_source, checkpointer.about(there[-1])
+                    position.check_same_classes(about, source.num_classes, source.class_names)
             if (state := checkpointer.restore_latest(program.abstract_state)) is not None:
                 return state
             with watchdog.suspended():  # it is compiled, and weights may have to be downloaded

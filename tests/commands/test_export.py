@@ -18,6 +18,11 @@ def test_urls_are_refused(arguments: list[str], what: str, capsys: pytest.Captur
     assert not pathlib.Path("gs:").exists()
 
 
+def test_other_suffixes_are_refused(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture):
+    assert export.main([f"--workdir={tmp_path}", "x.pth"]) == 1
+    assert "FILE is 'x.pth': it is written as safetensors" in capsys.readouterr().err
+
+
 def test_heads_beside_the_backbone_are_left_out():
     """Of what a training without labels has, timm knows the model alone."""
     config = config_lib.default_config()

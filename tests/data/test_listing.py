@@ -91,9 +91,10 @@ def test_links_to_folders_are_followed_and_loops_end(tmp_path: pathlib.Path, cap
     (bee / "one.png").symlink_to(bee / "1.png")
     (tmp_path / "elsewhere" / "back").symlink_to(bee / "more")
     (tmp_path / "train" / "wasp").symlink_to(tmp_path / "elsewhere")  # of another class the same folder counts too
+    (tmp_path / "train" / "ant").symlink_to(tmp_path / "train")  # that would be a class of all images
     seen = ["bee/1.png", "bee/again/3.png", "bee/more/4.png", "bee/one.png", "bee/sub/2.png"]
     assert names_of(tmp_path) == [*seen, "wasp/4.png", "wasp/deep/3.png"]
-    assert "4 links to folders that are listed already" in caplog.text  # up, top, and twice back
+    assert "5 links to folders that are listed already" in caplog.text  # up, top, ant, and twice back
     assert "2 links that lead nowhere" in caplog.text  # self, gone.png
     source = sources.FolderSource(tmp_path, "train")
     assert all(source[i]["image"] == PNG for i in range(len(source)))

@@ -259,6 +259,9 @@ def test_verify(folder: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.Cap
     second.unlink()
     (out / "features.json").write_text((out / "features.json").read_text() + " ")
     (out / "my_images-train.array_record-00000-of-00003").touch()
+    printed = run(capsys, folder, out, "--shards=2", status=1)
+    assert f"{out} is not as it was written: features.json has" in printed
+    assert f"{second.name} is missing. Delete the folder and prepare it again" in printed
     printed = run(capsys, "--verify", out, status=1)
     assert f"{first.name} is damaged: its SHA-256" in printed
     assert f"{second.name} is missing" in printed

@@ -114,7 +114,9 @@ def test_what_cannot_be_read_is_told_in_one_line(tmp_path: pathlib.Path):
     }
     for name, content in contents.items():
         (tmp_path / name).write_bytes(content)
+    (tmp_path / "folder").mkdir()
     for name, message in {
+        "folder": "is a folder: give a file of weights, or the workdir of a run",
         "none.npz": "There is no file",
         "empty.pth": "is of an unknown kind, or damaged",
         "words.txt": "is of an unknown kind, or damaged: safetensors,",

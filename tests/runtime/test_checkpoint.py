@@ -177,6 +177,51 @@ def test_a_damaged_checkpoint_is_passed_over_and_kept(tmp_path: pathlib.Path, ca
     assert passed_over >= 6
 
 
+def raise_because_of(cause: BaseException) -> Callable[..., None]:
+    """Returns what fails as Orbax does, with a bare exception."""
+
+    def fail(*_: object) -> None:
+        try:
+            raise cause
+        except BaseException as error:
+            raise Exception("Orbax") from error
+
+    return fail
+
+
+def test_ctrl_c_while_restoring_is_no_damage(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch):
+    save(tmp_path / "c", 1, 2)
+    monkeypatch.setattr(checkpoint, "_read_item", raise_because_of(KeyboardInterrupt()))
+    with Checkpointer(tmp_path / "c", keep=9) as checkpointer, pytest.raises(KeyboardInterrupt):
+        checkpointer.restore_latest(abstract())
+    assert not (tmp_path / "c.damaged").exists()
+
+
+@pytest.mark.parametrize("cause", [PermissionError(13, "Permission denied"), ValueError("PERMISSION_DENIED: Error")])
+def test_files_that_may_not_be_read_are_not_damaged(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, cause: Exception
+):
+    save(tmp_path / "c", 1, 2)
+    monkeypatch.setattr(checkpoint, "_read_item", raise_because_of(cause))
+    message = "c/2 cannot be read: permission denied. Nothing was changed"
+    with Checkpointer(tmp_path / "c", keep=9) as checkpointer, pytest.raises(CheckpointError, match=message):
+        checkpointer.restore_latest(abstract())
+    assert not (tmp_path / "c.damaged").exists()
+
+
+def test_a_folder_that_may_not_be_read(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch):
+    save(tmp_path / "c", 1)
+    with Checkpointer(tmp_path / "c", keep=9) as checkpointer:
+        monkeypatch.setattr(pathlib.Path, "is_dir", denied)
+        with pytest.raises(CheckpointError, match="c cannot be read: permission denied"):
+            checkpointer.steps()
+        monkeypatch.undo()
+
+
+def denied(*_: object) -> bool:
+    raise PermissionError(13, "Permission denied")
+
+
 def test_altered_values_are_noticed(tmp_path: pathlib.Path):
     """Files that can be read but hold other numbers than those that were saved."""
     save(tmp_path / "c", 1, 2)

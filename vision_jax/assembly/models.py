@@ -27,6 +27,13 @@ def make_objective(config: ConfigDict, num_classes: int, plan: Plan | None = Non
         ConfigError: if `config.model.num_classes` is a smaller number, or options do not fit.
     """
     kind = OBJECTIVES[objective_name(config)]
+    views = make_views(config)
+    size = config.data.image_size
+    if not kind.crops and config.data.views and [(v.name, v.count, v.size) for v in views] != [("image", 1, size)]:
+        raise ConfigError(
+            f"data.views is {config.data.views!r}, and the objective {objective_name(config)} takes one crop of each "
+            f"image, of data.image_size={size} pixels: 1x{size}, or with a range of areas, 1x{size}:0.2-1."
+        )
     ema = None
     if config.ema_decay is not None:
         start = plan.ema_start if plan else 0
@@ -34,7 +41,7 @@ def make_objective(config: ConfigDict, num_classes: int, plan: Plan | None = Non
     setup = Setup(
         model=build_model(config, num_classes if kind.classifies else 0),
         image_shape=image_shape(config),
-        inputs=make_views(config),
+        inputs=views,
         mean=tuple(config.data.mean),
         std=tuple(config.data.std),
         augmentation=augment.create_augmentation(augmentation_fields(config)),

@@ -89,7 +89,8 @@ def warp(
         found = _pixels(nearby, shears, jnp.floor(source_x), jnp.floor(source_y), reach, reach)
     else:
         found = _interpolated(nearby, shears, source_x, source_y, channels)
-    return jnp.where(inside, found, pack([jnp.uint32(value) for value in (fill * channels)[:channels]]))
+    outside = pack([jnp.uint32(fill[i % len(fill)]) for i in range(channels)])
+    return jnp.where(inside, found, outside)
 
 
 def pack(planes: Sequence[jax.Array]) -> jax.Array:

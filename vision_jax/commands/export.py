@@ -6,6 +6,7 @@ starts from it with `--config.model.pretrained=FILE`. Exit status: 0 done, 1 fai
 """
 
 import argparse
+import contextlib
 import json
 import logging
 import os
@@ -13,7 +14,7 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-from vision_jax.errors import CheckpointError, VisionJaxError, check_no_url
+from vision_jax.errors import CheckpointError, ConfigError, VisionJaxError, check_no_url
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +85,8 @@ def export(
         safetensors.numpy.save_file(state, temporary, metadata)
         temporary.replace(output)
     except (OSError, safetensors.SafetensorError) as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # what could not be made cannot be removed
+            temporary.unlink(missing_ok=True)
         raise CheckpointError(f"Cannot write {output}: {error}") from error
     print(f"{output}: {name}, step {chosen}, {metadata['weights']} weights, {about['num_classes']} classes")
 
@@ -106,6 +108,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         check_no_url("--workdir", flags.workdir)
         check_no_url("FILE", flags.output)
+        if not flags.output.endswith(".safetensors"):
+            raise ConfigError(f"FILE is {flags.output!r}: it is written as safetensors, so its name must end so.")
         export(
             flags.workdir,
             flags.output,

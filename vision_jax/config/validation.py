@@ -98,6 +98,7 @@ _PROBABILITIES = (
 )
 
 
+_MOST_EPOCHS = 10**9  # whose steps can still be counted
 _SHARES = ("distill.weight", "schedule.warmup_factor")  # from 0 to 1
 
 
@@ -296,13 +297,15 @@ def _check_ranges(config: ConfigDict) -> Iterator[str]:
     yield from _check_points(config)
     if config.schedule.warmup_steps is not None and config.schedule.warmup_share is not None:
         yield "schedule.warmup_steps and schedule.warmup_share are both set: leave one of them unset."
+    if config.epochs > _MOST_EPOCHS:
+        yield f"epochs is {config.epochs}, which is more than {_MOST_EPOCHS:,}."
     in_epochs = config.total_steps is None and config.schedule.warmup_steps is config.schedule.warmup_share is None
     if in_epochs and config.schedule.warmup_epochs >= config.epochs > 0:
         yield (
             f"schedule.warmup_epochs is {config.schedule.warmup_epochs} and the run only {config.epochs} epochs: "
             "shorten the warm-up or lengthen the run."
         )
-    if config.batch_size % config.optimizer.accumulate:
+    if config.optimizer.accumulate > 0 and config.batch_size % config.optimizer.accumulate:
         yield (
             f"optimizer.accumulate is {config.optimizer.accumulate}, which does not divide "
             f"batch_size={config.batch_size}."
@@ -474,7 +477,7 @@ def _check_batches(config: ConfigDict, num_devices: int) -> Iterator[str]:
             yield f"{path} is {batch_size}, which is not divisible by {along_data} devices: use {near}, for example."
     if 0 < config.augment.mix_group < config.batch_size and config.batch_size % config.augment.mix_group:
         yield f"augment.mix_group is {config.augment.mix_group}, which does not divide batch_size={config.batch_size}."
-    part = config.batch_size // config.optimizer.accumulate
+    part = config.batch_size // max(1, config.optimizer.accumulate)
     if config.optimizer.accumulate > 1 and part % along_data:
         yield (
             f"optimizer.accumulate is {config.optimizer.accumulate}: its micro-batches of {part} examples are not "

@@ -54,10 +54,22 @@ def is_hidden(name: str) -> bool:
 def folders_in(directory: pathlib.Path) -> list[str]:
     """Returns the names of the folders, and of the links to folders, in a folder; sorted as torchvision sorts classes.
 
+    A link to the folder itself, or to one above it, is left out.
+
     Raises:
         DataError: if it cannot be listed.
     """
-    return sorted(entry.name for entry in _scan(directory) if not is_hidden(entry.name) and _is_folder(entry))
+    return sorted(
+        entry.name
+        for entry in _scan(directory)
+        if not is_hidden(entry.name) and _is_folder(entry) and not _leads_up(entry, directory)
+    )
+
+
+def _leads_up(entry: os.DirEntry, directory: pathlib.Path) -> bool:
+    """Returns whether an entry of a folder is a link to this folder or to one above it."""
+    above = os.path.join(os.path.realpath(entry.path), "")
+    return entry.is_symlink() and os.path.join(os.path.realpath(directory), "").startswith(above)
 
 
 def list_images(directory: pathlib.Path) -> tuple[list[str], collections.Counter[str]]:
@@ -158,6 +170,7 @@ def _without_classes(
 
 
 _OUTSIDE = "images outside of class folders"
+_LISTED = "links to folders that are listed already"
 
 
 def _outside(root: pathlib.Path) -> collections.Counter[str]:
@@ -166,7 +179,10 @@ def _outside(root: pathlib.Path) -> collections.Counter[str]:
     for entry in _scan(root):
         if is_hidden(entry.name):
             kinds[_HIDDEN] += 1
-        elif not _is_folder(entry):
+        elif _is_folder(entry):
+            if _leads_up(entry, root):
+                kinds[_LISTED] += 1
+        else:
             kinds[_OUTSIDE if (kind := _kind(entry)) is None else kind] += 1
     return kinds
 
@@ -185,7 +201,7 @@ def _walk(directory: pathlib.Path, left_out: collections.Counter[str]) -> Iterat
             links.sort(reverse=True)
             name, real = links.pop()
             if real in seen or start.startswith(os.path.join(real, "")):
-                left_out["links to folders that are listed already"] += 1
+                left_out[_LISTED] += 1
                 continue
             seen.add(real)
             folders.append((name, real))

@@ -142,6 +142,8 @@ class Objective:
     couples: ClassVar[bool] = False
     # Whether the model's own classifier learns from labels, and can be evaluated by its accuracy.
     classifies: ClassVar[bool] = False
+    # Whether it uses all views that are configured; otherwise, it takes one crop of each image, `image`.
+    crops: ClassVar[bool] = False
     # The metrics of `loss`, and whether a higher one is better.
     metrics: ClassVar[Mapping[str, bool]] = {}
 

@@ -69,8 +69,17 @@ def read(directory: pathlib.Path) -> dict[str, Any]:
         for split in manifest["splits"].values():
             sum(shard["examples"] for shard in split["shards"]) + split["examples"] + len(split["skipped"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path} is damaged ({error}): prepare the data set again.") from error
+        raise DataError(
+            f"{path} is damaged ({error}): delete {directory} and prepare the data set again, or copy this file from "
+            "another copy of it."
+        ) from error
     return manifest
+
+
+def lacking_files(directory: pathlib.Path, manifest: dict[str, Any]) -> list[str]:
+    """Returns which files of a prepared data set are missing or of another size, without reading them."""
+    shards = [shard for split in manifest["splits"].values() for shard in split["shards"]]
+    return [problem for entry in (*manifest["metadata"], *shards) if (problem := _size_problem(directory, entry))]
 
 
 def problems(directory: pathlib.Path, manifest: dict[str, Any], progress: Callable[[], None]) -> list[str]:
@@ -100,18 +109,28 @@ def problems(directory: pathlib.Path, manifest: dict[str, Any], progress: Callab
     return found + imagenet_problems(manifest)
 
 
+def _size_problem(directory: pathlib.Path, entry: dict[str, Any]) -> str | None:
+    """Returns whether a file is missing or of another size, in words."""
+    path = directory / entry["file"]
+    try:
+        size = path.stat().st_size
+    except FileNotFoundError:
+        return f"{path.name} is missing"
+    except OSError as error:
+        return f"{path.name} cannot be read: {error}"
+    return None if size == entry["bytes"] else f"{path.name} has {size} bytes instead of {entry['bytes']}"
+
+
 def _file_problem(directory: pathlib.Path, entry: dict[str, Any]) -> str | None:
     """Returns what is wrong with a file, if anything."""
     from array_record.python.array_record_module import ArrayRecordReader
 
+    if problem := _size_problem(directory, entry):
+        return problem
     path = directory / entry["file"]
     try:
-        if (size := path.stat().st_size) != entry["bytes"]:
-            return f"{path.name} has {size} bytes instead of {entry['bytes']}"
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-    except FileNotFoundError:
-        return f"{path.name} is missing"
     except OSError as error:
         return f"{path.name} cannot be read: {error}"
     if digest != entry["sha256"]:

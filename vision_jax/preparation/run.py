@@ -192,7 +192,13 @@ def _is_finished(output: pathlib.Path, plan: dict[str, Any]) -> bool:
         DataError: if it is another one, or the folder holds something else.
     """
     if (output / manifest.FILE_NAME).exists():
-        _check_same(output, manifest.read(output), plan, "was prepared from other input or with other options")
+        written = manifest.read(output)
+        _check_same(output, written, plan, "was prepared from other input or with other options")
+        if lacking := manifest.lacking_files(output, written):
+            raise DataError(
+                f"{output} is not as it was written: {', '.join(lacking[:3])}{' and more' if lacking[3:] else ''}. "
+                "Delete the folder and prepare it again, or copy these files from another copy of it."
+            )
         return True
     if not (output / _WORK).exists() and (there := sorted(os.listdir(output))):
         raise DataError(f"{output} is not empty ({', '.join(there[:5])}): give a new or an empty folder as OUTPUT.")

@@ -76,6 +76,10 @@ def read(path: str | pathlib.Path) -> WeightFile:
         raise DataError(
             f"{path} is the workdir of a run: write its weights to a file by `python -m vision_jax export`."
         )
+    if local.is_dir():
+        raise DataError(
+            f"{path} is a folder: give a file of weights, or the workdir of a run, which holds checkpoints/."
+        )
     if not local.is_file():
         raise DataError(f"There is no file {path}.")
     try:

@@ -68,9 +68,31 @@ def _first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}"
 
 
+def _was_interrupted(error: BaseException) -> bool:
+    """Returns whether an exception was raised because of a KeyboardInterrupt."""
+    return any(isinstance(cause, KeyboardInterrupt) for cause in _causes(error))
+
+
+def _is_forbidden(error: BaseException) -> bool:
+    """Returns whether an exception was raised because this user may not read a file; tensorstore only says so."""
+    return any(isinstance(cause, PermissionError) or "PERMISSION_DENIED" in str(cause) for cause in _causes(error))
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """Yields an exception and those that led to it."""
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__ or cause.__context__
+
+
 def _is_echo(error: BaseException) -> bool:
     """Returns whether an error merely reports another process's failure; the one before it is then the cause."""
     return isinstance(error, OtherProcessError)
+
+
+def _forbidden(path: pathlib.Path) -> str:
+    return f"{path} cannot be read: permission denied. Nothing was changed; ask its owner for access."
 
 
 def _checksum(about: Mapping[str, Any]) -> int:
@@ -207,9 +229,12 @@ class Checkpointer:
 
     def steps(self) -> list[int]:
         """Returns the steps of the complete checkpoints, sorted, as this process sees them."""
-        if not self.directory.is_dir():
-            return []
-        return sorted(int(path.name) for path in self.directory.iterdir() if path.name.isdigit() and path.is_dir())
+        try:
+            if not self.directory.is_dir():
+                return []
+            return sorted(int(path.name) for path in self.directory.iterdir() if path.name.isdigit() and path.is_dir())
+        except PermissionError as error:
+            raise CheckpointError(_forbidden(self.directory)) from error
 
     def record(self, step: int, score: float) -> None:
         """Records the score of a step, by which the best is chosen; a score that is not finite is ignored."""
@@ -358,6 +383,8 @@ class Checkpointer:
             if about.pop("checksum", None) != _checksum(about):
                 raise ValueError("its description is not what was saved")
             return about
+        except PermissionError as error:
+            raise CheckpointError(_forbidden(self.directory / str(step))) from error
         except (OSError, ValueError, AttributeError) as error:
             raise DamagedError(f"The checkpoint {self.directory / str(step)} is damaged: {error}") from error
 
@@ -383,6 +410,8 @@ class Checkpointer:
             try:
                 item = _read_item(path / name, abstract_item)
             except Exception as caught:  # Orbax raises bare exceptions for files that are truncated or gone
+                if _was_interrupted(caught):  # and one for Ctrl-C, which says nothing about the files
+                    raise KeyboardInterrupt from caught
                 error = caught
             _agree_on_reading(path, name, error)
             found = digests.describe({name: item}, about.get("digest", 1))
@@ -540,7 +569,9 @@ def _agree_on_reading(path: pathlib.Path, name: str, error: Exception | None) ->
         CheckpointError: if something else failed, such as the memory of the devices. The process in which it failed
             raises the error itself.
     """
-    is_damage = not isinstance(error, jax.errors.JaxRuntimeError)
+    if error is not None and _is_forbidden(error):
+        error = CheckpointError(_forbidden(path))
+    is_damage = not isinstance(error, jax.errors.JaxRuntimeError | CheckpointError)
     told = distributed.gather([f"{path.name}/{name}", None if error is None else _first_line(error), is_damage])
     if len(items := {item for item, _, _ in told}) > 1:
         raise AssertionError(f"The processes restore different parts of checkpoints: {sorted(items)}.")

@@ -1,0 +1,94 @@
+"""What the compiler makes of steps for a TPU: no pixel is fetched on its own, and how many bytes are moved."""
+
+import importlib.util
+import math
+import pathlib
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from vision_jax import augment, dry_run
+from vision_jax.config import loading
+from vision_jax.devices import compilation, topology
+
+pytestmark = [
+    pytest.mark.skipif(
+        importlib.util.find_spec("libtpu") is None, reason="libtpu, XLA's compiler for TPUs, is not installed"
+    ),
+    pytest.mark.filterwarnings("ignore:Error reading persistent compilation cache"),
+]
+REPOSITORY = pathlib.Path(__file__).parent.parent.parent
+BATCH, SIZE = 128, 32
+
+
+@pytest.fixture(scope="module")
+def chip() -> jax.sharding.Sharding:
+    devices = topology.describe("v5e:1x1")
+    return NamedSharding(Mesh(np.array(devices), ("data",)), PartitionSpec())
+
+
+def gathered(program: str) -> list[int]:
+    """Returns how many positions each gather of a compiled program fetches."""
+    shapes = re.findall(r"= [a-z0-9]+\[([\d,]*)\][^=]* gather\(", program)
+    return [math.prod(int(length) for length in shape.split(",") if length) for shape in shapes]
+
+
+def test_a_gather_of_pixels_is_recognized(chip: jax.sharding.Sharding):
+    image = jax.ShapeDtypeStruct((SIZE * SIZE,), jnp.float32, sharding=chip)
+    positions = jax.ShapeDtypeStruct((BATCH * SIZE,), jnp.int32, sharding=chip)
+    traced = jax.jit(lambda image, positions: image[positions]).trace(image, positions)
+    assert gathered(traced.lower(lowering_platforms=("tpu",)).compile().as_text()) == [BATCH * SIZE]
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize(
+    ("policy", "most"),
+    [
+        ("rand-m9-mstd0.5-inc1", 240),
+        ("trivialaugment_wide", 260),
+        ("augmix", 830),
+    ],
+)
+def test_policies_move_bytes_not_pixels(chip: jax.sharding.Sharding, policy: str, most: float):
+    """At most `most` bytes for each of an image; by gathers of single pixels, it was 50,000 for RandAugment."""
+    transform = augment.create_policy(policy)
+    step = jax.ShapeDtypeStruct((), jnp.int32, sharding=chip)
+    images = jax.ShapeDtypeStruct((BATCH, SIZE, SIZE, 3), jnp.uint8, sharding=chip)
+    traced = jax.jit(lambda step, images: jax.vmap(transform)(augment.example_keys(0, step, BATCH), images)).trace(
+        step, images
+    )
+    compiled = traced.lower(lowering_platforms=("tpu",)).compile()
+    assert max(gathered(compiled.as_text()), default=0) < BATCH * SIZE  # the tables of what is drawn are small
+    of_image = compiled.cost_analysis()["bytes accessed"] / (BATCH * SIZE * SIZE * 3)
+    assert of_image < most, of_image
+
+
+@pytest.mark.parametrize(("name", "policy", "most"), [("small_vit", "rand-m9", 1), ("small_resnet", "", 1)])
+def test_steps_move_bytes_not_pixels(name: str, policy: str, most: float, monkeypatch: pytest.MonkeyPatch):
+    """A transformer with a policy, Mixup and CutMix, and a network with batch norm."""
+    config = loading.load(str(REPOSITORY / "tests" / f"{name}.py"))
+    config.data.update(
+        {
+            "source": "synthetic",
+            "image_size": SIZE,
+            "eval_resize": SIZE,
+            "channels": 3,
+            "mean": (0.5,) * 3,
+            "std": (0.5,) * 3,
+        }
+    )
+    config.update({"batch_size": BATCH, "dtype": "bfloat16"})
+    config.augment.update({"policy": policy, "flip": 0.5, "mixup": 0.2, "cutmix": 1.0})
+    programs = []
+    compile_step = compilation.compile_step
+    monkeypatch.setattr(
+        compilation, "compile_step", lambda traced: programs.append(compile_step(traced)) or programs[-1]
+    )
+    _, found = dry_run.describe(config, "v5e:1x1")
+    assert max(gathered(programs[0].as_text()), default=0) < BATCH * SIZE
+    of_image = found.bytes_accessed / (BATCH * SIZE * SIZE * 3)
+    assert of_image < most, of_image
