@@ -1,6 +1,7 @@
 """Errors that end a run with one message: what was wrong, with the value, and what to do; and exit statuses."""
 
 import difflib
+import pathlib
 import re
 from collections.abc import Iterable
 
@@ -61,6 +62,18 @@ def suggest(value: str, choices: Iterable[str], listed_by: str | None = None) ->
     if near := difflib.get_close_matches(value, choices, n=3, cutoff=0.5):
         return f"did you mean {' or '.join(near)}?"
     return f"there are: {', '.join(choices)}." if listed_by is None else f"{listed_by} lists them all."
+
+
+def check_output(what: str, path: pathlib.Path) -> None:
+    """Checks that a file can be written at `path`, which `what` names for the user, before the work that fills it.
+
+    Raises:
+        ConfigError: if it is a folder, or its folder does not exist.
+    """
+    if path.is_dir():
+        raise ConfigError(f"{what} is {path}, which is a folder: give a file.")
+    if not path.absolute().parent.is_dir():
+        raise ConfigError(f"{what} is {path}, but there is no folder {path.parent}.")
 
 
 def check_no_url(what: str, value: str) -> None:

@@ -29,6 +29,7 @@ from vision_jax.errors import (
     Preempted,
     VisionJaxError,
     check_no_url,
+    check_output,
 )
 from vision_jax.runtime.preemption import Preemption
 from vision_jax.runtime.streams import open_closed_streams
@@ -154,10 +155,6 @@ def _dry_run(config: ConfigDict) -> int:
 
     from vision_jax import dry_run
 
-    if _JSON.value is not None and (
-        os.path.isdir(_JSON.value) or not os.path.isdir(os.path.dirname(_JSON.value) or ".")
-    ):
-        raise ConfigError(f"--json is {_JSON.value!r}: give a file, in a folder that exists.")
     if _TOPOLOGY.value is None:  # JAX cannot read what it has kept of programs for devices that are not here
         _enable_compilation_cache(config.compilation_cache)
     text, cost = dry_run.describe(config, _TOPOLOGY.value)
@@ -220,7 +217,11 @@ def _check_start(config: ConfigDict | None) -> None:
     for flag, value in (("--topology", _TOPOLOGY.value), ("--json", _JSON.value)):
         if value is not None and _MODE.value != "dry_run":
             raise ConfigError(f"{flag} is {value!r}, which is for --mode=dry_run alone.")
-    check_no_url("--json", _JSON.value or "")
+    if _JSON.value is not None:
+        check_no_url("--json", _JSON.value)
+        check_output("--json", pathlib.Path(_JSON.value))
+    if _STEP.value is not None and _MODE.value != "eval":
+        raise ConfigError(f"--step is {_STEP.value!r}, which is for --mode=eval alone.")
     if config is None:
         if _MODE.value != "eval":
             raise ConfigError("--config is missing: pass a file, such as --config=configs/quickstart.py.")

@@ -126,6 +126,8 @@ def check_input(config: ConfigDict, num_devices: int | None = None) -> Checked:
         config: of the run.
         num_devices: that it would run on; None: on all that there are.
     """
+    if not isinstance(config, ConfigDict):
+        raise ConfigError(f"The configuration is a {type(config).__name__}: make one by vision_jax.config.from_dict.")
     config = config_lib.resolve(config)
     config_lib.validate(config, jax.device_count() if num_devices is None else num_devices)
     train_source, val_source = build.create_source(config, train=True), build.create_source(config, train=False)

@@ -144,8 +144,9 @@ def variable_shapes(config: ConfigDict, model: nn.Module, size: int | None = Non
         if empty := [path for path, x in jax.tree_util.tree_leaves_with_path(shapes) if not x.size]:
             raise ValueError(f"nothing is left of them at {jax.tree_util.keystr(empty[0])}")
     except (ValueError, TypeError, ZeroDivisionError) as error:  # a dimension became zero, or does not divide
+        reason = "nothing is left of them" if isinstance(error, ZeroDivisionError) else error
         raise ConfigError(
-            f"{config.model.name} cannot take images of (height, width, channels) = {shape}: {error}"
+            f"{config.model.name} cannot take images of (height, width, channels) = {shape}: {reason}"
         ) from error
     return {"params": shapes["params"], "batch_stats": shapes.get("batch_stats", {})}
 

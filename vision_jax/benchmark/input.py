@@ -22,7 +22,7 @@ from vision_jax.benchmark import budget, photos
 from vision_jax.benchmark.loaders import LOADERS, Job
 from vision_jax.benchmark.rounds import LoaderFailed, Measurement, Worker
 from vision_jax.data.views import View, parse_views
-from vision_jax.errors import ConfigError, DataError, VisionJaxError, check_no_url, suggest
+from vision_jax.errors import ConfigError, DataError, VisionJaxError, check_no_url, check_output, suggest
 from vision_jax.runtime.writers import write_atomically
 
 OURS = "vision_jax"
@@ -133,8 +133,8 @@ def run(arguments: argparse.Namespace) -> None:
     threads = arguments.threads or len(usable)
     if threads > len(usable):
         raise ConfigError(f"--threads is {threads}, but this process may use only {len(usable)} cores.")
-    if arguments.json and not arguments.json.parent.is_dir():
-        raise ConfigError(f"--json is {arguments.json}, but there is no folder {arguments.json.parent}.")
+    if arguments.json:
+        check_output("--json", arguments.json)
     views: tuple[View, ...] = (View(size=arguments.image_size),)
     if arguments.views is not None:
         try:
@@ -168,10 +168,7 @@ def run(arguments: argparse.Namespace) -> None:
             shutil.rmtree(dataset.directory)
     if arguments.json:
         report = {"environment": environment, "flags": vars(arguments), "encodings": runs}
-        try:
-            write_atomically(arguments.json, json.dumps(report, indent=2, default=os.fspath) + "\n")
-        except OSError as error:
-            raise DataError(f"Cannot write {arguments.json}: {error}. Give another --json.") from error
+        write_atomically(arguments.json, json.dumps(report, indent=2, default=os.fspath) + "\n")
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ import PIL.Image
 import PIL.ImageDraw
 import PIL.ImageFont
 
-from vision_jax.errors import ConfigError, DataError, VisionJaxError, check_no_url
+from vision_jax.errors import ConfigError, DataError, VisionJaxError, check_no_url, check_output
 
 if TYPE_CHECKING:
     import jax
@@ -199,6 +199,7 @@ def write_preview(
     """
     if output.suffix.lower() not in PIL.Image.registered_extensions():
         raise ConfigError(f"The output is {str(output)!r}: give a file whose ending is a format, such as preview.png.")
+    check_output("--output", output)
     sheet = contact_sheet(make_rows(*load_images(image, size), policy), size)
     try:
         sheet.save(output)

@@ -51,6 +51,8 @@ def read(directory: pathlib.Path) -> dict[str, Any]:
         DataError: if there is none, or it is damaged.
     """
     path = directory / FILE_NAME
+    if not directory.is_dir():
+        raise DataError(f"There is no folder {directory}.")
     if not path.exists():
         reason = (
             "it is not finished: run the command that made it again"
