@@ -102,6 +102,18 @@ def test_augmix_draws_levels_up_to_its_severity(monkeypatch: pytest.MonkeyPatch)
     assert abs(levels.mean() - 2.55) < 0.15
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["rand-m9-mstd3", "rand-m30-mmax30", "original-mstd5", "autoaugment_cifar10", "trivialaugment_wide", "augmix-m10"],
+)
+def test_no_rotation_is_larger_than_a_policy_says(text: str, monkeypatch: pytest.MonkeyPatch):
+    """For `warp` relies on it."""
+    policy = the_policy(text, monkeypatch)
+    operations, arguments = draw(policy)
+    largest = np.abs(arguments[operations == "rotate"]).max()
+    assert 0 < largest <= policy.most_degrees * (1 + 1e-6)
+
+
 def test_drawn_operations_are_applied_in_their_order():
     policy = Policy(tables.TIMM, tables.AUTO_AUGMENT["v0"], repeats=2)
     keys = augment.example_keys(0, jnp.asarray(5), 24)

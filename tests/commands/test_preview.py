@@ -47,7 +47,10 @@ def test_the_sheet_shows_every_operation_and_field():
         (["--image=https://host/image.png"], "error: --image is 'https://host/image.png': URLs are not supported here"),
         (["--output=gs://bucket/preview.png"], "error: --output is 'gs://bucket/preview.png': URLs are not supported"),
         (["--output=preview.xyz"], "error: The output is 'preview.xyz'"),
-        (["--policy=3a", "--output=/nowhere/preview.png"], "error: --output is /nowhere/preview.png, but there is no folder /nowhere."),
+        (
+            ["--policy=3a", "--output=/nowhere/preview.png"],
+            "error: --output is /nowhere/preview.png, but there is no folder /nowhere.",
+        ),
     ],
 )
 def test_what_cannot_work_is_said_in_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture):
