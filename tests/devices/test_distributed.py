@@ -87,6 +87,7 @@ def test_flags_come_first():
     ("environment", "flags", "message"),
     [
         ({}, (None, 2, None), "need all of --coordinator_address, --num_processes and --process_id; these are None, 2"),
+        ({}, ("a:1", 0, 0), "--num_processes is 0: there is at least one"),
         ({}, ("a:1", 2, 2), "--process_id is 2 with --num_processes=2"),
         ({}, ("a", 2, 1), "--coordinator_address is 'a': give HOST:PORT"),
         (SLURM | {"CUDA_VISIBLE_DEVICES": "0,1,2"}, (), "2 processes of this node see 3 GPUs"),

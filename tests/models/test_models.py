@@ -317,6 +317,14 @@ def test_listing_and_unknown_names():
         vision_jax.create_model("resnet5o")
     with pytest.raises(ConfigError, match="no option 'num_class': did you mean num_classes"):
         vision_jax.create_model("resnet50", num_class=10)
+    for options, message in (
+        ({"num_classes": -1}, "num_classes is -1: give a whole number, or 0"),
+        ({"num_classes": "10"}, "num_classes is '10'"),
+        ({"drop_path_rate": 2.0}, "drop_path_rate is 2.0: it is a probability"),
+        ({"dtype": "foo"}, "dtype is 'foo': give float32, bfloat16 or float16"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            vision_jax.create_model("resnet50", **options)
     with pytest.raises(ConfigError, match="no residual branches"):
         vision_jax.create_model("lenet5", drop_path_rate=0.1)
 

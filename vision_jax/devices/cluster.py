@@ -83,6 +83,8 @@ def _check(spec: ClusterSpec, names: tuple[str, str, str]) -> ClusterSpec:
         )
     if not re.fullmatch(r".+:\d+", str(given[0])):
         raise DistributedError(f"{names[0]} is {given[0]!r}: give HOST:PORT.")
+    if (given[1] or 0) < 1:
+        raise DistributedError(f"{names[1]} is {given[1]}: there is at least one.")
     if not 0 <= (given[2] or 0) < (given[1] or 0):
         raise DistributedError(f"{names[2]} is {given[2]} with {names[1]}={given[1]}: it counts from 0.")
     return spec

@@ -2,6 +2,7 @@
 
 import dataclasses
 import fnmatch
+import numbers
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -162,7 +163,17 @@ def create_model(name: str, *, dtype: Any = jnp.float32, **options: Any) -> nn.M
     fields = option_names(name)
     if unknown := sorted(options.keys() - set(fields)):
         raise ConfigError(f"{name} has no option {unknown[0]!r}: {suggest(unknown[0], fields)}")
-    model = known.create(dtype=jnp.dtype(dtype), **options)
+    classes = options.get("num_classes", 0)
+    if isinstance(classes, bool) or not isinstance(classes, numbers.Integral) or classes < 0:
+        raise ConfigError(f"num_classes is {classes!r}: give a whole number, or 0 for no classifier.")
+    for key, rate in options.items():
+        if key.endswith("_rate") and not 0 <= rate <= 1:
+            raise ConfigError(f"{key} is {rate!r}: it is a probability, between 0 and 1.")
+    try:
+        dtype = jnp.dtype(dtype)
+    except TypeError as error:
+        raise ConfigError(f"dtype is {dtype!r}: give float32, bfloat16 or float16.") from error
+    model = known.create(dtype=dtype, **options)
     if options.get("drop_path_rate") and not getattr(model, "residual", True):
         raise ConfigError(f"{name} has no residual branches to drop: leave drop_path_rate at 0.")
     return model

@@ -60,7 +60,9 @@ class Classification(Objective):
 
     def mix(self, key: jax.Array, views: Views) -> Views:
         augmentation = self.setup.augmentation
-        images = augmentation.col_out(key, views["image"])
+        # As the model computes: partners may come from other devices, and what is mixed is written and read again.
+        images = views["image"].astype(self.setup.model.dtype)
+        images = augmentation.col_out(key, images)
         images, targets = augmentation.mix(key, images, views["target"])
         return {**views, "image": images, "target": targets}
 

@@ -102,11 +102,13 @@ def _rsqrt(*, start: int, total: int, end: float, timescale: float = 10_000) -> 
     return lambda t: jnp.maximum(end, jax.lax.rsqrt(1 + jnp.maximum(t - start, 0) / timescale))
 
 
-def _piecewise(*, start: int, total: int, end: float, points: Sequence[tuple[float, float]]) -> Share:
+def _piecewise(*, start: int, total: int, end: float, points: Sequence[tuple[float, float]] = ()) -> Share:
     """on straight lines through `points`, pairs of a step and a share of the peak; level outside of them"""
     steps, shares = np.asarray(points, np.float32).reshape(-1, 2).T
     if not len(steps) or (np.diff(steps) <= 0).any():
-        raise ConfigError(f"The steps of the points {list(points)} must rise, and there must be one.")
+        raise ConfigError(
+            f"The schedule 'piecewise' has the points {list(points)}: their steps must rise, and there must be one."
+        )
     return lambda t: jnp.interp(t, jnp.asarray(steps), jnp.asarray(shares))
 
 
