@@ -214,14 +214,13 @@ def _evaluate(config: ConfigDict | None, workdir: pathlib.Path, preemption: Pree
 
 def _check_start(config: ConfigDict | None) -> None:
     """Checks what can be checked before JAX is started, which takes seconds and, on a TPU, keeps others from it."""
-    for flag, value in (("--topology", _TOPOLOGY.value), ("--json", _JSON.value)):
-        if value is not None and _MODE.value != "dry_run":
-            raise ConfigError(f"{flag} is {value!r}, which is for --mode=dry_run alone.")
+    only = {"--topology": (_TOPOLOGY, "dry_run"), "--json": (_JSON, "dry_run"), "--step": (_STEP, "eval")}
+    for name, (flag, mode) in only.items():
+        if flag.value is not None and _MODE.value != mode:
+            raise ConfigError(f"{name} is {flag.value!r}, which is for --mode={mode} alone.")
     if _JSON.value is not None:
         check_no_url("--json", _JSON.value)
         check_output("--json", pathlib.Path(_JSON.value))
-    if _STEP.value is not None and _MODE.value != "eval":
-        raise ConfigError(f"--step is {_STEP.value!r}, which is for --mode=eval alone.")
     if config is None:
         if _MODE.value != "eval":
             raise ConfigError("--config is missing: pass a file, such as --config=configs/quickstart.py.")

@@ -162,7 +162,7 @@ def _recolored(words: jax.Array, channels: int, operation: jax.Array, argument: 
     # What follows waits for these, here and below: compilers would keep twelve bytes of channels, to share them between
     # the steps, in place of four of words.
     words, smoothed, tables = lax.optimization_barrier(
-        (words, smooth(words, channels), lookup_table(words, channels, operation, argument))
+        (words, smooth(words), lookup_table(words, channels, operation, argument))
     )
     planes = unpack(words, channels)
     grey = luminance(planes)
@@ -234,12 +234,11 @@ def blend(degenerate: jax.Array, image: jax.Array, factor: jax.Array) -> jax.Arr
     return jnp.clip(degenerate + factor * (image - degenerate), 0, 255).astype(jnp.uint8)
 
 
-def smooth(words: jax.Array, channels: int) -> jax.Array:
+def smooth(words: jax.Array) -> jax.Array:
     """Returns Pillow's `ImageFilter.SMOOTH`: a mean over 3x3 pixels where the center counts five times.
 
     Args:
         words: (height, width) uint32 of `warp.pack`. The outermost pixels stay as they are.
-        channels: in each word.
     """
     height, width = words.shape
     padded = jnp.pad(words, 1)

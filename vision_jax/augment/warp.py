@@ -83,7 +83,7 @@ def warp(
     shears = _shears(motion, motion.degrees - 90 * quarters, turns, height, width)
     if most_degrees > 45:
         words = _turned(words, turns)
-    nearby = _apply(shears, words, height, width)
+    nearby = _apply(shears, words)
     if interpolation == "nearest":
         reach = (-_ROOM, _ROOM)
         found = _pixels(nearby, shears, jnp.floor(source_x), jnp.floor(source_y), reach, reach)
@@ -206,13 +206,14 @@ def _shears(motion: Motion, degrees: jax.Array, turns: jax.Array, height: int, w
     )
 
 
-def _apply(shears: _Shears, words: jax.Array, height: int, width: int) -> jax.Array:
+def _apply(shears: _Shears, words: jax.Array) -> jax.Array:
     """Returns the image after the shears, with `_ROOM` more pixels on each side.
 
     Lines are shifted cyclically. Where x1 is further from the center than half of the mean of both widths / cos(22.5
     degrees)**2, either its source or its target is outside of the image: with room for what is nearer, and for the
     roundings, no pixel that counts meets another one.
     """
+    height, width = shears.height, shears.width
     half = math.ceil((width + words.shape[1]) / 4 / math.cos(math.pi / 8) ** 2) + _ROOM + 1
     margin = max(0, half - width // 2)
     columns = max(words.shape[1], width + margin)
