@@ -140,8 +140,7 @@ def test_a_run_does_not_go_on_with_other_classes(command: Command, tmp_path: pat
     command(*arguments, "--config.total_steps=2", "--allow_config_change")
 
 
-def test_the_commands_end_as_others_do(tmp_path: pathlib.Path):
-    """Where the reader of their output ends first, and after Ctrl-C."""
+def test_a_command_whose_reader_has_read_enough():
     script = f"{sys.executable} -m vision_jax models | head -1; echo ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, cwd=REPOSITORY, check=True)
     assert done.stderr == ""

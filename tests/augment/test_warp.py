@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from test_ops import QUICK
 
 from vision_jax.augment import warp
 from vision_jax.augment.warp import Motion
 
-QUICK = {"xla_backend_optimization_level": 0}
 COUNT = 60
 
 

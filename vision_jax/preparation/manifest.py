@@ -64,8 +64,7 @@ def read(directory: pathlib.Path) -> dict[str, Any]:
         manifest = json.loads(path.read_text())
         if not isinstance(manifest["options"]["name"], str) or not isinstance(manifest["num_classes"], int):
             raise TypeError("it is no manifest")
-        shards = [shard for split in manifest["splits"].values() for shard in split["shards"]]
-        for entry in (*manifest["metadata"], *shards):
+        for entry in _entries(manifest):
             if not isinstance(entry["bytes"], int) or pathlib.PurePath(entry["file"]).name != entry["file"]:
                 raise TypeError(f"it has an entry {entry}")
         for split in manifest["splits"].values():
@@ -78,10 +77,15 @@ def read(directory: pathlib.Path) -> dict[str, Any]:
     return manifest
 
 
+def _entries(manifest: dict[str, Any]) -> list[dict[str, Any]]:
+    """Returns what a manifest says of each file: metadata, then shards."""
+    shards = [shard for split in manifest["splits"].values() for shard in split["shards"]]
+    return [*manifest["metadata"], *shards]
+
+
 def lacking_files(directory: pathlib.Path, manifest: dict[str, Any]) -> list[str]:
     """Returns which files of a prepared data set are missing or of another size, without reading them."""
-    shards = [shard for split in manifest["splits"].values() for shard in split["shards"]]
-    return [problem for entry in (*manifest["metadata"], *shards) if (problem := _size_problem(directory, entry))]
+    return [problem for entry in _entries(manifest) if (problem := _size_problem(directory, entry))]
 
 
 def problems(directory: pathlib.Path, manifest: dict[str, Any], progress: Callable[[], None]) -> list[str]:
@@ -92,8 +96,7 @@ def problems(directory: pathlib.Path, manifest: dict[str, Any], progress: Callab
         manifest: of it.
         progress: called after each file, from this thread.
     """
-    shards = [shard for split in manifest["splits"].values() for shard in split["shards"]]
-    expected = [*manifest["metadata"], *shards]
+    expected = _entries(manifest)
     found: list[str] = []
     with concurrent.futures.ThreadPoolExecutor(_HASHING_THREADS) as pool:
         for problem in pool.map(lambda entry: _file_problem(directory, entry), expected):
