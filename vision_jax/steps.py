@@ -22,6 +22,9 @@ Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
 TrainStep = Callable[..., tuple[TrainState, Metrics]]
 
+# Scopes of the operations in compiled programs, by which profiles and `devices/cost.py` tell the parts of a step apart.
+AUGMENTATION, OPTIMIZER = "augmentation", "optimizer"
+
 # Set the keys of the loss (dropout) and of the targets apart from those of mixing, which are made of the same key.
 _LOSS, _TARGETS = 2**32 - 2, 2**32 - 4
 
@@ -116,7 +119,8 @@ def make_train_step(
 
         def whole() -> Any:
             """Returns views and targets of all micro-batches, or of the batch if there is but one."""
-            views = objective.mix(key, objective.views(keys, rows))
+            with jax.named_scope(AUGMENTATION):
+                views = objective.mix(key, objective.views(keys, rows))
             if accumulate == 1:
                 return views, targets_of(views, 0)
             parts = _split_rows(views, accumulate)
@@ -128,7 +132,8 @@ def make_train_step(
             """Returns views and targets of a micro-batch."""
             if not lazy:
                 return part
-            views = objective.views(*part)
+            with jax.named_scope(AUGMENTATION):
+                views = objective.views(*part)
             return views, targets_of(views, number)
 
         def part_loss(trained: Any, stats: Any, views: Views, targets: Any, number: jax.Array | int) -> Any:
@@ -166,11 +171,12 @@ def make_train_step(
             grads, (sums, stats, rows_) = optim.sam_gradients(gradients, trained, sam.rho, apply=due)
         value = sums.loss / sums.weight
         metrics = {"loss": value, **{name: total / weight for name, (total, weight) in sums.metrics.items()}}
-        metrics["grad_norm"] = optax.tree.norm(grads)
 
-        updates, opt_state = optimizer.update(grads, state.opt_state, trained, loss=value, obj_fn=first_loss)
-        params = optim.merge(optax.apply_updates(trained, updates), rest)
-        after = _after(objective, state, params, stats, opt_state, sums.sums, rows_)
+        with jax.named_scope(OPTIMIZER):
+            metrics["grad_norm"] = optax.tree.norm(grads)
+            updates, opt_state = optimizer.update(grads, state.opt_state, trained, loss=value, obj_fn=first_loss)
+            params = optim.merge(optax.apply_updates(trained, updates), rest)
+            after = _after(objective, state, params, stats, opt_state, sums.sums, rows_)
         updates_done = state.step
         if isinstance(opt_state, optim.GuardState):
             updates_done -= state.opt_state.skipped  # which a schedule does not count
