@@ -1,5 +1,7 @@
+import functools
 import math
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 
 from vision_jax import config as config_lib
 from vision_jax.devices import sharding
-from vision_jax.models.layers import BatchNorm, dot_after_gelu, gelu
+from vision_jax.models.layers import BatchNorm, dot_after_gelu, gelu, max_pool
 from vision_jax.models.transformer import attention
 
 
@@ -93,6 +95,36 @@ def test_groups_must_divide_the_batch(case):
     x, variables = case
     with pytest.raises(ValueError, match="8 examples cannot be normalized in groups of 3"):
         BatchNorm(group_size=3).apply(variables, x, train=True, mutable=["batch_stats"])
+
+
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize(("group_size", "dtype"), [(0, "float32"), (2, "float32"), (0, "bfloat16")])
+def test_pooling_before_the_norm_is_pooling_after_it(case, group_size: int, dtype: str, train: bool):
+    """To the bit, where scales are negative or 0 too; and the gradients, where no two values become the same one."""
+    x, variables = case
+    x = jnp.asarray(x, dtype)
+    variables["params"]["scale"] = jnp.array([-1.5, 0.5, 0.0, -0.25])
+    norm = BatchNorm(group_size=group_size, dtype=dtype)
+    pool = functools.partial(max_pool, size=3, stride=2, padding=1)
+    mutable = ["batch_stats"] if train else []
+
+    def after(variables, x):
+        y, updates = norm.apply(variables, x, train=train, mutable=mutable)
+        return pool(nn.relu(y)), (y, updates)
+
+    def before(variables, x):
+        (y, pooled), updates = norm.apply(variables, x, train=train, pool=pool, mutable=mutable)
+        return nn.relu(pooled), (y, updates)
+
+    jax.tree.map(np.testing.assert_array_equal, after(variables, x), before(variables, x))
+    if dtype == "float32":
+        variables["params"]["scale"] = jnp.array([-1.5, 0.5, 1.0, -0.25])
+        weights = jnp.asarray(np.random.RandomState(1).standard_normal((8, 2, 3, 4)))
+        expected, found = (
+            jax.jit(jax.grad(lambda variables, x, f=f: (f(variables, x)[0] * weights).sum(), (0, 1)))(variables, x)
+            for f in (after, before)
+        )
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), expected, found)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 2e-6), ("bfloat16", 2e-2)])

@@ -10,7 +10,7 @@ import pytest
 
 import vision_jax
 from vision_jax.errors import ConfigError
-from vision_jax.models.layers import max_pool, maybe_remat
+from vision_jax.models.layers import maybe_remat
 from vision_jax.models.resnet import BasicBlock, BlurConv, ResNet, blur
 
 KEY = jax.random.key(0)
@@ -76,12 +76,6 @@ def test_where_a_resnet_blurs(monkeypatch: pytest.MonkeyPatch):
     assert len(seen) == 6
     with pytest.raises(ConfigError, match=r"blur_pool is 'pool': did you mean conv\+pool"):
         vision_jax.create_model("resnet18", blur_pool="pool")
-
-
-def test_blurred_max_pooling_keeps_what_is_computed_at_each_position():
-    model = ResNet(block=BasicBlock, depths=(1, 1, 1, 1), blur_pool="conv+pool")
-    x = np.random.RandomState(0).standard_normal((1, 12, 12, 4)).astype(np.float32)
-    np.testing.assert_allclose(model._pool(x), blur(max_pool(x, 3, 1, padding=1))[:, ::2, ::2], atol=1e-6)
 
 
 SMALL_TRANSFORMER = {"embed_dim": 16, "depth": 2, "img_size": 32}

@@ -19,6 +19,7 @@ from vision_jax.models.layers import (
     global_mean,
     max_pool,
     maybe_remat,
+    norm_relu_pool,
 )
 
 # He et al. 2015, with the fan of the input.
@@ -82,8 +83,9 @@ class Body(nn.Module):
     def __call__(self, x: jax.Array, train: bool) -> dict[int, jax.Array]:
         """Returns the last map of each stride."""
         x = self.conv(2 * self.growth, 7, 2, name="conv0")(x)
-        maps = {2: capture(self, nn.relu(self.norm(name="norm0")(x, train=train)), "norm0")}
-        x = max_pool(maps[2], 3, 2, padding=1)
+        pool = functools.partial(max_pool, size=3, stride=2, padding=1)
+        stem, x = norm_relu_pool(self, self.norm(name="norm0"), x, pool, "norm0", train=train)
+        maps = {2: stem}
         for i, depth in enumerate(self.depths, start=1):
             block = DenseBlock(self.layer, depth, self.growth, self.conv, self.norm, name=f"denseblock{i}")
             x = maps[2 ** (i + 1)] = capture(self, block(x, train), f"denseblock{i}")

@@ -45,6 +45,33 @@ def capture(module: nn.Module, x: jax.Array, name: str = "", *, collection: str 
     return x
 
 
+def norm_relu_pool(
+    module: nn.Module,
+    norm: "BatchNorm",
+    x: jax.Array,
+    pool: Callable[[jax.Array], jax.Array],
+    name: str,
+    *,
+    train: bool,
+) -> tuple[jax.Array, jax.Array]:
+    """Normalizes a map, cuts off what is negative, names that with `capture`, and pools it: see `BatchNorm`.
+
+    Args:
+        module, name: as for `capture`.
+        norm: of the map.
+        x: the map, (batch, ..., channels).
+        pool: max pooling.
+        train: as for `BatchNorm`.
+
+    Returns:
+        the map before and after pooling; both with the perturbation, if there is one.
+    """
+    normalized, pooled = norm(x, train=train, pool=pool)
+    whole = nn.relu(normalized)
+    captured = capture(module, whole, name)
+    return captured, nn.relu(pooled) if captured is whole else pool(captured)
+
+
 def capture_beside(module: nn.Module, x: Callable[[], jax.Array], name: str) -> None:
     """Captures the result of a function, which the logits do not depend on. It is only called on request.
 
@@ -379,33 +406,64 @@ class BatchNorm(nn.Module):
     scale_init: nn.initializers.Initializer = nn.initializers.ones
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """Normalizes x, (batch, ..., channels)."""
+    def __call__(self, x: jax.Array, *, train: bool, pool: Callable[[jax.Array], jax.Array] | None = None) -> Any:
+        """Normalizes x, (batch, ..., channels).
+
+        Max pooling behind the norm is best given as `pool`: normalization keeps the order of a channel's values, or
+        reverses it where the scale is negative, so the largest normalized value is the normalized largest one. Then the
+        normalized map, often the largest of a model, is neither written for the pooling nor kept for its backward pass.
+        The results are the same to the bit. Of values that rounding or a scale of 0 makes equal, the largest has the
+        gradient, not the first.
+
+        Args:
+            x: the map.
+            train: normalize by batch statistics, and update the running ones.
+            pool: max pooling of a map; None: there is none.
+
+        Returns:
+            the normalized map; with `pool`, that and what `pool` would make of it: a compiled program computes what is
+            used of them.
+
+        Raises:
+            ValueError: if the batch cannot be divided into groups.
+        """
         channels = x.shape[-1]
         scale = self.param("scale", self.scale_init, (channels,), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,), jnp.float32)
         running_var = self.variable("batch_stats", "var", jnp.ones, (channels,), jnp.float32)
 
-        if not train:
-            return self._apply(x, running_mean.value, running_var.value, scale, bias)
+        def turn(values: jax.Array) -> jax.Array:
+            """Reverses the order of the channels whose scale is negative, if there is pooling."""
+            return values if pool is None else values * jnp.where(scale < 0, -1, 1).astype(values.dtype)
 
-        group_size = min(self.group_size or x.shape[0], x.shape[0])
+        x = turn(x)
+        group_size = min((train and self.group_size) or x.shape[0], x.shape[0])
         if x.shape[0] % group_size:
             raise ValueError(f"A batch of {x.shape[0]} examples cannot be normalized in groups of {group_size}.")
-        grouped = x.reshape(-1, group_size, *x.shape[1:]).astype(jnp.float32)
-        axes = tuple(range(1, grouped.ndim - 1))
-        mean = grouped.mean(axes, keepdims=True)
-        # One pass over x gives both moments. In float32 the variance has a relative error of about
-        # 1e-7 * (mean / deviation)^2, which matters for ratios above some hundreds; it can even be slightly negative.
-        var = jnp.maximum(0.0, jnp.square(grouped).mean(axes, keepdims=True) - jnp.square(mean))
-        if not self.is_initializing():
-            count = grouped.size // (grouped.shape[0] * channels)
-            keep, take = self.momentum, 1 - self.momentum
-            unbiased = var * (count / max(1, count - 1))
-            running_mean.value = keep * running_mean.value + take * mean.reshape(-1, channels).mean(0)
-            running_var.value = keep * running_var.value + take * unbiased.reshape(-1, channels).mean(0)
-        return self._apply(grouped, mean, var, scale, bias).reshape(x.shape)
 
-    def _apply(self, x: jax.Array, mean: jax.Array, var: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
-        return ((x - mean) * (jax.lax.rsqrt(var + self.epsilon) * scale) + bias).astype(self.dtype)
+        def groups(values: jax.Array) -> jax.Array:
+            return values.reshape(-1, group_size, *values.shape[1:]).astype(jnp.float32)
+
+        if train:
+            grouped = groups(x)
+            axes = tuple(range(1, grouped.ndim - 1))
+            mean = grouped.mean(axes, keepdims=True)
+            # One pass over x gives both moments. In float32 the variance has a relative error of about
+            # 1e-7 * (mean / deviation)^2, which matters for ratios above some hundreds; it can even be slightly
+            # negative.
+            var = jnp.maximum(0.0, jnp.square(grouped).mean(axes, keepdims=True) - jnp.square(mean))
+            if not self.is_initializing():
+                count = grouped.size // (grouped.shape[0] * channels)
+                keep, take = self.momentum, 1 - self.momentum
+                unbiased = var * (count / max(1, count - 1))
+                running_mean.value = keep * running_mean.value + take * turn(mean).reshape(-1, channels).mean(0)
+                running_var.value = keep * running_var.value + take * unbiased.reshape(-1, channels).mean(0)
+        else:
+            mean, var = turn(running_mean.value), running_var.value
+        factor = jax.lax.rsqrt(var + self.epsilon) * turn(scale)
+
+        def normalize(values: jax.Array) -> jax.Array:
+            return ((groups(values) - mean) * factor + bias).astype(self.dtype).reshape(values.shape)
+
+        return normalize(x) if pool is None else (normalize(x), normalize(pool(x)))

@@ -30,6 +30,7 @@ from vision_jax.models.layers import (
     global_mean,
     max_pool,
     maybe_remat,
+    norm_relu_pool,
 )
 
 BLUR_POOL = ("conv", "conv+pool")
@@ -303,20 +304,22 @@ class ResNet(ImageModel, kw_only=True):
     def feature_maps(self, images: jax.Array, *, train: bool) -> dict[int, jax.Array]:
         x = self.prepare(images)
         x = self.conv1(x, train) if self.deep_stem and not self.small_stem else self.conv1(x)
-        x = capture(self, nn.relu(self.bn1(x, train=train)), "stem")
+        if self.small_stem or self.strided_stem:
+            stem = x = capture(self, nn.relu(self.bn1(x, train=train)), "stem")
+            if not self.small_stem:
+                x = self.maxpool(x, train)
+        else:
+            pool = functools.partial(max_pool, size=3, stride=1 if self.blur_pool == "conv+pool" else 2, padding=1)
+            stem, x = norm_relu_pool(self, self.bn1, x, pool, "stem", train=train)
+            if self.blur_pool == "conv+pool":
+                x = blur(x, 2)
         stride = 1 if self.small_stem else 2
-        maps = {stride: x}
-        if not self.small_stem:
-            x, stride = self.maxpool(x, train) if self.strided_stem else self._pool(x), 4
+        maps = {stride: stem}
+        stride = 1 if self.small_stem else 4
         for i in range(4):
             x = capture(self, getattr(self, f"layer{i + 1}")(x, train), f"layer{i + 1}")
             maps[stride * 2**i] = x
         return maps
-
-    def _pool(self, x: jax.Array) -> jax.Array:
-        if self.blur_pool == "conv+pool":
-            return blur(max_pool(x, 3, 1, padding=1), 2)
-        return max_pool(x, 3, 2, padding=1)
 
     def features(self, images: jax.Array, *, train: bool) -> jax.Array:
         maps = self.feature_maps(images, train=train)

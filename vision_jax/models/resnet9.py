@@ -24,15 +24,21 @@ from vision_jax.models.wideresnet import CIFAR
 
 
 class ConvNorm(nn.Module):
-    """A 3x3 convolution, a norm and an activation."""
+    """A 3x3 convolution, a norm and an activation; with `pooled`, max pooling that halves the resolution."""
 
     width: int
     conv: Any
     norm: Any
+    pooled: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        return nn.relu(self.norm(name="bn")(self.conv(self.width, 3, name="conv")(x), train=train))
+        x = self.conv(self.width, 3, name="conv")(x)
+        norm = self.norm(name="bn")
+        if self.pooled:
+            _, pooled = norm(x, train=train, pool=functools.partial(max_pool, size=2, stride=2))
+            return nn.relu(pooled)
+        return nn.relu(norm(x, train=train))
 
 
 class Layer(nn.Module):
@@ -52,7 +58,7 @@ class Layer(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        x = max_pool(self.layer(self.width, name="0")(x, train), 2, 2)
+        x = self.layer(self.width, pooled=True, name="0")(x, train)
         if not self.residual:
             return x
         y = self.layer(self.width, name="res2")(self.layer(self.width, name="res1")(x, train), train)

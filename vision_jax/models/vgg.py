@@ -20,6 +20,7 @@ from vision_jax.models.layers import (
     capture,
     global_mean,
     max_pool,
+    norm_relu_pool,
 )
 
 WIDTHS = (64, 128, 256, 512, 512)
@@ -44,16 +45,22 @@ class Convolutions(nn.Module):
     def __call__(self, x: jax.Array, train: bool) -> dict[int, jax.Array]:
         """Returns the map of each stage before pooling, and of the last one after it, by stride."""
         maps = {}
+        pool = functools.partial(max_pool, size=2, stride=2)
         number = 0  # torch's, which counts all layers
         for stage, depth in enumerate(self.depths):
-            for _ in range(depth):
+            for layer in range(1, depth + 1):
                 x = self.conv(WIDTHS[stage], 3, name=str(number))(x)
-                if self.norm is not None:
-                    x = self.norm(name=str(number + 1))(x, train=train)
+                pooled = None
+                if self.norm is None:
+                    x = capture(self, nn.relu(x), str(number + 1))
+                elif layer < depth:
+                    x = capture(self, nn.relu(self.norm(name=str(number + 1))(x, train=train)), str(number + 2))
+                else:
+                    norm = self.norm(name=str(number + 1))
+                    x, pooled = norm_relu_pool(self, norm, x, pool, str(number + 2), train=train)
                 number += 2 if self.norm is None else 3
-                x = capture(self, nn.relu(x), str(number - 1))
             maps[2**stage] = x
-            x = capture(self, max_pool(x, 2, 2), str(number))
+            x = capture(self, pool(x) if pooled is None else pooled, str(number))
             number += 1
         return {**maps, 32: x}
 
