@@ -174,6 +174,25 @@ def test_fsdp_divides_the_state_of_a_large_vit():
     assert compiled.memory_analysis().temp_size_in_bytes < total / 5
 
 
+@pytest.mark.parametrize("model", ["resnet", "vit"])
+def test_fsdp_gathers_weights_and_no_activations(model: str):
+    """What devices give each other has no axis that is as long as the batch: 56 examples, of which each has 7."""
+    config = mesh_cases.make_config(model, "fsdp")
+    config.batch_size = 56
+    config.mesh.update({"data": 1, "fsdp": 8})
+    mesh = sharding.make_mesh(config.mesh)
+    plan = config_lib.make_plan(config, 160)
+    program = build.make_program(config, plan, build.make_objective(config, 1000, plan), mesh)
+    batch = sharding.abstract_batch(mesh, 56, image_fields(8))
+    traced = compilation.trace_step(mesh, program.train_step, program.abstract_state, batch, {})
+    given = re.findall(
+        r"= (.*) (?:all-gather|all-to-all|all-reduce|collective-permute)(?:-start)?\(",
+        instructions(compilation.compile_step(traced)),
+    )
+    assert any("[32,96]" in shapes for shapes in given) or model != "vit"  # the weights of the attention
+    assert [shapes for shapes in given if re.search(r"\b56\b", shapes)] == []
+
+
 @pytest.fixture(scope="module")
 def by_one_process(tmp_path_factory: pytest.TempPathFactory):
     """Returns the cases on a data mesh of four devices of this process, their losses, and checkpoints of them."""

@@ -38,6 +38,7 @@ def capture(module: nn.Module, x: jax.Array, name: str = "", *, collection: str 
     Returns:
         x, plus its perturbation if the variables contain one; the rest of the model must use this.
     """
+    x = over_batch_axes(x)
     if module.has_variable(PERTURBATIONS, _key(name)):
         x = x + module.get_variable(PERTURBATIONS, _key(name)).astype(x.dtype)
     if is_captured(module, collection):
@@ -381,6 +382,19 @@ def over_tensor_axis(x: jax.Array, dimension: int) -> jax.Array:
     spec: list[Any] = [PartitionSpec.UNCONSTRAINED] * x.ndim
     spec[dimension] = "tensor"
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
+
+
+def over_batch_axes(x: jax.Array) -> jax.Array:
+    """Divides the examples, (batch, ...), over the axes of the current mesh that divide the batch, if one is `fsdp`.
+
+    Weights that are divided too are then gathered where they are used. Left to itself, the compiler sometimes divides
+    features as it finds the weights divided, and gathers the whole batch for the next layer.
+    """
+    shape = jax.sharding.get_abstract_mesh().shape
+    if shape.get("fsdp", 1) == 1 or x.shape[0] % (shape["data"] * shape["fsdp"]):
+        return x
+    spec = PartitionSpec(("data", "fsdp"), *[PartitionSpec.UNCONSTRAINED] * (x.ndim - 1))
+    return jax.lax.with_sharding_constraint(x, spec)
 
 
 class BatchNorm(nn.Module):
