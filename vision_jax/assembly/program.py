@@ -1,7 +1,9 @@
 """The pure functions of a run: schedule, optimizer, state and step; traced and compiled."""
 
+import concurrent.futures
 import dataclasses
 import functools
+import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -182,7 +184,8 @@ def trace_steps(
 def compile_steps(
     traced: Mapping[int, jax.stages.Traced], constants: Mapping[str, Any] | None = None
 ) -> Callable[[TrainState, steps.Batch], tuple[TrainState, steps.Metrics]]:
-    """Compiles what `trace_steps` has traced, and returns it as one function of state and batch."""
-    compiled = {size: compilation.compile_step(step) for size, step in traced.items()}
+    """Compiles what `trace_steps` has traced, all sizes at once, and returns it as one function of state and batch."""
+    with concurrent.futures.ThreadPoolExecutor(min(len(traced), os.cpu_count() or 1)) as pool:
+        compiled = dict(zip(traced, pool.map(compilation.compile_step, traced.values()), strict=True))
     constants = dict(constants or {})
     return lambda state, batch: compiled[batch["image"].shape[-2]](state, batch, constants)
