@@ -1,14 +1,17 @@
 import functools
 import math
+from types import SimpleNamespace
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax._src.cudnn import fused_attention_stablehlo
 
 from vision_jax import config as config_lib
-from vision_jax.devices import sharding
+from vision_jax.devices import flops, sharding
+from vision_jax.models import transformer
 from vision_jax.models.layers import BatchNorm, dot_after_gelu, gelu, max_pool
 from vision_jax.models.transformer import attention
 
@@ -180,3 +183,75 @@ def test_attention_and_its_derivative(bias_shape: tuple[int, ...] | None, dtype:
         assert actual.dtype == argument.dtype
         np.testing.assert_allclose(np.float32(actual), wanted, rtol=tolerance, atol=tolerance)
     np.testing.assert_allclose(ours[0], expected[0], rtol=tolerance, atol=10 * tolerance)
+
+
+def a_gpu(version: str = "PJRT C API\ncuda 12090", capability: str = "9.0", kind: str = "cpu") -> SimpleNamespace:
+    client = SimpleNamespace(platform_version=version)
+    return SimpleNamespace(platform="gpu", client=client, compute_capability=capability, device_kind=kind)
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "features", "biased", "chosen"),
+    [
+        (a_gpu(), "bfloat16", 64, False, True),
+        (a_gpu(), "float16", 128, False, True),
+        (a_gpu(), "float32", 64, False, False),
+        (a_gpu(), "bfloat16", 64, True, False),
+        (a_gpu(), "bfloat16", 20, False, False),
+        (a_gpu(), "bfloat16", 136, False, False),
+        (a_gpu(capability="7.5"), "bfloat16", 64, False, False),
+        (a_gpu("rocm 60000"), "bfloat16", 64, False, False),
+        (a_gpu(kind="NVIDIA H100 80GB HBM3"), "bfloat16", 64, False, False),  # and the mesh is of CPUs
+        (None, "bfloat16", 64, False, False),
+    ],
+)
+def test_which_attention_cudnn_computes(
+    device, dtype: str, features: int, biased: bool, chosen: bool, monkeypatch: pytest.MonkeyPatch
+):
+    """As lowered for CUDA, which needs no GPU. The operations that MFU counts stay the same."""
+    mesh = sharding.make_mesh(config_lib.default_config().mesh, jax.devices()[:1])
+    monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91000)
+    heads = jax.ShapeDtypeStruct((8, 14, 3, features), dtype)
+    bias = jax.ShapeDtypeStruct((1, 3, 14, 14), "float32") if biased else None
+
+    def traced(*arguments):
+        loss = jax.grad(lambda *arguments: attention(*arguments).astype(jnp.float32).sum(), (0, 1, 2))
+        with jax.set_mesh(mesh):
+            return jax.jit(lambda *arguments: loss(*arguments)).trace(*arguments)
+
+    of_fused = flops.count(traced(heads, heads, heads, bias).jaxpr)
+    if device is not None:
+        monkeypatch.setattr(jax, "local_devices", lambda: [device])
+    step = traced(heads, heads, heads, bias)
+    assert ("__cudnn$fmha" in step.lower(lowering_platforms=("cuda",)).as_text()) == chosen
+    assert flops.count(step.jaxpr) == of_fused == 6 * 2 * 8 * 3 * 14 * 14 * features
+
+
+def test_a_second_derivative_where_the_kernel_has_none(monkeypatch: pytest.MonkeyPatch):
+    @jax.custom_vjp
+    def kernel(*arguments):
+        return jax.nn.dot_product_attention(*arguments)
+
+    def backward(arguments, gradient):
+        def on_host(arguments, gradient):
+            return jax.vjp(jax.nn.dot_product_attention, *map(jnp.asarray, arguments))[1](jnp.asarray(gradient))
+
+        return jax.pure_callback(on_host, arguments, arguments, gradient)  # which cannot be differentiated
+
+    kernel.defvjp(lambda *arguments: (kernel(*arguments), arguments), backward)
+    monkeypatch.setattr(transformer, "_flash_kernel", kernel)
+    random = np.random.RandomState(0)
+    query, key, value, weights, *along = (
+        jnp.asarray(random.standard_normal((2, 7, 3, 8)), jnp.float32) for _ in range(7)
+    )
+
+    def curvature(function):
+        loss = lambda *arguments: (function(*arguments) * weights).sum()  # noqa: E731
+
+        def slope(*arguments):
+            return sum((g * u).sum() for g, u in zip(jax.grad(loss, (0, 1, 2))(*arguments), along, strict=True))
+
+        return jax.grad(slope, (0, 1, 2))(query, key, value)
+
+    for ours, expected in zip(curvature(transformer._flash), curvature(jax.nn.dot_product_attention), strict=True):
+        np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-5)

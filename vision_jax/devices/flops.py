@@ -21,6 +21,8 @@ from typing import Any
 import jax
 
 _RECOMPUTED = "rematted_computation"  # in JAX's names of operations that `jax.checkpoint` recomputes
+# cuDNN's attention, which is one operation: pairs of products, of query and key and of probability and value.
+_ATTENTION = {"dot_product_attention_fwd_wrapper": 1, "dot_product_attention_bwd_wrapper": 2}
 
 
 def count(jaxpr: Any) -> int:
@@ -56,6 +58,9 @@ def multiply_adds(jaxpr: Any) -> int:
             (contracted, _), _ = equation.params["dimension_numbers"]
             left = equation.invars[0].aval
             total += equation.outvars[0].aval.size * math.prod(left.shape[axis] for axis in contracted)
+        elif name in _ATTENTION:
+            query, key, value = (v.aval.shape for v in equation.invars[:3])  # (batch, tokens, heads, features)
+            total += _ATTENTION[name] * math.prod(query[:3]) * key[1] * (query[3] + value[3])
     return total
 
 

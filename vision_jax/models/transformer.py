@@ -99,16 +99,81 @@ class Mlp(nn.Module):
         return nn.Dropout(self.drop_rate)(y, deterministic=not train)
 
 
-@jax.custom_vjp
 def attention(query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Array | None) -> jax.Array:
     """Returns softmax(query key^T / sqrt(features) + bias) value; arguments and result as `attend`'s.
+
+    This is the place that chooses what computes it: cuDNN's kernel (Dao et al. 2022, arXiv:2205.14135), which has no
+    maps of (batch, heads, tokens, tokens) in memory, where there is one; else products that the compiler fuses with the
+    softmax.
+    """
+    if bias is None and _has_flash_kernel(query.dtype, query.shape[-1]):
+        return _flash(query, key, value)
+    return _fused(query, key, value, bias)
+
+
+def _has_flash_kernel(dtype: Any, features: int) -> bool:
+    """Returns whether cuDNN computes attention without bias: in half precision, on Ampere GPUs and later ones.
+
+    Args:
+        dtype: of queries, keys and values.
+        features: of each head.
+    """
+    device, mesh = jax.local_devices()[0], jax.sharding.get_abstract_mesh()
+    if device.platform != "gpu" or "cuda" not in device.client.platform_version:
+        return False
+    if not mesh.empty and mesh.abstract_device.device_kind != device.device_kind:
+        return False  # the program is for devices that are not here
+    half = dtype in (jnp.bfloat16, jnp.float16)
+    return half and features % 8 == 0 and features <= 128 and float(device.compute_capability) >= 8
+
+
+def _flash_kernel(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+    return jax.nn.dot_product_attention(query, key, value, implementation="cudnn")
+
+
+@jax.custom_vjp
+def _flash(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+    """`attention` by cuDNN, with a second derivative, which some optimizers take, and which cuDNN does not have."""
+    return _flash_kernel(query, key, value)
+
+
+def _flash_forward(*arguments: jax.Array) -> tuple[jax.Array, Any]:
+    result, pull_back = jax.vjp(_flash_kernel, *arguments)
+    return result, (arguments, pull_back)
+
+
+@jax.custom_vjp
+def _flash_backward(kept: Any, gradient: jax.Array) -> tuple[jax.Array, ...]:
+    _, pull_back = kept
+    return pull_back(gradient)
+
+
+def _flash_backward_forward(kept: Any, gradient: jax.Array) -> tuple[tuple[jax.Array, ...], Any]:
+    return _flash_backward(kept, gradient), (kept[0], gradient)
+
+
+def _flash_backward_backward(kept: Any, gradients: tuple[jax.Array, ...]) -> tuple[Any, jax.Array]:
+    def backward(arguments: tuple[jax.Array, ...], gradient: jax.Array) -> tuple[jax.Array, ...]:
+        return jax.vjp(functools.partial(_fused, bias=None), *arguments)[1](gradient)
+
+    arguments, gradient = jax.vjp(backward, *kept)[1](gradients)
+    return (arguments, None), gradient
+
+
+_flash.defvjp(_flash_forward, _flash_backward)
+_flash_backward.defvjp(_flash_backward_forward, _flash_backward_backward)
+
+
+@jax.custom_vjp
+def _fused(query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Array | None) -> jax.Array:
+    """`attention` by products and a softmax.
 
     The backward pass is written out, so that maps of (batch, heads, tokens, tokens), which are what costs most on
     accelerators, exist in the compute dtype alone: only the probabilities are kept. Sums and softmax are in float32.
     The derivative of the softmax needs the sum over keys of probability times gradient, which is that over features of
     result times gradient (Dao et al. 2022, arXiv:2205.14135, appendix B).
     """
-    return _attention_forward(query, key, value, bias)[0]
+    return _fused_forward(query, key, value, bias)[0]
 
 
 def _logits(query: jax.Array, key: jax.Array, bias: jax.Array | None) -> jax.Array:
@@ -118,7 +183,7 @@ def _logits(query: jax.Array, key: jax.Array, bias: jax.Array | None) -> jax.Arr
     return products if bias is None else products + bias
 
 
-def _attention_forward(
+def _fused_forward(
     query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Array | None
 ) -> tuple[jax.Array, tuple[Any, ...]]:
     logits = _logits(query, key, bias).astype(value.dtype).astype(jnp.float32)  # written to memory as the former
@@ -127,9 +192,9 @@ def _attention_forward(
     return result, (query, key, value, bias, probabilities, result)
 
 
-def _attention_backward(kept: tuple[Any, ...], gradient: jax.Array) -> tuple[jax.Array | None, ...]:
+def _fused_backward(kept: tuple[Any, ...], gradient: jax.Array) -> tuple[jax.Array | None, ...]:
     query, key, value, bias, probabilities, result = kept
-    sums = jnp.einsum("bqhf,bqhf->bhq", gradient, result, preferred_element_type=jnp.float32)
+    sums = (gradient.astype(jnp.float32) * result.astype(jnp.float32)).sum(-1).swapaxes(1, 2)
     by_probability = jnp.einsum("bqhf,bkhf->bhqk", gradient, value, preferred_element_type=jnp.float32)
     by_product = probabilities.astype(jnp.float32) * (by_probability - sums[..., None])
     by_bias = None
@@ -145,7 +210,7 @@ def _attention_backward(kept: tuple[Any, ...], gradient: jax.Array) -> tuple[jax
     )
 
 
-attention.defvjp(_attention_forward, _attention_backward)
+_fused.defvjp(_fused_forward, _fused_backward)
 
 
 def attend(
