@@ -20,6 +20,8 @@ from typing import Any
 
 import jax
 
+from vision_jax.models.layers import NOT_COUNTED
+
 _RECOMPUTED = "rematted_computation"  # in JAX's names of operations that `jax.checkpoint` recomputes
 # cuDNN's attention, which is one operation: pairs of products, of query and key and of probability and value.
 _ATTENTION = {"dot_product_attention_fwd_wrapper": 1, "dot_product_attention_bwd_wrapper": 2}
@@ -38,7 +40,7 @@ def multiply_adds(jaxpr: Any) -> int:
     """
     total = 0
     for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
-        if _RECOMPUTED in str(equation.source_info.name_stack):
+        if any(name in str(equation.source_info.name_stack) for name in (_RECOMPUTED, NOT_COUNTED)):
             continue
         name = equation.primitive.name
         inner = [multiply_adds(value) for value in _jaxprs(equation.params)]

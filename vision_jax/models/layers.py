@@ -1,5 +1,6 @@
 """Layers that several families share."""
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
@@ -19,6 +20,10 @@ dense_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 # Transformer weights. timm's trunc_normal_ cuts at +-2, which is 100 standard deviations here: a plain normal.
 transformer_init = nn.initializers.normal(0.02)
 
+
+# A scope of operations that are no part of a model's own, and that `devices/flops.py` does not count: what is computed
+# so that less has to be kept.
+NOT_COUNTED = "not_counted"
 
 # Variable collections: what `capture` stores, and what it adds. They exist only on request.
 INTERMEDIATES, ATTENTION, PERTURBATIONS = "intermediates", "attention", "perturbations"
@@ -224,6 +229,14 @@ def Conv(
     )
 
 
+def conv_norm(conv: nn.Conv, norm: "BatchNorm", x: jax.Array, *, train: bool) -> jax.Array:
+    """Returns norm(conv(x)), for 1x1 convolutions that widen a map: with stride 1, their result is not kept."""
+    y = conv(x)
+    if conv.strides != 1 or y.shape[-1] <= x.shape[-1]:
+        return norm(y, train=train)
+    return norm(y, train=train, factors=(x, conv.variables["params"]["kernel"]))
+
+
 def max_pool(x: jax.Array, size: int, stride: int, *, padding: int = 0, ceil: bool = False) -> jax.Array:
     """torch's max pooling of (batch, height, width, channels); `ceil`: windows may extend beyond the edge."""
     return nn.max_pool(x, (size, size), (stride, stride), _pool_padding(x, size, stride, padding, ceil))
@@ -420,7 +433,14 @@ class BatchNorm(nn.Module):
     scale_init: nn.initializers.Initializer = nn.initializers.ones
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool, pool: Callable[[jax.Array], jax.Array] | None = None) -> Any:
+    def __call__(
+        self,
+        x: jax.Array,
+        *,
+        train: bool,
+        pool: Callable[[jax.Array], jax.Array] | None = None,
+        factors: tuple[jax.Array, jax.Array] | None = None,
+    ) -> Any:
         """Normalizes x, (batch, ..., channels).
 
         Max pooling behind the norm is best given as `pool`: normalization keeps the order of a channel's values, or
@@ -433,6 +453,8 @@ class BatchNorm(nn.Module):
             x: the map.
             train: normalize by batch statistics, and update the running ones.
             pool: max pooling of a map; None: there is none.
+            factors: (batch, ..., inputs) and (..., inputs, channels), whose product x is: what a 1x1 convolution has
+                made it of. In training x is then not kept for the backward pass: see `_normalize_product`.
 
         Returns:
             the normalized map; with `pool`, that and what `pool` would make of it: a compiled program computes what is
@@ -456,28 +478,140 @@ class BatchNorm(nn.Module):
         if x.shape[0] % group_size:
             raise ValueError(f"A batch of {x.shape[0]} examples cannot be normalized in groups of {group_size}.")
 
-        def groups(values: jax.Array) -> jax.Array:
-            return values.reshape(-1, group_size, *values.shape[1:]).astype(jnp.float32)
-
-        if train:
-            grouped = groups(x)
-            axes = tuple(range(1, grouped.ndim - 1))
-            mean = grouped.mean(axes, keepdims=True)
-            # One pass over x gives both moments. In float32 the variance has a relative error of about
-            # 1e-7 * (mean / deviation)^2, which matters for ratios above some hundreds; it can even be slightly
-            # negative.
-            var = jnp.maximum(0.0, jnp.square(grouped).mean(axes, keepdims=True) - jnp.square(mean))
-            if not self.is_initializing():
-                count = grouped.size // (grouped.shape[0] * channels)
-                keep, take = self.momentum, 1 - self.momentum
-                unbiased = var * (count / max(1, count - 1))
-                running_mean.value = keep * running_mean.value + take * turn(mean).reshape(-1, channels).mean(0)
-                running_var.value = keep * running_var.value + take * unbiased.reshape(-1, channels).mean(0)
+        normalized = None
+        if not train:
+            mean, var = turn(running_mean.value)[None], running_var.value[None]
+        elif factors is None:
+            mean, var = _moments(x, group_size)
         else:
-            mean, var = turn(running_mean.value), running_var.value
-        factor = jax.lax.rsqrt(var + self.epsilon) * turn(scale)
+            inputs, kernel = factors
+            normalized, mean, var = _normalize_product(
+                x, inputs, kernel.reshape(-1, channels), scale, bias, group_size, self.epsilon
+            )
 
         def normalize(values: jax.Array) -> jax.Array:
-            return ((groups(values) - mean) * factor + bias).astype(self.dtype).reshape(values.shape)
+            return _normalize(values, mean, var, turn(scale), bias, self.epsilon).astype(self.dtype)
 
+        if train and not self.is_initializing():
+            count = x.size // (mean.shape[0] * channels)
+            keep, take = self.momentum, 1 - self.momentum
+            unbiased = var * (count / max(1, count - 1))
+            running_mean.value = keep * running_mean.value + take * turn(mean).mean(0)
+            running_var.value = keep * running_var.value + take * unbiased.mean(0)
+        if normalized is not None:
+            return normalized.astype(self.dtype)
         return normalize(x) if pool is None else (normalize(x), normalize(pool(x)))
+
+
+def _moments(x: jax.Array, group_size: int) -> tuple[jax.Array, jax.Array]:
+    """Returns mean and biased variance of (batch, ..., channels) over groups of examples, (groups, channels) float32.
+
+    One pass over x gives both. In float32 the variance has a relative error of about 1e-7 * (mean / deviation)^2, which
+    matters for ratios above some hundreds; it can even be slightly negative.
+    """
+    grouped = x.reshape(-1, group_size, *x.shape[1:]).astype(jnp.float32)
+    axes = tuple(range(1, grouped.ndim - 1))
+    mean = grouped.mean(axes)
+    return mean, jnp.maximum(0.0, jnp.square(grouped).mean(axes) - jnp.square(mean))
+
+
+def _normalize(
+    x: jax.Array, mean: jax.Array, var: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float
+) -> jax.Array:
+    """Normalizes (batch, ..., channels) by moments of each group, (groups, channels); the result is float32."""
+    groups, channels = mean.shape
+    grouped = x.reshape(groups, -1, *x.shape[1:]).astype(jnp.float32)
+    shape = (groups, *[1] * (x.ndim - 1), channels)
+    factor = jax.lax.rsqrt(var + epsilon) * scale
+    return ((grouped - mean.reshape(shape)) * factor.reshape(shape) + bias).reshape(x.shape)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
+def _normalize_product(
+    x: jax.Array,
+    inputs: jax.Array,
+    kernel: jax.Array,
+    scale: jax.Array,
+    bias: jax.Array,
+    group_size: int,
+    epsilon: float,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Returns x = inputs kernel normalized by the moments of groups of examples, and these.
+
+    Everything that the backward pass needs of x is a sum over positions, and as x is linear in the inputs, it follows
+    from sums over them: with the gradient g of the result, from inputs^T g, which the kernel's gradient is made of
+    anyway, and inputs^T inputs. Where x has more channels than the inputs, as at the end of a bottleneck, reading these
+    is cheaper than reading x, which is not kept.
+
+    Args:
+        x: (batch, ..., channels).
+        inputs: (batch, ..., features) of the same dtype.
+        kernel: (features, channels) float32.
+        scale, bias: (channels,) float32.
+        group_size: examples that are normalized together.
+        epsilon: added to the variance.
+
+    Returns:
+        (batch, ..., channels) of x's dtype; mean and variance of each group, (groups, channels) float32, which have no
+        derivative.
+    """
+    return _normalize_product_forward(x, inputs, kernel, scale, bias, group_size, epsilon)[0]
+
+
+def _normalize_product_forward(
+    x: jax.Array,
+    inputs: jax.Array,
+    kernel: jax.Array,
+    scale: jax.Array,
+    bias: jax.Array,
+    group_size: int,
+    epsilon: float,
+) -> tuple[Any, Any]:
+    mean, var = _moments(x, group_size)
+    normalized = _normalize(x, mean, var, scale, bias, epsilon).astype(x.dtype)
+    return (normalized, mean, var), (inputs, kernel, scale, mean, jax.lax.rsqrt(var + epsilon))
+
+
+def _normalize_product_backward(group_size: int, epsilon: float, kept: Any, gradients: Any) -> tuple[Any, ...]:
+    inputs, kernel, scale, means, inverses = kept
+    weights = kernel.astype(inputs.dtype)
+    exact = weights.astype(jnp.float32)
+
+    def of_group(
+        inputs: jax.Array, gradient: jax.Array, mean: jax.Array, inverse: jax.Array
+    ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+        """Returns the gradients of a group's inputs, of the kernel, scale and bias."""
+        positions = tuple(range(inputs.ndim - 1))
+        count = math.prod(inputs.shape[:-1])
+
+        def product(left: jax.Array, right: jax.Array, axes: Any, dtype: Any = jnp.float32) -> jax.Array:
+            return jax.lax.dot_general(left, right, (axes, ((), ())), preferred_element_type=dtype)
+
+        by_bias = gradient.astype(jnp.float32).sum(positions)
+        with_gradient = product(inputs, gradient, (positions, positions))
+        total = inputs.astype(jnp.float32).sum(positions)[:, None]
+        with jax.named_scope(NOT_COUNTED):
+            with_inputs = product(inputs, inputs, (positions, positions))
+            with_normalized = (with_inputs @ exact - total * mean) * inverse
+        by_scale = inverse * ((exact * with_gradient).sum(0) - mean * by_bias)
+        # The gradient of x is factor * (gradient - mean gradient - share * normalized x).
+        factor, mean_gradient, share = scale * inverse, by_bias / count, by_scale / count
+        by_kernel = factor * (with_gradient - total * mean_gradient - share * with_normalized)
+        last = ((inputs.ndim - 1,), (1,))
+        by_inputs = product(gradient, (exact * factor).astype(weights.dtype), last)
+        with jax.named_scope(NOT_COUNTED):
+            mixing = (exact * (factor * share * inverse)) @ exact.T
+            by_inputs -= product(inputs, mixing.astype(weights.dtype), last, inputs.dtype).astype(jnp.float32)
+            by_inputs += exact @ (factor * (share * inverse * mean - mean_gradient))
+        return by_inputs.astype(inputs.dtype), by_kernel, by_scale, by_bias
+
+    if len(means) == 1:  # without an axis more, which would keep the compiler from fusing
+        by_inputs, *of_parameters = of_group(inputs, gradients[0], means[0], inverses[0])
+    else:
+        grouped = [values.reshape(len(means), -1, *values.shape[1:]) for values in (inputs, gradients[0])]
+        by_inputs, *of_groups = jax.vmap(of_group)(*grouped, means, inverses)
+        of_parameters = [values.sum(0) for values in of_groups]
+    return (None, by_inputs.reshape(inputs.shape), *of_parameters)
+
+
+_normalize_product.defvjp(_normalize_product_forward, _normalize_product_backward)

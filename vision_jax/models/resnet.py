@@ -25,6 +25,7 @@ from vision_jax.models.layers import (
     ImageModel,
     avg_pool,
     capture,
+    conv_norm,
     dense_init,
     drop_path_rates,
     global_mean,
@@ -137,9 +138,8 @@ class Downsample(nn.Module):
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         if self.average:  # torch counts the pooling as "0"
             x = avg_pool(x, 2, 2, ceil=True, count_include_pad=False) if self.stride == 2 else x
-            return self.norm(name="2")(self.conv(self.features, 1, name="1")(x), train=train)
-        x = self.conv(self.features, 1, self.stride, name="0")(x)
-        return self.norm(name="1")(x, train=train)
+            return conv_norm(self.conv(self.features, 1, name="1"), self.norm(name="2"), x, train=train)
+        return conv_norm(self.conv(self.features, 1, self.stride, name="0"), self.norm(name="1"), x, train=train)
 
 
 class Block(nn.Module):
@@ -209,8 +209,12 @@ class Bottleneck(Block):
         y = nn.relu(self.norm(name="bn1")(y, train=train))
         y = self.conv(width, 3, self.stride, groups=self.groups, name="conv2")(y)
         y = nn.relu(self.norm(name="bn2")(y, train=train))
-        y = self.conv(self.width * self.expansion, 1, name="conv3")(y)
-        y = self.norm(name="bn3", scale_init=self.last_scale_init)(y, train=train)
+        y = conv_norm(
+            self.conv(self.width * self.expansion, 1, name="conv3"),
+            self.norm(name="bn3", scale_init=self.last_scale_init),
+            y,
+            train=train,
+        )
         return self.join(x, y, train)
 
 
