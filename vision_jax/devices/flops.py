@@ -20,7 +20,7 @@ from typing import Any
 
 import jax
 
-_RECOMPUTED = "rematted_computation"  # in JAX's names of operations that `jax.checkpoint` recomputes
+RECOMPUTED = "rematted_computation"  # in JAX's names of operations that `jax.checkpoint` recomputes
 
 
 def count(jaxpr: Any) -> int:
@@ -36,7 +36,7 @@ def multiply_adds(jaxpr: Any) -> int:
     """
     total = 0
     for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
-        if _RECOMPUTED in str(equation.source_info.name_stack):
+        if RECOMPUTED in str(equation.source_info.name_stack):
             continue
         name = equation.primitive.name
         inner = [multiply_adds(value) for value in _jaxprs(equation.params)]
