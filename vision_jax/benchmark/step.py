@@ -31,7 +31,8 @@ Columns: ms/step, the median of the rounds, and their range; images/s at the med
 _TOPOLOGY_LEGEND = """
 Columns, of one chip: what it reads and writes for an image, as its compiler counts; memory besides state and batch;
   how long products, memory and communication take at peak rates; seconds to trace and compile the step.
-Shares of what is read and written, by the part of the step; copies are those that the compiler has added."""
+Shares of what is read and written, by the part of the step; copies are those that the compiler has added, most of
+  them between the chip's memory and the memory that is on it."""
 
 
 @dataclasses.dataclass
@@ -336,7 +337,7 @@ def _estimate_all(jobs: Sequence["train_step.Job"]) -> list[dict[str, Any]]:
     return [
         {
             **job.describe(),
-            **dataclasses.asdict(found.cost),
+            "cost": dataclasses.asdict(found.cost),
             "bytes_an_image": found.cost.bytes_accessed / found.cost.images,
             "seconds": dict(found.seconds),
             "shares": dict(found.shares),
