@@ -193,7 +193,7 @@ def test_costs_on_tpus_that_are_not_here(report, capsys: pytest.CaptureFixture[s
         (["--config=gs://bucket/x.py"], "--config is 'gs://bucket/x.py': URLs are not supported here"),
         ([VIT, "--config.optimizer.beta=4"], "the configuration has no field 'beta'"),
         ([VIT, "--config.batch_size=many"], "flag --config.batch_size=many: invalid literal"),
-        ([VIT, *RGB, "--batch_size=3"], "batch_size"),
+        ([RESNET, *RGB, "--batch_size=3"], "small_resnet.py: The configuration cannot work:\n  - batch_size"),
         ([VIT, "--json=/nowhere/x.json"], "there is no folder /nowhere"),
         ([VIT, "--json=gs://bucket/x.json"], "--json is 'gs://bucket/x.json': URLs are not supported here"),
         ([VIT, "--topology=v5e:2x2", "--rounds=3"], "--rounds is 3, but with --topology nothing is timed"),

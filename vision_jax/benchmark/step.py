@@ -1,13 +1,14 @@
 """The benchmark of the training step: on the devices that there are, beside torch, or as compiled for other TPUs."""
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import os
 import pathlib
 import platform
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from vision_jax.benchmark import torch_step
@@ -134,15 +135,19 @@ def run(arguments: argparse.Namespace) -> None:
             os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # or JAX would leave no memory to torch
     from vision_jax.benchmark import train_step
     from vision_jax.config import command_line
-    from vision_jax.devices import backend
+    from vision_jax.devices import backend, topology
 
     overrides = ["--config.data.source=synthetic", *arguments.overrides]
     if arguments.batch_size is not None:
         overrides.append(f"--config.batch_size={arguments.batch_size}")
     configs = [(name, command_line.load(name, overrides)) for name in arguments.config]
     backend.start()
-    # All of them first, so that what is wrong with one is said before any is compiled.
-    jobs = [train_step.trace(name, config, arguments.topology) for name, config in configs]
+    if arguments.topology is not None:
+        topology.describe(arguments.topology)  # which fails if there is no such thing
+    jobs = []
+    for name, config in configs:  # all of them first, so that what is wrong with one is said before any is compiled
+        with _errors_named(name):
+            jobs.append(train_step.trace(name, config, arguments.topology))
     environment = _describe_environment(jobs[0])
     print("\n".join(f"{key}: {value}" for key, value in environment.items()))
     if arguments.topology is not None:
@@ -152,6 +157,15 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.json is not None:
         report = {"environment": environment, "flags": vars(arguments), "results": results}
         write_atomically(arguments.json, json.dumps(report, indent=2, default=os.fspath) + "\n")
+
+
+@contextlib.contextmanager
+def _errors_named(name: str) -> Iterator[None]:
+    """Says of which configuration an error is."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"{name}: {error}") from error
 
 
 def _describe_environment(job: "train_step.Job") -> dict[str, Any]:
@@ -180,7 +194,8 @@ def _measure_all(jobs: Sequence["train_step.Job"], steps: int, rounds: int, prob
     )
     results = []
     for job in jobs:
-        result = _measure(job, steps, rounds, problem)
+        with _errors_named(job.name):
+            result = _measure(job, steps, rounds, problem)
         print("\n".join(_format(job.name, result, width, told=bool(problem))), flush=True)
         results.append({**job.describe(), **_as_dict(result)})
     return results
@@ -322,7 +337,8 @@ def _estimate_all(jobs: Sequence["train_step.Job"]) -> list[dict[str, Any]]:
     )
     estimates = []
     for job in jobs:
-        found = train_step.estimate(job)
+        with _errors_named(job.name):
+            found = train_step.estimate(job)
         estimates.append(found)
         milliseconds = [f"{1e3 * found.seconds[name]:.2f}" if name in found.seconds else "-" for name in times]
         print(
