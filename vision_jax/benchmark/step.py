@@ -27,13 +27,13 @@ Columns: ms/step, the median of the rounds, and their range; images/s at the med
   MFU      model FLOPs utilization (vision_jax/devices/flops.py); -: the peak of this device is not known
   compile  seconds to trace and compile the step; torch: to compile the model and do a first step
   memory   GiB of a device: measured by its allocator (a), or planned by the compiler (c)
-  ours/its our images/s by torch's, in the same round: median and range"""
+  ours/its our images/s divided by torch's, in the same round: median and range"""
 
 _TOPOLOGY_LEGEND = """
 Columns, of one chip: what it reads and writes for an image, as its compiler counts; memory besides state and batch;
   how long products, memory and communication take at peak rates; seconds to trace and compile the step.
-Shares of what is read and written, by the part of the step; copies are those that the compiler has added, most of
-  them between the chip's memory and the memory that is on it."""
+Shares of what is read and written, by the part of the step; copies are those that the compiler has added, mostly
+  between the chip's HBM and its on-chip memory."""
 
 
 @dataclasses.dataclass

@@ -27,13 +27,13 @@ _INSTRUCTION = re.compile(
     r"\((?P<operands>[^)]*)\)(?P<rest>.*)$"
 )
 _NAME = re.compile(r"%[\w.-]+")
+_ARRAY = re.compile(
+    r"\b(?P<kind>pred|bf16|[fsuc]\d+\w*)\[(?P<shape>[\d,]*)\](?:\{(?P<order>[\d,]*)(?::T\((?P<tile>[\d,]+)\))?)?"
+)
 # Opcodes of what moves nothing, or is not counted; of what reads no more than it gives; and of copies.
 _FREE = ("tuple", "get-tuple-element", "bitcast", "parameter", "constant", "partition-id", "custom-call")
 _SLICES = ("slice", "dynamic-slice", "gather")
 _COPIES = ("copy", "copy-start", "slice-start", "transpose")
-_ARRAY = re.compile(
-    r"\b(?P<kind>pred|bf16|[fsuc]\d+\w*)\[(?P<shape>[\d,]*)\](?:\{(?P<order>[\d,]*)(?::T\((?P<tile>[\d,]+)\))?)?"
-)
 
 
 @dataclasses.dataclass(frozen=True)
