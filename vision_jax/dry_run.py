@@ -1,6 +1,8 @@
 """Describes a run without executing it: `--mode=dry_run`."""
 
+import dataclasses
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,11 +10,60 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vision_jax import build, optim, train
-from vision_jax.config import Plan
 from vision_jax.data.loader import batch_fields
 from vision_jax.data.sources import closing
 from vision_jax.devices import compilation, cost, flops, partition, sharding
 from vision_jax.devices import topology as topologies
+
+
+@dataclasses.dataclass(frozen=True)
+class Traced:
+    """The training step of a configuration, traced but not compiled.
+
+    Attributes:
+        checked: the configuration, resolved, and what follows from it; its sources are closed.
+        summary: of the run, as training logs it.
+        mesh: of the devices that it is traced for.
+        program: the pure functions of the run.
+        batch: shapes, dtypes and layouts of a batch; of images that grow, of the largest ones.
+        constants: the same of the objective's constants.
+        step: (state, batch, constants) -> (state, metrics).
+    """
+
+    checked: train.Checked
+    summary: str
+    mesh: Mesh
+    program: build.Program
+    batch: dict[str, jax.ShapeDtypeStruct]
+    constants: dict[str, Any]
+    step: jax.stages.Traced
+
+
+def trace(config: ConfigDict, topology: str | None = None) -> Traced:
+    """Checks the input of a run as training does, and traces its step. Nothing is put on the devices.
+
+    Args:
+        config: of the run.
+        topology: TPU slices that it would run on (`devices/topology.py`); None: the devices that there are.
+
+    Raises:
+        ConfigError, DataError: for input that cannot work.
+    """
+    devices = topologies.describe(topology) if topology else jax.devices()
+    if topology and config.dtype == "auto":
+        config = config.copy_and_resolve_references()
+        config.dtype = "bfloat16"  # which `auto` is on TPUs
+    checked = train.check_input(config, len(devices))
+    config, plan = checked.config, checked.plan
+    with closing(checked.train_source, checked.val_source):
+        summary = train.summarize(checked)
+    mesh = sharding.make_mesh(config.mesh, devices)
+    program = build.make_program(config, plan, checked.objective, mesh)
+    fields = batch_fields(build.make_transform(config, plan, checked.objective.inputs()).largest())
+    batch = sharding.abstract_batch(mesh, config.batch_size, fields)
+    constants = build.abstract_constants(checked.objective, mesh)
+    step = compilation.trace_step(mesh, program.train_step, program.abstract_state, batch, constants)
+    return Traced(checked, summary, mesh, program, batch, constants, step)
 
 
 def describe(config: ConfigDict, topology: str | None = None) -> tuple[str, cost.Cost | None]:
@@ -30,61 +81,50 @@ def describe(config: ConfigDict, topology: str | None = None) -> tuple[str, cost
     Raises:
         ConfigError, DataError: for input that cannot work.
     """
-    devices = topologies.describe(topology) if topology else jax.devices()
-    if topology and config.dtype == "auto":
-        config = config.copy_and_resolve_references()
-        config.dtype = "bfloat16"  # which `auto` is on TPUs
-    checked = train.check_input(config, len(devices))
-    config, plan = checked.config, checked.plan
-    with closing(checked.train_source, checked.val_source):
-        summary = train.summarize(checked)
+    traced = trace(config, topology)
+    config, plan, mesh = traced.checked.config, traced.checked.plan, traced.mesh
     schedule = build.make_schedule(config, plan)
     last = plan.total_steps - 1
     rates = [f"  {step:>10}{float(schedule(step)):14.6g}" for step in sorted({0, plan.warmup_steps, last // 2, last})]
-    mesh = sharding.make_mesh(config.mesh, devices)
-    program = build.make_program(config, plan, checked.objective, mesh)
-    state = program.abstract_state
+    state = traced.program.abstract_state
     params = jax.tree.leaves(state.params)
     layouts = {
         "layout": [partition.format_spec(x.sharding.spec, x.ndim) for x in params],
         "bytes per device": [f"{partition.bytes_per_device(x):,}" for x in params],
     }
-    costs, step_cost = _costs(config, plan, mesh, program)
+    costs, step_cost = _costs(traced)
+    kind = mesh.devices.flat[0].device_kind
     text = "\n".join(
         [
-            *(summary, f"  {'step':>10}{'learning rate':>14}", *rates, ""),
+            *(traced.summary, f"  {'step':>10}{'learning rate':>14}", *rates, ""),
             *(optim.format_table(build.make_rules(config).table(state.params), layouts), ""),
             f"Mesh: {', '.join(f'{name}={size}' for name, size in mesh.shape.items())}"
-            + (f", of {topology} ({devices[0].device_kind}), which is not here." if topology else "."),
+            + (f", of {topology} ({kind}), which is not here." if topology else "."),
             costs,
         ]
     )
     return text, step_cost
 
 
-def _costs(config: ConfigDict, plan: Plan, mesh: Mesh, program: build.Program) -> tuple[str, cost.Cost | None]:
+def _costs(traced: Traced) -> tuple[str, cost.Cost | None]:
     """Returns the memory of a step per device, what it computes and moves, how much an example adds; and its cost."""
-    state, objective = program.abstract_state, program.objective
-    constants = build.abstract_constants(objective, mesh)
-    fields = batch_fields(build.make_transform(config, plan, objective.inputs()).largest())
-    batch = sharding.abstract_batch(mesh, config.batch_size, fields)
+    config, mesh, batch, state = traced.checked.config, traced.mesh, traced.batch, traced.program.abstract_state
     parts = {
         "parameters": state.params,
         "optimizer": state.opt_state,
         "average": state.ema,
         "statistics": state.batch_stats,
         **({"extra": state.extra} if jax.tree.leaves(state.extra) else {}),
-        **constants,
+        **traced.constants,
         "batch": batch,
     }
     rows = [(name, partition.bytes_per_device(part)) for name, part in parts.items()]
-    traced = compilation.trace_step(mesh, program.train_step, state, batch, constants)
-    step_cost = cost.measure(traced, compilation.compile_step(traced), mesh, config.batch_size)
+    step_cost = cost.measure(traced.step, compilation.compile_step(traced.step), mesh, config.batch_size)
     if step_cost is not None:
         rows.append(("compiled: state and batch", step_cost.argument_bytes))
         rows.append(("compiled: temporaries", step_cost.temp_bytes))
     lines = [f"  {'memory per device':28}{'MiB':>10}", *(f"  {name:28}{number / 2**20:10.2f}" for name, number in rows)]
-    total = flops.count(traced.jaxpr) / 1e9
+    total = flops.count(traced.step.jaxpr) / 1e9
     lines.append(
         f"A step has {total:.4g} GFLOP, {total / mesh.size:.4g} per device (convention: vision_jax/devices/flops.py)."
     )

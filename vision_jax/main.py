@@ -18,7 +18,7 @@ from typing import Any
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
-from vision_jax.config import loading
+from vision_jax.config import command_line
 from vision_jax.devices import cluster
 from vision_jax.errors import (
     STATUS_PREEMPTED,
@@ -34,46 +34,7 @@ from vision_jax.errors import (
 from vision_jax.runtime.preemption import Preemption
 from vision_jax.runtime.streams import open_closed_streams
 
-
-class _OrNone(flags.ArgumentParser):
-    """Reads a field of the configuration; None unsets what a recipe has set."""
-
-    def __init__(self, parser: flags.ArgumentParser):
-        self._parser = parser
-        self.syntactic_help = parser.syntactic_help
-
-    def parse(self, argument: Any) -> Any:
-        return None if argument in (None, "None") else self._parser.parse(argument)
-
-    def flag_type(self) -> str:
-        return self._parser.flag_type()
-
-
-_PARSERS: dict[type, flags.ArgumentParser] = {
-    **{float: flags.FloatParser(), int: flags.IntegerParser(), str: flags.ArgumentParser()},
-    bool: flags.BooleanParser(),
-}
-for _type, _parser in _PARSERS.items():
-    config_flags.register_flag_parser_for_type(_type, _OrNone(_parser))
-
-
-class _ConfigFile(flags.ArgumentParser):
-    """Reads a config file, in place of ml_collections' parser, which says of few mistakes what they are."""
-
-    def parse(self, argument: Any) -> ConfigDict:
-        return loading.load(argument)
-
-    def flag_type(self) -> str:
-        return "config file"
-
-
-_CONFIG = config_flags.DEFINE_config_file(
-    "config",
-    None,
-    "A file such as configs/resnet50.py; --config.FIELD=VALUE overrides a field of it.",
-    lock_config=True,
-)
-flags.FLAGS["config"].parser = _ConfigFile()
+_CONFIG = command_line.define()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; default: runs/ and the name of the config file.")
 _MODE = flags.DEFINE_enum(
     "mode",
@@ -344,19 +305,9 @@ def _parse_flags(argv: list[str]) -> list[str]:
     except ConfigError as error:  # of the config file
         message = str(error)
     except (AttributeError, KeyError, TypeError, ValueError) as error:  # of a field that a flag sets
-        message = _field_problem(error)
+        message = command_line.field_problem(error)
     print(f"error: {message}\nSee `python -m vision_jax.main --help`.", file=sys.stderr)
     sys.exit(2)
-
-
-def _field_problem(error: Exception) -> str:
-    """Returns what is wrong with a flag --config.FIELD."""
-    if hint := loading.find_hint(error):
-        return hint
-    if isinstance(error, AttributeError | KeyError):
-        field = loading.first_line(error).rpartition("Attempting to lookup: ")[2].strip("'")
-        return f"the configuration has no field {field!r}; vision_jax/config/fields.py lists all of them."
-    return f"{type(error).__name__} in a flag --config.FIELD: {loading.first_line(error)}"
 
 
 def main(argv: list[str]) -> None:

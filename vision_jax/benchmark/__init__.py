@@ -1,1 +1,1 @@
-"""Measurements that print a table: `python -m vision_jax benchmark input`."""
+"""Measurements that print a table: `python -m vision_jax benchmark input` and `benchmark step`."""

@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import dataclasses
-import importlib.metadata
 import json
 import math
 import os
@@ -19,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from vision_jax.benchmark import budget, photos
+from vision_jax.benchmark.common import positive, span, versions
 from vision_jax.benchmark.loaders import LOADERS, Job
 from vision_jax.benchmark.rounds import LoaderFailed, Measurement, Worker
 from vision_jax.data.views import View, parse_views
@@ -78,14 +78,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--data", metavar="DIR", help="in tfds' layout, or DIR/SPLIT/CLASS/IMAGE; default: made up")
     add("--split", default="train", help="of --data; default: %(default)s")
-    add("--images", type=_positive(int), default=512, help="made up, or copied out of --data; default: %(default)s")
+    add("--images", type=positive(int), default=512, help="made up, or copied out of --data; default: %(default)s")
     add(
         "--encoding",
         choices=[*photos.ENCODINGS, "all"],
         help="as they are, or with a short side of 256 as JPEG with or without (plain256) restart markers, or as raw "
         "pixels; default: original with --data, else all",
     )
-    add("--image_size", type=_positive(int), default=224, help="height and width of the crops; default: %(default)s")
+    add("--image_size", type=positive(int), default=224, help="height and width of the crops; default: %(default)s")
     add(
         "--views",
         metavar="VIEWS",
@@ -93,24 +93,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "default: one of --image_size",
     )
     add("--filter", choices=["bilinear", "bicubic"], default="bilinear", help="of the crops; default: %(default)s")
-    add("--batch_size", type=_positive(int), default=128, help="default: %(default)s")
-    add("--threads", type=_positive(int), help="cores, and decoding threads; default: all usable cores")
-    add("--rounds", type=_positive(int), default=5, help="measurements of each loader; default: %(default)s")
-    add("--seconds", type=_positive(float), default=3.0, help="of each measurement; default: %(default)s")
+    add("--batch_size", type=positive(int), default=128, help="default: %(default)s")
+    add("--threads", type=positive(int), help="cores, and decoding threads; default: all usable cores")
+    add("--rounds", type=positive(int), default=5, help="measurements of each loader; default: %(default)s")
+    add("--seconds", type=positive(float), default=3.0, help="of each measurement; default: %(default)s")
     add("--loaders", default=",".join(LOADERS), help="which to compare; default: %(default)s")
     add("--seed", type=int, default=0, help="of the made-up images and of the crops; default: %(default)s")
     add("--json", metavar="FILE", help="write the results there, too")
-
-
-def _positive(kind: type) -> Any:
-    def parse(text: str) -> Any:
-        value = kind(text)
-        if not 0 < value < math.inf:
-            raise ValueError
-        return value
-
-    parse.__name__ = f"positive {kind.__name__}"  # argparse's message names it
-    return parse
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -187,15 +176,11 @@ def _describe_environment(threads: int) -> dict[str, str]:
     model = re.search(r"^model name\s*: (.*)$", pathlib.Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     packages = [name for loader in LOADERS.values() for name in loader.packages]
     packages += ["torchvision", "numpy", "opencv-python-headless", "simplejpeg", "array-record"]
-    versions = {}
-    for package in packages:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[package] = importlib.metadata.version(package)
     return {
         "processor": model[1] if model else platform.machine(),
         "cores": f"{threads} used of {os.cpu_count()}; load average {os.getloadavg()[0]:.1f} before the start",
         "system": f"{platform.platform()}, Python {platform.python_version()}",
-        "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
+        "versions": ", ".join(f"{name} {version}" for name, version in versions(packages).items()),
     }
 
 
@@ -312,15 +297,11 @@ def _format_table(results: dict[str, Result]) -> str:
             continue
         ratios = result.ratios(ours)
         lines.append(
-            f"{name:<11}{result.rate:9.0f} {_span(result.rates, 0):<14}{result.rate / result.cores:7.0f}"
-            f"{statistics.median(ratios):10.2f} {_span(ratios, 2):<13}{result.per_cpu_second:7.0f}"
+            f"{name:<11}{result.rate:9.0f} {span(result.rates, 0):<14}{result.rate / result.cores:7.0f}"
+            f"{statistics.median(ratios):10.2f} {span(ratios, 2):<13}{result.per_cpu_second:7.0f}"
             f"{ours.per_cpu_second / result.per_cpu_second:10.2f}{result.error:7.2f}"
         )
     return "\n".join(lines)
-
-
-def _span(values: list[float], digits: int) -> str:
-    return f"({min(values):.{digits}f}-{max(values):.{digits}f})"
 
 
 def _format_budget(measured: budget.Budget) -> str:

@@ -8,6 +8,6 @@ VERBS = {
     "prepare": "write a data set for training, from archives, folders or tfds",
     "models": "list the models, with their parameters, multiply-adds and published accuracy",
     "preview": "show every augmentation in one picture",
-    "benchmark": "measure the input pipeline, beside other loaders",
+    "benchmark": "measure the input pipeline beside other loaders, and the training step beside torch",
     "export": "write a checkpoint as weights for timm or torchvision",
 }

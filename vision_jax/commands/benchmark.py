@@ -1,4 +1,4 @@
-"""The command: `python -m vision_jax benchmark input`, with --help.
+"""The commands `python -m vision_jax benchmark input` and `benchmark step`, with --help.
 
 Exit status: 0 done, 1 failed, 2 wrong flags, 130 Ctrl-C, 143 SIGTERM.
 """
@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from vision_jax.benchmark import input as input_benchmark
+from vision_jax.benchmark import step as step_benchmark
 from vision_jax.errors import VisionJaxError
 
 
@@ -29,7 +30,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     input_benchmark.add_arguments(command)
     command.set_defaults(run=input_benchmark.run)
-    arguments = parser.parse_args(argv)
+    command = commands.add_parser(
+        "step",
+        help="the training step of configurations, beside torch's; or what it costs on TPUs that are not here",
+        description="Times the training step of configurations on the devices that there are, with random images "
+        "(images/s, MFU, memory, time to compile), beside torch with timm's model where they are installed and there "
+        "is a GPU. With --topology: compiles it for TPUs that are not here, and shows what it reads and writes, by "
+        "the part of the step.",
+    )
+    step_benchmark.add_arguments(command)
+    command.set_defaults(run=step_benchmark.run)
+    arguments, unknown = parser.parse_known_args(argv)
+    if "overrides" in arguments:
+        arguments.overrides = [text for text in unknown if text.startswith("--config.")]
+        unknown = [text for text in unknown if text not in arguments.overrides]
+    if unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started and written goes away
     run = vars(arguments).pop("run")
     try:

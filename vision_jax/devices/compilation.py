@@ -1,9 +1,10 @@
 """Ahead-of-time tracing and compilation of the training step, and its ideal duration at the devices' peak."""
 
 import bisect
+import contextlib
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -42,8 +43,26 @@ def compile_step(traced: jax.stages.Traced) -> jax.stages.Compiled:
         ConfigError: if the compiler finds that it does not fit into a device's memory.
     """
     start = time.perf_counter()
-    try:
+    with out_of_memory_explained():
         compiled = traced.lower().compile()
+    parts = [f"The training step was compiled in {time.perf_counter() - start:.1f} s"]
+    parts.append(f"{flops.count(traced.jaxpr) / 1e9:.4g} GFLOP per step")
+    if (memory := compiled.memory_analysis()) is not None:
+        arguments, temporaries = memory.argument_size_in_bytes / 2**20, memory.temp_size_in_bytes / 2**20
+        parts.append(f"{arguments:.4g} MiB of state and batch and {temporaries:.4g} MiB of temporaries per device")
+    log.info("%s.", ", ".join(parts))
+    return compiled
+
+
+@contextlib.contextmanager
+def out_of_memory_explained() -> Iterator[None]:
+    """Says what to do if the training step does not fit into the memory of a device.
+
+    Raises:
+        ConfigError: in place of JAX's error.
+    """
+    try:
+        yield
     except jax.errors.JaxRuntimeError as error:
         _, found, said = str(error).strip().partition("RESOURCE_EXHAUSTED: ")
         if not found:
@@ -52,13 +71,6 @@ def compile_step(traced: jax.stages.Traced) -> jax.stages.Compiled:
             f"The training step does not fit into the memory of a device: {said.splitlines()[0].rstrip('.')}. Decrease "
             "batch_size or set optimizer.accumulate, model.remat or mesh.fsdp."
         ) from error
-    parts = [f"The training step was compiled in {time.perf_counter() - start:.1f} s"]
-    parts.append(f"{flops.count(traced.jaxpr) / 1e9:.4g} GFLOP per step")
-    if (memory := compiled.memory_analysis()) is not None:
-        arguments, temporaries = memory.argument_size_in_bytes / 2**20, memory.temp_size_in_bytes / 2**20
-        parts.append(f"{arguments:.4g} MiB of state and batch and {temporaries:.4g} MiB of temporaries per device")
-    log.info("%s.", ", ".join(parts))
-    return compiled
 
 
 def make_ideal_step_seconds(

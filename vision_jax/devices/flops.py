@@ -22,7 +22,7 @@ import jax
 
 from vision_jax.models.layers import NOT_COUNTED
 
-_RECOMPUTED = "rematted_computation"  # in JAX's names of operations that `jax.checkpoint` recomputes
+RECOMPUTED = "rematted_computation"  # in JAX's names of operations that `jax.checkpoint` recomputes
 # cuDNN's attention, which is one operation: pairs of products, of query and key and of probability and value.
 _ATTENTION = {"dot_product_attention_fwd_wrapper": 1, "dot_product_attention_bwd_wrapper": 2}
 
@@ -40,7 +40,7 @@ def multiply_adds(jaxpr: Any) -> int:
     """
     total = 0
     for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
-        if any(name in str(equation.source_info.name_stack) for name in (_RECOMPUTED, NOT_COUNTED)):
+        if any(name in str(equation.source_info.name_stack) for name in (RECOMPUTED, NOT_COUNTED)):
             continue
         name = equation.primitive.name
         inner = [multiply_adds(value) for value in _jaxprs(equation.params)]

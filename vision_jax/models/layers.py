@@ -576,6 +576,14 @@ def _normalize_product_backward(group_size: int, epsilon: float, kept: Any, grad
     inputs, kernel, scale, means, inverses = kept
     weights = kernel.astype(inputs.dtype)
     exact = weights.astype(jnp.float32)
+    shape = jax.sharding.get_abstract_mesh().shape
+    shards = math.prod(shape[axis] for axis in ("data", "fsdp") if axis in shape)
+
+    def whole(matrix: jax.Array) -> jax.Array:
+        """Keeps the compiler from dividing a group's matrix, which costs more communication than it saves."""
+        if not shape or len(means) % shards and len(means) > 1:
+            return matrix
+        return jax.lax.with_sharding_constraint(matrix, PartitionSpec(None, None))
 
     def of_group(
         inputs: jax.Array, gradient: jax.Array, mean: jax.Array, inverse: jax.Array
@@ -588,10 +596,10 @@ def _normalize_product_backward(group_size: int, epsilon: float, kept: Any, grad
             return jax.lax.dot_general(left, right, (axes, ((), ())), preferred_element_type=dtype)
 
         by_bias = gradient.astype(jnp.float32).sum(positions)
-        with_gradient = product(inputs, gradient, (positions, positions))
+        with_gradient = whole(product(inputs, gradient, (positions, positions)))
         total = inputs.astype(jnp.float32).sum(positions)[:, None]
         with jax.named_scope(NOT_COUNTED):
-            with_inputs = product(inputs, inputs, (positions, positions))
+            with_inputs = whole(product(inputs, inputs, (positions, positions)))
             with_normalized = (with_inputs @ exact - total * mean) * inverse
         by_scale = inverse * ((exact * with_gradient).sum(0) - mean * by_bias)
         # The gradient of x is factor * (gradient - mean gradient - share * normalized x).
@@ -609,7 +617,9 @@ def _normalize_product_backward(group_size: int, epsilon: float, kept: Any, grad
         by_inputs, *of_parameters = of_group(inputs, gradients[0], means[0], inverses[0])
     else:
         grouped = [values.reshape(len(means), -1, *values.shape[1:]) for values in (inputs, gradients[0])]
-        by_inputs, *of_groups = jax.vmap(of_group)(*grouped, means, inverses)
+        by_inputs, *of_groups = jax.vmap(of_group, spmd_axis_name=("data", "fsdp") if shape else None)(
+            *grouped, means, inverses
+        )
         of_parameters = [values.sum(0) for values in of_groups]
     return (None, by_inputs.reshape(inputs.shape), *of_parameters)
 

@@ -1,0 +1,363 @@
+"""The benchmark of the training step: on the devices that there are, beside torch, or as compiled for other TPUs."""
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+import platform
+import statistics
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from vision_jax.benchmark import torch_step
+from vision_jax.benchmark.common import positive, span, versions
+from vision_jax.errors import ConfigError, check_no_url, check_output
+from vision_jax.runtime.writers import write_atomically
+
+if TYPE_CHECKING:  # it imports JAX, which takes seconds that --help should not
+    from vision_jax.benchmark import train_step
+
+STEPS, ROUNDS = 20, 5
+_WARM_UP = 3  # steps before the first round
+
+_LEGEND = """
+Columns: ms/step, the median of the rounds, and their range; images/s at the median
+  MFU      model FLOPs utilization (vision_jax/devices/flops.py); -: the peak of this device is not known
+  compile  seconds to trace and compile the step; torch: to compile the model and do a first step
+  memory   GiB of a device: measured by its allocator (a), or planned by the compiler (c)
+  ours/its our images/s divided by torch's, in the same round: median and range"""
+
+_TOPOLOGY_LEGEND = """
+Columns, of one chip: what it reads and writes for an image, as its compiler counts; memory besides state and batch;
+  how long products, memory and communication take at peak rates; seconds to trace and compile the step.
+Shares of what is read and written, by the part of the step; copies are those that the compiler has added, mostly
+  between the chip's HBM and its on-chip memory."""
+
+
+@dataclasses.dataclass
+class TorchResult:
+    """What torch needs for a step of the same model.
+
+    Attributes:
+        seconds: of a step, by round.
+        compile_seconds: to make the model, and compile it in a first step.
+        memory_bytes: the most that was allocated on the device.
+        problem: why it could not be measured; "": it could.
+    """
+
+    seconds: list[float] = dataclasses.field(default_factory=list)
+    compile_seconds: float = 0.0
+    memory_bytes: int | None = None
+    problem: str = ""
+
+
+@dataclasses.dataclass
+class Result:
+    """What a step of a configuration takes.
+
+    Attributes:
+        batch_size: of the global batch.
+        flops: of a step.
+        peak_flops: of all devices, per second; None: not known.
+        compile_seconds: to trace and compile it.
+        seconds: of a step, by round.
+        memory_bytes, memory_source: see `train_step.TrainStep.peak_bytes`.
+        torch: what it is compared to.
+    """
+
+    batch_size: int
+    flops: int
+    peak_flops: float | None
+    compile_seconds: float
+    seconds: list[float]
+    memory_bytes: int | None
+    memory_source: str
+    torch: TorchResult
+
+    @property
+    def median(self) -> float:
+        """Median of the seconds of a step."""
+        return statistics.median(self.seconds)
+
+    @property
+    def mfu(self) -> float | None:
+        """Model FLOPs utilization; None if the peak is not known."""
+        return None if self.peak_flops is None else self.flops / (self.median * self.peak_flops)
+
+    @property
+    def ratios(self) -> list[float]:
+        """Our images/s divided by torch's, round by round."""
+        return [its / ours for ours, its in zip(self.seconds, self.torch.seconds, strict=True)]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of `step`."""
+    add = parser.add_argument
+    add(
+        "--config",
+        action="append",
+        default=[],
+        metavar="FILE[:VARIANT]",
+        help="such as configs/resnet50.py; may be given several times. --config.FIELD=VALUE overrides a field of all "
+        "of them; data.source is synthetic unless you set it",
+    )
+    add("--batch_size", type=positive(int), help="over all devices; default: the configuration's")
+    add("--topology", help="compile for TPU slices that are not here, such as v5e:2x2, and print the table of costs")
+    add("--steps", type=positive(int), help=f"in a round; default: {STEPS}")
+    add("--rounds", type=positive(int), help=f"default: {ROUNDS}")
+    add("--json", metavar="FILE", help="write the results there, too")
+    parser.set_defaults(overrides=[])
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Measures, prints the table, and writes --json.
+
+    Raises:
+        VisionJaxError: if a flag or a configuration cannot work.
+    """
+    if arguments.json is not None:
+        check_no_url("--json", arguments.json)
+        arguments.json = pathlib.Path(arguments.json)
+        check_output("--json", arguments.json)
+    if not arguments.config:
+        raise ConfigError("--config is missing: pass a file, such as --config=configs/resnet50.py.")
+    if arguments.topology is not None:
+        for name in ("steps", "rounds"):
+            if (value := getattr(arguments, name)) is not None:
+                raise ConfigError(f"--{name} is {value}, but with --topology nothing is timed: leave it out.")
+        os.environ["JAX_PLATFORMS"] = "cpu"  # the devices that there are stay free
+        problem = ""
+    else:
+        arguments.steps, arguments.rounds = arguments.steps or STEPS, arguments.rounds or ROUNDS
+        if not (problem := torch_step.find_problem()):
+            os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # or JAX would leave no memory to torch
+    from vision_jax.benchmark import train_step
+    from vision_jax.config import command_line
+    from vision_jax.devices import backend, topology
+
+    overrides = ["--config.data.source=synthetic", *arguments.overrides]
+    if arguments.batch_size is not None:
+        overrides.append(f"--config.batch_size={arguments.batch_size}")
+    configs = [(name, command_line.load(name, overrides)) for name in arguments.config]
+    backend.start()
+    if arguments.topology is not None:
+        topology.describe(arguments.topology)  # which fails if there is no such thing
+    jobs = []
+    for name, config in configs:  # all of them first, so that what is wrong with one is said before any is compiled
+        with _errors_named(name):
+            jobs.append(train_step.trace(name, config, arguments.topology))
+    environment = _describe_environment(jobs[0])
+    print("\n".join(f"{key}: {value}" for key, value in environment.items()))
+    if arguments.topology is not None:
+        results = _estimate_all(jobs)
+    else:
+        results = _measure_all(jobs, arguments.steps, arguments.rounds, problem)
+    if arguments.json is not None:
+        report = {"environment": environment, "flags": vars(arguments), "results": results}
+        write_atomically(arguments.json, json.dumps(report, indent=2, default=os.fspath) + "\n")
+
+
+@contextlib.contextmanager
+def _errors_named(name: str) -> Iterator[None]:
+    """Says of which configuration an error is."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"{name}: {error}") from error
+
+
+def _describe_environment(job: "train_step.Job") -> dict[str, Any]:
+    """Returns what the results depend on besides the code."""
+    mesh = job.traced.mesh
+    return {
+        "device": mesh.devices.flat[0].device_kind,
+        "devices": mesh.size,
+        "python": platform.python_version(),
+        **versions(("jax", "jaxlib", "libtpu", "flax", "torch", "timm")),
+    }
+
+
+def _width(jobs: Sequence["train_step.Job"]) -> int:
+    return max(len("config"), *(len(job.name) for job in jobs))
+
+
+def _measure_all(jobs: Sequence["train_step.Job"], steps: int, rounds: int, problem: str) -> list[dict[str, Any]]:
+    """Measures one configuration after another, so that each has all memory; prints a table and returns it for JSON."""
+    print(f"{_LEGEND}\n{steps} steps a round, {rounds} rounds" + (f"; torch: {problem}\n" if problem else "\n"))
+    width = _width(jobs)
+    print(
+        f"{'config':<{width}}{'batch':>7}{'ms/step':>10} {'(rounds)':<18}{'images/s':>10}{'MFU':>8}{'compile':>9}"
+        f"{'memory':>10}",
+        flush=True,
+    )
+    results = []
+    for job in jobs:
+        with _errors_named(job.name):
+            result = _measure(job, steps, rounds, problem)
+        print("\n".join(_format(job.name, result, width, told=bool(problem))), flush=True)
+        results.append({**job.describe(), **_as_dict(result)})
+    return results
+
+
+def _measure(job: "train_step.Job", steps: int, rounds: int, problem: str) -> Result:
+    """Measures our step and torch's in turn, round after round."""
+    from vision_jax.benchmark import train_step
+
+    ours = train_step.TrainStep(job)
+    ours.run(_WARM_UP)
+    torch = TorchResult(problem=problem or _find_torch_problem(job))
+    theirs, seconds = None, []
+    if not torch.problem:
+        try:
+            theirs = torch_step.TorchStep(_torch_job(job), "cuda")
+            theirs.run(_WARM_UP)
+        except RuntimeError as error:  # whatever torch cannot do is shown in the table
+            torch.problem, theirs = _first_line(error), None
+    for _ in range(rounds):
+        seconds.append(ours.run(steps) / steps)
+        if theirs is not None:
+            torch.seconds.append(theirs.run(steps) / steps)
+    if theirs is not None:
+        torch.compile_seconds, torch.memory_bytes = theirs.compile_seconds, theirs.peak_bytes()
+    memory, source = ours.peak_bytes()
+    return Result(
+        batch_size=job.batch_size,
+        flops=job.flops,
+        peak_flops=job.peak_flops,
+        compile_seconds=ours.compile_seconds,
+        seconds=seconds,
+        memory_bytes=memory,
+        memory_source=source,
+        torch=torch,
+    )
+
+
+def _find_torch_problem(job: "train_step.Job") -> str:
+    """Returns why torch's step would not be comparable with that of a configuration; "" if it is."""
+    from vision_jax.models import registry
+    from vision_jax.objectives.classification import Classification
+
+    checked = job.traced.checked
+    if job.traced.mesh.size > 1:
+        return f"it is compared on one device, and there are {job.traced.mesh.size}: set CUDA_VISIBLE_DEVICES=0"
+    if type(checked.objective) is not Classification:
+        return f"it is compared in classification alone, not {type(checked.objective).__name__}"
+    entry = registry.entry(checked.config.model.name)
+    return "" if entry.library == "timm" else f"timm has no {entry.name}"
+
+
+def _torch_job(job: "train_step.Job") -> torch_step.Job:
+    """Returns what torch is to train: the same model, without options such as `model.drop_path_rate`."""
+    from vision_jax.models import registry
+
+    config, setup = job.traced.checked.config, job.traced.checked.objective.setup
+    model: Any = setup.model
+    return torch_step.Job(
+        model=registry.entry(config.model.name).name,
+        image_shape=setup.image_shape,
+        fixed_size="img_size" in registry.option_names(config.model.name),
+        num_classes=model.num_classes,
+        batch_size=job.batch_size,
+        optimizer=config.optimizer.name,
+        bfloat16=job.dtype.itemsize == 2,
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), 'no message')}"
+
+
+def _as_dict(result: Result) -> dict[str, Any]:
+    """Returns a result for JSON."""
+    torch = result.torch
+    return {
+        "seconds": result.seconds,
+        "median_seconds": result.median,
+        "images_per_second": result.batch_size / result.median,
+        "mfu": result.mfu,
+        "compile_seconds": result.compile_seconds,
+        "memory_bytes": result.memory_bytes,
+        "memory_source": result.memory_source,
+        "torch": {"problem": torch.problem}
+        if torch.problem
+        else {
+            "seconds": torch.seconds,
+            "median_seconds": statistics.median(torch.seconds),
+            "images_per_second": result.batch_size / statistics.median(torch.seconds),
+            "compile_seconds": torch.compile_seconds,
+            "memory_bytes": torch.memory_bytes,
+            "ratio": statistics.median(result.ratios),
+            "ratios": result.ratios,
+        },
+    }
+
+
+def _format(name: str, result: Result, width: int, *, told: bool) -> list[str]:
+    """Returns the line of a configuration, and those of torch, or why there are none unless that is `told` already."""
+    torch = result.torch
+
+    def line(name: str, batch: str, seconds: list[float], mfu: str, compiled: float, memory: str) -> str:
+        milliseconds = [1e3 * value for value in seconds]
+        median = statistics.median(milliseconds)
+        rate = 1e3 * result.batch_size / median
+        return (
+            f"{name:<{width}}{batch:>7}{median:10.2f} {span(milliseconds, 2):<18}{rate:10.1f}"
+            f"{mfu:>8}{compiled:9.1f}{memory:>10}"
+        )
+
+    mfu = "-" if result.mfu is None else f"{result.mfu:.1%}"
+    memory = f"{_gibibytes(result.memory_bytes)} {result.memory_source[0]}"
+    lines = [line(name, str(result.batch_size), result.seconds, mfu, result.compile_seconds, memory)]
+    if torch.problem:
+        return lines if told else [*lines, f"  torch: {torch.problem}"]
+    its = line("  torch", "", torch.seconds, "", torch.compile_seconds, f"{_gibibytes(torch.memory_bytes)} a")
+    ratios = result.ratios
+    return [*lines, its, f"  ours/its: {statistics.median(ratios):.2f} {span(ratios, 2)}"]
+
+
+def _gibibytes(number: int | None) -> str:
+    return "-" if number is None else f"{number / 2**30:.2f}"
+
+
+def _estimate_all(jobs: Sequence["train_step.Job"]) -> list[dict[str, Any]]:
+    """Compiles one configuration after another; prints a table and returns it for JSON."""
+    from vision_jax.benchmark import train_step
+
+    width = _width(jobs)
+    times = ("products", "memory", "interconnect")
+    print(f"{_TOPOLOGY_LEGEND}\n")
+    print(
+        f"{'':<{width}}{'images':>8}{'MB an':>9}{'temporaries':>13}{'ms at peak rates':>30}{'compile':>9}\n"
+        f"{'config':<{width}}{'a chip':>8}{'image':>9}{'GiB':>13}"
+        + "".join(f"{name:>{width}}" for name, width in zip(times, (9, 8, 13), strict=True))
+        + f"{'s':>9}",
+        flush=True,
+    )
+    estimates = []
+    for job in jobs:
+        with _errors_named(job.name):
+            found = train_step.estimate(job)
+        estimates.append(found)
+        milliseconds = [f"{1e3 * found.seconds[name]:.2f}" if name in found.seconds else "-" for name in times]
+        print(
+            f"{job.name:<{width}}{found.cost.images:8g}{found.cost.bytes_accessed / found.cost.images / 1e6:9.1f}"
+            f"{found.cost.temp_bytes / 2**30:13.2f}{milliseconds[0]:>9}{milliseconds[1]:>8}{milliseconds[2]:>13}"
+            f"{found.compile_seconds:9.1f}",
+            flush=True,
+        )
+    print(f"\n{'config':<{width}}" + "".join(f"{part:>14}" for part in train_step.PARTS))
+    for job, found in zip(jobs, estimates, strict=True):
+        print(f"{job.name:<{width}}" + "".join(f"{found.shares[part]:14.1%}" for part in train_step.PARTS))
+    return [
+        {
+            **job.describe(),
+            "cost": dataclasses.asdict(found.cost),
+            "bytes_an_image": found.cost.bytes_accessed / found.cost.images,
+            "seconds": dict(found.seconds),
+            "shares": dict(found.shares),
+            "compile_seconds": found.compile_seconds,
+        }
+        for job, found in zip(jobs, estimates, strict=True)
+    ]

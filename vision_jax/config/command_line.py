@@ -1,0 +1,95 @@
+"""The flags --config=FILE and --config.FIELD=VALUE: of training, and of commands that take configurations."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from vision_jax.config import loading
+from vision_jax.errors import ConfigError
+
+flags.disclaim_key_flags()  # those of the module that calls `define`, so that its --help shows them
+
+
+class _OrNone(flags.ArgumentParser):
+    """Reads a field of the configuration; None unsets what a recipe has set."""
+
+    def __init__(self, parser: flags.ArgumentParser):
+        self._parser = parser
+        self.syntactic_help = parser.syntactic_help
+
+    def parse(self, argument: Any) -> Any:
+        return None if argument in (None, "None") else self._parser.parse(argument)
+
+    def flag_type(self) -> str:
+        return self._parser.flag_type()
+
+
+_PARSERS: dict[type, flags.ArgumentParser] = {
+    **{float: flags.FloatParser(), int: flags.IntegerParser(), str: flags.ArgumentParser()},
+    bool: flags.BooleanParser(),
+}
+for _type, _parser in _PARSERS.items():
+    config_flags.register_flag_parser_for_type(_type, _OrNone(_parser))
+
+
+class _ConfigFile(flags.ArgumentParser):
+    """Reads a config file, in place of ml_collections' parser, which says of few mistakes what they are."""
+
+    def parse(self, argument: Any) -> ConfigDict:
+        return loading.load(argument)
+
+    def flag_type(self) -> str:
+        return "config file"
+
+
+def define(values: flags.FlagValues = flags.FLAGS, argv: Sequence[str] | None = None) -> flags.FlagHolder:
+    """Defines --config, and when it is parsed, the --config.FIELD that are given.
+
+    Args:
+        values: where they are defined.
+        argv: the program's name and its arguments; None: those of the command line.
+    """
+    holder = config_flags.DEFINE_config_file(
+        "config",
+        None,
+        "A file such as configs/resnet50.py; --config.FIELD=VALUE overrides a field of it.",
+        flag_values=values,
+        lock_config=True,
+        sys_argv=None if argv is None else list(argv),
+    )
+    values["config"].parser = _ConfigFile()
+    return holder
+
+
+def load(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
+    """Returns the configuration of a file, with some fields changed.
+
+    Args:
+        path: FILE, or FILE:VARIANT.
+        overrides: as on the command line, such as --config.data.image_size=160.
+
+    Raises:
+        ConfigError: if the file or an override cannot be used.
+    """
+    values = flags.FlagValues()
+    argv = ["", f"--config={path}", *overrides]
+    holder = define(values, argv)
+    try:
+        values(argv)
+    except flags.Error as error:
+        raise ConfigError(str(error)) from error
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ConfigError(field_problem(error)) from error
+    return holder.value
+
+
+def field_problem(error: Exception) -> str:
+    """Returns what is wrong with a flag --config.FIELD, of which parsing raised `error`."""
+    if hint := loading.find_hint(error):
+        return hint
+    if isinstance(error, AttributeError | KeyError):
+        field = loading.first_line(error).rpartition("Attempting to lookup: ")[2].strip("'")
+        return f"the configuration has no field {field!r}; vision_jax/config/fields.py lists all of them."
+    return f"{type(error).__name__} in a flag --config.FIELD: {loading.first_line(error)}"
