@@ -130,6 +130,66 @@ def test_pooling_before_the_norm_is_pooling_after_it(case, group_size: int, dtyp
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), expected, found)
 
 
+@pytest.mark.parametrize("group_size", [0, 2])
+def test_the_norm_of_a_product_is_that_of_its_factors(case, group_size: int):
+    """Values and statistics to the bit; first and second derivatives as differentiation gives them."""
+    x, variables = case
+    random = np.random.RandomState(1)
+    inputs = nn.relu(jnp.asarray(x) - 1)
+    kernel = jnp.asarray(random.standard_normal((4, 12)), jnp.float32)
+    weights = jnp.asarray(random.standard_normal((8, 3, 5, 12)), jnp.float32)
+    norm, repeat = BatchNorm(group_size=group_size), functools.partial(jnp.tile, reps=3)
+    arguments = (jax.tree.map(repeat, variables["params"]), inputs, kernel)
+    along = jax.tree.map(lambda a: jnp.asarray(random.standard_normal(a.shape), jnp.float32), arguments)
+
+    def run(factorized: bool):
+        def loss(params, inputs, kernel):
+            all_variables = {"params": params, "batch_stats": jax.tree.map(repeat, variables["batch_stats"])}
+            factors = (inputs, kernel[None, None]) if factorized else None
+            y, stats = norm.apply(all_variables, inputs @ kernel, train=True, factors=factors, mutable=["batch_stats"])
+            return (jnp.sin(y) * weights).sum(), (y, stats)
+
+        def slope(*arguments):
+            gradients, _ = jax.grad(loss, (0, 1, 2), has_aux=True)(*arguments)
+            return jax.tree.reduce(jnp.add, jax.tree.map(lambda g, u: (g * u).sum(), gradients, along))
+
+        (_, values), gradients = jax.value_and_grad(loss, (0, 1, 2), has_aux=True)(*arguments)
+        return values, (gradients, jax.grad(slope, (0, 1, 2))(*arguments))
+
+    (values, ours), (plain, expected) = run(True), run(False)
+    jax.tree.map(np.testing.assert_array_equal, values, plain)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), ours, expected)
+
+
+def test_the_norm_of_a_product_in_bfloat16():
+    """Its gradients are at least as near to those in float32 as differentiation's."""
+    random = np.random.RandomState(0)
+    inputs = nn.relu(jnp.asarray(random.standard_normal((16, 8, 8, 32)), jnp.bfloat16))
+    kernel = jnp.asarray(random.standard_normal((32, 128)) / 6, jnp.bfloat16).astype(jnp.float32)
+    weights = jnp.asarray(random.standard_normal((16, 8, 8, 128)), jnp.bfloat16)
+    params = {"scale": jnp.asarray(random.uniform(0.5, 2, 128), jnp.float32), "bias": jnp.zeros(128)}
+
+    def gradients(dtype: str, factorized: bool):
+        def loss(params, inputs, kernel):
+            x = inputs @ kernel.astype(dtype)
+            factors = (inputs, kernel) if factorized else None
+            stats = {"mean": jnp.zeros(128), "var": jnp.ones(128)}
+            y, _ = BatchNorm(dtype=dtype).apply(
+                {"params": params, "batch_stats": stats}, x, train=True, factors=factors, mutable=["batch_stats"]
+            )
+            return (nn.relu(y) * weights).sum(dtype=jnp.float32)
+
+        return jax.jit(jax.grad(loss, (0, 1, 2)))(params, inputs.astype(dtype), kernel)
+
+    exact, plain, ours = gradients("float32", False), gradients("bfloat16", False), gradients("bfloat16", True)
+
+    def error(tree):
+        return jax.tree.map(lambda a, b: float(jnp.linalg.norm(a - b) / jnp.linalg.norm(b)), tree, exact)
+
+    for ours_, plain_ in zip(jax.tree.leaves(error(ours)), jax.tree.leaves(error(plain)), strict=True):
+        assert ours_ < 1.1 * plain_ + 1e-4, (error(ours), error(plain))
+
+
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 2e-6), ("bfloat16", 2e-2)])
 def test_gelu_and_its_derivative(dtype: str, tolerance: float):
     """By the formulas, in float64: x times the normal distribution's share below x, and that share plus x's density."""

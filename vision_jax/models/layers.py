@@ -581,7 +581,7 @@ def _normalize_product_backward(group_size: int, epsilon: float, kept: Any, grad
 
     def whole(matrix: jax.Array) -> jax.Array:
         """Keeps the compiler from dividing a group's matrix, which costs more communication than it saves."""
-        if not shape or len(means) % shards and len(means) > 1:
+        if not shape or (len(means) % shards and len(means) > 1):
             return matrix
         return jax.lax.with_sharding_constraint(matrix, PartitionSpec(None, None))
 
@@ -616,11 +616,10 @@ def _normalize_product_backward(group_size: int, epsilon: float, kept: Any, grad
     if len(means) == 1:  # without an axis more, which would keep the compiler from fusing
         by_inputs, *of_parameters = of_group(inputs, gradients[0], means[0], inverses[0])
     else:
-        grouped = [values.reshape(len(means), -1, *values.shape[1:]) for values in (inputs, gradients[0])]
-        by_inputs, *of_groups = jax.vmap(of_group, spmd_axis_name=("data", "fsdp") if shape else None)(
-            *grouped, means, inverses
-        )
-        of_parameters = [values.sum(0) for values in of_groups]
+        groups, gradient = (x.reshape(len(means), -1, *x.shape[1:]) for x in (inputs, gradients[0]))
+        of_groups = jax.vmap(of_group, spmd_axis_name=("data", "fsdp") if shape else None)
+        by_inputs, *of_each = of_groups(groups, gradient, means, inverses)
+        of_parameters = [values.sum(0) for values in of_each]
     return (None, by_inputs.reshape(inputs.shape), *of_parameters)
 
 
