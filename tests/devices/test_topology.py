@@ -155,7 +155,8 @@ def test_collectives_are_counted_by_what_they_give():
   %all-gather-start = (f32[2,4]{1,0}, f32[8,4]{1,0}) all-gather-start(%p), dimensions={0}
   %all-gather-done = f32[8,4]{1,0} all-gather-done(%all-gather-start)
   %all-reduce.1 = (f32[4]{0:T(512)S(1)}, /*index=1*/pred[5]{0}) all-reduce(%a, %b), channel_id=1
-"""
+  %all-reduce.2 = (f32[4]{0:T(512)S(1)}, /*index=1*/pred[5]{0}) all-reduce(%c, %d), channel_id=1
+"""  # the last one is the one before it, in another fused operation
     assert cost.count_collectives(text) == {"collective-permute": 48, "all-gather": 128, "all-reduce": 21}
 
 

@@ -27,6 +27,7 @@ _INSTRUCTION = re.compile(
     r"\((?P<operands>[^)]*)\)(?P<rest>.*)$"
 )
 _NAME = re.compile(r"%[\w.-]+")
+_CHANNEL = re.compile(r"\bchannel_id=(\d+)")
 _ARRAY = re.compile(
     r"\b(?P<kind>pred|bf16|[fsuc]\d+\w*)\[(?P<shape>[\d,]*)\](?:\{(?P<order>[\d,]*)(?::T\((?P<tile>[\d,]+)\))?)?"
 )
@@ -91,12 +92,18 @@ def count_collectives(text: str) -> dict[str, int]:
         text: the program's; its shapes are those of one device.
     """
     total: dict[str, int] = collections.defaultdict(int)
+    counted = set()
     for line in text.splitlines():
         if (match := _INSTRUCTION.match(line)) is None:
             continue
         name = match["opcode"].removesuffix("-start")
         if name not in _COLLECTIVES:
             continue
+        if channel := _CHANNEL.search(line):
+            # Where computation goes on meanwhile, each of the fused operations beside it repeats the instruction.
+            if channel[1] in counted:
+                continue
+            counted.add(channel[1])
         sizes = [_num_bytes(array) for array in _ARRAY.finditer(match["result"])]
         if match["opcode"].endswith("-start") and name != "all-reduce":
             # It gives the operand too, and marks of a few bytes: what is received is the second of these.
