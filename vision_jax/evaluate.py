@@ -163,11 +163,12 @@ def format_results(results: Mapping[str, float]) -> str:
         columns = [metric for metric in values if not metric.startswith("ema_") and metric != "count"]
         width = {metric: max(9, len(_heading(metric)) + 2) for metric in columns}
         heading = "".join(f"{_heading(metric):>{width[metric]}}" for metric in columns)
-        rows = [f"{'' if name == 'val' else name:10}{heading}{'examples':>10}"]
+        first = max(10, len(name) + 1)
+        rows = [f"{'' if name == 'val' else name:{first}}{heading}{'examples':>10}"]
         for prefix, label in (("", "weights"), ("ema_", "EMA")):
             if prefix + columns[0] in values:
                 cells = "".join(f"{_cell(metric, values[prefix + metric]):>{width[metric]}}" for metric in columns)
-                rows.append(f"{label:10}{cells}{int(values['count']):10d}")
+                rows.append(f"{label:{first}}{cells}{int(values['count']):10d}")
         tables.append("\n".join(rows))
     return "\n".join(tables)
 

@@ -116,8 +116,9 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
 
     dNLL/db = mean(E[z] - z[label]), d2NLL/db2 = mean(Var[z])
 
-    so that Newton's method, kept within a bracket, converges in a few iterations. The result is from 0.01 to 100: the
-    limits stand for the optimum of logits that classify everything correctly, or say nothing of the label.
+    so that Newton's method, kept within a bracket, converges in a few iterations. The result is from 0.01 to 100. Where
+    the logits say nothing of the labels, it is 100; where the highest one is always the label's, there is no optimum,
+    and the result is a temperature at which the NLL is 0 in float64, or 0.01.
 
     Args:
         logits: (examples, classes), float.
@@ -135,8 +136,8 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
             weights = np.exp(b * (scores - scores.max(1, keepdims=True)))
             weights /= weights.sum(1, keepdims=True)
             mean = (weights * scores).sum(1)
-            first += (mean - scores[np.arange(len(targets)), targets]).sum()
-            second += (weights * np.square(scores - mean[:, None])).sum()
+            first += float((mean - scores[np.arange(len(targets)), targets]).sum())
+            second += float((weights * np.square(scores - mean[:, None])).sum())
         return first, second
 
     low, high, b = 1 / _LARGEST_TEMPERATURE, _LARGEST_TEMPERATURE, 1.0

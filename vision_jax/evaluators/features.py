@@ -295,7 +295,7 @@ def sweep_logistic(
         linear = fit_logistic(*train, num_classes, l2, start=linear)
         accuracies.append(top1(linear_scores(linear, validation[0]), validation[1]))
     chosen = int(np.argmax(accuracies))
-    features, labels = (np.concatenate([np.asarray(a), np.asarray(b)]) for a, b in zip(train, validation, strict=True))
+    features, labels = (jnp.concatenate(pair) for pair in zip(train, validation, strict=True))
     return Sweep(accuracies, chosen, fit_logistic(features, labels, num_classes, l2s[chosen]))
 
 

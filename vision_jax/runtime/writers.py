@@ -172,7 +172,7 @@ class MetricWriter:
                 continue
             output.forget(lambda line: json.loads(line)["step"] <= last_step)
             kept = [record for record in read_metrics(self._workdir, name) if record["step"] <= last_step]
-            if kept or output is self._lines:
+            if output is self._lines or (self._workdir / name).exists():
                 write_atomically(self._workdir / name, "".join(json.dumps(record) + "\n" for record in kept))
         if self._events is not None:
             self._events.write(event(last_step + 1, session_log=True))
