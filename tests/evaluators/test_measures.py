@@ -204,6 +204,12 @@ def test_tables_of_a_run_are_kept(tmp_path: pathlib.Path):
     assert last["classes/micro_f1"] == pytest.approx(last["val/top1"])
     assert not any("classes/classes" in line for line in records(tmp_path))
 
+    # As if it had been killed between the tables and the other results of step 4.
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(line for line in path.read_text().splitlines(True) if '"step": 2' in line))
+    train.train_and_evaluate(config, tmp_path)
+    assert [(line["step"], line.get("mode")) for line in lines()] == [(2, None), (4, None)]
+
 
 @pytest.mark.parametrize(
     ("objective", "options", "message"),

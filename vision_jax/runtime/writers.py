@@ -167,15 +167,21 @@ class MetricWriter:
     def go_back(self, last_step: int) -> None:
         """Drops everything after a step, from which the run is to resume."""
         self._worker.flush()
-        for name, output in (("metrics.jsonl", self._lines), ("tables.jsonl", self._tables)):
-            if output is None:
-                continue
-            output.forget(lambda line: json.loads(line)["step"] <= last_step)
-            kept = [record for record in read_metrics(self._workdir, name) if record["step"] <= last_step]
-            if output is self._lines or (self._workdir / name).exists():
-                write_atomically(self._workdir / name, "".join(json.dumps(record) + "\n" for record in kept))
+        if self._lines is not None and self._tables is not None:
+            for output in (self._lines, self._tables):
+                output.forget(lambda line: json.loads(line)["step"] <= last_step)
+            kept = [record for record in read_metrics(self._workdir) if record["step"] <= last_step]
+            self._rewrite("metrics.jsonl", kept)
+            if (self._workdir / "tables.jsonl").exists():
+                # Tables are written before the line of their evaluation: what has none is going to be repeated.
+                evaluated = {record["step"] for record in kept if any(name.endswith("/count") for name in record)}
+                tables = read_metrics(self._workdir, "tables.jsonl")
+                self._rewrite("tables.jsonl", [table for table in tables if table["step"] in evaluated])
         if self._events is not None:
             self._events.write(event(last_step + 1, session_log=True))
+
+    def _rewrite(self, name: str, lines: list[dict[str, Any]]) -> None:
+        write_atomically(self._workdir / name, "".join(json.dumps(line) + "\n" for line in lines))
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Writes one line. Values that are not finite become null, since JSON cannot express them.
