@@ -75,7 +75,6 @@ def check_knn(case: Case) -> None:
 
 def check_few_shot_ridge(case: Case) -> None:
     about = case.about
-    assert (np.bincount(case["train_labels"], minlength=about["classes"]) == about["shots"]).all()
     ridge = features.fit_ridge(case["train"], case["train_labels"], about["classes"], about["l2"])
     near_largest(ridge.weights, case["weights"], SCORES)
     scores = features.ridge_scores(ridge, case["test"])
