@@ -191,7 +191,7 @@ def fit_logistic(
     *,
     start: Linear | None = None,
     max_iterations: int = 1000,
-    tolerance: float = 1e-6,
+    tolerance: float = 2e-8,
 ) -> Linear:
     """Fits multinomial logistic regression by L-BFGS (Liu and Nocedal 1989).
 
@@ -206,7 +206,8 @@ def fit_logistic(
         start: where to start; None: from zeros.
         max_iterations: the limit.
         tolerance: it ends when no partial derivative of the objective is larger, divided by the number of examples,
-            and with features that are centered and divided by their root mean square.
+            and with features that are centered and divided by their root mean square; or when 100 iterations in a row
+            have not lowered the objective, since float32 has its limits.
 
     Returns:
         the classifier; its bias has the mean of zero, since adding a number to all of them changes no probability.
@@ -214,6 +215,28 @@ def fit_logistic(
     dim = features.shape[-1]
     start = start or Linear(jnp.zeros((dim, num_classes)), jnp.zeros(num_classes))
     return _fit_logistic(start, features, labels, l2, max_iterations, tolerance)
+
+
+_PATIENCE = 100
+
+
+class _Search(NamedTuple):
+    """L-BFGS under way.
+
+    Attributes:
+        linear, state: the classifier, and the state of the optimizer.
+        slope: the largest partial derivative.
+        iteration: iterations done.
+        lowest: the lowest objective so far.
+        idle: iterations since it was lowered.
+    """
+
+    linear: Linear
+    state: Any
+    slope: jax.Array
+    iteration: jax.Array
+    lowest: jax.Array
+    idle: jax.Array
 
 
 @jax.jit
@@ -241,26 +264,27 @@ def _fit_logistic(
     optimizer = optax.lbfgs()
     value_and_grad = optax.value_and_grad_from_state(objective)
 
-    def go_on(carry: tuple[Linear, Any, jax.Array, jax.Array]) -> jax.Array:
-        _, _, slope, iteration = carry
-        return (slope > tolerance) & (iteration < max_iterations)
+    def go_on(carry: _Search) -> jax.Array:
+        return (carry.slope > tolerance) & (carry.iteration < max_iterations) & (carry.idle < _PATIENCE)
 
-    def step(carry: tuple[Linear, Any, jax.Array, jax.Array]) -> tuple[Linear, Any, jax.Array, jax.Array]:
-        linear, state, _, iteration = carry
-        value, grad = value_and_grad(linear, state=state)
-        updates, state = optimizer.update(grad, state, linear, value=value, grad=grad, value_fn=objective)
-        linear = optax.apply_updates(linear, updates)
-        return linear, state, _largest(optax.tree.get(state, "grad")), iteration + 1
+    def step(carry: _Search) -> _Search:
+        value, grad = value_and_grad(carry.linear, state=carry.state)
+        updates, state = optimizer.update(grad, carry.state, carry.linear, value=value, grad=grad, value_fn=objective)
+        linear = optax.apply_updates(carry.linear, updates)
+        lower = optax.tree.get(state, "value") < carry.lowest
+        slope = jnp.max(jnp.stack([jnp.abs(leaf).max() for leaf in optax.tree.get(state, "grad")]))
+        return _Search(
+            *(linear, state, slope, carry.iteration + 1),
+            lowest=jnp.minimum(carry.lowest, optax.tree.get(state, "value")),
+            idle=jnp.where(lower, 0, carry.idle + 1),
+        )
 
-    carry = (initial, optimizer.init(initial), jnp.float32(jnp.inf), jnp.int32(0))
-    linear, _, _, _ = jax.lax.while_loop(go_on, step, carry)
+    infinity = jnp.float32(jnp.inf)
+    start_of_search = _Search(initial, optimizer.init(initial), infinity, jnp.int32(0), infinity, jnp.int32(0))
+    linear = jax.lax.while_loop(go_on, step, start_of_search).linear
     weights = linear.weights / scale
     bias = linear.bias - _matmul(center, weights)
     return Linear(weights, bias - bias.mean())
-
-
-def _largest(tree: Any) -> jax.Array:
-    return jnp.max(jnp.stack([jnp.abs(leaf).max() for leaf in jax.tree.leaves(tree)]))
 
 
 class Sweep(NamedTuple):
