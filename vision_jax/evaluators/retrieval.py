@@ -82,10 +82,10 @@ def _rank(
     hits = jnp.take_along_axis(positive, order, -1)
     total = hits.sum(-1)
     so_far = jnp.cumsum(hits, -1)
-    rank = jnp.arange(1, hits.shape[-1] + 1)
-    at = jnp.where(hits, so_far / rank, 0.0)
-    before = jnp.where(hits, jnp.where(rank == 1, 1.0, (so_far - 1) / jnp.maximum(rank - 1, 1)), 0.0)
-    within = rank <= total[:, None]
+    ranks = jnp.arange(1, hits.shape[-1] + 1)
+    at = jnp.where(hits, so_far / ranks, 0.0)
+    before = jnp.where(hits, jnp.where(ranks == 1, 1.0, (so_far - 1) / jnp.maximum(ranks - 1, 1)), 0.0)
+    within = ranks <= total[:, None]
     divisor = jnp.maximum(total, 1)
     return {
         "positives": total,
