@@ -248,9 +248,7 @@ def test_muon_orthogonalizes_kernels_and_leaves_the_rest_to_adam():
     np.testing.assert_allclose(updates["head"]["kernel"], by_adam["head"]["kernel"], rtol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("name", "options"), [("lamb", {}), ("lars", {}), ("lars", {"by_rank": True}), ("muon", {})]
-)
+@pytest.mark.parametrize(("name", "options"), [("lamb", {}), ("lars", {}), ("lars", {"by_rank": True}), ("muon", {})])
 def test_stacked_blocks_are_updated_as_blocks_on_their_own(name: str, options: dict):
     rng = np.random.default_rng(0)
     params, grads = ({"kernel": rng.standard_normal((3, 4, 6)), "bias": rng.standard_normal((3, 6))} for _ in range(2))
