@@ -18,10 +18,11 @@ import jax
 import numpy as np
 import pytest
 import small_vit
+from conftest import Pictures
 from jax.experimental import multihost_utils
 from jax.sharding import PartitionSpec
 
-from vision_jax import evaluate, train
+from vision_jax import build, config, evaluate, train
 from vision_jax.devices import cluster, distributed, sharding
 from vision_jax.errors import CheckpointError
 from vision_jax.runtime import writers
@@ -118,6 +119,24 @@ def placed() -> list[Any]:
     return [by_jax[1], local]
 
 
+def measured() -> dict[str, Any]:
+    """The measures of a random classifier, and its tables; 21 examples leave a part of the last batch empty."""
+    fields = config.default_config()
+    fields.model.name, fields.data.image_size, fields.data.eval_resize, fields.eval.batch_size = "lenet5", 16, 16, 8
+    with fields.unlocked():
+        fields.evals = {"classes": {"kind": "per_class"}, "calibration": {"kind": "calibration"}}
+    mesh = sharding.make_mesh(fields.mesh)
+    source = Pictures(np.random.RandomState(1).randint(0, 5, 21).tolist(), size=20, num_classes=5)
+    objective = build.make_objective(fields, 5)
+    variables = sharding.place(
+        jax.device_get(build.initialize(objective, jax.random.key(0))), sharding.replicated(mesh)
+    )
+    tables: dict[str, Any] = {}
+    evaluators = build.make_evaluators(fields, objective, mesh, source)
+    results = evaluate.measure(evaluators, objective, {"": variables}, keep_tables=tables.update)
+    return {"results": results, "tables": tables}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--directory", type=pathlib.Path)
@@ -133,6 +152,7 @@ def main() -> None:
         "told": told_by_the_first(),
         "data": other_data(),
         "placed": placed(),
+        "measured": measured(),
         "damaged": damaged_shard(arguments.directory),
         "messages": messages,
     }

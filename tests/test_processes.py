@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 
+import process_cases
 import pytest
 from conftest import COMPILED, LONG_EVALUATION, REPOSITORY, Command, encode, picture, records
 
@@ -227,3 +228,12 @@ def test_weights_of_the_host_are_placed_without_collectives(found: tuple[dict, d
 def test_incomplete_flags(command: Command, tmp_path: pathlib.Path):
     printed = command(*ARGUMENTS, f"--workdir={tmp_path}", "--num_processes=2", status=1)
     assert "Several processes need all of --coordinator_address, --num_processes and --process_id" in printed
+
+
+@pytest.mark.slow
+def test_measures_are_those_of_one_process(found: tuple[dict, dict]):
+    expected = process_cases.measured()
+    assert expected["results"]["classes/count"] == 21
+    for process in found:
+        assert process["measured"]["results"] == pytest.approx(expected["results"], rel=1e-5)
+        assert process["measured"]["tables"] == expected["tables"]

@@ -2,7 +2,7 @@
 
 import logging
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 from ml_collections import ConfigDict
@@ -12,7 +12,7 @@ from vision_jax import config as config_lib
 from vision_jax.data.sources import check_classes, closing
 from vision_jax.devices import distributed, partition, sharding
 from vision_jax.errors import ConfigError, check_no_url
-from vision_jax.evaluators import Evaluator
+from vision_jax.evaluators import Evaluator, Table
 from vision_jax.evaluators.base import Prefixed
 from vision_jax.objectives import Objective
 from vision_jax.runtime import writers
@@ -30,7 +30,7 @@ def evaluate_checkpoint(
     *,
     preemption: Preemption | None = None,
 ) -> tuple[int, dict[str, float]]:
-    """Evaluates a checkpoint on whatever devices there are, and adds the results to metrics.jsonl.
+    """Evaluates a checkpoint on whatever devices there are, and adds the results to metrics.jsonl and tables.jsonl.
 
     Args:
         workdir: of the run.
@@ -49,22 +49,22 @@ def evaluate_checkpoint(
     check_no_url("The workdir", str(workdir))
     workdir = pathlib.Path(workdir)
     checkpointer = Checkpointer(workdir / "checkpoints")
-    candidate, results = checkpointer.restore_first(
+    candidate, (results, tables) = checkpointer.restore_first(
         choose_checkpoints(checkpointer, workdir, step),
         lambda candidate: _evaluate_step(checkpointer, candidate, config, preemption),
     )
     if jax.process_index() == 0:
         try:
-            writers.append_evaluation(workdir, candidate, results)
+            writers.append_evaluation(workdir, candidate, results, tables)
         except OSError as error:
-            log.warning("The results are not added to metrics.jsonl: %s", error)
+            log.warning("The results are not added to the files of the workdir: %s", error)
     return candidate, results
 
 
 def _evaluate_step(
     checkpointer: Checkpointer, step: int, config: ConfigDict | None, preemption: Preemption | None
-) -> dict[str, float]:
-    """Restores what a checkpoint holds of the model, and evaluates it."""
+) -> tuple[dict[str, float], dict[str, Table]]:
+    """Restores what a checkpoint holds of the model, and evaluates it; returns the results and the tables."""
     about = checkpointer.about(step)
     if config is None:
         config = config_lib.from_dict(about["config"])
@@ -91,7 +91,8 @@ def _evaluate_step(
         evaluators = build.make_evaluators(
             config, objective, mesh, source, constants=constants, preemption=preemption, watchdog=watchdog
         )
-        return measure(evaluators, objective, variables)
+        tables: dict[str, Table] = {}
+        return measure(evaluators, objective, variables, keep_tables=tables.update), tables
 
 
 def evaluate_pretrained(config: ConfigDict, *, preemption: Preemption | None = None) -> dict[str, float]:
@@ -123,20 +124,34 @@ def evaluate_pretrained(config: ConfigDict, *, preemption: Preemption | None = N
         return measure(evaluators, objective, {"": variables})
 
 
-def measure(evaluators: Mapping[str, Evaluator], objective: Objective, variables: Prefixed) -> dict[str, float]:
+def measure(
+    evaluators: Mapping[str, Evaluator],
+    objective: Objective,
+    variables: Prefixed,
+    *,
+    keep_tables: Callable[[dict[str, Table]], object] | None = None,
+) -> dict[str, float]:
     """Returns what evaluators give, the same in every process, under their names: `val/top1`, `val/count` and so on.
 
     Args:
         evaluators: by name.
         objective: whose variables they are.
         variables: by prefix, such as {"": weights, "ema_": their average}.
+        keep_tables: gets the tables of the evaluators, if they give any, under such names; None: they are dropped.
 
     Raises:
         Interrupted, DataError: as `Evaluator`.
     """
     results: dict[str, float] = {}
+    tables: dict[str, Table] = {}
     for name, evaluator in evaluators.items():
-        results |= {f"{name}/{metric}": value for metric, value in evaluator(objective, variables).items()}
+        for metric, value in evaluator(objective, variables).items():
+            if isinstance(value, dict):
+                tables[f"{name}/{metric}"] = value
+            else:
+                results[f"{name}/{metric}"] = value
+    if tables and keep_tables is not None:
+        keep_tables(tables)
     return distributed.from_first(lambda: results)
 
 
@@ -146,12 +161,14 @@ def format_results(results: Mapping[str, float]) -> str:
     for name in dict.fromkeys(key.partition("/")[0] for key in results if "/" in key):
         values = {key.partition("/")[2]: value for key, value in results.items() if key.startswith(f"{name}/")}
         columns = [metric for metric in values if not metric.startswith("ema_") and metric != "count"]
-        heading = "".join(f"{_heading(metric):>9}" for metric in columns)
-        rows = [f"{'' if name == 'val' else name:10}{heading}{'examples':>10}"]
+        width = {metric: max(9, len(_heading(metric)) + 2) for metric in columns}
+        heading = "".join(f"{_heading(metric):>{width[metric]}}" for metric in columns)
+        first = max(10, len(name) + 1)
+        rows = [f"{'' if name == 'val' else name:{first}}{heading}{'examples':>10}"]
         for prefix, label in (("", "weights"), ("ema_", "EMA")):
             if prefix + columns[0] in values:
-                cells = "".join(f"{_cell(metric, values[prefix + metric]):>9}" for metric in columns)
-                rows.append(f"{label:10}{cells}{int(values['count']):10d}")
+                cells = "".join(f"{_cell(metric, values[prefix + metric]):>{width[metric]}}" for metric in columns)
+                rows.append(f"{label:{first}}{cells}{int(values['count']):10d}")
         tables.append("\n".join(rows))
     return "\n".join(tables)
 

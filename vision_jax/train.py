@@ -15,6 +15,7 @@ it.
 
 import contextlib
 import dataclasses
+import functools
 import json
 import logging
 import pathlib
@@ -403,7 +404,12 @@ def _evaluate(run: _Run, step: int, state: TrainState) -> None:
     variables = {"": state.variables} | ({"ema_": state.ema} if state.ema is not None else {})
     with run.goodput.phase("evaluation"):
         due = {name: run.evaluators[name] for name in run.checked.plan.evals_at(step)}
-        results = evaluate.measure(due, run.checked.objective, variables)
+        results = evaluate.measure(
+            due,
+            run.checked.objective,
+            variables,
+            keep_tables=functools.partial(run.writer.write_tables, step),
+        )
     run.evaluated.add(step)
     if (value := run.best.score(results)) is not None:
         run.checkpointer.record(step, value)

@@ -248,13 +248,13 @@ def test_muon_orthogonalizes_kernels_and_leaves_the_rest_to_adam():
     np.testing.assert_allclose(updates["head"]["kernel"], by_adam["head"]["kernel"], rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["lamb", "lars", "muon"])
-def test_stacked_blocks_are_updated_as_blocks_on_their_own(name: str):
+@pytest.mark.parametrize(("name", "options"), [("lamb", {}), ("lars", {}), ("lars", {"by_rank": True}), ("muon", {})])
+def test_stacked_blocks_are_updated_as_blocks_on_their_own(name: str, options: dict):
     rng = np.random.default_rng(0)
     params, grads = ({"kernel": rng.standard_normal((3, 4, 6)), "bias": rng.standard_normal((3, 6))} for _ in range(2))
     for i in range(3):
         grads["kernel"][i] *= 10.0**i  # ratios of their own
-    optimizer = create_optimizer(name, 0.1, weight_decay=0.1, clip_adaptive=0.05)
+    optimizer = create_optimizer(name, 0.1, weight_decay=0.1, clip_adaptive=0.05, **options)
 
     def apart(tree: dict) -> dict:
         blocks = {str(i): {"mlp": {k: jnp.asarray(v[i], jnp.float32) for k, v in tree.items()}} for i in range(3)}

@@ -12,7 +12,7 @@ from vision_jax.config.plan import eval_kind
 from vision_jax.data.sources import (
     Source,
 )
-from vision_jax.evaluators import EVALUATORS, Context, Evaluator
+from vision_jax.evaluators import EVALUATORS, Context, Evaluator, LogitsEvaluator
 from vision_jax.objectives import Objective
 from vision_jax.runtime.preemption import Preemption
 from vision_jax.runtime.watchdog import Watchdog
@@ -64,7 +64,7 @@ def make_evaluators(
     evaluators = {}
     for name in config.evals:
         kind = eval_kind(config, name)
-        options = {"flip": config.eval.flip} if kind == "classification" else {}
+        options = {"flip": config.eval.flip} if issubclass(EVALUATORS[kind], LogitsEvaluator) else {}
         options |= {key: value for key, value in config.evals[name].items() if key not in EVAL_FIELDS}
         evaluators[name] = EVALUATORS[kind](context=context, **options)
     return evaluators

@@ -330,7 +330,7 @@ def default_config() -> ConfigDict:
 
     # Evaluations by name; those of `val` report val/top1 and so on. `kind` is a name in
     # `vision_jax.evaluators.EVALUATORS`; None: classification, or the objective's own loss if that has no classes.
-    # `every_epochs` overrides eval.every_epochs. Other fields are those of the kind's dataclass.
+    # `every_epochs` overrides eval.every_epochs. Others are fields of the kind's dataclass: docs/evaluation.md.
     config.evals = ConfigDict({"val": {"kind": placeholder(str), "every_epochs": placeholder(float)}})
 
     config.checkpoint = checkpoint = ConfigDict()

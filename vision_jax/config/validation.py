@@ -30,7 +30,7 @@ from vision_jax.config.store import flatten, parent
 from vision_jax.data.views import parse_views
 from vision_jax.devices import sharding
 from vision_jax.errors import ConfigError, check_no_url, suggest
-from vision_jax.evaluators import EVALUATORS
+from vision_jax.evaluators import EVALUATORS, LogitsEvaluator
 from vision_jax.objectives import OBJECTIVES, options_of
 
 # What `validate` allows; fields that are not set are not checked.
@@ -214,6 +214,9 @@ def _check_kinds(config: ConfigDict) -> Iterator[str]:
         if kind_name is not None and kind_name not in EVALUATORS:
             yield f"evals.{name}.kind is {kind_name!r}: {suggest(str(kind_name), EVALUATORS)}"
             continue
+        if kind_name is not None and issubclass(EVALUATORS[kind_name], LogitsEvaluator) and not kind.classifies:
+            objective = objective_name(config)
+            yield f"evals.{name}.kind is {kind_name!r}, but the objective {objective} trains no classifier to measure."
         every = config.evals[name].get("every_epochs")
         if every is not None and not (isinstance(every, int | float) and every > 0):
             yield f"evals.{name}.every_epochs is {every!r}, which must be positive."

@@ -1,12 +1,33 @@
-"""Evaluators by kind, one file each; `base` has their interface."""
+"""Evaluators by kind, one file each; `base` has their interface.
 
-from vision_jax.evaluators.base import Context, Evaluator, collect, run_pass
+`suites`, `features`, `retrieval` and `ood` are pure functions: how evaluation sets are scored, and measures of features
+and of scores.
+"""
+
+from vision_jax.evaluators.base import Context, Evaluator, Table, collect, run_pass
+from vision_jax.evaluators.calibration import Calibration
 from vision_jax.evaluators.classification import Classification
+from vision_jax.evaluators.logits import LogitsEvaluator
 from vision_jax.evaluators.objective import ObjectiveLoss
+from vision_jax.evaluators.per_class import PerClass
 
 EVALUATORS: dict[str, type[Evaluator]] = {
+    "calibration": Calibration,
     "classification": Classification,
     "objective": ObjectiveLoss,
+    "per_class": PerClass,
 }
 
-__all__ = ["EVALUATORS", "Classification", "Context", "Evaluator", "ObjectiveLoss", "collect", "run_pass"]
+__all__ = [
+    "EVALUATORS",
+    "Calibration",
+    "Classification",
+    "Context",
+    "Evaluator",
+    "LogitsEvaluator",
+    "ObjectiveLoss",
+    "PerClass",
+    "Table",
+    "collect",
+    "run_pass",
+]

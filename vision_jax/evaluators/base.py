@@ -1,8 +1,8 @@
 """The base of evaluators: one pass over a split that adds up sums on the devices, or brings rows to the host.
 
 An evaluator is called with the objective and all variables, by prefix ("" for the weights, "ema_" for their EMA), and
-returns numbers. Each one checks whether to stop, and calls the watchdog, at every batch. Each example counts once, on
-any number of hosts: padding in the last batch is excluded by `mask`.
+returns numbers and tables. Each one checks whether to stop, and calls the watchdog, at every batch. Each example counts
+once, on any number of hosts: padding in the last batch is excluded by `mask`.
 """
 
 import dataclasses
@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 _AHEAD = 4  # batches that may be in flight on the devices
 
 Prefixed = Mapping[str, Variables]
+Table = dict[str, Any]  # what JSON can express: lists of a number for each class, and the like
 Step = Callable[[Any, Any], Any]
 
 
@@ -162,8 +163,8 @@ class Evaluator:
             log.warning("%d of %d examples are damaged and left out: means are over the others.", there - count, there)
         return count
 
-    def __call__(self, objective: Objective, variables: Prefixed) -> dict[str, float]:
-        """Returns the metrics, under prefix + name, and `count`, the examples that were counted.
+    def __call__(self, objective: Objective, variables: Prefixed) -> Mapping[str, float | Table]:
+        """Returns the metrics and tables, under prefix + name, and `count`, the examples that were counted.
 
         Args:
             objective: whose variables they are.

@@ -6,35 +6,24 @@ from typing import Any, ClassVar
 
 import jax
 
-from vision_jax import augment
-from vision_jax.evaluators.base import Evaluator, Prefixed, Step, run_pass
+from vision_jax.evaluators.base import Prefixed, Step, run_pass
+from vision_jax.evaluators.logits import LogitsEvaluator
 from vision_jax.metrics import classification_sums
 from vision_jax.objectives.base import Objective
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Classification(Evaluator):
-    """Top-1, top-5 and cross-entropy (no smoothing) of the model's logits.
-
-    Attributes:
-        flip: average the logits with those of the mirrored image.
-    """
+class Classification(LogitsEvaluator):
+    """Top-1, top-5 and cross-entropy (no smoothing) of the model's logits."""
 
     metrics: ClassVar[Mapping[str, bool]] = {"top1": True, "top5": True, "loss": False}
 
-    flip: bool = False
-
     def make_step(self, objective: Objective) -> Step:
         """Returns (variables by prefix, batch) -> sums over the examples, () each, under prefix + name."""
-        model, context = objective.setup.model, self.context
 
         def step(variables: Prefixed, batch: Any) -> dict[str, jax.Array]:
-            images = augment.normalize(batch["image"], context.mean, context.std)
             sums = {}
-            for prefix, values in variables.items():
-                logits: Any = model.apply(values, images, train=False)
-                if self.flip:
-                    logits = (logits + model.apply(values, images[:, :, ::-1], train=False)) / 2
+            for prefix, logits in self.logits(objective, variables, batch).items():
                 for name, value in classification_sums(logits, batch["label"], batch["mask"]).items():
                     sums[prefix + name] = value
             return sums

@@ -279,6 +279,7 @@ def lars(
     eps: float = 1e-8,
     trust_clip: bool = False,
     always_adapt: bool = False,
+    by_rank: bool = False,
     mu_dtype: Any = None,
 ) -> Transformation:
     """Returns LARS (You et al. 2017, arXiv:1708.03888) as timm has it.
@@ -290,21 +291,25 @@ def lars(
     Args:
         trust_clip: r is min(r / lr, 1), so that no step is longer than SGD's (LARC).
         always_adapt: parameters that do not decay have a ratio too; otherwise theirs is 1.
+        by_rank: as in the scripts of MoCo v3, Barlow Twins, VICReg and MAE: parameters of two and more dimensions have
+            a ratio, whether or not they decay, and others have none; r = trust_coefficient * |p| / |g + wd * p|.
     """
 
     def adapt(count: jax.Array, grads: Any, params: Any) -> Any:
         rate = _at(decay.rate, count)
 
         def adapted(path: Any, decays: bool, g: jax.Array, p: jax.Array) -> jax.Array:
-            if not (decays or always_adapt):
-                return g
+            name = path_string(path)
             wd = rate if decays else 0.0
-            p_norm, g_norm = _norm(path_string(path), p), _norm(path_string(path), g)
-            ratio = trust_coefficient * p_norm / (g_norm + wd * p_norm + eps)
+            direction = g + wd * p if decays else g
+            if not (p.ndim - is_stacked(name) > 1 if by_rank else decays or always_adapt):
+                return direction
+            p_norm, g_norm = _norm(name, p), _norm(name, direction if by_rank else g)
+            ratio = trust_coefficient * p_norm / (g_norm if by_rank else g_norm + wd * p_norm + eps)
             ratio = jnp.where((p_norm > 0) & (g_norm > 0), ratio, 1)
             if trust_clip:
                 ratio = jnp.minimum(ratio / _at(learning_rate, count), 1)
-            return ratio * (g + wd * p)
+            return ratio * direction
 
         return jax.tree_util.tree_map_with_path(adapted, decay.of(params), grads, params)
 

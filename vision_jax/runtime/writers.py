@@ -81,9 +81,9 @@ def _lock(descriptor: int, workdir: pathlib.Path) -> None:
         log.warning("%s cannot be locked (%s): make sure that no other run uses it.", workdir, error)
 
 
-def read_metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
-    """Returns the lines of metrics.jsonl, without incomplete ones, which a killed run may leave."""
-    path = workdir / "metrics.jsonl"
+def read_metrics(workdir: pathlib.Path, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
+    """Returns the lines of metrics.jsonl, or of tables.jsonl, without incomplete ones, which a killed run may leave."""
+    path = workdir / name
     if not path.exists():
         return []
     records = []
@@ -102,18 +102,29 @@ def training_records(workdir: pathlib.Path) -> list[dict[str, Any]]:
     return [record for record in read_metrics(workdir) if record.get("mode") != "eval"]
 
 
-def append_evaluation(workdir: pathlib.Path, step: int, metrics: Mapping[str, float]) -> None:
-    """Adds a line to metrics.jsonl, marked as one of --mode=eval: the data may differ from that in training."""
-    with (workdir / "metrics.jsonl").open("a+b") as file:
+def append_evaluation(
+    workdir: pathlib.Path, step: int, metrics: Mapping[str, float], tables: Mapping[str, Any] | None = None
+) -> None:
+    """Adds lines to metrics.jsonl and, if there are tables, to tables.jsonl.
+
+    They are marked as those of --mode=eval: the data may differ from that in training.
+    """
+    _append(workdir / "metrics.jsonl", _line(step, {"mode": "eval", **metrics}))
+    if tables:
+        _append(workdir / "tables.jsonl", _line(step, {"mode": "eval", **tables}))
+
+
+def _append(path: pathlib.Path, line: str) -> None:
+    with path.open("a+b") as file:
         if file.tell():
             file.seek(-1, os.SEEK_END)
             if file.read() != b"\n":
                 file.write(b"\n")  # a killed run left its last line incomplete
-        file.write(_line(step, {"mode": "eval", **metrics}).encode())
+        file.write(line.encode())
 
 
 class MetricWriter:
-    """Appends to metrics.jsonl, and to TensorBoard events.
+    """Appends to metrics.jsonl, to TensorBoard events, and to tables.jsonl, which exists only if there are tables.
 
     Lines after `last_step` are dropped first: a killed run wrote them, and this one will compute them again.
 
@@ -142,10 +153,11 @@ class MetricWriter:
     ):
         self._workdir = workdir
         self._worker = worker or Inline()
-        self._lines = self._events = None
+        self._lines = self._tables = self._events = None
         if not enabled:
             return
         self._lines = Appender(workdir / "metrics.jsonl", on_error=on_error)
+        self._tables = Appender(workdir / "tables.jsonl", on_error=on_error)
         if tensorboard:
             name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}"
             self._events = Appender(workdir / name, on_error=on_error)
@@ -155,12 +167,21 @@ class MetricWriter:
     def go_back(self, last_step: int) -> None:
         """Drops everything after a step, from which the run is to resume."""
         self._worker.flush()
-        if self._lines is not None:
-            self._lines.forget(lambda line: json.loads(line)["step"] <= last_step)
+        if self._lines is not None and self._tables is not None:
+            for output in (self._lines, self._tables):
+                output.forget(lambda line: json.loads(line)["step"] <= last_step)
             kept = [record for record in read_metrics(self._workdir) if record["step"] <= last_step]
-            write_atomically(self._workdir / "metrics.jsonl", "".join(json.dumps(record) + "\n" for record in kept))
+            self._rewrite("metrics.jsonl", kept)
+            if (self._workdir / "tables.jsonl").exists():
+                # Tables are written before the line of their evaluation: what has none is going to be repeated.
+                evaluated = {record["step"] for record in kept if any(name.endswith("/count") for name in record)}
+                tables = read_metrics(self._workdir, "tables.jsonl")
+                self._rewrite("tables.jsonl", [table for table in tables if table["step"] in evaluated])
         if self._events is not None:
             self._events.write(event(last_step + 1, session_log=True))
+
+    def _rewrite(self, name: str, lines: list[dict[str, Any]]) -> None:
+        write_atomically(self._workdir / name, "".join(json.dumps(line) + "\n" for line in lines))
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Writes one line. Values that are not finite become null, since JSON cannot express them.
@@ -173,6 +194,15 @@ class MetricWriter:
         if self._events is not None:
             self._worker.do(functools.partial(self._events.write, event(step, metrics)))
 
+    def write_tables(self, step: int, tables: Mapping[str, Any]) -> None:
+        """Writes a line of tables.jsonl: the tables by name, as JSON.
+
+        Raises:
+            CheckpointError: as `write`.
+        """
+        if self._tables is not None:
+            self._worker.do(functools.partial(self._tables.write, _line(step, tables).encode()))
+
     def flush(self) -> None:
         """Waits until everything is written: called before a save, so that no checkpoint is ahead of the lines.
 
@@ -182,7 +212,7 @@ class MetricWriter:
             CheckpointError: with on_error=stop, if something cannot be written.
         """
         self._worker.flush()
-        for output in (self._lines, self._events):
+        for output in (self._lines, self._tables, self._events):
             if output is not None:
                 output.retry()
 
@@ -195,7 +225,7 @@ class MetricWriter:
         try:
             self._worker.flush()
         finally:
-            for output in (self._lines, self._events):
+            for output in (self._lines, self._tables, self._events):
                 if output is not None:
                     output.close()
 

@@ -1,0 +1,403 @@
+"""Protocols that measure frozen features: nearest neighbors, few-shot ridge regression, logistic regression, a probe.
+
+Pure functions of arrays. Products of matrices are computed in full float32, also where the hardware would round.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from vision_jax.errors import DataError
+from vision_jax.losses import softmax_cross_entropy
+
+_matmul = functools.partial(jnp.matmul, precision="highest")
+
+
+def normalize(features: jax.Array) -> jax.Array:
+    """Returns features, (n, dim), divided by their Euclidean norms, in float32; zeros remain zeros."""
+    features = jnp.asarray(features, jnp.float32)
+    norms = jnp.linalg.norm(features, axis=-1, keepdims=True)
+    return features / jnp.where(norms > 0, norms, 1)
+
+
+# ---- Nearest neighbors
+
+
+@functools.partial(jax.jit, static_argnames="k")
+def _merge(
+    best: tuple[jax.Array, jax.Array], queries: jax.Array, items: jax.Array, start: jax.Array, k: int
+) -> tuple[jax.Array, jax.Array]:
+    """Merges the neighbors found so far, (similarities, numbers), with those among more items, numbered from `start`.
+
+    Those found so far are first, so that of equally similar items the first remains the nearer one.
+    """
+    similarities = jnp.concatenate([best[0], _matmul(queries, items.T)], -1)
+    numbers = jnp.broadcast_to(start + jnp.arange(len(items), dtype=jnp.int32), (len(queries), len(items)))
+    numbers = jnp.concatenate([best[1], numbers], -1)
+    similarities, order = jax.lax.top_k(similarities, k)
+    return similarities, jnp.take_along_axis(numbers, order, -1)
+
+
+def nearest(
+    queries: jax.Array, items: jax.Array, k: int, *, query_block: int = 1024, item_block: int = 16384
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the k nearest items of each query by the inner product: of normalized features, the cosine.
+
+    The search is exact, and needs memory for query_block * item_block similarities.
+
+    Args:
+        queries: (queries, dim) float.
+        items: (items, dim) float.
+        k: number of neighbors; all items if there are fewer.
+        query_block, item_block: rows per matrix product.
+
+    Returns:
+        similarities, (queries, k) float32, and the numbers of the items, (queries, k) int32, the nearest first; of
+        equally similar items, the first is the nearer one.
+
+    Raises:
+        DataError: if k is not positive, or there are no items.
+    """
+    k = min(k, len(items))
+    if k < 1:
+        raise DataError(f"{k} neighbors among {len(items)} items cannot be found: there must be at least one of each.")
+    found = []
+    for row in range(0, len(queries), query_block):
+        part = jnp.asarray(queries[row : row + query_block], jnp.float32)
+        best = jnp.full((len(part), k), -jnp.inf), jnp.full((len(part), k), -1, jnp.int32)
+        for start in range(0, len(items), item_block):
+            block = jnp.asarray(items[start : start + item_block], jnp.float32)
+            best = _merge(best, part, block, jnp.int32(start), k)
+        found.append(jax.device_get(best))
+    similarities, numbers = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    return similarities, numbers
+
+
+@functools.partial(jax.jit, static_argnames="num_classes")
+def neighbor_votes(
+    similarities: jax.Array, labels: jax.Array, num_classes: int, temperature: float | jax.Array = 0.07
+) -> jax.Array:
+    """Returns the votes of neighbors for their classes, each weighing exp(similarity / temperature).
+
+    These are the weights of DINO (Caron et al. 2021, arXiv:2104.14294), and, before it, Wu et al. (2018,
+    arXiv:1805.01978); an infinite temperature counts neighbors. Votes are divided by the largest weight of their
+    query, which changes no order, so that no temperature overflows.
+
+    Args:
+        similarities: (queries, k) float, the largest first; cosines in the paper.
+        labels: (queries, k) integers, classes of the neighbors.
+        num_classes: number of classes.
+        temperature: a positive number.
+
+    Returns:
+        (queries, num_classes) float32.
+    """
+    weights = jnp.exp((similarities - similarities[:, :1]) / temperature)
+    rows = jnp.arange(len(labels))[:, None]
+    return jnp.zeros((len(labels), num_classes), jnp.float32).at[rows, labels].add(weights)
+
+
+# ---- Few-shot ridge regression
+
+
+class Ridge(NamedTuple):
+    """A linear function of standardized features; see `fit_ridge`.
+
+    Attributes:
+        mean, std: (dim,) float32, of the training features; 1e-5 is added to std.
+        weights: (dim + 1, classes) float32; the last row is that of the constant feature.
+    """
+
+    mean: jax.Array
+    std: jax.Array
+    weights: jax.Array
+
+
+_CONSTANT = 100.0  # the value of the constant feature, so large that its weight is hardly penalized
+
+
+@functools.partial(jax.jit, static_argnames="num_classes")
+def fit_ridge(features: jax.Array, labels: jax.Array, num_classes: int, l2: float | jax.Array = 1024.0) -> Ridge:
+    """Fits google-research/big_vision's few-shot regression (evaluators/fewshot_lsr.py).
+
+    Features are standardized and a constant one of 100 is appended: x. Targets t are 1 for the label and -1 for other
+    classes. The weights W minimize |x W - t|^2 + l2 |W|^2.
+
+    Standardized features have zero sums. So the constant one is orthogonal to them, and its weights and theirs are
+    solved for separately, the latter with centered targets: this is exact, and in float32 more accurate than one
+    system. The smaller of the two equivalent systems, of dim or of examples, is solved.
+
+    Args:
+        features: (examples, dim) float.
+        labels: (examples,) integers.
+        num_classes: number of classes.
+        l2: the penalty, a positive number.
+    """
+    features = jnp.asarray(features, jnp.float32)
+    count, dim = features.shape
+    mean, std = features.mean(0), features.std(0) + 1e-5
+    x = (features - mean) / std
+    targets = 2 * jax.nn.one_hot(labels, num_classes) - 1
+    centered = targets - targets.mean(0)
+    if dim <= count:
+        gram = _matmul(x.T, x) + l2 * jnp.eye(dim)
+        weights = jax.scipy.linalg.solve(gram, _matmul(x.T, centered), assume_a="pos")
+    else:
+        gram = _matmul(x, x.T) + l2 * jnp.eye(count)
+        weights = _matmul(x.T, jax.scipy.linalg.solve(gram, centered, assume_a="pos"))
+    constant = _CONSTANT * targets.sum(0) / (_CONSTANT**2 * count + l2)
+    return Ridge(mean, std, jnp.concatenate([weights, constant[None]]))
+
+
+@jax.jit
+def ridge_scores(ridge: Ridge, features: jax.Array) -> jax.Array:
+    """Returns the score of each class, (n, classes) float32, of features, (n, dim)."""
+    x = (jnp.asarray(features, jnp.float32) - ridge.mean) / ridge.std
+    return _matmul(x, ridge.weights[:-1]) + _CONSTANT * ridge.weights[-1]
+
+
+# ---- Logistic regression
+
+
+class Linear(NamedTuple):
+    """A linear classifier: weights (dim, classes) and bias (classes,), float32."""
+
+    weights: jax.Array
+    bias: jax.Array
+
+
+def linear_scores(linear: Linear, features: jax.Array) -> jax.Array:
+    """Returns the logits, (n, classes) float32, of features, (n, dim)."""
+    return _matmul(jnp.asarray(features, jnp.float32), linear.weights) + linear.bias
+
+
+def logistic_objective(linear: Linear, features: jax.Array, labels: jax.Array, l2: float | jax.Array) -> jax.Array:
+    """Returns what `fit_logistic` minimizes (arguments as there), () float32."""
+    losses = softmax_cross_entropy(linear_scores(linear, features), labels)
+    return losses.sum() + l2 / 2 * jnp.square(linear.weights).sum()
+
+
+def fit_logistic(
+    features: jax.Array,
+    labels: jax.Array,
+    num_classes: int,
+    l2: float | jax.Array,
+    *,
+    start: Linear | None = None,
+    max_iterations: int = 1000,
+    tolerance: float = 2e-8,
+) -> Linear:
+    """Fits multinomial logistic regression by L-BFGS (Liu and Nocedal 1989).
+
+    It minimizes the sum of the cross-entropies + l2 / 2 |weights|^2; the bias is not penalized. So l2 is 1 / C of
+    scikit-learn.
+
+    Args:
+        features: (examples, dim) float.
+        labels: (examples,) integers.
+        num_classes: number of classes.
+        l2: the penalty.
+        start: where to start; None: from zeros.
+        max_iterations: the limit.
+        tolerance: it ends when no partial derivative of the objective is larger, divided by the number of examples,
+            and with features that are centered and divided by their root mean square; or when 100 iterations in a row
+            have not lowered the objective, since float32 has its limits.
+
+    Returns:
+        the classifier; its bias has the mean of zero, since adding a number to all of them changes no probability.
+    """
+    dim = features.shape[-1]
+    start = start or Linear(jnp.zeros((dim, num_classes)), jnp.zeros(num_classes))
+    return _fit_logistic(start, features, labels, l2, max_iterations, tolerance)
+
+
+_PATIENCE = 100
+
+
+class _Search(NamedTuple):
+    """L-BFGS under way.
+
+    Attributes:
+        linear, state: the classifier, and the state of the optimizer.
+        slope: the largest partial derivative.
+        iteration: iterations done.
+        lowest: the lowest objective so far.
+        idle: iterations since it was lowered.
+    """
+
+    linear: Linear
+    state: Any
+    slope: jax.Array
+    iteration: jax.Array
+    lowest: jax.Array
+    idle: jax.Array
+
+
+@jax.jit
+def _fit_logistic(
+    start: Linear,
+    features: jax.Array,
+    labels: jax.Array,
+    l2: float | jax.Array,
+    max_iterations: int | jax.Array,
+    tolerance: float | jax.Array,
+) -> Linear:
+    # Centering changes the bias alone, and scaling the weights and the penalty: the same problem, but solved in fewer
+    # iterations, and with derivatives whose size is known.
+    features = jnp.asarray(features, jnp.float32)
+    center = features.mean(0)
+    x = features - center
+    scale = jnp.sqrt(jnp.square(x).mean())
+    scale = jnp.where(scale > 0, scale, 1)
+    x = x / scale
+
+    def objective(linear: Linear) -> jax.Array:
+        return logistic_objective(linear, x, labels, l2 / scale**2) / len(x)
+
+    initial = Linear(start.weights * scale, start.bias + _matmul(center, start.weights))
+    optimizer = optax.lbfgs()
+    value_and_grad = optax.value_and_grad_from_state(objective)
+
+    def go_on(carry: _Search) -> jax.Array:
+        return (carry.slope > tolerance) & (carry.iteration < max_iterations) & (carry.idle < _PATIENCE)
+
+    def step(carry: _Search) -> _Search:
+        value, grad = value_and_grad(carry.linear, state=carry.state)
+        updates, state = optimizer.update(grad, carry.state, carry.linear, value=value, grad=grad, value_fn=objective)
+        linear = optax.apply_updates(carry.linear, updates)
+        lower = optax.tree.get(state, "value") < carry.lowest
+        slope = jnp.max(jnp.stack([jnp.abs(leaf).max() for leaf in optax.tree.get(state, "grad")]))
+        return _Search(
+            *(linear, state, slope, carry.iteration + 1),
+            lowest=jnp.minimum(carry.lowest, optax.tree.get(state, "value")),
+            idle=jnp.where(lower, 0, carry.idle + 1),
+        )
+
+    infinity = jnp.float32(jnp.inf)
+    start_of_search = _Search(initial, optimizer.init(initial), infinity, jnp.int32(0), infinity, jnp.int32(0))
+    linear = jax.lax.while_loop(go_on, step, start_of_search).linear
+    weights = linear.weights / scale
+    bias = linear.bias - _matmul(center, weights)
+    return Linear(weights, bias - bias.mean())
+
+
+class Sweep(NamedTuple):
+    """The result of `sweep_logistic`.
+
+    Attributes:
+        accuracies: validation accuracy of each penalty, in their order.
+        chosen: position of the first best one.
+        linear: the classifier fitted with it on all examples.
+    """
+
+    accuracies: list[float]
+    chosen: int
+    linear: Linear
+
+
+def sweep_logistic(
+    train: tuple[jax.Array, jax.Array], validation: tuple[jax.Array, jax.Array], num_classes: int, l2s: Sequence[float]
+) -> Sweep:
+    """Chooses the penalty of logistic regression by validation accuracy, and fits it again on all examples.
+
+    This is the protocol of linusericsson/ssl-transfer (Ericsson et al. 2021, arXiv:2011.13377), and before it of
+    Kornblith et al. (2019, arXiv:1805.08974). Each fit starts from the one before.
+
+    Args:
+        train, validation: (features, labels) each: (examples, dim) float and (examples,) integers.
+        num_classes: number of classes.
+        l2s: penalties; see `fit_logistic`.
+    """
+    linear, accuracies = None, []
+    for l2 in l2s:
+        linear = fit_logistic(*train, num_classes, l2, start=linear)
+        accuracies.append(top1(linear_scores(linear, validation[0]), validation[1]))
+    chosen = int(np.argmax(accuracies))
+    features, labels = (jnp.concatenate(pair) for pair in zip(train, validation, strict=True))
+    return Sweep(accuracies, chosen, fit_logistic(features, labels, num_classes, l2s[chosen]))
+
+
+# ---- A linear probe by gradient descent
+
+
+class LinearProbe(nn.Module):
+    """MAE's linear probe (He et al. 2021, arXiv:2111.06377): batch norm without scale and bias, then a linear layer.
+
+    As in torch, the running variance is unbiased, and the batch is normalized by the biased one.
+
+    Attributes:
+        num_classes: number of classes.
+        momentum: weight of the old running statistics; 1 minus torch's momentum.
+        epsilon: added to the variance.
+    """
+
+    num_classes: int
+    momentum: float = 0.9
+    epsilon: float = 1e-6
+
+    @nn.compact
+    def __call__(self, features: jax.Array, *, train: bool) -> jax.Array:
+        """Returns the logits, (n, num_classes) float32, of features, (n, dim)."""
+        count, dim = features.shape
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, (dim,), jnp.float32)
+        running_var = self.variable("batch_stats", "var", jnp.ones, (dim,), jnp.float32)
+        features = jnp.asarray(features, jnp.float32)
+        mean, var = running_mean.value, running_var.value
+        if train:
+            mean, var = features.mean(0), features.var(0)
+            if not self.is_initializing():
+                keep, take, unbiased = self.momentum, 1 - self.momentum, var * (count / max(1, count - 1))
+                running_mean.value = keep * running_mean.value + take * mean
+                running_var.value = keep * running_var.value + take * unbiased
+        features = (features - mean) * jax.lax.rsqrt(var + self.epsilon)
+        init = nn.initializers.normal(0.01)
+        return nn.Dense(self.num_classes, kernel_init=init, precision="highest", name="fc")(features)
+
+
+class ProbeState(NamedTuple):
+    """A probe in training: its `params` and `batch_stats`, and the state of the optimizer."""
+
+    params: Any
+    batch_stats: Any
+    opt_state: Any
+
+
+def make_probe_step(
+    probe: LinearProbe, optimizer: optax.GradientTransformation
+) -> Callable[[ProbeState, jax.Array, jax.Array], tuple[ProbeState, jax.Array]]:
+    """Returns the jitted step of a probe: (state, features (n, dim), labels (n,)) -> (state, mean cross-entropy).
+
+    MAE's optimizer is `create_optimizer("lars", rate, momentum=0.9, by_rank=True)`.
+    """
+
+    @jax.jit
+    def step(state: ProbeState, features: jax.Array, labels: jax.Array) -> tuple[ProbeState, jax.Array]:
+        def loss(params: Any) -> tuple[jax.Array, Any]:
+            variables = {"params": params, "batch_stats": state.batch_stats}
+            logits, updated = probe.apply(variables, features, train=True, mutable=["batch_stats"])
+            return softmax_cross_entropy(logits, labels).mean(), updated["batch_stats"]
+
+        (value, batch_stats), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        return ProbeState(optax.apply_updates(state.params, updates), batch_stats, opt_state), value
+
+    return step
+
+
+# ---- Accuracy
+
+
+def top1(scores: jax.Array, labels: jax.Array) -> float:
+    """Returns the share of examples whose label has the highest score, of equal ones the first.
+
+    Args:
+        scores: (n, classes) float.
+        labels: (n,) integers.
+    """
+    return float(np.mean(np.argmax(scores, -1) == np.asarray(labels)))
