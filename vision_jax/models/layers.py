@@ -576,14 +576,11 @@ def _normalize_product_backward(group_size: int, epsilon: float, kept: Any, grad
     inputs, kernel, scale, means, inverses = kept
     weights = kernel.astype(inputs.dtype)
     exact = weights.astype(jnp.float32)
-    shape = jax.sharding.get_abstract_mesh().shape
-    shards = math.prod(shape[axis] for axis in ("data", "fsdp") if axis in shape)
+    meshed = not jax.sharding.get_abstract_mesh().empty
 
     def whole(matrix: jax.Array) -> jax.Array:
         """Keeps the compiler from dividing a group's matrix, which costs more communication than it saves."""
-        if not shape or (len(means) % shards and len(means) > 1):
-            return matrix
-        return jax.lax.with_sharding_constraint(matrix, PartitionSpec(None, None))
+        return jax.lax.with_sharding_constraint(matrix, PartitionSpec(None, None)) if meshed else matrix
 
     def of_group(
         inputs: jax.Array, gradient: jax.Array, mean: jax.Array, inverse: jax.Array
@@ -604,11 +601,11 @@ def _normalize_product_backward(group_size: int, epsilon: float, kept: Any, grad
         by_scale = inverse * ((exact * with_gradient).sum(0) - mean * by_bias)
         # The gradient of x is factor * (gradient - mean gradient - share * normalized x).
         factor, mean_gradient, share = scale * inverse, by_bias / count, by_scale / count
-        by_kernel = factor * (with_gradient - total * mean_gradient - share * with_normalized)
+        by_kernel = whole(factor * (with_gradient - total * mean_gradient - share * with_normalized))
         last = ((inputs.ndim - 1,), (1,))
         by_inputs = product(gradient, (exact * factor).astype(weights.dtype), last)
         with jax.named_scope(NOT_COUNTED):
-            mixing = (exact * (factor * share * inverse)) @ exact.T
+            mixing = whole((exact * (factor * share * inverse)) @ exact.T)
             by_inputs -= product(inputs, mixing.astype(weights.dtype), last, inputs.dtype).astype(jnp.float32)
             by_inputs += exact @ (factor * (share * inverse * mean - mean_gradient))
         return by_inputs.astype(inputs.dtype), by_kernel, by_scale, by_bias
@@ -617,8 +614,7 @@ def _normalize_product_backward(group_size: int, epsilon: float, kept: Any, grad
         by_inputs, *of_parameters = of_group(inputs, gradients[0], means[0], inverses[0])
     else:
         groups, gradient = (x.reshape(len(means), -1, *x.shape[1:]) for x in (inputs, gradients[0]))
-        of_groups = jax.vmap(of_group, spmd_axis_name=("data", "fsdp") if shape else None)
-        by_inputs, *of_each = of_groups(groups, gradient, means, inverses)
+        by_inputs, *of_each = jax.vmap(of_group)(groups, gradient, means, inverses)
         of_parameters = [values.sum(0) for values in of_each]
     return (None, by_inputs.reshape(inputs.shape), *of_parameters)
 
