@@ -178,9 +178,14 @@ def _fused(query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Array |
 
 def _logits(query: jax.Array, key: jax.Array, bias: jax.Array | None) -> jax.Array:
     """Returns query key^T / sqrt(features) + bias, (batch, heads, tokens, tokens) float32."""
-    products = jnp.einsum("bqhf,bkhf->bhqk", query, key, preferred_element_type=jnp.float32)
-    products *= 1 / math.sqrt(query.shape[-1])
+    products = jnp.einsum("bqhf,bkhf->bhqk", query, key, preferred_element_type=_written(query, bias))
+    products = products.astype(jnp.float32) * (1 / math.sqrt(query.shape[-1]))
     return products if bias is None else products + bias
+
+
+def _written(values: jax.Array, bias: jax.Array | None) -> Any:
+    """Returns the dtype of a map as it comes out of a product: where a bias follows, it may be written to memory."""
+    return jnp.float32 if bias is None else values.dtype
 
 
 def _fused_forward(
@@ -195,8 +200,8 @@ def _fused_forward(
 def _fused_backward(kept: tuple[Any, ...], gradient: jax.Array) -> tuple[jax.Array | None, ...]:
     query, key, value, bias, probabilities, result = kept
     sums = (gradient.astype(jnp.float32) * result.astype(jnp.float32)).sum(-1).swapaxes(1, 2)
-    by_probability = jnp.einsum("bqhf,bkhf->bhqk", gradient, value, preferred_element_type=jnp.float32)
-    by_product = probabilities.astype(jnp.float32) * (by_probability - sums[..., None])
+    by_probability = jnp.einsum("bqhf,bkhf->bhqk", gradient, value, preferred_element_type=_written(value, bias))
+    by_product = probabilities.astype(jnp.float32) * (by_probability.astype(jnp.float32) - sums[..., None])
     by_bias = None
     if bias is not None:
         summed = [axis for axis, size in enumerate(bias.shape) if size == 1 and by_product.shape[axis] > 1]
