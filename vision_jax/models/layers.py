@@ -32,7 +32,7 @@ INTERMEDIATES, ATTENTION, PERTURBATIONS = "intermediates", "attention", "perturb
 def capture(module: nn.Module, x: jax.Array, name: str = "", *, collection: str = INTERMEDIATES) -> jax.Array:
     """Names an activation, so that `vision_jax.models.intermediates` can find it.
 
-    If it is not requested, the result is x itself, and nothing is computed or stored.
+    If it is not requested, nothing is computed or stored. See `over_batch_axes` for where it lies.
 
     Args:
         module: that computes the activation; its path is the first part of the name.
@@ -44,7 +44,7 @@ def capture(module: nn.Module, x: jax.Array, name: str = "", *, collection: str 
         x, plus its perturbation if the variables contain one; the rest of the model must use this.
     """
     x = over_batch_axes(x)
-    if module.has_variable(PERTURBATIONS, _key(name)):
+    if is_perturbed(module, name):
         x = x + module.get_variable(PERTURBATIONS, _key(name)).astype(x.dtype)
     if is_captured(module, collection):
         module.put_variable(collection, _key(name), x)
@@ -73,9 +73,8 @@ def norm_relu_pool(
         the map before and after pooling; both with the perturbation, if there is one.
     """
     normalized, pooled = norm(x, train=train, pool=pool)
-    whole = nn.relu(normalized)
-    captured = capture(module, whole, name)
-    return captured, nn.relu(pooled) if captured is whole else pool(captured)
+    captured = capture(module, nn.relu(normalized), name)
+    return captured, pool(captured) if is_perturbed(module, name) else nn.relu(pooled)
 
 
 def capture_beside(module: nn.Module, x: Callable[[], jax.Array], name: str) -> None:
@@ -84,10 +83,15 @@ def capture_beside(module: nn.Module, x: Callable[[], jax.Array], name: str) -> 
     Raises:
         ConfigError: if there is a perturbation of it, which would have no effect.
     """
-    if module.has_variable(PERTURBATIONS, _key(name)):
+    if is_perturbed(module, name):
         raise ConfigError(f"The logits of this model do not depend on {name!r}: perturb a layer before it.")
     if is_captured(module, INTERMEDIATES):
         module.put_variable(INTERMEDIATES, _key(name), x())
+
+
+def is_perturbed(module: nn.Module, name: str = "") -> bool:
+    """Returns whether the variables contain a perturbation of an activation."""
+    return module.has_variable(PERTURBATIONS, _key(name))
 
 
 def is_captured(module: nn.Module, collection: str) -> bool:

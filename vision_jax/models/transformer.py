@@ -12,12 +12,12 @@ import numpy as np
 from vision_jax.errors import DataError
 from vision_jax.models.layers import (
     ATTENTION,
-    PERTURBATIONS,
     capture,
     dense_init,
     dot_after_gelu,
     gelu,
     is_captured,
+    is_perturbed,
     over_tensor_axis,
     transformer_init,
 )
@@ -244,16 +244,16 @@ def attend(
         heads / groups, tokens, tokens).
     """
     result = attention(query, key, value, bias)
-    if not (is_captured(module, ATTENTION) or module.has_variable(PERTURBATIONS, "output")):
+    if not (is_captured(module, ATTENTION) or is_perturbed(module)):
         return result
     probabilities = jax.nn.softmax(_logits(query, key, bias))
     shape = probabilities.shape
     if groups is not None:
         probabilities = probabilities.reshape(shape[0], groups, -1, *shape[2:])
-    perturbed = capture(module, probabilities, collection=ATTENTION)
-    if perturbed is probabilities:
+    probabilities = capture(module, probabilities, collection=ATTENTION)
+    if not is_perturbed(module):
         return result
-    return jnp.einsum("bhqk,bkhf->bqhf", perturbed.reshape(shape).astype(value.dtype), value)
+    return jnp.einsum("bhqk,bkhf->bqhf", probabilities.reshape(shape).astype(value.dtype), value)
 
 
 class QueryKeyValue(nn.Module):
