@@ -68,10 +68,12 @@ def check_output(what: str, path: pathlib.Path) -> None:
     """Checks that a file can be written at `path`, which `what` names for the user, before the work that fills it.
 
     Raises:
-        ConfigError: if it is a folder, or its folder does not exist.
+        ConfigError: if it is a folder or a device, or its folder does not exist.
     """
     if path.is_dir():
         raise ConfigError(f"{what} is {path}, which is a folder: give a file.")
+    if path.exists() and not path.is_file():
+        raise ConfigError(f"{what} is {path}, which is no regular file, and would be replaced: give another.")
     if not path.absolute().parent.is_dir():
         raise ConfigError(f"{what} is {path}, but there is no folder {path.parent}.")
 

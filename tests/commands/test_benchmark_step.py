@@ -62,7 +62,7 @@ def test_steps_of_several_configurations(report, capsys: pytest.CaptureFixture[s
     assert found["flags"]["overrides"] == list(RGB)
     assert [result["model"] for result in found["results"]] == ["small_resnet", "small_vit"]
     printed = capsys.readouterr().out
-    assert "2 steps a round, 2 rounds; torch: not installed\n" in printed
+    assert "Steps in a round: 2; rounds: 2; torch: not installed\n" in printed
     for result in found["results"]:
         assert (result["batch_size"], result["devices"], result["dtype"]) == (16, jax.device_count(), "float32")
         assert len(result["seconds"]) == 2

@@ -252,3 +252,19 @@ def test_options_of_the_schedule_are_in_steps():
     assert build.schedule_options(config, 100) == {"points": ((0, 0.2), (150.0, 1.0), (800, 0.0))}
     config = synthetic(**{"schedule.milestone_epochs": (30, 60)})
     assert build.schedule_options(config, 100) == {"milestones": (3000, 6000)}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"kind": "calibration", "bins": 0}, r"evals\.cal\.bins is 0: calibration needs at least one"),
+        ({"kind": "per_class", "confusions": -1}, r"evals\.cal\.confusions is -1: it is how many"),
+        ({"kind": "per_class", "bins": 5}, r"evals\.cal\.bins is no option"),
+    ],
+)
+def test_options_of_evaluations(options: dict, message: str):
+    config = synthetic()
+    with config.unlocked():
+        config.evals.cal = ConfigDict(options)
+    with pytest.raises(ConfigError, match=message):
+        config_lib.validate(config, num_devices=8)

@@ -14,7 +14,7 @@ from tensorboardX.proto import event_pb2
 
 from vision_jax import config as config_lib
 from vision_jax.data import tfrecord
-from vision_jax.errors import CheckpointError
+from vision_jax.errors import CheckpointError, ConfigError, check_output
 from vision_jax.runtime import writers
 from vision_jax.runtime.appender import Appender
 from vision_jax.runtime.background import Background
@@ -239,3 +239,18 @@ def test_messages_that_nobody_reads_end_no_run(monkeypatch: pytest.MonkeyPatch):
     for stream in (Gone(), None):
         monkeypatch.setattr(sys, "stderr", stream)
         log.warning("Is anybody there?")
+
+
+def test_a_link_to_a_file_stays_one(tmp_path):
+    (tmp_path / "real.json").write_text("old")
+    (tmp_path / "link.json").symlink_to("real.json")
+    writers.write_atomically(tmp_path / "link.json", "new")
+    assert (tmp_path / "link.json").is_symlink()
+    assert (tmp_path / "real.json").read_text() == "new"
+    assert {path.name for path in tmp_path.iterdir()} == {"real.json", "link.json"}
+
+
+def test_an_output_that_is_no_file_is_refused():
+    """It would be replaced by one."""
+    with pytest.raises(ConfigError, match=r"--json is /dev/null, which is no regular file"):
+        check_output("--json", pathlib.Path("/dev/null"))

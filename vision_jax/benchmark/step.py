@@ -8,7 +8,7 @@ import os
 import pathlib
 import platform
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from vision_jax.benchmark import torch_step
@@ -18,6 +18,8 @@ from vision_jax.runtime.writers import write_atomically
 
 if TYPE_CHECKING:  # it imports JAX, which takes seconds that --help should not
     from vision_jax.benchmark import train_step
+
+Keep = Callable[[dict[str, Any]], None]  # of a result, for JSON
 
 STEPS, ROUNDS = 20, 5
 _WARM_UP = 3  # steps before the first round
@@ -101,7 +103,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="FILE[:VARIANT]",
         help="such as configs/resnet50.py; may be given several times. --config.FIELD=VALUE overrides a field of all "
-        "of them; data.source is synthetic unless you set it",
+        "of them. Unless you set data.source, images are synthetic, of 1,000 classes if the configuration does not say "
+        "how many; but those of the digits, which need no files",
     )
     add("--batch_size", type=positive(int), help="over all devices; default: the configuration's")
     add("--topology", help="compile for TPU slices that are not here, such as v5e:2x2, and print the table of costs")
@@ -137,10 +140,15 @@ def run(arguments: argparse.Namespace) -> None:
     from vision_jax.config import command_line
     from vision_jax.devices import backend, topology
 
-    overrides = ["--config.data.source=synthetic", *arguments.overrides]
+    overrides = list(arguments.overrides)
     if arguments.batch_size is not None:
         overrides.append(f"--config.batch_size={arguments.batch_size}")
-    configs = [(name, command_line.load(name, overrides)) for name in arguments.config]
+    configs = []
+    for name in arguments.config:
+        config = command_line.load(name, overrides)
+        if config.data.source != "digits":
+            config = command_line.load(name, ["--config.data.source=synthetic", *overrides])
+        configs.append((name, config))
     backend.start()
     if arguments.topology is not None:
         topology.describe(arguments.topology)  # which fails if there is no such thing
@@ -150,13 +158,19 @@ def run(arguments: argparse.Namespace) -> None:
             jobs.append(train_step.trace(name, config, arguments.topology))
     environment = _describe_environment(jobs[0])
     print("\n".join(f"{key}: {value}" for key, value in environment.items()))
+    results: list[dict[str, Any]] = []
+
+    def keep(result: dict[str, Any]) -> None:
+        """Writes the results so far: one that fails, or Ctrl-C, costs none of them."""
+        results.append(result)
+        if arguments.json is not None:
+            report = {"environment": environment, "flags": vars(arguments), "results": results}
+            write_atomically(arguments.json, json.dumps(report, indent=2, default=os.fspath) + "\n")
+
     if arguments.topology is not None:
-        results = _estimate_all(jobs)
+        _estimate_all(jobs, keep)
     else:
-        results = _measure_all(jobs, arguments.steps, arguments.rounds, problem)
-    if arguments.json is not None:
-        report = {"environment": environment, "flags": vars(arguments), "results": results}
-        write_atomically(arguments.json, json.dumps(report, indent=2, default=os.fspath) + "\n")
+        _measure_all(jobs, arguments.steps, arguments.rounds, problem, keep)
 
 
 @contextlib.contextmanager
@@ -183,22 +197,20 @@ def _width(jobs: Sequence["train_step.Job"]) -> int:
     return max(len("config"), *(len(job.name) for job in jobs))
 
 
-def _measure_all(jobs: Sequence["train_step.Job"], steps: int, rounds: int, problem: str) -> list[dict[str, Any]]:
-    """Measures one configuration after another, so that each has all memory; prints a table and returns it for JSON."""
-    print(f"{_LEGEND}\n{steps} steps a round, {rounds} rounds" + (f"; torch: {problem}\n" if problem else "\n"))
+def _measure_all(jobs: Sequence["train_step.Job"], steps: int, rounds: int, problem: str, keep: Keep) -> None:
+    """Measures one configuration after another, so that each has all memory; prints a table, and keeps the results."""
+    print(f"{_LEGEND}\nSteps in a round: {steps}; rounds: {rounds}" + (f"; torch: {problem}\n" if problem else "\n"))
     width = _width(jobs)
     print(
         f"{'config':<{width}}{'batch':>7}{'ms/step':>10} {'(rounds)':<18}{'images/s':>10}{'MFU':>8}{'compile':>9}"
         f"{'memory':>10}",
         flush=True,
     )
-    results = []
     for job in jobs:
         with _errors_named(job.name):
             result = _measure(job, steps, rounds, problem)
         print("\n".join(_format(job.name, result, width, told=bool(problem))), flush=True)
-        results.append({**job.describe(), **_as_dict(result)})
-    return results
+        keep({**job.describe(), **_as_dict(result)})
 
 
 def _measure(job: "train_step.Job", steps: int, rounds: int, problem: str) -> Result:
@@ -321,8 +333,8 @@ def _gibibytes(number: int | None) -> str:
     return "-" if number is None else f"{number / 2**30:.2f}"
 
 
-def _estimate_all(jobs: Sequence["train_step.Job"]) -> list[dict[str, Any]]:
-    """Compiles one configuration after another; prints a table and returns it for JSON."""
+def _estimate_all(jobs: Sequence["train_step.Job"], keep: Keep) -> None:
+    """Compiles one configuration after another; prints a table, and keeps the results."""
     from vision_jax.benchmark import train_step
 
     width = _width(jobs)
@@ -347,17 +359,16 @@ def _estimate_all(jobs: Sequence["train_step.Job"]) -> list[dict[str, Any]]:
             f"{found.compile_seconds:9.1f}",
             flush=True,
         )
+        keep(
+            {
+                **job.describe(),
+                "cost": dataclasses.asdict(found.cost),
+                "bytes_an_image": found.cost.bytes_accessed / found.cost.images,
+                "seconds": dict(found.seconds),
+                "shares": dict(found.shares),
+                "compile_seconds": found.compile_seconds,
+            }
+        )
     print(f"\n{'config':<{width}}" + "".join(f"{part:>14}" for part in train_step.PARTS))
     for job, found in zip(jobs, estimates, strict=True):
         print(f"{job.name:<{width}}" + "".join(f"{found.shares[part]:14.1%}" for part in train_step.PARTS))
-    return [
-        {
-            **job.describe(),
-            "cost": dataclasses.asdict(found.cost),
-            "bytes_an_image": found.cost.bytes_accessed / found.cost.images,
-            "seconds": dict(found.seconds),
-            "shares": dict(found.shares),
-            "compile_seconds": found.compile_seconds,
-        }
-        for job, found in zip(jobs, estimates, strict=True)
-    ]

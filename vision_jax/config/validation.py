@@ -6,6 +6,7 @@ import math
 import pathlib
 import re
 from collections.abc import Container, Iterator, Mapping, Sequence
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -220,9 +221,15 @@ def _check_kinds(config: ConfigDict) -> Iterator[str]:
         every = config.evals[name].get("every_epochs")
         if every is not None and not (isinstance(every, int | float) and every > 0):
             yield f"evals.{name}.every_epochs is {every!r}, which must be positive."
-        yield from _check_fields(
-            f"evals.{name}", dict(config.evals[name]), EVALUATORS[eval_kind(config, name)], EVAL_FIELDS
-        )
+        evaluator, options = EVALUATORS[eval_kind(config, name)], dict(config.evals[name])
+        if problems := list(_check_fields(f"evals.{name}", options, evaluator, EVAL_FIELDS)):
+            yield from problems
+            continue
+        context: Any = None  # which options do not depend on
+        try:
+            evaluator(context=context, **{key: value for key, value in options.items() if key not in EVAL_FIELDS})
+        except ConfigError as error:
+            yield f"evals.{name}.{error}"
 
 
 def _check_fields(path: str, values: Mapping[str, object], kind: type, others: Sequence[str]) -> Iterator[str]:

@@ -170,7 +170,7 @@ class Calibration(LogitsEvaluator):
 
     def __post_init__(self) -> None:
         if self.bins < 1:
-            raise ConfigError(f"bins is {self.bins}: calibration needs at least one; usual are {BINS}.")
+            raise ConfigError(f"bins is {self.bins}: calibration needs at least one; {BINS} are usual.")
 
     def make_step(self, objective: Objective) -> Step:
         """Returns (variables by prefix, batch) -> the logits under prefix + "logits", and the labels."""

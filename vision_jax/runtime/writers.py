@@ -24,11 +24,12 @@ log = logging.getLogger(__name__)
 
 
 def write_atomically(path: pathlib.Path, text: str) -> None:
-    """Writes a file atomically: at any moment it is either the old or the new one.
+    """Writes a file atomically: at any moment it is either the old or the new one. A link to a file stays one.
 
     Raises:
         CheckpointError: if the storage fails.
     """
+    path = path.resolve()
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         with temporary.open("w") as file:
