@@ -7,8 +7,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vision_jax.assembly.inputs import make_eval_transform
-from vision_jax.config.fields import EVAL_FIELDS
-from vision_jax.config.plan import eval_kind
+from vision_jax.config.plan import eval_kind, eval_options
 from vision_jax.data.sources import (
     Source,
 )
@@ -65,6 +64,6 @@ def make_evaluators(
     for name in config.evals:
         kind = eval_kind(config, name)
         options = {"flip": config.eval.flip} if issubclass(EVALUATORS[kind], LogitsEvaluator) else {}
-        options |= {key: value for key, value in config.evals[name].items() if key not in EVAL_FIELDS}
+        options |= eval_options(config, name)
         evaluators[name] = EVALUATORS[kind](context=context, **options)
     return evaluators

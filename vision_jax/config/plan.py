@@ -2,10 +2,12 @@
 
 import dataclasses
 import math
+from typing import Any
 
 from ml_collections import ConfigDict
 
 from vision_jax import augment, optim
+from vision_jax.config.fields import EVAL_FIELDS
 from vision_jax.errors import ConfigError
 from vision_jax.evaluators import EVALUATORS
 from vision_jax.models import registry
@@ -37,6 +39,11 @@ def eval_kind(config: ConfigDict, name: str) -> str:
     """Returns the kind of an evaluation; see `vision_jax.evaluators`."""
     classifies = OBJECTIVES[objective_name(config)].classifies
     return config.evals[name].get("kind") or ("classification" if classifies else "objective")
+
+
+def eval_options(config: ConfigDict, name: str) -> dict[str, Any]:
+    """Returns the options of the evaluation `name`: its fields but for those that every evaluation has."""
+    return {key: value for key, value in config.evals[name].items() if key not in EVAL_FIELDS}
 
 
 def metric_directions(config: ConfigDict) -> dict[str, bool]:

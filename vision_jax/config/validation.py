@@ -22,6 +22,7 @@ from vision_jax.config.fields import (
 from vision_jax.config.plan import (
     augmentation_fields,
     eval_kind,
+    eval_options,
     eval_resize,
     eval_size,
     metric_directions,
@@ -221,13 +222,13 @@ def _check_kinds(config: ConfigDict) -> Iterator[str]:
         every = config.evals[name].get("every_epochs")
         if every is not None and not (isinstance(every, int | float) and every > 0):
             yield f"evals.{name}.every_epochs is {every!r}, which must be positive."
-        evaluator, options = EVALUATORS[eval_kind(config, name)], dict(config.evals[name])
-        if problems := list(_check_fields(f"evals.{name}", options, evaluator, EVAL_FIELDS)):
+        evaluator = EVALUATORS[eval_kind(config, name)]
+        if problems := list(_check_fields(f"evals.{name}", dict(config.evals[name]), evaluator, EVAL_FIELDS)):
             yield from problems
             continue
         context: Any = None  # which options do not depend on
         try:
-            evaluator(context=context, **{key: value for key, value in options.items() if key not in EVAL_FIELDS})
+            evaluator(context=context, **eval_options(config, name))
         except ConfigError as error:
             yield f"evals.{name}.{error}"
 
