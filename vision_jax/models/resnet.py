@@ -317,8 +317,7 @@ class ResNet(ImageModel, kw_only=True):
             stem, x = norm_relu_pool(self, self.bn1, x, pool, "stem", train=train)
             if self.blur_pool == "conv+pool":
                 x = blur(x, 2)
-        stride = 1 if self.small_stem else 2
-        maps = {stride: stem}
+        maps = {1 if self.small_stem else 2: stem}
         stride = 1 if self.small_stem else 4
         for i in range(4):
             x = capture(self, getattr(self, f"layer{i + 1}")(x, train), f"layer{i + 1}")
