@@ -75,7 +75,18 @@ def load(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
     """
     values = flags.FlagValues()
     argv = ["", f"--config={path}", *overrides]
-    holder = define(values, argv)
+    return _parse(values, define(values, argv), argv)
+
+
+def override(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
+    """Returns a configuration with some fields changed; arguments and errors as for `load`."""
+    values = flags.FlagValues()
+    argv = ["", *overrides]
+    holder = config_flags.DEFINE_config_dict("config", config, flag_values=values, lock_config=True, sys_argv=argv)
+    return _parse(values, holder, argv)
+
+
+def _parse(values: flags.FlagValues, holder: flags.FlagHolder, argv: Sequence[str]) -> ConfigDict:
     try:
         values(argv)
     except flags.Error as error:
