@@ -78,7 +78,8 @@ def load_model(arguments: argparse.Namespace, *, classifier: bool = True) -> "Tr
     from vision_jax.devices import backend
 
     backend.start()
-    backend.enable_compilation_cache(None)
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # JAX's own variable
+        backend.enable_compilation_cache(None)
     if arguments.workdir is not None:
         return build.from_workdir(arguments.workdir, arguments.step, arguments.weights, arguments.overrides)
     names = pretrained.read_class_names(arguments.classes)
