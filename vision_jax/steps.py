@@ -50,6 +50,7 @@ class _Sums(NamedTuple):
     weight: jax.Array
     metrics: dict[str, tuple[jax.Array, jax.Array]]
     sums: Any
+    average_stats: Any
 
 
 def make_train_step(
@@ -148,7 +149,7 @@ def make_train_step(
                 views, targets = make(part, number)
                 (_, out), grads = jax.value_and_grad(part_loss, has_aux=True)(trained, stats, views, targets, number)
                 stats = out.variables.get("batch_stats", stats)
-                return stats, _Sums(grads, out.loss, out.weight, out.metrics, out.sums), out.rows
+                return stats, _Sums(grads, out.loss, out.weight, out.metrics, out.sums, out.average_stats), out.rows
 
             if accumulate == 1:
                 stats, sums, rows_ = add(state.batch_stats, parts, 0)
@@ -176,7 +177,8 @@ def make_train_step(
             metrics["grad_norm"] = optax.tree.norm(grads)
             updates, opt_state = optimizer.update(grads, state.opt_state, trained, loss=value, obj_fn=first_loss)
             params = optim.merge(optax.apply_updates(trained, updates), rest)
-            after = _after(objective, state, params, stats, opt_state, sums.sums, rows_)
+            average_stats = jax.tree.map(lambda x: x / accumulate, sums.average_stats)  # of the micro-batches
+            after = _after(objective, state, params, stats, opt_state, (sums.sums, rows_, average_stats))
         updates_done = state.step
         if isinstance(opt_state, optim.GuardState):
             updates_done -= state.opt_state.skipped  # which a schedule does not count
@@ -221,9 +223,16 @@ def _accumulate(add: Callable[..., tuple[Any, _Sums, Any]], stats: Any, parts: A
 
 
 def _after(
-    objective: Objective, state: TrainState, params: Any, stats: Any, opt_state: Any, sums: Any, rows: Any
+    objective: Objective, state: TrainState, params: Any, stats: Any, opt_state: Any, kept: tuple[Any, Any, Any]
 ) -> TrainState:
-    """Returns the next state; of a step that is skipped, the same one but for the counters."""
+    """Returns the next state; of a step that is skipped, the same one but for the counters.
+
+    Args:
+        objective, state: before the update.
+        params, stats, opt_state: after it.
+        kept: `sums`, `rows` and `average_stats` of `Out`.
+    """
+    sums, rows, average_stats = kept
     next_ = objective.progress(state.step + 1)
     extra = objective.after(params, state.extra, sums, rows, next_)
     decay = objective.ema_decay(next_)
@@ -234,10 +243,14 @@ def _after(
             return jax.tree.map(lambda new, old: jnp.where(accepted, new, old), new, old)
 
         stats, extra = taken(stats, state.batch_stats), taken(extra, state.extra)
+        if average_stats is not None and state.ema is not None:
+            average_stats = taken(average_stats, state.ema["batch_stats"])
         decay = None if decay is None else jnp.where(accepted, decay, 1.0)
     average = state.ema
     if average is not None and decay is not None:
         average = move_average(average, {"params": params, "batch_stats": stats}, decay)
+        if average_stats is not None:
+            average = {**average, "batch_stats": average_stats}
     return TrainState(state.step + 1, params, stats, opt_state, average, extra)
 
 

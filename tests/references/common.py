@@ -1,9 +1,11 @@
 """Where the reference files are, and the made-up inputs that they name instead of storing them; see README.md."""
 
+import json
 import math
 import os
 import pathlib
 import zlib
+from typing import Any
 
 import numpy as np
 
@@ -66,7 +68,62 @@ def features(name: str, n: int, dim: int, classes: int):
     return centers[labels] + np.float32(1.5) * normal(name, (n, dim)), labels
 
 
-def fill(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """The weight or bias of a linear layer that belongs to a name of torch's state dict."""
+def fill(name: str, shape: tuple[int, ...], variance: float = 1.0) -> np.ndarray:
+    """The tensor that belongs to a name of torch's state dict; `variance` is that of the batch norm that it is of."""
     n = normal(name, tuple(shape))
-    return 0.02 * n if name.endswith("bias") else n * np.float32(math.sqrt(1.5 / math.prod(shape[1:])))
+    last = name.rsplit(".", 1)[-1]
+    if last == "running_var":
+        return np.float32(variance) * (1 + 0.2 * np.abs(n))
+    if last == "running_mean":
+        return np.float32(0.02 * math.sqrt(variance)) * n
+    if last.endswith("bias"):
+        return 0.02 * n
+    if len(shape) <= 1:
+        return 1 + 0.1 * n
+    if last == "weight" or last.endswith("_weight"):
+        return n * np.float32(math.sqrt(1.5 / math.prod(shape[1:])))
+    return 0.1 * n
+
+
+def seeded(seed: int, shape: tuple[int, ...]) -> np.ndarray:
+    """Standard normal float32 numbers of a seed."""
+    return np.random.Generator(np.random.PCG64(seed)).standard_normal(shape, dtype=np.float32)
+
+
+class Case:
+    """A case of an npz file: its description, and its arrays by name."""
+
+    def __init__(self, file: Any, name: str, about: dict[str, Any]):
+        self.file, self.name, self.about = file, name, about
+
+    def __getitem__(self, key: str) -> np.ndarray:
+        values = self.file[f"{self.name}/{key}"]
+        return values.astype(np.int32) if values.dtype.kind in "iu" else values
+
+    def names(self) -> list[str]:
+        return [key.removeprefix(f"{self.name}/") for key in self.file.files if key.startswith(f"{self.name}/")]
+
+    def seeded(self, name: str) -> np.ndarray:
+        """An input that is not stored, float32."""
+        return seeded(*self.about["seeded"][name])
+
+    def state(self) -> dict[str, np.ndarray]:
+        """The state dict that is not stored, float32."""
+        about = self.about
+        found = {}
+        for name, shape in about["state"].items():
+            if (constant := about.get("constants", {}).get(name)) is not None:
+                found[name] = np.full(shape, constant, np.float32)
+            else:
+                found[name] = fill(name, shape, about.get("variances", {}).get(name.rpartition(".")[0], 1.0))
+        return found
+
+
+def read_cases(folder: str, pattern: str) -> dict[str, Case]:
+    """Returns the cases of npz files by FILE:CASE."""
+    found = {}
+    for path in files(folder, pattern):
+        file = np.load(path)
+        for name, about in json.loads(str(file["cases"])).items():
+            found[f"{path.name}:{name}"] = Case(file, name, about)
+    return found

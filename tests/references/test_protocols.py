@@ -1,6 +1,5 @@
 """Protocols on features against protocols.npz: one test for each case; see README.md."""
 
-import json
 import re
 import zlib
 from collections.abc import Callable
@@ -12,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 from references import common
-from references.common import near, near_largest
+from references.common import Case, near, near_largest, read_cases
 
 from vision_jax.evaluators import features, per_class
 from vision_jax.metrics import in_top_k
@@ -21,30 +20,7 @@ from vision_jax.optim import GroupRules, create_optimizer
 SCORES, STEPS = 1e-4, 1e-5  # of the largest number
 
 
-class Case:
-    """A case of an npz file: its description, and its arrays by name."""
-
-    def __init__(self, file: Any, name: str, about: dict[str, Any]):
-        self.file, self.name, self.about = file, name, about
-
-    def __getitem__(self, key: str) -> np.ndarray:
-        values = self.file[f"{self.name}/{key}"]
-        return values.astype(np.int32) if values.dtype.kind in "iu" else values
-
-    def names(self) -> list[str]:
-        return [key.removeprefix(f"{self.name}/") for key in self.file.files if key.startswith(f"{self.name}/")]
-
-
-def read_cases() -> dict[str, Case]:
-    found = {}
-    for path in common.files("ssl", "protocols*.npz"):
-        file = np.load(path)
-        for name, about in json.loads(str(file["cases"])).items():
-            found[f"{path.name}:{name}"] = Case(file, name, about)
-    return found
-
-
-CASES = read_cases()
+CASES = read_cases("ssl", "protocols*.npz")
 
 
 def agree(found: Any, case: Case, prefix: str = "") -> None:

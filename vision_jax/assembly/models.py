@@ -34,6 +34,13 @@ def make_objective(config: ConfigDict, num_classes: int, plan: Plan | None = Non
             f"data.views is {config.data.views!r}, and the objective {objective_name(config)} takes one crop of each "
             f"image, of data.image_size={size} pixels: 1x{size}, or with a range of areas, 1x{size}:0.2-1."
         )
+    name = objective_name(config)
+    kind.check_views(views, name)
+    if kind.teaches and config.ema_decay is not None:
+        raise ConfigError(
+            f"ema_decay is {config.ema_decay}, but the average of the objective {name} is its teacher: leave it unset, "
+            "and set objective.momentum."
+        )
     ema = None
     if config.ema_decay is not None:
         start = plan.ema_start if plan else 0
@@ -45,6 +52,7 @@ def make_objective(config: ConfigDict, num_classes: int, plan: Plan | None = Non
         mean=tuple(config.data.mean),
         std=tuple(config.data.std),
         augmentation=augment.create_augmentation(augmentation_fields(config)),
+        augmentations=_crop_augmentations(config, sum(view.count for view in views)),
         ema=ema,
         **({"steps_per_epoch": plan.steps_per_epoch, "total_steps": plan.total_steps} if plan else {}),
     )
@@ -54,6 +62,16 @@ def make_objective(config: ConfigDict, num_classes: int, plan: Plan | None = Non
     if kind is Distillation:
         options |= _teacher_options(config, setup.model.num_classes)
     return kind(setup=setup, **options)
+
+
+def _crop_augmentations(config: ConfigDict, crops: int) -> tuple[augment.Augmentation, ...]:
+    """Returns the augmentation of each crop, as far as `augment.crops` says that they differ."""
+    fields = augment.parse_crops(config.augment.crops, augmentation_fields(config))
+    if len(fields) > crops:
+        raise ConfigError(
+            f"augment.crops is {config.augment.crops!r}, for {len(fields)} crops, and data.views has {crops}."
+        )
+    return tuple(map(augment.create_augmentation, fields))
 
 
 def _label_options(config: ConfigDict) -> dict[str, Any]:

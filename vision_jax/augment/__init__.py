@@ -1,7 +1,7 @@
 """Augmentation on the device: jitted transforms of one image, (key, image) -> image, vmapped over a batch."""
 
 from vision_jax.augment.notation import create_policy, list_policies
-from vision_jax.augment.pipeline import Augmentation, AugmentConfig, create_augmentation
+from vision_jax.augment.pipeline import Augmentation, AugmentConfig, create_augmentation, parse_crops
 from vision_jax.augment.transforms import batch_key, example_keys, normalize, random_flip
 
 __all__ = [
@@ -13,5 +13,6 @@ __all__ = [
     "example_keys",
     "list_policies",
     "normalize",
+    "parse_crops",
     "random_flip",
 ]

@@ -5,9 +5,13 @@ position; after normalization, erasing and Cutout; finally mixup or CutMix of th
 it is a crop; before mixing, ColOut drops rows and columns of the batch.
 """
 
+import ast
+import dataclasses
 import functools
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -77,6 +81,37 @@ class AugmentConfig:
     mix_mode: str = "batch"
     mix_group: int = 0
     mean_color: tuple[float, ...] = (124, 116, 104)
+
+
+# What a batch is mixed by is not up to a crop.
+_OF_BATCHES = ("col_out", "mixup", "cutmix", "mix_prob", "mix_switch_prob", "mix_mode", "mix_group")
+
+
+def parse_crops(text: str, base: AugmentConfig) -> tuple[AugmentConfig, ...]:
+    """Reads the augmentation of each crop, such as "blur=1|blur=0.1,solarize=0.2".
+
+    Args:
+        text: FIELD=VALUE, separated by commas, and by | between crops; "": nothing.
+        base: the fields that are not named.
+
+    Raises:
+        ConfigError: for an unknown field, or a value that is no value of it; the message says which.
+    """
+    fields = [field.name for field in dataclasses.fields(AugmentConfig) if field.name not in _OF_BATCHES]
+    crops = []
+    for part in text.split("|") if text else ():
+        values: dict[str, Any] = {}
+        for item in re.split(r",(?![^(]*\))", part) if part.strip() else ():
+            name, _, value = (word.strip() for word in item.partition("="))
+            if name not in fields:
+                raise ConfigError(f"augment.crops has {item.strip()!r}: {suggest(name, fields)}")
+            kind = type(getattr(base, name))
+            try:
+                values[name] = kind(value if kind is str else ast.literal_eval(value))
+            except (ValueError, SyntaxError, TypeError) as error:
+                raise ConfigError(f"augment.crops has {item.strip()!r}: {name} takes a {kind.__name__}.") from error
+        crops.append(dataclasses.replace(base, **values))
+    return tuple(crops)
 
 
 @dataclass(frozen=True)

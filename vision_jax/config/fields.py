@@ -191,6 +191,9 @@ def default_config() -> ConfigDict:
     # Number of examples that are mixed with each other, such as the batch per GPU of the source; 0, or more than the
     # batch: the whole batch.
     augment.mix_group = 0
+    # What differs from the fields above for each crop of data.views, such as MoCo v3's "blur=1|blur=0.1,solarize=0.2",
+    # one part per crop, separated by |; the last part is that of all crops that follow. "": nothing.
+    augment.crops = ""
 
     config.optimizer = optimizer = ConfigDict()
     # One of `vision_jax.optim.list_optimizers()`.

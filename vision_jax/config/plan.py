@@ -70,8 +70,9 @@ def eval_resize(config: ConfigDict) -> int:
 
 def augmentation_fields(config: ConfigDict) -> augment.AugmentConfig:
     """Returns the augmentation settings of `config`."""
+    fields = {name: value for name, value in config.augment.items() if name != "crops"}
     return augment.AugmentConfig(
-        **config.augment, mean_color=tuple(min(255, max(0, round(255 * mean))) for mean in config.data.mean)
+        **fields, mean_color=tuple(min(255, max(0, round(255 * mean))) for mean in config.data.mean)
     )
 
 

@@ -373,7 +373,9 @@ def _check_names(config: ConfigDict) -> Iterator[str]:
             config.schedule, "schedule", SCHEDULE_OPTIONS, optim.schedule_arguments(config.schedule.name)
         )
     try:
-        augment.create_augmentation(augmentation_fields(config))
+        augmentation = augmentation_fields(config)
+        for crop in (augmentation, *augment.parse_crops(config.augment.crops, augmentation)):
+            augment.create_augmentation(crop)
     except ConfigError as error:
         yield str(error)
     for path, name in (("model.name", config.model.name), ("distill.teacher", config.distill.teacher)):

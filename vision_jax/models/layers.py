@@ -428,6 +428,7 @@ class BatchNorm(nn.Module):
         momentum: weight of the old running statistics; 1 minus torch's momentum.
         epsilon: added to the variance.
         scale_init: initializer of the scale.
+        use_scale, use_bias: whether it has these parameters (torch's `affine`); else they are 1 and 0.
     """
 
     dtype: Any = jnp.float32
@@ -435,6 +436,8 @@ class BatchNorm(nn.Module):
     momentum: float = 0.9
     epsilon: float = 1e-5
     scale_init: nn.initializers.Initializer = nn.initializers.ones
+    use_scale: bool = True
+    use_bias: bool = True
 
     @nn.compact
     def __call__(
@@ -468,8 +471,11 @@ class BatchNorm(nn.Module):
             ValueError: if the batch cannot be divided into groups.
         """
         channels = x.shape[-1]
-        scale = self.param("scale", self.scale_init, (channels,), jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
+        scale, bias = jnp.ones(channels), jnp.zeros(channels)
+        if self.use_scale:
+            scale = self.param("scale", self.scale_init, (channels,), jnp.float32)
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,), jnp.float32)
         running_var = self.variable("batch_stats", "var", jnp.ones, (channels,), jnp.float32)
 

@@ -55,6 +55,8 @@ class Out(NamedTuple):
         sums: any tree of arrays, summed over micro-batches and passed to `after`, such as the sum for a center.
         rows: any tree of arrays with the example as first axis, concatenated in the batch's order and passed to
             `after`, such as the keys of a queue.
+        average_stats: batch statistics of the EMA, as its own forward passes of this step have updated them (a teacher
+            in training mode); None: they are averaged as the parameters are.
     """
 
     loss: jax.Array
@@ -63,6 +65,7 @@ class Out(NamedTuple):
     metrics: dict[str, tuple[jax.Array, jax.Array]]
     sums: Any = ()
     rows: Any = ()
+    average_stats: Any = None
 
 
 class Constant(NamedTuple):
@@ -115,6 +118,8 @@ class Setup:
         inputs: the configured views of each image.
         mean, std: normalization; see `augment.normalize`.
         augmentation: of images on the devices, and, by mixing, of their targets.
+        augmentations: of each crop, where there are several; the last one is that of all that follow. (): all have
+            `augmentation`.
         ema: the EMA; None: there is none.
         steps_per_epoch, total_steps: of the run.
     """
@@ -124,10 +129,15 @@ class Setup:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     augmentation: augment.Augmentation = NO_AUGMENTATION
+    augmentations: tuple[augment.Augmentation, ...] = ()
     ema: Ema | None = None
     inputs: tuple[View, ...] = (View(),)
     steps_per_epoch: int = 1
     total_steps: int = 1
+
+    def augmentation_of(self, crop: int) -> augment.Augmentation:
+        """Returns the augmentation of a crop, by its number among all of an image."""
+        return self.augmentations[min(crop, len(self.augmentations) - 1)] if self.augmentations else self.augmentation
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -144,10 +154,20 @@ class Objective:
     classifies: ClassVar[bool] = False
     # Whether it uses all views that are configured; otherwise, it takes one crop of each image, `image`.
     crops: ClassVar[bool] = False
+    # Whether the EMA is its teacher, so that `ema_decay` of the configuration is not the user's to set.
+    teaches: ClassVar[bool] = False
     # The metrics of `loss`, and whether a higher one is better.
     metrics: ClassVar[Mapping[str, bool]] = {}
 
     setup: Setup
+
+    @classmethod
+    def check_views(cls, views: tuple[View, ...], name: str) -> None:
+        """Checks that the configured views are those that it takes; `name` is its own, for the message.
+
+        Raises:
+            ConfigError: if not.
+        """
 
     def inputs(self) -> tuple[View, ...]:
         """Returns the views that the loader crops from each image; the first is called `image`."""

@@ -1,0 +1,58 @@
+"""The base of objectives whose targets come from a teacher: the EMA of the network itself, applied in training mode."""
+
+import dataclasses
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from vision_jax.objectives.base import Progress, Variables
+from vision_jax.objectives.crops import CropsObjective, for_each_crop
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TeacherObjective(CropsObjective):
+    """An objective with a teacher (momentum encoder, target network): the EMA of the parameters, heads included.
+
+    The teacher normalizes by the statistics of its own batches, and keeps their running means as its own. Where a source
+    moves it before the keys are computed, and with the parameters before the update (MoCo), this is the same as after
+    the update of the step before, with the momentum of the step that follows.
+
+    Attributes:
+        momentum: decay of the EMA, at the start.
+        momentum_end: at the end of the run, reached on a half cosine; the same as `momentum`: it is constant.
+    """
+
+    teaches: ClassVar[bool] = True
+    # Whether the source moves the teacher before the keys of a step are computed; else, after the update.
+    moves_first: ClassVar[bool] = False
+
+    momentum: float = 0.996
+    momentum_end: float = 1.0
+
+    def momentum_at(self, share: jax.Array) -> jax.Array:
+        """Returns the momentum at a share of the run."""
+        end = self.momentum_end
+        return end - (end - self.momentum) * (1 + jnp.cos(jnp.pi * share)) / 2
+
+    def ema_decay(self, progress: Progress) -> jax.Array:
+        step = progress.step if self.moves_first else progress.step - 1
+        return self.momentum_at(jnp.maximum(step, 0).astype(jnp.float32) / self.setup.total_steps)
+
+    def teach(
+        self, average: Variables, crops: jax.Array, key: jax.Array, heads: int | None = None
+    ) -> tuple[list[jax.Array], Any]:
+        """Applies the teacher to each crop, in its own forward pass; arguments as for `embed`.
+
+        Args:
+            average: the teacher's variables.
+            crops: (rows, crops, height, width, channels).
+            key: of dropout.
+            heads: how many of the heads it has; None: all.
+
+        Returns:
+            (rows, features) float32 for each crop; and its batch statistics afterwards, for `Out.average_stats`.
+        """
+        return for_each_crop(
+            lambda variables, images: self.embed(variables, images, train=True, key=key, heads=heads), average, crops
+        )
