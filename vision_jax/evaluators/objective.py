@@ -35,7 +35,7 @@ class ObjectiveLoss(Evaluator):
             sums = {"count": (batch["mask"].sum(), jnp.float32(1))}
             for prefix, values in variables.items():
                 extra = objective.init_extra(values)
-                targets = objective.targets(values, values, extra, constants, views, key, progress)
+                targets = objective.targets(values, values, extra, constants, views, key, progress, train=False)
                 out = objective.loss(values, views, targets, key, progress, train=False)
                 pairs = {"loss": (out.loss, out.weight), **out.metrics}
                 sums |= {prefix + name: pair for name, pair in pairs.items()}

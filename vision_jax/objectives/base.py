@@ -232,6 +232,8 @@ class Objective:
         views: Views,
         key: jax.Array,
         progress: Progress,
+        *,
+        train: bool = True,
     ) -> Any:
         """Returns the targets of `loss`: computed once, and constant for the gradient.
 
@@ -243,8 +245,9 @@ class Objective:
             views: of the rows that `loss` gets.
             key: of the step.
             progress: of the step.
+            train: False: those of a validation loss.
         """
-        del variables, average, extra, frozen, views, key, progress
+        del variables, average, extra, frozen, views, key, progress, train
         return ()
 
     def loss(

@@ -60,8 +60,10 @@ class Distillation(Classification):
         views: Views,
         key: jax.Array,
         progress: Progress,
+        *,
+        train: bool = True,
     ) -> jax.Array:
-        del variables, average, extra, key, progress
+        del variables, average, extra, key, progress, train
         images, setup = views["image"], self.setup
         if (setup.mean, setup.std) != (self.teacher_mean, self.teacher_std):
             pixels = 255 * (images * jnp.asarray(setup.std) + jnp.asarray(setup.mean))

@@ -14,9 +14,9 @@ from vision_jax.objectives.crops import CropsObjective, for_each_crop
 class TeacherObjective(CropsObjective):
     """An objective with a teacher (momentum encoder, target network): the EMA of the parameters, heads included.
 
-    The teacher normalizes by the statistics of its own batches, and keeps their running means as its own. Where a source
-    moves it before the keys are computed, and with the parameters before the update (MoCo), this is the same as after
-    the update of the step before, with the momentum of the step that follows.
+    The teacher normalizes by the statistics of its own batches, and keeps their running means as its own. Where a
+    source moves it before the keys are computed, and with the parameters before the update (MoCo), this is the same as
+    after the update of the step before, with the momentum of the step that follows.
 
     Attributes:
         momentum: decay of the EMA, at the start.
@@ -40,7 +40,7 @@ class TeacherObjective(CropsObjective):
         return self.momentum_at(jnp.maximum(step, 0).astype(jnp.float32) / self.setup.total_steps)
 
     def teach(
-        self, average: Variables, crops: jax.Array, key: jax.Array, heads: int | None = None
+        self, average: Variables, crops: jax.Array, key: jax.Array, *, train: bool, heads: int | None = None
     ) -> tuple[list[jax.Array], Any]:
         """Applies the teacher to each crop, in its own forward pass; arguments as for `embed`.
 
@@ -48,11 +48,12 @@ class TeacherObjective(CropsObjective):
             average: the teacher's variables.
             crops: (rows, crops, height, width, channels).
             key: of dropout.
+            train: False: a validation loss, where it normalizes by its running statistics.
             heads: how many of the heads it has; None: all.
 
         Returns:
             (rows, features) float32 for each crop; and its batch statistics afterwards, for `Out.average_stats`.
         """
         return for_each_crop(
-            lambda variables, images: self.embed(variables, images, train=True, key=key, heads=heads), average, crops
+            lambda variables, images: self.embed(variables, images, train=train, key=key, heads=heads), average, crops
         )
