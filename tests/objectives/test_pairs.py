@@ -1,0 +1,205 @@
+"""Objectives that compare two crops of each image, but for what their references test: padding, devices, teachers."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import vision_jax
+from vision_jax import augment, build, recipes
+from vision_jax import config as config_lib
+from vision_jax.data.views import View
+from vision_jax.devices import sharding
+from vision_jax.errors import ConfigError
+from vision_jax.objectives import OBJECTIVES, Setup
+from vision_jax.steps import make_train_step
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "barlow_twins": {"hidden": (16,), "out": 12},
+    "byol": {"hidden": 16, "out": 12},
+    "mocov2": {"hidden": 16, "out": 12, "queue": 64},
+    "mocov3": {"hidden": (16,), "predictor_hidden": 16, "out": 12},
+    "simclr": {"hidden": (16,), "out": 12},
+    "simsiam": {"hidden": (16,), "out": 12, "bottleneck": 8},
+    "vicreg": {"hidden": (16,), "out": 12},
+}
+SIZE, ROWS = 28, 16
+CROPS = np.random.RandomState(0).randint(0, 256, (ROWS, 2, SIZE, SIZE, 1)).astype(np.uint8)
+BATCH = {"image": CROPS, "label": np.zeros(ROWS, np.int32), "mask": np.ones(ROWS, np.float32)}
+
+
+def objective(name: str, **options: Any):
+    model = vision_jax.create_model("lenet5", num_classes=0)
+    # Blur tells the crops apart, also where they are the same pixels.
+    crops = tuple(augment.create_augmentation(augment.AugmentConfig(blur=blur)) for blur in (1.0, 0.0))
+    setup = Setup(
+        *(model, (SIZE, SIZE, 1), (0.5,), (0.5,)),
+        augmentations=crops,
+        inputs=(View(size=SIZE, count=2),),
+        total_steps=4,
+    )
+    return OBJECTIVES[name](setup=setup, **{**OPTIONS[name], **options})
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_padding_does_not_count(name: str):
+    """A validation loss of 11 rows, and of the same ones with five more that are masked."""
+    mine = objective(name)
+    variables = build.initialize(mine, jax.random.key(0))
+
+    @jax.jit
+    def loss(rows: Any) -> Any:
+        keys = augment.example_keys(0, jnp.int32(0), ROWS)[: len(rows["mask"])]
+        views = mine.views(keys, rows)
+        progress = mine.progress(jnp.int32(0))
+        targets = mine.targets(
+            variables, variables, mine.init_extra(variables), {}, views, jax.random.key(1), progress, train=False
+        )
+        out = mine.loss(variables, views, targets, jax.random.key(2), progress, train=False)
+        return {"loss": out.loss / out.weight, **{key: total / weight for key, (total, weight) in out.metrics.items()}}
+
+    mask = np.arange(ROWS) < 11
+    padded = {**BATCH, "mask": mask.astype(np.float32)}
+    alone = {key: values[mask] for key, values in BATCH.items()}
+    found, expected = loss(padded), loss(alone)
+    assert found.keys() == set(mine.metrics)
+    for key, value in found.items():
+        assert float(value) == pytest.approx(float(expected[key]), rel=2e-5, abs=1e-6), key
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_a_step_is_the_same_on_one_device_and_on_eight(name: str):
+    mine = objective(name)
+    optimizer = optax.sgd(0.05, momentum=0.9)
+    step = make_train_step(mine, optimizer, lambda step: 0.05, seed=0)
+    results = []
+    for devices in (jax.devices()[:1], jax.devices()):
+        mesh = sharding.make_mesh({"data": -1, "fsdp": 1, "tensor": 1}, devices)
+        state = build.create_state(mine, optimizer, seed=0)
+        state = jax.device_put(state, sharding.replicated(mesh))
+        batch = sharding.batch_placer(mesh, ROWS)(BATCH)
+        with jax.set_mesh(mesh):
+            jitted = jax.jit(step)
+            for _ in range(2):
+                state, metrics = jitted(state, batch)
+        results.append(jax.device_get((metrics, state)))
+    (first, one), (second, eight) = results
+    for key in first:
+        assert float(first[key]) == pytest.approx(float(second[key]), rel=1e-4), key
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(eight), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
+    assert (one.ema is not None) == mine.teaches
+
+
+def test_a_teacher_moves_after_the_update_and_has_its_own_statistics():
+    mine = objective("byol", momentum=0.9)
+    optimizer = optax.sgd(0.05)
+    first = build.create_state(mine, optimizer, seed=0)
+    second, _ = jax.jit(make_train_step(mine, optimizer, lambda step: 0.05, seed=0))(first, BATCH)
+    # tau = 1 - (1 - 0.9) (1 + cos(pi * 0 / 4)) / 2 in the first step
+    expected = jax.tree.map(lambda old, new: 0.9 * old + 0.1 * new, first.params, second.params)
+    for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(second.ema["params"]), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    # The teacher was the network itself, in training mode: its projector has seen the same batches. It has no predictor.
+    one, other = second.batch_stats, second.ema["batch_stats"]
+    assert jax.tree.all(jax.tree.map(lambda a, b: np.allclose(a, b, atol=1e-6), one["projector"], other["projector"]))
+    unchanged = first.batch_stats["predictor"]
+    assert jax.tree.all(jax.tree.map(np.array_equal, other["predictor"], unchanged))
+    assert not jax.tree.all(jax.tree.map(np.array_equal, one["predictor"], unchanged))
+
+
+def test_the_momentum_of_teachers():
+    """BYOL's is that of the step that was done, MoCo v3's that of the step to come (their official code)."""
+    progress = [objective("byol", momentum=0.996).progress(jnp.int32(step)) for step in range(5)]
+    byol = [float(objective("byol", momentum=0.996).ema_decay(p)) for p in progress[1:]]
+    moco = [float(objective("mocov3", momentum=0.996).ema_decay(p)) for p in progress]
+    expected = [0.996, 0.996586, 0.998, 0.999414, 1.0]  # at quarters of the run
+    np.testing.assert_allclose(byol, expected[:4], rtol=1e-6)
+    np.testing.assert_allclose(moco, expected, rtol=1e-6)
+    assert float(objective("mocov2").ema_decay(progress[3])) == pytest.approx(0.999)
+
+
+def test_keys_are_computed_in_another_order_where_norms_have_groups(monkeypatch: pytest.MonkeyPatch):
+    """The keys are in the queries' order again; and the queue is a ring."""
+    mine = objective("mocov2")
+    variables = build.initialize(mine, jax.random.key(0))
+    views = mine.views(augment.example_keys(0, jnp.int32(0), ROWS), BATCH)
+    extra, progress = mine.init_extra(variables), mine.progress(jnp.int32(0))
+    arguments = (variables, variables, extra, {}, views, jax.random.key(3), progress)
+    expected = mine.targets(*arguments)[0]
+    seen = []
+    monkeypatch.setattr(type(mine.setup.model), "bn_group_size", 4, raising=False)
+    teach = type(mine).teach
+    monkeypatch.setattr(
+        type(mine),
+        "teach",
+        lambda self, average, crops, *a, **k: seen.append(crops) or teach(self, average, crops, *a, **k),
+    )
+    keys = mine.targets(*arguments)[0]
+    assert not np.array_equal(seen[0][:, 0], views["image"][:, 1])
+    np.testing.assert_allclose(keys, expected, atol=1e-6)
+    for number in range(5):
+        extra = mine.after({}, extra, (), keys + number, progress)
+        assert int(extra["position"]) == ROWS * (number + 1) % 64
+    np.testing.assert_array_equal(extra["queue"][:ROWS], keys + 4)
+    np.testing.assert_array_equal(extra["queue"][ROWS:], np.concatenate([keys + 1, keys + 2, keys + 3]))
+
+
+def config_of(name: str, **fields: Any):
+    config = config_lib.default_config()
+    config.objective = recipes.objective(name)
+    config.model.name = "lenet5"
+    config.data.update({"source": "digits", "image_size": SIZE, "channels": 1, "mean": (0.5,), "std": (0.5,)})
+    config.data.views = "2x28:0.4-1"
+    for path, value in fields.items():
+        section, _, field = path.rpartition("__")
+        (config[section] if section else config)[field] = value
+    return config
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"data__views": ""}, "simclr compares two crops of each image: set data.views to 2x28"),
+        ({"data__views": "2x28,4x14"}, "compares two crops"),
+        ({"augment__crops": "blur=1|blur=0|blur=0.5"}, "for 3 crops, and data.views has 2"),
+        ({"augment__crops": "blurr=1"}, "augment.crops has 'blurr=1': did you mean blur"),
+        ({"augment__crops": "blur=yes"}, "augment.crops has 'blur=yes': blur takes a float"),
+        ({"augment__crops": "mixup=1"}, "augment.crops has 'mixup=1'"),
+    ],
+)
+def test_views_that_cannot_be_compared(fields: dict[str, Any], message: str):
+    with pytest.raises(ConfigError, match=message.replace("|", r"\|")):
+        build.make_objective(config_of("simclr", **fields), 10)
+
+
+def test_the_average_of_a_teacher_is_not_the_users():
+    with pytest.raises(ConfigError, match="ema_decay is 0.99, but the average of the objective byol is its teacher"):
+        build.make_objective(config_of("byol", ema_decay=0.99), 10)
+
+
+def test_each_crop_has_its_augmentation():
+    text = "blur=1,color_jitter=(0.4,0.4,0.2,0.1)|blur=0.1,solarize=0.2"
+    first, second = augment.parse_crops(text, augment.AugmentConfig(flip=0.5))
+    assert first == augment.AugmentConfig(flip=0.5, blur=1.0, color_jitter=(0.4, 0.4, 0.2, 0.1))
+    assert second == augment.AugmentConfig(flip=0.5, blur=0.1, solarize=0.2)
+    mine = build.make_objective(
+        config_of("simclr", augment__crops=text.replace(",color_jitter=(0.4,0.4,0.2,0.1)", "")), 10
+    )
+    assert [mine.setup.augmentation_of(i).config.blur for i in range(3)] == [1.0, 0.1, 0.1]
+    # The crops have keys of their own: the same pixels with the same augmentation become different images.
+    same = dataclasses.replace(mine, setup=dataclasses.replace(mine.setup, augmentations=mine.setup.augmentations[:1]))
+    rows = {**BATCH, "image": np.repeat(CROPS[:, :1], 2, 1)}
+    made = same.views(augment.example_keys(0, jnp.int32(0), ROWS), rows)["image"]
+    assert not np.allclose(made[:, 0], made[:, 1])
+
+
+def test_a_queue_is_a_multiple_of_the_batch():
+    mine = objective("mocov2", queue=40)
+    state = build.create_state(mine, optax.sgd(0.1), seed=0)
+    with pytest.raises(ConfigError, match="objective.queue is 40, which the batch of 16 does not divide"):
+        jax.eval_shape(make_train_step(mine, optax.sgd(0.1), lambda step: 0.1, seed=0), state, BATCH)
