@@ -201,6 +201,8 @@ class MlflowRun:
     def open(self) -> str:
         import mlflow
 
+        # It would warn of each of the seven times that the client tries again, for every line; `Feed` does so once.
+        logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
         self._client = mlflow.MlflowClient()
         run = self._find()
         if run is None:

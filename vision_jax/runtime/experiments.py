@@ -123,7 +123,7 @@ class Feed:
             self._bytes += size
             self._changed.notify_all()
 
-    def _fail(self, what: str | Exception) -> None:
+    def _fail(self, what: str) -> None:
         """Warns that the service does not work, unless that is known."""
         if not self._fails and time.monotonic() >= self._quiet_until:
             self._fails = True
@@ -175,7 +175,7 @@ class Feed:
         with self._changed:
             self._since = None
             if error is not None:
-                self._fail(f"{type(error).__name__}: {error}")
+                self._fail(f"{type(error).__name__}: {' '.join(str(error).split()).rstrip('.')}")
             elif self._fails:
                 self._fails, self._quiet_until = False, time.monotonic() + self._quiet
                 log.warning("The tracker %s works again. It has lost %s so far.", self._name, _entries(self._lost))
