@@ -242,7 +242,9 @@ def _train(
             order = build.make_order(config, checked.train_source)
         as_json, fields = json.loads(config_lib.to_json(config)), dict(config_lib.flatten(config))
         with (
-            experiments.track(workdir, config.log.trackers, as_json, fields, enabled=is_first) as copies,
+            experiments.track(
+                workdir, config.log.trackers, as_json, fields, watchdog=watchdog, enabled=is_first
+            ) as copies,
             writers.MetricWriter(
                 workdir,
                 last_step=start,

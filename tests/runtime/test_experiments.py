@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
+from unittest import mock
 
 import PIL.Image
 import pytest
@@ -27,6 +28,7 @@ from vision_jax.runtime import experiments, writers
 from vision_jax.runtime.experiment_services import Ending, RunIds
 from vision_jax.runtime.experiments import Experiments, Feed, track
 from vision_jax.runtime.preemption import Preemption
+from vision_jax.runtime.watchdog import Watchdog
 
 PNG = encode(picture(6, 8), "PNG")
 
@@ -34,8 +36,10 @@ PNG = encode(picture(6, 8), "PNG")
 @pytest.fixture(autouse=True)
 def offline(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Makes both libraries write into `tmp_path`, and nothing else that the user's environment may say."""
-    for name in ("WANDB_PROJECT", "WANDB_RUN_ID", "WANDB_NAME", "WANDB_DIR", "MLFLOW_EXPERIMENT_NAME"):
-        monkeypatch.delenv(name, raising=False)
+    for name in ("PROJECT", "ENTITY", "RUN_ID", "NAME", "DIR"):
+        monkeypatch.delenv(f"WANDB_{name}", raising=False)
+    for name in ("EXPERIMENT_NAME", "EXPERIMENT_ID", "RUN_ID"):
+        monkeypatch.delenv(f"MLFLOW_{name}", raising=False)
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_X_TRANSACTION_LOG_FLUSH_INTERVAL", "0.1")
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")  # which needs no database to be made, which takes seconds
@@ -142,6 +146,15 @@ def test_wandb_without_a_key_says_what_to_do_and_asks_nobody(
     assert "The tracker wandb is missing 1 line of this run" in caplog.text
 
 
+def test_wandb_that_is_disabled_keeps_nothing(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    with follow(tmp_path, "wandb") as copies:
+        copies.write(1, {"train/loss": 1.0})
+        copies.write_images(1, {"val/mistakes": PNG})
+    assert [*tmp_path.iterdir()] == []
+
+
 # MLflow
 
 
@@ -197,6 +210,27 @@ def test_a_run_that_mlflow_does_not_have_is_created_anew(tmp_path: pathlib.Path,
     with follow(tmp_path, "mlflow") as copies:
         copies.write(1, {"train/loss": 1.0})
     assert mlflow_run(tmp_path).data.metrics == {"train/loss": 1.0}
+
+
+def test_what_the_environment_names_is_used(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch):
+    client = mlflow_client()
+    pytest.importorskip("wandb")
+    there = client.create_run(client.create_experiment("pets")).info.run_id
+    monkeypatch.setenv("MLFLOW_RUN_ID", there)
+    monkeypatch.setenv("WANDB_PROJECT", "pets")
+    monkeypatch.setenv("WANDB_RUN_ID", "mine")
+    monkeypatch.setenv("WANDB_NAME", "Cats")
+    with follow(tmp_path / "small", "wandb", "mlflow") as copies:
+        copies.write(1, {"train/loss": 0.5})
+    assert client.get_run(there).data.metrics == {"train/loss": 0.5}
+    (start,) = wandb_records(tmp_path / "small")
+    run = next(record.run for record in start if record.HasField("run"))
+    assert (run.project, run.run_id, run.display_name) == ("pets", "mine", "Cats")
+    assert json.loads((tmp_path / "small" / "trackers.json").read_text()) == {"mlflow": there, "wandb": "mine"}
+    monkeypatch.setenv("MLFLOW_RUN_ID", "another")
+    with follow(tmp_path / "small", "mlflow") as copies:
+        copies.write(2, {"train/loss": 0.25})
+    assert client.get_run(there).data.metrics == {"train/loss": 0.25}
 
 
 def test_mlflow_keeps_runs_in_a_sqlite_file(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch):
@@ -432,9 +466,13 @@ def test_a_tracker_that_cannot_be_opened_yet_misses_nothing(caplog: pytest.LogCa
 def test_a_tracker_that_hangs_slows_neither_steps_nor_saves_nor_the_end(
     tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture, error: Exception | None
 ):
+    """Nor is the wait at the end, which is bounded, taken for a hang of the run."""
     release, service = threading.Event(), Service(lambda call: release.wait())
-    feed = Feed("one", service, limit=5, max_bytes=2 * len(PNG), patience=0.05)
-    copies = Experiments([feed], **{"seconds_when_stopped" if error else "seconds_at_end": 0.2})
+    feed = Feed("one", service, limit=5, patience=0.05)
+    watchdog = Watchdog(0)
+    suspended = mock.Mock(wraps=watchdog.suspended)
+    watchdog.suspended = suspended
+    copies = Experiments([feed], watchdog=watchdog, **{"seconds_when_stopped" if error else "seconds_at_end": 0.2})
     began = time.monotonic()
 
     def run() -> None:
@@ -455,6 +493,7 @@ def test_a_tracker_that_hangs_slows_neither_steps_nor_saves_nor_the_end(
         run()
     assert time.monotonic() - began < 5
     assert experiments.hanging_threads() == ["tracker-one"]
+    suspended.assert_called_once()
     assert [record["step"] for record in records(tmp_path)] == [*range(1, 11)]
     assert warnings(caplog) == [
         "The tracker one fails: it has not answered for 0 s. The run goes on; metrics.jsonl has what one is missing.",

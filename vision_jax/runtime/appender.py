@@ -104,10 +104,11 @@ def png_shape(data: bytes) -> tuple[int, int, int]:
         ValueError: if it is none.
     """
     # The signature, then the first chunk: https://www.w3.org/TR/png/#11IHDR
-    if len(data) < 26 or data[:8] != b"\x89PNG\r\n\x1a\n" or data[12:16] != b"IHDR":
-        raise ValueError(f"is no PNG file: it begins with {data[:8]!r}")
-    width, height, _, kind = struct.unpack(">IIBB", data[16:26])
-    return height, width, {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}[kind]
+    channels = {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}  # by color type
+    if data[:8] != b"\x89PNG\r\n\x1a\n" or data[12:16] != b"IHDR" or len(data) < 26 or data[25] not in channels:
+        raise ValueError(f"is no PNG file: it begins with {data[:26]!r}")
+    width, height = struct.unpack(">II", data[16:24])
+    return height, width, channels[data[25]]
 
 
 def event(

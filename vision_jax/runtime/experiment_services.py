@@ -156,6 +156,8 @@ class WandbRun:
                 finish_timeout_raises=True,
             ),
         )
+        if settings.mode == "disabled":
+            return "disabled by WANDB_MODE"
         self._ids.keep("wandb", self._run.id)
         self._run.define_metric("*", step_metric="step")
         return self._run.url or f"`wandb sync {self._run.settings.sync_dir}` uploads it"
@@ -207,10 +209,10 @@ class MlflowRun:
         run = self._find()
         if run is None:
             run = self._client.create_run(self._experiment(), run_name=self._description.name)
-            self._ids.keep("mlflow", run.info.run_id)
         else:
             self._client.update_run(run.info.run_id, status="RUNNING")
         self._run_id = run.info.run_id
+        self._ids.keep("mlflow", self._run_id)
         self._write_fields(run.data.params)
         where = self._client.tracking_uri
         if where.startswith("http"):
@@ -218,10 +220,11 @@ class MlflowRun:
         return f"run {self._run_id} of {where}"
 
     def _find(self) -> Any:
-        """Returns the run of the stored id; None: there is none here."""
+        """Returns the run of the stored id, or else that which the environment names; None: there is none here."""
         from mlflow.exceptions import MlflowException
 
-        if (run_id := self._ids.get("mlflow")) is None:
+        run_id = self._ids.get("mlflow") or os.environ.get("MLFLOW_RUN_ID")
+        if not run_id:
             return None
         try:
             run = self._client.get_run(run_id)

@@ -18,6 +18,7 @@ from typing import Any, Self
 
 from vision_jax.errors import Preempted, suggest
 from vision_jax.runtime.experiment_services import Description, Ending, MlflowRun, RunIds, Service, WandbRun
+from vision_jax.runtime.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
@@ -167,10 +168,10 @@ class Feed:
         """Does something with the service, and returns whether that worked."""
         with self._changed:
             self._since = time.monotonic()
-        error = None
+        error: BaseException | None = None
         try:
             task()
-        except Exception as caught:  # any error of a library is told
+        except BaseException as caught:  # any error of a library is told, and its sys.exit ends no run
             error = caught
         with self._changed:
             self._since = None
@@ -213,6 +214,7 @@ class Experiments:
 
     Args:
         feeds: of them.
+        watchdog: suspended while `__exit__` waits; None: there is none.
         seconds_at_end: how long `__exit__` waits for all of them together.
         seconds_when_stopped: the same after SIGTERM and Ctrl-C.
     """
@@ -221,10 +223,11 @@ class Experiments:
         self,
         feeds: Sequence[Feed],
         *,
+        watchdog: Watchdog | None = None,
         seconds_at_end: float = SECONDS_AT_END,
         seconds_when_stopped: float = SECONDS_WHEN_STOPPED,
     ):
-        self._feeds = feeds
+        self._feeds, self._watchdog = feeds, watchdog or Watchdog(0)
         self._seconds_at_end, self._seconds_when_stopped = seconds_at_end, seconds_when_stopped
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -248,8 +251,9 @@ class Experiments:
         deadline = time.monotonic() + seconds
         for feed in self._feeds:
             feed.end(ending)
-        for feed in self._feeds:
-            feed.join(deadline - time.monotonic())
+        with self._watchdog.suspended():
+            for feed in self._feeds:
+                feed.join(deadline - time.monotonic())
 
 
 def _ending(kind: type[BaseException] | None) -> Ending:
@@ -267,6 +271,7 @@ def track(
     config: Mapping[str, Any],
     fields: Mapping[str, object],
     *,
+    watchdog: Watchdog | None = None,
     enabled: bool = True,
 ) -> Experiments:
     """Returns the trackers of a run, of which a resumed run continues those in WORKDIR/trackers.json.
@@ -276,10 +281,12 @@ def track(
         names: of trackers; TensorBoard is left to `MetricWriter`.
         config: the configuration, as nested dicts.
         fields: the same by path.
+        watchdog: suspended while the run waits for its trackers at the end; None: there is none.
         enabled: False has no trackers: one process has them for all.
     """
     services = [name for name in dict.fromkeys(names) if name in _SERVICES]
     if not enabled or not services:
         return Experiments([])
     description, ids = Description(workdir, config, fields), RunIds(workdir / "trackers.json")
-    return Experiments([Feed(name, _SERVICES[name](description, ids, _FINISH_SECONDS)) for name in services])
+    feeds = [Feed(name, _SERVICES[name](description, ids, _FINISH_SECONDS)) for name in services]
+    return Experiments(feeds, watchdog=watchdog)
