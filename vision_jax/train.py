@@ -39,7 +39,7 @@ from vision_jax.devices import compilation, distributed, sharding
 from vision_jax.errors import CheckpointError, ConfigError, DamagedError, Interrupted, Preempted, check_no_url
 from vision_jax.evaluators import Evaluator
 from vision_jax.objectives import Objective
-from vision_jax.runtime import writers
+from vision_jax.runtime import experiments, writers
 from vision_jax.runtime.background import Background
 from vision_jax.runtime.checkpoint import BestMetric, Checkpointer
 from vision_jax.runtime.goodput import Goodput
@@ -240,14 +240,21 @@ def _train(
         rewinds = stored_rewinds(checkpointer, start)
         with watchdog.suspended(), goodput.phase("input"):  # it may read all labels
             order = build.make_order(config, checked.train_source)
-        with writers.MetricWriter(
-            workdir,
-            last_step=start,
-            tensorboard=config.log.tensorboard,
-            on_error=on_error,
-            enabled=is_first,
-            worker=background,
-        ) as writer:
+        as_json, fields = json.loads(config_lib.to_json(config)), dict(config_lib.flatten(config))
+        with (
+            experiments.track(
+                workdir, config.log.trackers, as_json, fields, watchdog=watchdog, enabled=is_first
+            ) as copies,
+            writers.MetricWriter(
+                workdir,
+                last_step=start,
+                tensorboard=config.log.tensorboard or "tensorboard" in config.log.trackers,
+                on_error=on_error,
+                enabled=is_first,
+                worker=background,
+                copies=copies,
+            ) as writer,
+        ):
             run = _Run(
                 checked=checked,
                 mesh=mesh,
@@ -265,7 +272,7 @@ def _train(
                 evaluated=set(evaluated),
                 checkpointer=checkpointer,
                 metadata={
-                    "config": json.loads(config_lib.to_json(config)),
+                    "config": as_json,
                     "best_is_high": best.high,
                     "num_examples": len(checked.train_source),
                     "num_classes": checked.train_source.num_classes,

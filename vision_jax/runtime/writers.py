@@ -12,12 +12,12 @@ import socket
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import tqdm
 
 from vision_jax.errors import CheckpointError
-from vision_jax.runtime.appender import Appender, event
+from vision_jax.runtime.appender import Appender, event, png_shape
 from vision_jax.runtime.background import Inline, Worker
 
 log = logging.getLogger(__name__)
@@ -124,6 +124,14 @@ def _append(path: pathlib.Path, line: str) -> None:
         file.write(line.encode())
 
 
+class Copies(Protocol):
+    """What else gets the lines and images of a run: `experiments.Experiments`."""
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None: ...
+
+    def write_images(self, step: int, images: Mapping[str, bytes]) -> None: ...
+
+
 class MetricWriter:
     """Appends to metrics.jsonl, to TensorBoard events, and to tables.jsonl, which exists only if there are tables.
 
@@ -137,6 +145,7 @@ class MetricWriter:
         enabled: False writes nothing: one process does this for all.
         worker: does the writing, asynchronously if it is a `Background`, which reports errors at the next call; None:
             it is done at once.
+        copies: gets lines and images too, also those that are dropped and computed again.
 
     Raises:
         CheckpointError: if the files cannot be written to.
@@ -151,12 +160,14 @@ class MetricWriter:
         on_error: str = "stop",
         enabled: bool = True,
         worker: Worker | None = None,
+        copies: Copies | None = None,
     ):
         self._workdir = workdir
         self._worker = worker or Inline()
-        self._lines = self._tables = self._events = None
+        self._lines = self._tables = self._events = self._copies = None
         if not enabled:
             return
+        self._copies = copies
         self._lines = Appender(workdir / "metrics.jsonl", on_error=on_error)
         self._tables = Appender(workdir / "tables.jsonl", on_error=on_error)
         if tensorboard:
@@ -194,6 +205,29 @@ class MetricWriter:
             self._worker.do(functools.partial(self._lines.write, _line(step, metrics).encode()))
         if self._events is not None:
             self._worker.do(functools.partial(self._events.write, event(step, metrics)))
+        if self._copies is not None:
+            self._copies.write(step, metrics)
+
+    def write_images(self, step: int, images: Mapping[str, bytes]) -> None:
+        """Writes images to TensorBoard events and experiment trackers, which are the only ones to keep them.
+
+        Args:
+            step: that they belong to.
+            images: PNG files by name, such as `val/mistakes`.
+
+        Raises:
+            ValueError: if one is no PNG file.
+            CheckpointError: as `write`.
+        """
+        for name, png in images.items():
+            try:
+                png_shape(png)
+            except ValueError as error:
+                raise ValueError(f"The image {name} {error}.") from None
+        if self._events is not None:
+            self._worker.do(functools.partial(self._events.write, event(step, images=images)))
+        if self._copies is not None:
+            self._copies.write_images(step, images)
 
     def write_tables(self, step: int, tables: Mapping[str, Any]) -> None:
         """Writes a line of tables.jsonl: the tables by name, as JSON.
