@@ -9,5 +9,6 @@ VERBS = {
     "models": "list the models, with their parameters, multiply-adds and published accuracy",
     "preview": "show every augmentation in one picture",
     "benchmark": "measure the input pipeline beside other loaders, and the training step beside torch",
+    "report": "show runs in one HTML file: curves, classes, mistakes, samples, configuration",
     "export": "write a checkpoint as weights for timm or torchvision",
 }
