@@ -61,8 +61,7 @@ def confusion_matrix(table: ClassTable, most: int = MOST_IN_MATRIX) -> "Figure":
     shares = [count / max(1, int(table.support[label])) for label, _, count in entries]
     worst = max((share for (label, guess, _), share in zip(entries, shares, strict=True) if label != guess), default=1)
     maps = {True: matplotlib.colormaps["Blues"], False: matplotlib.colormaps["Oranges"]}
-    cell = 0.36
-    side = max(3.2, cell * len(shown))
+    side = max(3.2, 0.3 * len(shown))
     figure, axes = drawing.new(side + 1.7, side + 1.4)
     patches, colors = [], []
     for (label, guess, count), share in zip(entries, shares, strict=True):
