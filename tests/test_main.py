@@ -14,6 +14,7 @@ from conftest import REPOSITORY, Command, encode, picture, records
 
 from vision_jax import evaluate, main
 from vision_jax.data import tfds_format
+from vision_jax.devices import backend
 from vision_jax.errors import CheckpointError
 
 TINY = (
@@ -224,7 +225,7 @@ def test_compiled_programs_need_no_cache(
     file.touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(file))
     before = jax.config.jax_compilation_cache_dir
-    main._enable_compilation_cache(directory and directory.replace("FILE", str(file)))
+    backend.enable_compilation_cache(directory and directory.replace("FILE", str(file)))
     assert "The compilation cache is not used: " in caplog.text
     assert str(file) in caplog.text
     assert jax.config.jax_compilation_cache_dir == before

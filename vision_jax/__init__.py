@@ -18,6 +18,7 @@ _MODULES = (
     "models",
     "objectives",
     "optim",
+    "predict",
     "pretrained",
     "train",
 )

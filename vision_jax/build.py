@@ -41,6 +41,7 @@ from vision_jax.assembly.states import (
     partition_rules,
     without_heads,
 )
+from vision_jax.assembly.trained import TrainedModel, checkpoint_config, from_file, from_workdir
 from vision_jax.assembly.weights import (
     abstract_constants,
     load_constants,
@@ -52,18 +53,22 @@ from vision_jax.assembly.weights import (
 
 __all__ = [
     "Program",
+    "TrainedModel",
     "abstract_constants",
     "abstract_variables",
     "all_model_options",
     "build_model",
     "check_images",
     "check_sizes",
+    "checkpoint_config",
     "classifier",
     "compile_steps",
     "compute_dtype",
     "create_source",
     "create_state",
     "evaluates_objective",
+    "from_file",
+    "from_workdir",
     "heads",
     "image_shape",
     "init_variables",

@@ -14,7 +14,7 @@ from vision_jax import build
 from vision_jax import config as config_lib
 from vision_jax.data.sources import Source, check_classes, closing
 from vision_jax.devices import distributed, partition, sharding
-from vision_jax.errors import ConfigError, check_no_url
+from vision_jax.errors import check_no_url
 from vision_jax.evaluators import Evaluator, Table
 from vision_jax.evaluators.base import Prefixed
 from vision_jax.objectives import Objective
@@ -123,12 +123,7 @@ def restored(checkpointer: Checkpointer, step: int, config: ConfigDict | None = 
     """
     about = checkpointer.about(step)
     if config is None:
-        config = config_lib.from_dict(about["config"])
-        try:
-            sharding.mesh_axes(config.mesh, jax.device_count())
-        except ConfigError as error:
-            log.warning("The mesh of the training is not for these devices, so batches alone are divided. %s", error)
-            config_lib.reset_mesh(config)
+        config = build.checkpoint_config(about)
     config = config_lib.resolve(config)
     config_lib.validate(config, jax.device_count(), train=False)
     mesh = sharding.make_mesh(config.mesh)

@@ -13,7 +13,6 @@ import signal
 import sys
 import time
 import traceback
-from typing import Any
 
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
@@ -24,13 +23,13 @@ from vision_jax.errors import (
     STATUS_PREEMPTED,
     CheckpointError,
     ConfigError,
-    DataError,
     Interrupted,
     Preempted,
     VisionJaxError,
     check_no_url,
     check_output,
 )
+from vision_jax.runtime import console
 from vision_jax.runtime.preemption import Preemption
 from vision_jax.runtime.streams import open_closed_streams
 
@@ -69,7 +68,7 @@ def run() -> int:
             _check_start(_CONFIG.value)
             if _TOPOLOGY.value is not None:
                 os.environ["JAX_PLATFORMS"] = "cpu"  # the devices that there are stay free
-            _configure_logging()
+            console.configure_logging()
             spec = cluster.discover(
                 os.environ,
                 *(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value),
@@ -115,9 +114,10 @@ def _dry_run(config: ConfigDict) -> int:
     import jax
 
     from vision_jax import dry_run
+    from vision_jax.devices import backend
 
     if _TOPOLOGY.value is None:  # JAX cannot read what it has kept of programs for devices that are not here
-        _enable_compilation_cache(config.compilation_cache)
+        backend.enable_compilation_cache(config.compilation_cache)
     text, cost = dry_run.describe(config, _TOPOLOGY.value)
     if jax.process_index() > 0:
         return 0
@@ -134,8 +134,9 @@ def _dry_run(config: ConfigDict) -> int:
 
 def _train(config: ConfigDict, workdir: pathlib.Path, preemption: Preemption) -> int:
     from vision_jax import train
+    from vision_jax.devices import backend
 
-    _enable_compilation_cache(config.compilation_cache)
+    backend.enable_compilation_cache(config.compilation_cache)
     try:
         train.train_and_evaluate(
             config, workdir, allow_config_change=_ALLOW_CHANGE.value, preemption=preemption, begun=_BEGUN
@@ -151,13 +152,13 @@ def _evaluate(config: ConfigDict | None, workdir: pathlib.Path, preemption: Pree
     import jax
 
     from vision_jax import evaluate
-    from vision_jax.devices import distributed
+    from vision_jax.devices import backend, distributed
 
     fields = config.to_dict() if config is not None else {}
     distributed.check_agreement(
         {**fields, "--mode": "eval", "--step": _STEP.value, "the workdir": str(workdir.absolute())}
     )
-    _enable_compilation_cache(config.compilation_cache if config is not None else None)
+    backend.enable_compilation_cache(config.compilation_cache if config is not None else None)
     try:
         if config is not None and config.model.pretrained and not (workdir / "checkpoints").exists():
             what = config.model.pretrained
@@ -233,60 +234,12 @@ def _workdir() -> pathlib.Path:
     return pathlib.Path("runs") / pathlib.Path(filename).stem
 
 
-def _enable_compilation_cache(directory: str | None) -> None:
-    """Keeps compiled programs between runs: in `directory`, by default vision_jax's cache; nowhere if it is empty."""
-    import jax
-
-    from vision_jax.data.cache import cache_dir
-
-    if directory == "":
-        return
-    try:
-        path = pathlib.Path(directory).expanduser() if directory else cache_dir() / "compiled"
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)  # private to the user; JAX would not see to that
-    except (OSError, DataError) as error:
-        log.warning("The compilation cache is not used: %s", error)
-        return
-    jax.config.update("jax_compilation_cache_dir", os.fspath(path))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-
-
-def _configure_logging() -> None:
-    """Shows this package's messages and every warning; other libraries' only from warnings on."""
-    from vision_jax.runtime.writers import ProgressHandler
-
-    handler = ProgressHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
-    root = logging.getLogger()
-    root.handlers = [handler]
-    root.setLevel(logging.WARNING)
-    logging.getLogger("vision_jax").setLevel(logging.INFO)
-    # Orbax logs the traceback of what it raises anyway, and asyncio that of each array of a damaged checkpoint.
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
-    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
-    sys.unraisablehook = _report_unraisable
-
-
 def _quiet_other_processes() -> None:
     """Leaves the messages of this package that are no warnings to the first process."""
     import jax
 
     if jax.process_index() > 0:
         logging.getLogger("vision_jax").setLevel(logging.WARNING)
-
-
-def _report_unraisable(unraisable: Any) -> None:
-    """Prints an error that nobody can catch, as Python does, but not what Orbax gave up after the first error.
-
-    When an array of a checkpoint cannot be read or written, an error says so; all the others end later, without the
-    event loop or the coroutine that waited for them.
-    """
-    code = getattr(unraisable.object, "cr_code", None)  # of a coroutine
-    if code is not None and f"{os.sep}orbax{os.sep}" in code.co_filename:
-        return
-    if isinstance(unraisable.exc_value, RuntimeError) and str(unraisable.exc_value) == "Event loop is closed":
-        return
-    sys.__unraisablehook__(unraisable)
 
 
 def _parse_flags(argv: list[str]) -> list[str]:

@@ -8,6 +8,7 @@ import pytest
 from conftest import encode, picture
 from miniature import WNIDS, tar, train_images, validation_images, write_archives
 
+from vision_jax.data.archives import Part, tar_members
 from vision_jax.errors import DataError
 from vision_jax.preparation import archives
 
@@ -93,4 +94,4 @@ def test_truncation_at_any_place_is_noticed(downloads: pathlib.Path, tmp_path: p
     for size in [*range(0, length, 1531), *range(0, length, 512)]:
         part.write_bytes(whole[:size])
         with part.open("rb") as file, pytest.raises(DataError, match=r"truncated|no tar file|damaged"):
-            list(archives._members(archives._Part(file.fileno(), 0, size, "x"), re.compile(".*")))
+            list(tar_members(Part(file.fileno(), 0, size, "x"), re.compile(".*")))

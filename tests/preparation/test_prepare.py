@@ -37,7 +37,7 @@ def downloads(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 def in_process(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """Shards are written by this process, which is quicker; the tests that start the command do without."""
     caplog.set_level(logging.INFO, "vision_jax")
-    monkeypatch.setattr(prepare, "_configure_logging", lambda: None)
+    monkeypatch.setattr(prepare.console, "configure_logging", lambda: None)
     monkeypatch.setattr(
         shards, "write_shards", lambda job, todo, workers, progress: (job.write(s, lambda: None) for s in todo)
     )
@@ -162,7 +162,7 @@ def test_killed_runs_end_with_the_same_bytes(
     caplog: pytest.LogCaptureFixture,
 ):
     caplog.set_level(logging.INFO, "vision_jax")
-    monkeypatch.setattr(prepare, "_configure_logging", lambda: None)
+    monkeypatch.setattr(prepare.console, "configure_logging", lambda: None)
     (tmp_path / "tensorflow").mkdir()
     (tmp_path / "tensorflow" / "__init__.py").write_text("raise AssertionError('TensorFlow was imported')")
     flags = ("--short_side=48", "--shards=26")
@@ -540,7 +540,7 @@ def test_stopped_at_the_end_or_before_the_first_receipt(
     stop_before("manifest.json")
     run(capsys, folder, often, "--shards=2", status=130)
     monkeypatch.undo()
-    monkeypatch.setattr(prepare, "_configure_logging", lambda: None)
+    monkeypatch.setattr(prepare.console, "configure_logging", lambda: None)
     run(capsys, folder, often, "--shards=2")
     assert content(often) == content(once)
     (often / "incomplete").mkdir()  # killed between the manifest and the last of cleaning up

@@ -4,9 +4,11 @@ import base64
 import html.parser
 import io
 import json
+import logging
 import pathlib
 import re
 import shutil
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -30,6 +32,7 @@ from vision_jax.objectives.rotation import ANGLES
 from vision_jax.report import curves, drawing, evaluation, figures, program, runs, samples
 from vision_jax.report.classes import ClassTable
 from vision_jax.runtime.checkpoint import Checkpointer
+from vision_jax.runtime.writers import ProgressHandler
 
 NAMES = ["<script>alert(1)", 'b & "b"', "cat $x$ \N{SNOWMAN}"]
 SECTIONS = ["results", "curves", "time", "configuration", "classes", "calibration", "mistakes", "uncertain", "samples"]
@@ -115,8 +118,22 @@ def workdir(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 @pytest.fixture(scope="module")
 def page(workdir: pathlib.Path) -> Page:
     output = workdir.parent / "report.html"
-    assert command_report.main([str(workdir), f"--output={output}"]) == 0
+    assert program.write_report([workdir], output) == []
     return Page(output)
+
+
+@pytest.fixture(autouse=True)
+def logging_as_before() -> Iterator[None]:
+    """A command configures the logging of its process."""
+    levels = {name: logging.getLogger(name).level for name in (None, "vision_jax", "absl", "asyncio")}
+    hook = sys.unraisablehook
+    yield
+    for handler in list(logging.getLogger().handlers):
+        if isinstance(handler, ProgressHandler):
+            logging.getLogger().removeHandler(handler)
+    for name, level in levels.items():
+        logging.getLogger(name).setLevel(level)
+    sys.unraisablehook = hook
 
 
 @pytest.fixture
@@ -283,6 +300,13 @@ def test_training_samples_are_mixed_as_their_targets_say(workdir: pathlib.Path):
     assert all((few[i].images == shown[j].images).all() for i, j in enumerate((0, 1, 6, 7)))
 
 
+def test_a_configuration_of_other_types_is_told(copied: pathlib.Path):
+    run = runs.read_run(copied, "run")
+    run.config["seed"] = "many"
+    with pytest.raises(ConfigError, match="copied is damaged: .*seed|copied is damaged: .*many"):
+        samples.first_batch(run)
+
+
 def test_several_runs(workdir: pathlib.Path, copied: pathlib.Path, tmp_path: pathlib.Path, command: Command):
     """Side by side, from the files alone: no device is started, as others may be using them."""
     config = json.loads((copied / "config.json").read_text())
@@ -293,7 +317,7 @@ def test_several_runs(workdir: pathlib.Path, copied: pathlib.Path, tmp_path: pat
     output = tmp_path / "report.html"
     arguments = ("report", str(workdir), str(copied), f"--output={output}", "--no-evaluate")
     printed = command(*arguments, module="vision_jax", JAX_PLATFORMS="none_such")
-    assert "warning" not in printed
+    assert "Missing" not in printed
     page = Page(output)
     assert page.sections == [s for s in SECTIONS if s in ("results", "curves", "time", "configuration", "classes")] + [
         "environment"
@@ -322,7 +346,7 @@ def test_damaged_files(copied: pathlib.Path, tmp_path: pathlib.Path, capsys: pyt
     for what in ("goodput.json cannot be read", "config.json cannot be read", "A table of classes is damaged"):
         assert what in page.text
         assert what in errors
-    assert all(line.startswith("warning: ") for line in errors.splitlines())
+    assert "Traceback" not in errors
 
 
 def test_data_that_is_gone(
@@ -341,9 +365,9 @@ def test_data_that_is_gone(
     errors = capsys.readouterr().err
     for what in ("What it predicts is not shown: ", "Training samples are not shown: "):
         line = next(line for line in errors.splitlines() if what in line)
-        assert line.startswith("warning: copied: ")
+        assert " Missing in the report: copied: " in line
         assert f"data.dir is '{data}', and there is no such directory" in line
-        assert line.removeprefix("warning: ") in page.text
+        assert line.partition("report: ")[2] in page.text
 
 
 def test_an_objective_without_classes(tmp_path: pathlib.Path, cache: pathlib.Path, monkeypatch: pytest.MonkeyPatch):
@@ -397,7 +421,7 @@ def test_wrong_input_is_one_line(
     errors = capsys.readouterr().err.splitlines()
     assert errors[-1].startswith("error: ")
     assert message in errors[-1]
-    assert len([line for line in errors if not line.startswith("Line 1 of ")]) == 1
+    assert len([line for line in errors if "Line 1 of " not in line]) == 1
 
 
 def test_a_report_is_replaced_and_matplotlib_may_be_missing(
@@ -409,7 +433,7 @@ def test_a_report_is_replaced_and_matplotlib_may_be_missing(
     first = output.read_text()
     program.write_report([copied], output, evaluate=False)
     assert re.sub("Made by.*", "", first) == re.sub("Made by.*", "", output.read_text())
-    monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(ConfigError, match=r"pip install 'vision_jax\[report\]'"):
         program.write_report([copied], output, evaluate=False)
 

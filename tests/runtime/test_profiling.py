@@ -10,8 +10,8 @@ import pytest
 from conftest import records
 
 from vision_jax import config as config_lib
-from vision_jax import main, train
-from vision_jax.devices import flops, sharding
+from vision_jax import train
+from vision_jax.devices import backend, flops, sharding
 from vision_jax.errors import ConfigError
 from vision_jax.runtime.preemption import Preemption
 from vision_jax.runtime.profiling import Profiler
@@ -121,7 +121,7 @@ def test_caches_are_private(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     before = jax.config.jax_compilation_cache_dir, jax.config.jax_persistent_cache_min_compile_time_secs
     try:
-        main._enable_compilation_cache(directory and str(tmp_path / directory))
+        backend.enable_compilation_cache(directory and str(tmp_path / directory))
         made = pathlib.Path(jax.config.jax_compilation_cache_dir)
     finally:
         jax.config.update("jax_compilation_cache_dir", before[0])

@@ -21,7 +21,6 @@ data set of tfds is kept. Exit status: 0 done, 1 failed, 2 wrong flags, 130 Ctrl
 
 import argparse
 import dataclasses
-import logging
 import os
 import pathlib
 import re
@@ -31,6 +30,7 @@ from typing import Any
 
 from vision_jax.data.pillow import MAX_PIXELS
 from vision_jax.errors import VisionJaxError, check_no_url
+from vision_jax.runtime import console
 
 _SPLITS = ("train", "val", "valid", "validation", "test")  # names of their folders
 
@@ -127,16 +127,6 @@ def _name(text: str) -> str:
     return text
 
 
-def _configure_logging() -> None:
-    """Shows this package's messages; other libraries' only from warnings on."""
-    from vision_jax.runtime.writers import ProgressHandler
-
-    handler = ProgressHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
-    logging.getLogger().handlers = [handler]
-    logging.getLogger("vision_jax").setLevel(logging.INFO)
-
-
 def verify(directory: pathlib.Path) -> list[str]:
     """Compares a prepared data set with its manifest, prints how many examples there are, and returns the problems."""
     from vision_jax.preparation import manifest
@@ -162,7 +152,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("give INPUT and OUTPUT, or --verify DIR alone")
     if flags.encoding == "original" and flags.apply_exif_orientation:
         parser.error("--apply_exif_orientation changes images, which --encoding=original does not")
-    _configure_logging()
+    console.configure_logging()
     try:
         for what, value in (("INPUT", flags.input), ("OUTPUT", flags.output), ("--verify", flags.verify)):
             check_no_url(what, value or "")

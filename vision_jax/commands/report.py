@@ -9,10 +9,9 @@ one. `--no-evaluate` uses nothing but the files of the workdirs. Exit status: 0 
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 
-from vision_jax.errors import VisionJaxError
+from vision_jax.commands import common
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,12 +30,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"--step is {flags.step!r}: give a number or best")
     if flags.step is not None and flags.no_evaluate:
         parser.error("--step is the checkpoint that is evaluated: leave it out with --no-evaluate")
+    return common.run(lambda: report(flags))
+
+
+def report(flags: argparse.Namespace) -> int:
+    """Writes what the flags say; returns the exit status."""
     from vision_jax.report import program  # imports JAX, which takes seconds that --help should not
 
-    try:
-        program.write_report(flags.workdirs, flags.output, step=flags.step, evaluate=not flags.no_evaluate)
-    except VisionJaxError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    if not flags.no_evaluate:
+        common.keep_compiled()
+    program.write_report(flags.workdirs, flags.output, step=flags.step, evaluate=not flags.no_evaluate)
     print(flags.output)
     return 0

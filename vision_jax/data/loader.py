@@ -119,6 +119,9 @@ class RecordLoader:
         max_bad_records: number of damaged records that are tolerated; one more is an error.
         leave_out: turn damaged records into rows that do not count (`mask` is 0), as in evaluation; False: replace
             them by others, chosen by the record and its visit alone.
+
+    Attributes:
+        problems: what is wrong with each damaged record that was met, by its number.
     """
 
     def __init__(
@@ -127,8 +130,8 @@ class RecordLoader:
         self.source = source
         self.max_bad_records = max_bad_records
         self.leave_out = leave_out
-        self._bad: set[int] = set()
-        self._lock = threading.Lock()  # of `_bad`
+        self.problems: dict[int, str] = {}
+        self._lock = threading.Lock()  # of `problems`
         self._num_threads = num_threads or usable_cores()
         self._pool = concurrent.futures.ThreadPoolExecutor(self._num_threads, thread_name_prefix=_DECODE)
         self._unfinished: set[concurrent.futures.Future[None]] = set()
@@ -187,8 +190,8 @@ class RecordLoader:
         attempts = [0] * valid
         left_out: set[int] = set()
 
-        def replace(row: int, problem: str) -> None:
-            self._tolerate(int(numbers[row]), problem)
+        def replace(row: int, failed: str, problem: str) -> None:
+            self._tolerate(int(numbers[row]), failed, problem)
             if self.leave_out:
                 left_out.add(row)
                 return
@@ -204,7 +207,7 @@ class RecordLoader:
                 try:
                     return self._read(int(numbers[row]))
                 except _UnreadableError as error:
-                    replace(row, f"Cannot read {{}}: {error}")
+                    replace(row, "read", str(error))
             return None
 
         records = [read(row) for row in range(valid)]
@@ -216,7 +219,7 @@ class RecordLoader:
                 transform([any_record if r is None else r for r in records], numbers, visits, written)
                 break
             except DecodeError as error:
-                replace(error.row, f"Cannot decode {{}}: {error}")
+                replace(error.row, "decode", str(error))
                 records[error.row] = read(error.row)
         for rows in out.values():
             rows[sorted(left_out)] = 0
@@ -241,22 +244,23 @@ class RecordLoader:
         check_record(self.source, number, record)
         return record
 
-    def _tolerate(self, number: int, problem: str) -> None:
+    def _tolerate(self, number: int, failed: str, problem: str) -> None:
         """Records a damaged record.
 
         Args:
             number: its number.
-            problem: what is wrong, with {} for its name.
+            failed: "read" or "decode".
+            problem: what is wrong.
 
         Raises:
             DataError: if there are more than `max_bad_records`.
         """
         with self._lock:
-            if number in self._bad:
+            if number in self.problems:
                 return
-            self._bad.add(number)
-            found = len(self._bad)
-        message = problem.replace("{}", self.source.describe(number), 1)
+            self.problems[number] = problem
+            found = len(self.problems)
+        message = f"Cannot {failed} {self.source.describe(number)}: {problem}"
         what = "It is left out" if self.leave_out else "Others stand for it from now on"
         if found <= self.max_bad_records:
             log.warning("%s. %s (%d of at most %d).", message, what, found, self.max_bad_records)

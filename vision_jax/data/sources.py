@@ -62,7 +62,7 @@ class Source(Protocol):
         ...
 
 
-def _digest(*values: object) -> str:
+def digest_of(*values: object) -> str:
     """Returns the start of a SHA-256 of values: arrays by their bytes, others by `repr`."""
     digest = hashlib.sha256()
     for value in values:
@@ -165,12 +165,12 @@ class TfdsSource:
 
     def fingerprint(self) -> str:
         files = [(path.name, length) for path, length in zip(self._records.paths, self._records.lengths, strict=True)]
-        return _digest("tfds", files, self._file_sizes(), self._spans, self.class_names)
+        return digest_of("tfds", files, self._file_sizes(), self._spans, self.class_names)
 
     def local_key(self) -> str:
         """Returns a string that also differs for other files, and for files that have been rewritten."""
         times = [(str(path.absolute()), path.stat().st_mtime_ns) for path in self._records.paths]
-        return _digest(self.fingerprint(), times)
+        return digest_of(self.fingerprint(), times)
 
     def _file_sizes(self) -> list[int]:
         try:
@@ -296,7 +296,7 @@ class FolderSource:
         return os.fsdecode(self._images.path(index))
 
     def fingerprint(self) -> str:
-        return _digest("folder", self._images.names, self.labels, self.class_names)
+        return digest_of("folder", self._images.names, self.labels, self.class_names)
 
 
 def _label_file(directory: pathlib.Path, split: str, labels: str | None) -> pathlib.Path | None:
@@ -336,7 +336,7 @@ class SubsetSource:
         return self.source.describe(int(self.indices[index]))
 
     def fingerprint(self) -> str:
-        return _digest("subset", self.source.fingerprint(), self.indices)
+        return digest_of("subset", self.source.fingerprint(), self.indices)
 
 
 class RelabeledSource:
@@ -368,7 +368,7 @@ class RelabeledSource:
         return self.source.describe(index)
 
     def fingerprint(self) -> str:
-        return _digest("relabeled", self.source.fingerprint(), self.labels, self.class_names)
+        return digest_of("relabeled", self.source.fingerprint(), self.labels, self.class_names)
 
 
 def check_record(source: Source, index: int, record: Record) -> None:
@@ -435,7 +435,7 @@ def _label_cache(source: Source) -> pathlib.Path | None:
     """Returns the file that the labels of a source are kept in; None if they are not kept."""
     match source:
         case SubsetSource(source=TfdsSource() as whole):
-            key = _digest(whole.local_key(), source.indices)
+            key = digest_of(whole.local_key(), source.indices)
         case TfdsSource():
             key = source.local_key()
         case _:
@@ -505,7 +505,7 @@ class SyntheticSource:
         return f"synthetic record {index}"
 
     def fingerprint(self) -> str:
-        return _digest("synthetic", dataclasses.astuple(self))
+        return digest_of("synthetic", dataclasses.astuple(self))
 
 
 def check_classes(source: Source, num_classes: int, class_names: Sequence[str], split: str) -> None:

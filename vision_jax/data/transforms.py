@@ -319,3 +319,17 @@ class EvalTransform:
             top, left = round((new_height - self.size) / 2), round((new_width - self.size) / 2)
             crop = image.crop((left, top, left + self.size, top + self.size))
             out["image"][row] = np.asarray(crop).reshape(self.size, self.size, self.channels)
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocessing:
+    """What is done with an image before a model sees it in evaluation.
+
+    Attributes:
+        transform: from encoded images to uint8 pixels, on the host.
+        mean, std: what the pixels are then normalized by, on the devices; see `augment.normalize`.
+    """
+
+    transform: EvalTransform
+    mean: tuple[float, ...]
+    std: tuple[float, ...]

@@ -1,10 +1,15 @@
-"""Starting JAX on the requested devices."""
+"""Starting JAX on the requested devices, and keeping what it compiles."""
 
+import logging
 import os
+import pathlib
 
 import jax
 
-from vision_jax.errors import ConfigError
+from vision_jax.data.cache import cache_dir
+from vision_jax.errors import ConfigError, DataError
+
+log = logging.getLogger(__name__)
 
 
 def start() -> None:
@@ -24,3 +29,17 @@ def start() -> None:
                 "or check the driver and JAX's package for it (`pip install jax[cuda12]`, `jax[tpu]`)."
             ) from error
         raise ConfigError(f"JAX cannot use the devices of this machine: {said}.") from error
+
+
+def enable_compilation_cache(directory: str | None) -> None:
+    """Keeps compiled programs between runs: in `directory`, by default vision_jax's cache; nowhere if it is empty."""
+    if directory == "":
+        return
+    try:
+        path = pathlib.Path(directory).expanduser() if directory else cache_dir() / "compiled"
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)  # private to the user; JAX would not see to that
+    except (OSError, DataError) as error:
+        log.warning("The compilation cache is not used: %s", error)
+        return
+    jax.config.update("jax_compilation_cache_dir", os.fspath(path))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)

@@ -143,6 +143,37 @@ def option_names(name: str) -> list[str]:
     return [field.name for field in dataclasses.fields(entry(name).create()) if field.name not in ("parent", "name")]
 
 
+def input_of(model: nn.Module) -> InputSpec:
+    """Returns the images that the published weights of a module's architecture expect; its options do not matter.
+
+    Raises:
+        ConfigError: if it was made by no name, or by one of several whose weights expect different images.
+    """
+    inputs: dict[InputSpec, list[str]] = {}
+    for name in list_models():
+        plain = _MODELS[name].create()
+        if type(plain) is type(model):
+            options = {key: getattr(model, key) for key in _OPTIONS if hasattr(model, key)}
+            if plain.clone(**options) == model.clone(parent=None, name=None):
+                inputs.setdefault(_MODELS[name].input, []).append(name)
+    if len(inputs) > 1 and hasattr(model, "img_size"):
+        inputs = {spec: names for spec, names in inputs.items() if spec.size == model.img_size} or inputs
+    if len(inputs) == 1:
+        return next(iter(inputs))
+    names = ", ".join(name for names in inputs.values() for name in names)
+    raise ConfigError(
+        f"The model is {f'one of {names}' if names else f'a {type(model).__name__} of its own'}, so what images it "
+        "expects is not known: say so."
+    )
+
+
+# Options of models that do not make them another architecture.
+_OPTIONS = (
+    *("num_classes", "in_channels", "dtype", "drop_rate", "drop_path_rate", "proj_drop_rate", "drop_path_uniform"),
+    *("bn_group_size", "img_size", "zero_init_last", "head_bias", "scan_blocks", "remat", "aux_logits"),
+)
+
+
 def create_model(name: str, *, dtype: Any = jnp.float32, **options: Any) -> nn.Module:
     """Returns a model: a module to be called as `module.apply(variables, images, train=False)`.
 

@@ -15,11 +15,12 @@ import os
 import pathlib
 import re
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from vision_jax.data.archives import Part, tar_members
 from vision_jax.data.cache import read_arrays, write_arrays
 from vision_jax.errors import DataError
 from vision_jax.preparation.inputs import Index, Original, make_records
@@ -35,7 +36,6 @@ NUM_CLASSES = 1_000
 
 _CLASS_ARCHIVE = re.compile(r"(n\d{8})\.tar")
 _VALIDATION_IMAGE = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG")
-_BLOCK = 512  # of a tar file
 _INDEXING_THREADS = 16
 _LARGEST_METADATA = 64 << 20  # bytes of a file of the devkit, to be read into memory
 
@@ -196,13 +196,13 @@ def _cached(cache: pathlib.Path, archive: pathlib.Path, index: Callable[[pathlib
 def _index_train(archive: pathlib.Path) -> np.ndarray:
     """Lists the images in the tar files of the classes in the training archive, sorted by name."""
     with archive.open("rb", buffering=0) as file:
-        whole = _Part(file.fileno(), 0, os.fstat(file.fileno()).st_size, str(archive))
+        whole = Part(file.fileno(), 0, os.fstat(file.fileno()).st_size, str(archive))
         classes = {}
-        for name, start, size in _members(whole, _CLASS_ARCHIVE):
-            classes[name] = _Part(file.fileno(), start, size, f"{archive}: {name}")
+        for name, start, size in tar_members(whole, _CLASS_ARCHIVE):
+            classes[name] = Part(file.fileno(), start, size, f"{archive}: {name}")
 
         def images(name: str) -> list[tuple[str, int, int]]:
-            return list(_members(classes[name], re.compile(rf"{name.removesuffix('.tar')}_\d+\.JPEG")))
+            return list(tar_members(classes[name], re.compile(rf"{name.removesuffix('.tar')}_\d+\.JPEG")))
 
         found = []
         with (
@@ -221,8 +221,8 @@ def _index_train(archive: pathlib.Path) -> np.ndarray:
 def _index_validation(archive: pathlib.Path) -> np.ndarray:
     """Lists the images in the validation archive, sorted by name; their numbers are 1 to n."""
     with archive.open("rb", buffering=0) as file:
-        whole = _Part(file.fileno(), 0, os.fstat(file.fileno()).st_size, str(archive))
-        members = list(_members(whole, _VALIDATION_IMAGE))
+        whole = Part(file.fileno(), 0, os.fstat(file.fileno()).st_size, str(archive))
+        members = list(tar_members(whole, _VALIDATION_IMAGE))
     records = _as_records(archive, members)
     for number, name in enumerate(records["name"].tolist(), 1):
         if name != b"ILSVRC2012_val_%08d.JPEG" % number:
@@ -236,56 +236,3 @@ def _as_records(archive: pathlib.Path, members: list[tuple[str, int, int]]) -> n
     if not names:
         raise DataError(f"{archive} holds no images.")
     return make_records([name.encode() for name in names], -1, 0, np.asarray(starts), np.asarray(sizes))
-
-
-class _Part:
-    """A range of a file as a file of its own, for tarfile; parts share the descriptor, as none moves its position."""
-
-    def __init__(self, descriptor: int, start: int, size: int, name: str):
-        self.start, self.size, self.name = start, size, name
-        self._descriptor = descriptor
-        self._position = 0
-
-    def read(self, size: int) -> bytes:
-        size = max(0, min(size, self.size - self._position))
-        data = os.pread(self._descriptor, size, self.start + self._position)
-        self._position += len(data)
-        return data
-
-    def seek(self, position: int) -> int:
-        self._position = position
-        return position
-
-    def tell(self) -> int:
-        return self._position
-
-
-def _members(part: _Part, pattern: re.Pattern[str]) -> Iterator[tuple[str, int, int]]:
-    """Yields name, position in the file that `part` belongs to, and size of each member of a tar file.
-
-    Raises:
-        DataError: if the tar file is truncated or damaged, or has a member that is no regular file, has a name other
-            than `pattern` (so no path that leads elsewhere), or comes twice.
-    """
-    seen: set[str] = set()
-    end = 0
-    try:
-        with tarfile.open(fileobj=part, mode="r:") as tar:  # type: ignore[call-overload]
-            for member in tar:
-                if not pattern.fullmatch(member.name):
-                    raise DataError(f"{part.name} has a member named {member.name!r}, which does not belong into it.")
-                if not member.isreg() or member.issparse():
-                    raise DataError(f"{part.name}: {member.name} is not a regular file.")
-                if member.name in seen:
-                    raise DataError(f"{part.name} has {member.name} twice.")
-                seen.add(member.name)
-                end = member.offset_data + -(-member.size // _BLOCK) * _BLOCK
-                if end > part.size:
-                    raise DataError(f"{part.name} is truncated: {member.name} goes beyond the end, byte {part.size}.")
-                yield member.name, part.start + member.offset_data, member.size
-    except tarfile.TarError as error:
-        raise DataError(f"{part.name} is truncated, or is no tar file: {error}.") from error
-    # tarfile takes anything that is no header for the end, but the end is a block of zeros.
-    part.seek(end)
-    if part.read(_BLOCK) != bytes(_BLOCK):
-        raise DataError(f"{part.name} is truncated or damaged at byte {end}: it has no end.")

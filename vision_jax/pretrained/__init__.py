@@ -9,12 +9,14 @@ class of the weights is which of the data; `adapt` makes them fit another number
 `convert` does it all.
 """
 
-from vision_jax.pretrained.classes import Classes, imagenet_classes, map_classes, read_class_names
-from vision_jax.pretrained.convert import from_torch, load, to_torch
+from vision_jax.pretrained.classes import Classes, display_names, imagenet_classes, map_classes, read_class_names
+from vision_jax.pretrained.convert import classes_of, from_torch, load, to_torch
 from vision_jax.pretrained.files import is_workdir
 
 __all__ = [
     "Classes",
+    "classes_of",
+    "display_names",
     "from_torch",
     "imagenet_classes",
     "is_workdir",

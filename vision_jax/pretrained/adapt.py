@@ -54,7 +54,7 @@ def adapt_classifier(
     num_classes = options.get("num_classes")
     if not num_classes:
         return False
-    axes = _class_axes(known, wanted, options)
+    axes = class_axes(known, wanted, options)
     if not axes.keys() & values.keys():
         if seed is None:
             raise DataError(
@@ -97,7 +97,7 @@ def adapt_classifier(
     return True
 
 
-def _class_axes(known: Entry, wanted: Sequence[Tensor], options: Mapping[str, Any]) -> dict[str, int]:
+def class_axes(known: Entry, wanted: Sequence[Tensor], options: Mapping[str, Any]) -> dict[str, int]:
     """Returns the tensors that depend on the number of classes, and the axis that is so long."""
     more = {t.name: t.shape for t in model_tensors(known, {**options, "num_classes": options["num_classes"] + 1})}
     return {

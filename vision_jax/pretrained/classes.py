@@ -24,6 +24,22 @@ def imagenet_classes() -> tuple[str, ...]:
     return tuple((pathlib.Path(__file__).parent / "imagenet_classes.txt").read_text().split())
 
 
+@functools.cache
+def _imagenet_words() -> dict[str, str]:
+    """Returns what each class of ILSVRC 2012 is called, by WordNet id.
+
+    The words are torchvision's (`models/_meta.py`, BSD 3-clause), all of them different.
+    """
+    words = (pathlib.Path(__file__).parent / "imagenet_words.txt").read_text().splitlines()
+    return dict(zip(imagenet_classes(), words, strict=True))
+
+
+def display_names(names: Sequence[str]) -> list[str]:
+    """Returns what to call classes before a person: English words for ImageNet's WordNet ids, else their names."""
+    words = _imagenet_words()
+    return [words.get(name, name) for name in names]
+
+
 def read_class_names(what: str | None) -> tuple[str, ...]:
     """Returns the names of the classes of weights, in the order of their logits.
 

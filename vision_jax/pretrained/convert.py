@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,8 +11,8 @@ import numpy as np
 from vision_jax.errors import ConfigError, DataError
 from vision_jax.models.registry import Entry, Shape, entry
 from vision_jax.pretrained import files, naming
-from vision_jax.pretrained.adapt import adapt_classifier, adapt_input, unused_heads
-from vision_jax.pretrained.classes import Classes
+from vision_jax.pretrained.adapt import adapt_classifier, adapt_input, class_axes, unused_heads
+from vision_jax.pretrained.classes import Classes, imagenet_classes
 from vision_jax.pretrained.files import WeightFile
 from vision_jax.pretrained.tensors import Tensor, assemble, model_tensors, namings, tensors_of, to_numpy
 
@@ -50,11 +50,7 @@ def load(
         DataError: if the file cannot be read, or is not of this model.
         ConfigError: for an unknown name or option.
     """
-    known = entry(name)
-    file = files.read(path)
-    if known.big_vision is not None and any(part in key for key in file.tensors for part in _BIG_VISION):
-        arrays = {key: to_numpy(value) for key, value in file.tensors.items()}
-        file = dataclasses.replace(file, tensors=known.big_vision(arrays))
+    known, file = entry(name), _read(name, path)
     try:
         return _convert(known, file, options, classifier_seed, classes)
     except DataError as error:
@@ -109,6 +105,52 @@ def _convert(
     if known.resample is not None and size is not None and size[0] != size[1]:
         raise DataError(f"These weights are for images of {size[0]} x {size[1]} pixels: only square ones can be used.")
     wanted = model_tensors(known, options)
+    matched = _match(known, file, wanted)
+    own, values = matched.expected, matched.values
+    naming.report(known.name, matched.place, [*matched.beside, *file.others], own)
+    before = set(values)
+    adapt_classifier(known, wanted, values, options, seed=classifier_seed, classes=classes, in_file=file.class_names)
+    left_over = [key for key in matched.found if key not in own]
+    if "fc_norm.weight" in values.keys() - before:
+        left_over = [key for key in left_over if not key.startswith("norm.")]
+    left_over = _drop_unused_heads(known, matched.place.library, left_over, options)
+    if not left_over and all(tensor.name in values for tensor in wanted):
+        adapt_input(known, wanted, values, options)
+    shapes = {key: tuple(file.tensors[matched.found[key]].shape) for key in left_over}
+    _raise_if_different(known, matched.names, wanted, values, shapes, file)
+    return assemble(wanted, values)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Matched:
+    """The tensors of a model in a file.
+
+    Attributes:
+        place: where they are.
+        names: by the model's own name, the name and shape in the library whose names the file has.
+        found: names there that are the model's or are left over, to those in the file.
+        beside: names of what the file has besides.
+        values: under the names of the model's own library, in the shapes of the file.
+    """
+
+    place: naming.Place
+    names: dict[str, tuple[str, Shape]]
+    found: dict[str, str]
+    beside: list[str]
+    values: dict[str, np.ndarray]
+
+    @property
+    def expected(self) -> list[str]:
+        """All names that the model has in that library."""
+        return [name for name, _ in self.names.values()]
+
+
+def _match(known: Entry, file: WeightFile, wanted: Sequence[Tensor]) -> _Matched:
+    """Finds the tensors of a model in a file.
+
+    Raises:
+        DataError: if there is none.
+    """
     outside = {
         library: {tensor.name: theirs(tensor.name, tensor.shape) for tensor in wanted}
         for library, theirs in namings(known).items()
@@ -121,27 +163,50 @@ def _convert(
             f"None of the names in these weights is one of {known.name}: they are {_some(given)}, and the model's "
             f"{_some(expected[place.library])}. Is it the right model?"
         )
-    own = expected[place.library]
-    found, beside = naming.relative_names(given, place, own)
-    naming.report(known.name, place, [*beside, *file.others], own)
-    values: dict[str, np.ndarray] = {}  # under the names of the model's own library
+    found, beside = naming.relative_names(given, place, expected[place.library])
+    values: dict[str, np.ndarray] = {}
     for tensor in wanted:
         theirs, shape = outside[place.library][tensor.name]
         if theirs in found:
             value = to_numpy(file.tensors[found[theirs]])
             # Where the libraries store the same numbers in other shapes, it is the model's own shape that counts.
             values[tensor.name] = value.reshape(tensor.shape) if value.shape == shape != tensor.shape else value
-    before = set(values)
-    adapt_classifier(known, wanted, values, options, seed=classifier_seed, classes=classes, in_file=file.class_names)
-    left_over = [key for key in found if key not in own]
-    if "fc_norm.weight" in values.keys() - before:
-        left_over = [key for key in left_over if not key.startswith("norm.")]
-    left_over = _drop_unused_heads(known, place.library, left_over, options)
-    if not left_over and all(tensor.name in values for tensor in wanted):
-        adapt_input(known, wanted, values, options)
-    shapes = {key: tuple(file.tensors[found[key]].shape) for key in left_over}
-    _raise_if_different(known, outside[place.library], wanted, values, shapes, file)
-    return assemble(wanted, values)
+    return _Matched(place, outside[place.library], found, beside, values)
+
+
+def classes_of(name: str, path: str | pathlib.Path, **options: Any) -> tuple[int, tuple[str, ...]]:
+    """Returns how many classes the weights of a model tell apart, and their names as far as the file has them.
+
+    Args:
+        name: the model; see `vision_jax.list_models`.
+        path: of the weights; see `load`.
+        **options: of the model.
+
+    Raises:
+        DataError: if the file cannot be read, has other tensors, or no classifier.
+        ConfigError: for an unknown name or option.
+    """
+    known, file = entry(name), _read(name, path)
+    options = {"num_classes": len(imagenet_classes()), **options}
+    wanted = model_tensors(known, options)
+    try:
+        values = _match(known, file, wanted).values
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
+    for key, axis in class_axes(known, wanted, options).items():
+        if key in values and values[key].ndim > axis:
+            count = values[key].shape[axis]
+            return count, file.class_names if len(file.class_names) == count else ()
+    raise DataError(f"{path} has no classifier of {name}: it cannot tell classes apart.")
+
+
+def _read(name: str, path: str | pathlib.Path) -> WeightFile:
+    """Reads a file for a model; of big_vision's names it makes torch's."""
+    known, file = entry(name), files.read(path)
+    if known.big_vision is not None and any(part in key for key in file.tensors for part in _BIG_VISION):
+        arrays = {key: to_numpy(value) for key, value in file.tensors.items()}
+        return dataclasses.replace(file, tensors=known.big_vision(arrays))
+    return file
 
 
 def _drop_unused_heads(known: Entry, library: str, left_over: list[str], options: Mapping[str, Any]) -> list[str]:

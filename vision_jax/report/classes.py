@@ -8,6 +8,7 @@ from typing import Any, Self
 import numpy as np
 
 from vision_jax.errors import DataError
+from vision_jax.pretrained import display_names
 
 SCORES = ("precision", "recall", "f1")
 
@@ -17,7 +18,7 @@ class ClassTable:
     """What is known of each class; see `evaluators.per_class.class_table`.
 
     Attributes:
-        names: of the classes.
+        names: of the classes, for people.
         support: (classes,) int64, the examples of each.
         scores: precision, recall and f1, (classes,) float64 each.
         confusion: (entries, 3) int64, the entries of the confusion matrix that are not 0: label, prediction, examples.
@@ -36,7 +37,7 @@ class ClassTable:
             DataError: if something is missing in it, or does not fit together.
         """
         try:
-            names = [str(name) for name in table["classes"]]
+            names = display_names([str(name) for name in table["classes"]])
             support = np.array(table["support"], np.int64)
             scores = {name: np.array(table[name], np.float64) for name in SCORES}
             confusion = np.array(table["confusion"], np.int64).reshape(-1, 3)

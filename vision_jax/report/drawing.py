@@ -111,25 +111,25 @@ def svg(figure: "Figure", name: str, alt: str) -> Markup:
         matplotlib.rcParams["svg.hashsalt"] = name  # so that the same figure is the same text
         metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(file, format="svg", transparent=True, metadata=metadata)
-    text = file.getvalue()
-    text = text[text.index("<svg") :].replace("xlink:href", "href")
-    text = re.sub(r' xmlns(:xlink)?="[^"]*"| version="1.1"', "", text)
-    text = re.sub(r'(<svg [^>]*?) width="[^"]*"|(<svg [^>]*?) height="[^"]*"', r"\1\2", text)
-    text = re.sub(r'(<svg [^>]*?) height="[^"]*"', r"\1", text)
+    head, text = file.getvalue().split("<svg ", 1)[1].split(">", 1)
     # Names of parts are unique in a page, not only in a figure; those that nothing refers to are left out.
-    used = set(re.findall(r'href="#([^"]+)"|url\(#([^)]+)\)', text))
-    known = {a or b for a, b in used}
-    text = re.sub(r' id="([^"]*)"', lambda m: f' id="{name}-{m[1]}"' if m[1] in known else "", text)
-    text = re.sub(r'href="#|url\(#', lambda m: m[0] + f"{name}-", text)
+    text = text.replace("xlink:href", "href")
+    referred = {a or b for a, b in re.findall(r'href="#([^"]+)"|url\(#([^)]+)\)', text)}
+    text = re.sub(r' id="([^"]*)"', lambda found: f' id="{name}-{found[1]}"' if found[1] in referred else "", text)
+    text = re.sub(r'href="#|url\(#', lambda found: f"{found[0]}{name}-", text)
     for color, variable in {INK: "ink", MUTED: "muted", GRID: "grid"}.items():
         text = text.replace(color, f"var(--{variable})")
     for number, color in enumerate(COLORS):
         text = text.replace(color, f"var(--color{number})")
-    text = re.sub(r">\s+<", "><", text)
-    style = f"--natural:{96 * figure.get_figwidth():.0f}px"  # from which style.css has the limits of its width
-    return Markup(
-        text.replace("<svg ", f'<svg role="img" aria-label="{html.escape(printable(alt))}" style="{style}" ', 1).strip()
-    )
+    text = re.sub(r">\s+<", "><", text).strip()
+    attributes = {
+        "role": "img",
+        "aria-label": alt,
+        "style": f"--natural:{96 * figure.get_figwidth():.0f}px",  # from which style.css has the limits of its width
+        "viewBox": re.findall(r'viewBox="([^"]*)"', head)[0],
+    }
+    written = " ".join(f'{key}="{html.escape(printable(value))}"' for key, value in attributes.items())
+    return Markup(f"<svg {written}>{text}")
 
 
 def key(number: int) -> Markup:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vision_jax import build, evaluate
+from vision_jax import build, evaluate, pretrained
 from vision_jax.data.loader import Transform
 from vision_jax.data.sources import Record, Source
 from vision_jax.data.views import Field
@@ -34,6 +34,7 @@ class Example:
     Attributes:
         image: (size, size, channels) uint8, what the model saw.
         label, prediction: names of classes.
+        is_correct: whether they are the same class.
         confidence: the probability of the prediction.
         of_label: that of the label.
         description: by which people can find the record.
@@ -42,6 +43,7 @@ class Example:
     image: np.ndarray
     label: str
     prediction: str
+    is_correct: bool
     confidence: float
     of_label: float
     description: str
@@ -134,7 +136,7 @@ def _evaluate(checkpointer: Checkpointer, examples: int, step: int) -> Evaluatio
         )
         rows = predictor.rows(model.objective, {"": model.variables[prefix]})
         size: Any = model.objective.setup.model
-        names = per_class.class_names(model.source.class_names, size.num_classes)
+        names = pretrained.display_names(per_class.class_names(model.source.class_names, size.num_classes))
         found = measure(rows, names)
         show = functools.partial(_show, model.source, context.transform, rows, names)
         return Evaluation(
@@ -198,6 +200,7 @@ def _show(
                 image=out["image"][0],
                 label=names[rows["label"][row]],
                 prediction=names[rows["prediction"][row]],
+                is_correct=bool(rows["label"][row] == rows["prediction"][row]),
                 confidence=float(rows["confidence"][row]),
                 of_label=float(rows["of_label"][row]),
                 description=source.describe(int(number[0])),

@@ -72,8 +72,7 @@ def confusion_matrix(table: ClassTable, most: int = MOST_IN_MATRIX) -> "Figure":
         is_dark = rgb_to_hsv(color[:3])[1] > 0.55 and np.dot(color[:3], (0.299, 0.587, 0.114)) < 0.55
         text = f"{count}" if count < 10_000 else f"{count / 1000:.0f}k"
         size = 7.5 if len(text) < 4 else 6
-        # Not pure black or white, which a page would take for its own colors.
-        ink = "#fefefe" if is_dark else "#111212"
+        ink = "white" if is_dark else "black"
         axes.text(place[guess], place[label], text, ha="center", va="center", fontsize=size, color=ink)
     axes.add_collection(PatchCollection(patches, facecolors=colors, edgecolors="none"))
     names = [drawing.shorten(table.names[i], 18) for i in shown]

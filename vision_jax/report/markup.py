@@ -91,9 +91,10 @@ def table(caption: str, heading: Sequence[object], rows: Iterable[Sequence[objec
     return element("div", whole, class_="wide", tabindex=0, role="group", aria_label=caption)
 
 
-def number(value: float | None, text: str) -> Markup:
+def number(value: float | np.generic | None, text: str) -> Markup:
     """Returns a number as `text`, and exactly for programs that read the page."""
-    return element("data", text, value="nan" if value is None else repr(value))
+    exact = value.item() if isinstance(value, np.generic) else value
+    return element("data", text, value="nan" if exact is None else repr(exact))
 
 
 def image(pixels: np.ndarray, alt: str) -> Markup:

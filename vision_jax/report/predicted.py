@@ -122,7 +122,7 @@ def examples(shown: Sequence[Example], none: str) -> Markup:
 
 
 def _example(example: Example) -> Markup:
-    right = example.label == example.prediction
+    right = example.is_correct
     alt = f"{'Correct' if right else 'Wrong'}: {example.label}, predicted as {example.prediction}."
     caption = element(
         "figcaption",

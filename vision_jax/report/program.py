@@ -1,7 +1,7 @@
 """Makes a report: checks its input, reads the runs, evaluates their checkpoints, and writes the page."""
 
+import logging
 import pathlib
-import sys
 from collections.abc import Sequence
 
 import jax
@@ -12,6 +12,8 @@ from vision_jax.report import drawing, evaluation, page, samples
 from vision_jax.report.classes import ClassTable
 from vision_jax.report.runs import Run, read_runs
 from vision_jax.runtime.writers import write_atomically
+
+log = logging.getLogger(__name__)
 
 Chosen = tuple[list[int], str] | None  # checkpoints, and why the first one; see `evaluation.choose`
 
@@ -32,7 +34,7 @@ def write_report(
         evaluate: False uses nothing but what the runs have written: neither data nor devices.
 
     Returns:
-        what is missing in it, a sentence each; also printed to stderr.
+        what is missing in it, a sentence each; they are also in the page, and logged as warnings.
 
     Raises:
         ConfigError: if the output cannot be such a file, or a workdir is none.
@@ -44,14 +46,14 @@ def write_report(
     drawing.check_installed()
     runs = read_runs(workdirs)
     notes = [f"{run.name}: {note}" for run in runs for note in run.notes]
-    chosen: list[Chosen] = [evaluation.choose(run, step) if evaluate and (run.steps or step) else None for run in runs]
     devices = None
     if evaluate:
         backend.start()
         devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+    chosen: list[Chosen] = [evaluation.choose(run, step) if evaluate and (run.steps or step) else None for run in runs]
     predicted = [_predict(run, choice, evaluate, notes) for run, choice in zip(runs, chosen, strict=True)]
     for note in notes:
-        print(f"warning: {note}", file=sys.stderr)
+        log.warning("Missing in the report: %s", note)
     write_atomically(output, page.render(page.Content(runs, predicted, notes, devices)))
     return notes
 

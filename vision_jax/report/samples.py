@@ -13,8 +13,10 @@ from vision_jax import augment, build
 from vision_jax import config as config_lib
 from vision_jax.data.sources import closing
 from vision_jax.devices import sharding
+from vision_jax.errors import ConfigError
 from vision_jax.evaluators.per_class import class_names
 from vision_jax.objectives import Objective
+from vision_jax.pretrained import display_names
 from vision_jax.report.runs import Run
 
 _LEAST_SHARE = 0.05  # of a target: smaller ones are those of label smoothing
@@ -42,7 +44,15 @@ def first_batch(run: Run, number: int = 16) -> list[Sample]:
     Raises:
         VisionJaxError: if the data or the configuration cannot be used here.
     """
-    config = config_lib.resolve(config_lib.from_dict(run.config))
+    try:
+        config = config_lib.resolve(config_lib.from_dict(run.config))
+    except (
+        TypeError,
+        ValueError,
+        KeyError,
+        AttributeError,
+    ) as error:  # what ConfigDict raises for values of other types
+        raise ConfigError(f"The configuration of {run.workdir} is damaged: {error}.") from error
     config_lib.reset_mesh(config)  # one device makes them, wherever they were made in training
     config_lib.validate(config, 1)
     source = build.create_source(config, train=True)
@@ -58,7 +68,7 @@ def first_batch(run: Run, number: int = 16) -> list[Sample]:
     images = np.asarray(views["image"])
     images = images[:, None] if images.ndim == 4 else images
     model: Any = objective.setup.model
-    names = class_names(source.class_names, model.num_classes) if objective.classifies else []
+    names = display_names(class_names(source.class_names, model.num_classes)) if objective.classifies else []
     targets = np.asarray(views["target"], np.float32) if objective.classifies else np.zeros((len(images), 0))
     return [Sample(image, _shares(target, names)) for image, target in zip(images, targets, strict=True)]
 

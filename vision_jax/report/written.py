@@ -195,8 +195,11 @@ def configuration(runs: Sequence[Run]) -> list[Markup]:
         return values[path] if path in values else defaults.get(path)
 
     def row(path: str) -> list[object]:
-        shown = [element("code", _json(value(values, path))) for values in fields]
-        return [element("code", path), element("code", _json(defaults[path])) if path in defaults else NOTHING, *shown]
+        shown = [
+            element("code", _json(value(values, path))) if path in values or path in defaults else NOTHING
+            for values in (defaults, *fields)
+        ]
+        return [element("code", path), *shown]
 
     def differs(path: str) -> bool:
         return any(value(values, path) != value(fields[0], path) for values in fields)

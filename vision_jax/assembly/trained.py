@@ -1,0 +1,177 @@
+"""A trained model, ready to be used: its weights on the devices, and the preprocessing that they expect."""
+
+import dataclasses
+import functools
+import logging
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from vision_jax import config as config_lib
+from vision_jax import pretrained
+from vision_jax.assembly.inputs import make_eval_transform
+from vision_jax.assembly.models import check_sizes, make_objective
+from vision_jax.assembly.states import partition_rules
+from vision_jax.assembly.weights import load_pretrained, restore_variables
+from vision_jax.config import command_line
+from vision_jax.data.sources import digest_of
+from vision_jax.data.transforms import Preprocessing
+from vision_jax.devices import partition, sharding
+from vision_jax.errors import CheckpointError, ConfigError, check_no_url
+from vision_jax.objectives import Objective
+from vision_jax.objectives.base import Variables
+from vision_jax.runtime import digests
+from vision_jax.runtime.checkpoint import Checkpointer, choose_checkpoints
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TrainedModel:
+    """A model with weights.
+
+    Attributes:
+        config: describes the model and the images that it expects.
+        objective: has the module, and the heads of a training beside it.
+        variables: its `params` and `batch_stats`, on the devices of `mesh`.
+        class_names: one for each class; empty: unknown.
+        origin: where the weights are from, for a person.
+        mesh: of all devices.
+    """
+
+    config: ConfigDict
+    objective: Objective
+    variables: Variables
+    class_names: tuple[str, ...]
+    origin: str
+    mesh: Mesh
+
+    @property
+    def name(self) -> str:
+        """Of the architecture."""
+        return self.config.model.name
+
+    @property
+    def model(self) -> nn.Module:
+        """The module, for `model.apply(variables, images, train=False)`."""
+        return self.objective.setup.model
+
+    @property
+    def num_classes(self) -> int:
+        """Number of logits; 0: it has no classifier."""
+        return self.objective.setup.model.num_classes
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """Of images, as in evaluation. Labels are not copied."""
+        data = self.config.data
+        transform = dataclasses.replace(make_eval_transform(self.config), copied=())
+        return Preprocessing(transform, tuple(data.mean), tuple(data.std))
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """What tells these weights and their preprocessing from others, however they are sharded."""
+        arrays = digests.describe(dict(self.variables))
+        return digest_of(self.name, self.preprocessing, arrays)
+
+
+def checkpoint_config(about: Mapping[str, Any]) -> ConfigDict:
+    """Returns the configuration of a checkpoint, with a mesh that suits the devices that there are."""
+    config = config_lib.from_dict(about["config"])
+    try:
+        sharding.mesh_axes(config.mesh, jax.device_count())
+    except ConfigError as error:
+        log.warning("The mesh of the training is not for these devices, so batches alone are divided. %s", error)
+        config_lib.reset_mesh(config)
+    return config
+
+
+def from_workdir(
+    workdir: str | pathlib.Path,
+    step: int | str | None = None,
+    weights: str | None = None,
+    overrides: Sequence[str] = (),
+) -> TrainedModel:
+    """Restores a checkpoint of a run.
+
+    Args:
+        workdir: of the run.
+        step: of the checkpoint, or "best"; None: the latest that is whole.
+        weights: "raw", or "ema": their moving average; None: that if there is one.
+        overrides: fields of its configuration that are to be others, such as --config.data.eval_size=288.
+
+    Raises:
+        CheckpointError: if there is no such checkpoint, or it does not fit.
+        ConfigError: for an override that cannot be used.
+    """
+    check_no_url("The workdir", str(workdir))
+    checkpointer = Checkpointer(pathlib.Path(workdir).expanduser() / "checkpoints")
+
+    def restore(candidate: int) -> tuple[ConfigDict, Mesh, Objective, dict[str, dict[str, Any]]]:
+        config = _settle(checkpoint_config(checkpointer.about(candidate)), overrides)
+        mesh = sharding.make_mesh(config.mesh)
+        return config, mesh, *restore_variables(checkpointer, candidate, config, mesh)
+
+    candidates = choose_checkpoints(checkpointer, checkpointer.directory.parent, step)
+    chosen, (config, mesh, objective, variables) = checkpointer.restore_first(candidates, restore)
+    check_sizes(config, objective.setup.model, train=False)
+    prefix = {"raw": "", "ema": "ema_", None: "ema_" if "ema_" in variables else ""}[weights]
+    if prefix not in variables:
+        raise CheckpointError(f"The checkpoint of step {chosen} in {workdir} has no moving average: use --weights=raw.")
+    about = checkpointer.about(chosen)
+    origin = f"step {chosen} of {workdir}" + (", EMA" if prefix else "")
+    return TrainedModel(config, objective, variables[prefix], tuple(about["class_names"]), origin, mesh)
+
+
+def from_file(
+    name: str,
+    path: str,
+    class_names: Sequence[str] = (),
+    overrides: Sequence[str] = (),
+    *,
+    classifier: bool = True,
+) -> TrainedModel:
+    """Reads published weights, with the preprocessing that timm has for them.
+
+    Args:
+        name: of the model; see `vision_jax.list_models`.
+        path: of the weights; see `pretrained.load`.
+        class_names: of the weights' classes; empty: what the file says, or ImageNet's if there are 1,000.
+        overrides: fields of the configuration that are to be others, such as --config.data.eval_size=288.
+        classifier: False: without it, whether the weights have one or not.
+
+    Raises:
+        DataError: if the weights cannot be read or do not fit, or there are not as many names as classes.
+        ConfigError: for an unknown model, or an override that cannot be used.
+    """
+    config = config_lib.default_config()
+    config.model.name, config.model.pretrained, config.data.model_input = name, path, True
+    config.data.source = "synthetic"  # which needs no data: overrides may name some
+    config = _settle(config, overrides)
+    num_classes, names = pretrained.classes_of(name, path) if classifier else (0, ())
+    if class_names and num_classes and len(class_names) != num_classes:
+        raise ConfigError(f"There are {len(class_names)} names of classes, and {path} has {num_classes} classes.")
+    if num_classes == len(pretrained.imagenet_classes()):
+        names = names or pretrained.imagenet_classes()
+    config.model.num_classes = num_classes or None
+    objective = make_objective(config, num_classes)
+    check_sizes(config, objective.setup.model, train=False)
+    variables = load_pretrained(config, num_classes, classifier_seed=None)
+    mesh = sharding.make_mesh(config.mesh)
+    layouts = partition.layouts(partition_rules(config, mesh), mesh, variables["params"], variables)
+    placed = sharding.place(variables, layouts)
+    return TrainedModel(config, objective, placed, tuple(class_names or names), path, mesh)
+
+
+def _settle(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
+    """Returns a configuration with what `data.model_input` asks for, and then the overrides; checked."""
+    config = config_lib.resolve(config)
+    config.data.model_input = False  # it has been done, and would undo overrides
+    config = command_line.override(config, overrides)
+    config_lib.validate(config, jax.device_count(), train=False)
+    return config

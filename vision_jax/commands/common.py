@@ -1,0 +1,133 @@
+"""What the commands that use a trained model share: its flags, starting on the devices, and errors."""
+
+import argparse
+import logging
+import os
+import pathlib
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from vision_jax.errors import ConfigError, VisionJaxError, check_no_url
+from vision_jax.runtime import console
+
+if TYPE_CHECKING:
+    from vision_jax.build import TrainedModel
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags that say which model: a checkpoint of a run, or published weights."""
+    group = parser.add_argument_group(
+        "the model",
+        "A checkpoint of a run, or a file of weights. --config.FIELD=VALUE changes a field of its configuration, "
+        "such as --config.data.eval_size=288, --config.data.eval_crop=1.0, --config.dtype=bfloat16.",
+    )
+    group.add_argument("--workdir", help="of a run")
+    group.add_argument("--step", help="of its checkpoint, a number or `best`; default: the latest")
+    group.add_argument("--weights", choices=("raw", "ema"), help="default: the moving average, if there is one")
+    group.add_argument("--model", help="name of a model (`python -m vision_jax models`), with --pretrained")
+    group.add_argument("--pretrained", help="its weights: safetensors, npz or torch file, or hf://OWNER/NAME")
+    group.add_argument("--classes", help="a file with the names of its classes, one per line, or `imagenet`")
+
+
+def add_process_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags by which several processes share the work."""
+    group = parser.add_argument_group(
+        "several processes", "By default, what SLURM, Kubernetes, MPI or a TPU slice says."
+    )
+    group.add_argument("--coordinator_address", help="host:port of process 0")
+    group.add_argument("--num_processes", type=int, help="how many")
+    group.add_argument("--process_id", type=int, help="which one this is, from 0")
+
+
+def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parses flags; those of the form --config.FIELD=VALUE become the list `overrides`."""
+    arguments, unknown = parser.parse_known_args(argv)
+    arguments.overrides = [text for text in unknown if text.startswith("--config.")]
+    if others := [text for text in unknown if text not in arguments.overrides]:
+        parser.error(f"unrecognized arguments: {' '.join(others)}")
+    return arguments
+
+
+def check_model_arguments(arguments: argparse.Namespace) -> None:
+    """Checks the flags of `add_model_arguments`, before JAX is started.
+
+    Raises:
+        ConfigError: if they do not say which model.
+    """
+    if (arguments.workdir is None) == (arguments.model is None):
+        raise ConfigError("Which model? Give --workdir=DIR of a run, or --model=NAME with --pretrained=FILE.")
+    if arguments.model is not None and not arguments.pretrained:
+        raise ConfigError(f"--model={arguments.model} needs its weights: --pretrained=FILE, or hf://OWNER/NAME.")
+    of_workdir = {"--step": arguments.step, "--weights": arguments.weights}
+    of_weights = {"--pretrained": arguments.pretrained, "--classes": arguments.classes}
+    for name, value in (of_weights if arguments.workdir else of_workdir).items():
+        if value is not None:
+            raise ConfigError(f"{name} is {value!r}, which is for {'--model' if arguments.workdir else '--workdir'}.")
+    if arguments.step is not None and arguments.step != "best" and not arguments.step.isdigit():
+        raise ConfigError(f"--step is {arguments.step!r}: give a number or best.")
+    if arguments.workdir is not None:
+        check_no_url("--workdir", arguments.workdir)
+        if not (pathlib.Path(arguments.workdir).expanduser() / "checkpoints").is_dir():
+            raise ConfigError(f"--workdir is {arguments.workdir}, which is not the workdir of a run: no checkpoints/.")
+
+
+def keep_compiled() -> None:
+    """Keeps compiled programs for the next time, where JAX's own variable or vision_jax's cache says."""
+    from vision_jax.devices import backend
+
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        backend.enable_compilation_cache(None)
+
+
+def load_model(arguments: argparse.Namespace, *, classifier: bool = True) -> "TrainedModel":
+    """Loads the model that the flags of `add_model_arguments` name; arguments as for `build.from_file`."""
+    from vision_jax import build, pretrained
+    from vision_jax.devices import backend
+
+    backend.start()
+    keep_compiled()
+    if arguments.workdir is not None:
+        return build.from_workdir(arguments.workdir, arguments.step, arguments.weights, arguments.overrides)
+    names = pretrained.read_class_names(arguments.classes)
+    return build.from_file(arguments.model, arguments.pretrained, names, arguments.overrides, classifier=classifier)
+
+
+def run(command: Callable[[], int]) -> int:
+    """Runs a command and returns its exit status; an error of this package is one line and the status 1.
+
+    Ctrl-C is left to `python -m vision_jax`.
+    """
+    console.configure_logging()
+    try:
+        return command()
+    except VisionJaxError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def run_in_processes(arguments: argparse.Namespace, command: Callable[[], int]) -> int:
+    """Like `run`, of a command that several processes share; flags are those of `add_process_arguments`."""
+    from vision_jax.devices import cluster
+
+    console.configure_logging()
+    spec = None
+    try:
+        spec = cluster.discover(
+            os.environ,
+            *(arguments.coordinator_address, arguments.num_processes, arguments.process_id),
+            tpu_metadata=cluster.read_tpu_metadata,
+        )
+        if spec is None:
+            return run(command)
+        from vision_jax.devices import distributed
+
+        logging.getLogger(__name__).info("%s", distributed.start(spec))
+        return command()
+    except VisionJaxError as error:
+        print(f"error: {error}", file=sys.stderr)
+        if spec is None:
+            return 1
+        # The others wait for this process in a collective, and an orderly exit would wait for them.
+        sys.stderr.flush()
+        os._exit(1)
