@@ -60,7 +60,7 @@ def results(runs: Sequence[Run]) -> list[Markup]:
         element("details", element("summary", f"Evaluation {group}"), _result_table(f"Results of {group}", names, runs))
         for group, names in groups.items()
     ]
-    return [element("div", *first, class_="columns"), *others, *_later_evaluations(runs)]
+    return [element("div", *first, class_="beside"), *others, *_later_evaluations(runs)]
 
 
 def _result_table(caption: str, names: Sequence[str], runs: Sequence[Run]) -> Markup:
@@ -181,7 +181,7 @@ def time_spent(runs: Sequence[Run]) -> list[Markup]:
     drawn = drawing.svg(curves.goodput_figure(runs), "goodput", f"Shares of the time by category. {shares}.")
     text = ["Goodput is the share of ", element("code", "steps"), ": of training steps that were kept."]
     left = element("div", element("p", *text), element("figure", drawn, class_="drawing large", tabindex=0))
-    return [element("div", left, table("Time by category", heading, rows), class_="columns")]
+    return [element("div", left, table("Time by category", heading, rows), class_="beside")]
 
 
 def configuration(runs: Sequence[Run]) -> list[Markup]:
@@ -251,7 +251,7 @@ def environment(runs: Sequence[Run], devices: str | None) -> list[Markup]:
         table("Of the runs", ["", *(run.name for run in runs)], of_runs, class_="facts"),
         table("Of this report", ["", "value"], made),
     ]
-    return [element("div", *parts, class_="columns")]
+    return [element("div", *parts, class_="beside")]
 
 
 def _devices(run: Run) -> object:
