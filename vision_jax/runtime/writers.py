@@ -93,7 +93,7 @@ def read_metrics(workdir: pathlib.Path, name: str = "metrics.jsonl") -> list[dic
             record = json.loads(line or "{}")
             if record:
                 records.append({**record, "step": int(record["step"])})
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, OverflowError):
             log.warning("Line %d of %s is skipped, as it is incomplete or damaged: %.80s", number, path, line)
     return records
 
