@@ -25,10 +25,12 @@ from vision_jax.config import validation
 from vision_jax.data import tfrecord
 from vision_jax.errors import ConfigError, Preempted
 from vision_jax.runtime import experiments, writers
+from vision_jax.runtime.background import Background
 from vision_jax.runtime.experiment_services import Ending, RunIds
 from vision_jax.runtime.experiments import Experiments, Feed, track
 from vision_jax.runtime.preemption import Preemption
 from vision_jax.runtime.watchdog import Watchdog
+from vision_jax.runtime.writers import MetricWriter
 
 PNG = encode(picture(6, 8), "PNG")
 
@@ -279,6 +281,7 @@ def wait_until(condition: Callable[[], object]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_killed_and_interrupted_processes_go_on_in_the_same_runs(tmp_path: pathlib.Path):
     client = mlflow_client()
     pytest.importorskip("wandb")
@@ -598,3 +601,29 @@ def test_images_are_written_to_events(tmp_path: pathlib.Path):
         "grey": (5, 7, 1),
     }
     assert images["val/mistakes"].encoded_image_string == PNG
+
+
+def test_pictures_are_drawn_in_the_background_and_are_no_reason_to_end_a_run(
+    tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
+):
+    drawn_by = []
+
+    def draw() -> dict[str, bytes]:
+        drawn_by.append(threading.current_thread().name)
+        return {"val/confusion_matrix": PNG}
+
+    def fail() -> dict[str, bytes]:
+        raise ZeroDivisionError("nothing to be drawn")
+
+    with (
+        Background() as background,
+        MetricWriter(tmp_path, last_step=0, tensorboard=True, worker=background) as writer,
+    ):
+        writer.draw(1, fail)
+        writer.draw(2, draw)
+    assert drawn_by == ["writer"]
+    assert "The pictures of step 1 cannot be drawn:" in caplog.text
+    (path,) = tmp_path.glob("events.out.tfevents.*")
+    assert PNG in path.read_bytes()
+    with MetricWriter(tmp_path, last_step=0, tensorboard=False, copies=Experiments([])) as writer:
+        writer.draw(3, fail)  # is not called: nothing would show them

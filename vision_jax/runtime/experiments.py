@@ -230,6 +230,9 @@ class Experiments:
         self._feeds, self._watchdog = feeds, watchdog or Watchdog(0)
         self._seconds_at_end, self._seconds_when_stopped = seconds_at_end, seconds_when_stopped
 
+    def __bool__(self) -> bool:
+        return bool(self._feeds)
+
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Sends a line of metrics.jsonl. A step may come again, after a rewind."""
         for feed in self._feeds:

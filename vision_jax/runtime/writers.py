@@ -11,7 +11,7 @@ import pathlib
 import socket
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol, Self
 
 import tqdm
@@ -224,8 +224,34 @@ class MetricWriter:
                 png_shape(png)
             except ValueError as error:
                 raise ValueError(f"The image {name} {error}.") from None
+        self._worker.do(functools.partial(self._send_images, step, images))
+
+    def draw(self, step: int, make: Callable[[], Mapping[str, bytes]]) -> None:
+        """Writes the images that `make` returns, which is called where files are written, so that no step waits for it.
+
+        If nothing takes images, it is not called. If it fails, the run goes on without these images, with a warning.
+
+        Raises:
+            CheckpointError: as `write`.
+        """
+        if self._events is None and not self._copies:
+            return
+
+        def draw() -> None:
+            try:
+                images = make()
+            except Exception:  # a picture is no reason to end a run
+                log.warning("The pictures of step %d cannot be drawn:", step, exc_info=True)
+                return
+            self._send_images(step, images)
+
+        self._worker.do(draw)
+
+    def _send_images(self, step: int, images: Mapping[str, bytes]) -> None:
+        if not images:
+            return
         if self._events is not None:
-            self._worker.do(functools.partial(self._events.write, event(step, images=images)))
+            self._events.write(event(step, images=images))
         if self._copies is not None:
             self._copies.write_images(step, images)
 
