@@ -10,5 +10,6 @@ VERBS = {
     "preview": "show every augmentation in one picture",
     "benchmark": "measure input and prediction beside other loaders, and the training step beside torch",
     "predict": "predict the classes of images, folders and archives",
+    "report": "show runs in one HTML file: curves, classes, mistakes, samples, configuration",
     "export": "write a checkpoint as weights for timm or torchvision",
 }
