@@ -266,7 +266,9 @@ class VisionTransformer(ImageModel, kw_only=True):
         height, width = (length // self.patch_size for length in images.shape[1:3])
         positions = self._positions(height, width)[0]
         of_tokens, of_patches = jnp.split(positions, [len(positions) - height * width])
-        x = x + (of_patches if kept is None else of_patches.at[kept].get(mode="promise_in_bounds"))
+        if kept is not None:  # in float32, in which their gradients are then added up
+            of_patches = of_patches.astype(jnp.float32).at[kept].get(mode="promise_in_bounds").astype(self.dtype)
+        x = x + of_patches
         if count:
             before = jnp.concatenate([getattr(self, name).astype(self.dtype) for name in self.tokens()], axis=1)
             before = before + of_tokens if len(of_tokens) else before

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from vision_jax.errors import ConfigError
 from vision_jax.models.layers import maybe_remat, xavier_init
 from vision_jax.models.positions import positions_init
-from vision_jax.models.transformer import take_tokens, to_patches
+from vision_jax.models.transformer import permute_tokens, to_patches
 from vision_jax.models.vit import Block, Blocks, VisionTransformer
 from vision_jax.objectives.base import Out, Progress, Variables, Views
 from vision_jax.objectives.masked import MaskedObjective, reconstruction_out
@@ -61,25 +61,25 @@ class Decoder(nn.Module):
     remat: bool | str = False
 
     @nn.compact
-    def __call__(self, before: jax.Array, kept: jax.Array, places: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(self, before: jax.Array, kept: jax.Array, order: jax.Array, *, train: bool) -> jax.Array:
         """Returns predictions for all patches, (batch, patches, pixels * channels) float32.
 
         Args:
             before: (batch, tokens, features), a class token and the like, encoded.
             kept: (batch, kept, features), encoded patches.
-            places: (batch, patches) int32, where each patch is among those that are kept and, behind them, those that
-                were removed.
+            order: (batch, patches) int32, the numbers of the patches that are kept and, behind them, of those that were
+                removed.
             train: for dropout, of which there is none.
         """
         dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=xavier_init)
-        tokens, patches = before.shape[1], places.shape[1]
+        tokens, patches = before.shape[1], order.shape[1]
         token = self.param("mask_token", nn.initializers.normal(0.02), (1, 1, self.width), jnp.float32)
         init = positions_init("mae", round(patches**0.5))
         positions = self.param("pos_embed", init, (1, tokens + patches, self.width), jnp.float32)
 
         x = dense(self.width, name="embed")(jnp.concatenate([before, kept], axis=1))
         removed = jnp.broadcast_to(token.astype(self.dtype), (len(x), patches - kept.shape[1], self.width))
-        whole = take_tokens(jnp.concatenate([x[:, tokens:], removed], axis=1), places)
+        whole = permute_tokens(jnp.concatenate([x[:, tokens:], removed], axis=1), jnp.argsort(order, axis=1), order)
         x = jnp.concatenate([x[:, :tokens], whole], axis=1) + positions.astype(self.dtype)
         block = functools.partial(
             maybe_remat(Block, self.remat),
@@ -198,10 +198,10 @@ class MAE(MaskedObjective):
             mutable=["batch_stats"] if train else [],
             rngs=rngs,
         )
-        places = jnp.argsort(order, axis=1)
         head = {"params": variables["params"]["decoder"]}
-        predictions = self.decoder.apply(head, before, kept, places, train=train, rngs=rngs)
-        return predictions, (places >= self.kept).astype(jnp.float32), updates  # type: ignore[return-value]
+        predictions: Any = self.decoder.apply(head, before, kept, order, train=train, rngs=rngs)
+        removed = (jnp.argsort(order, axis=1) >= self.kept).astype(jnp.float32)
+        return predictions, removed, updates
 
     def loss(
         self, variables: Variables, views: Views, targets: Any, key: jax.Array, progress: Progress, *, train: bool
