@@ -112,6 +112,7 @@ def decays_of(config: ConfigDict) -> tuple[int, int]:
         "drop_path_rate",
         "drop_path_uniform",
         "head_bias",
+        "interpolate_positions",
         "zero_init_last",
         "blur_pool",
         "remat",
@@ -122,7 +123,9 @@ def decays_of(config: ConfigDict) -> tuple[int, int]:
         options["model.scan_blocks"] = True
     if "img_size" in takes or config.model.aux_logits or config.data.image_size < 64:
         options["data.image_size"] = config.data.image_size
-    return decays(config.model.name, json.dumps(options), build.make_rules(config))
+    return decays(
+        config.model.name, json.dumps(options), build.make_rules(config, config_lib.make_plan(config, 1_281_167))
+    )
 
 
 def policy(text: str) -> tuple[str, dict[str, float]]:

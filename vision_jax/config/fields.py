@@ -57,6 +57,8 @@ def default_config() -> ConfigDict:
     model.positions = placeholder(str)
     # Whether a transformer has a class token; without one, global_pool is avg.
     model.class_token = placeholder(bool)
+    # Interpolate a transformer's learned positions for images of other sizes than data.image_size, such as small crops.
+    model.interpolate_positions = placeholder(bool)
     # Initial LayerScale of a transformer's residual branches; and whether all blocks have the same `drop_path_rate`.
     model.layer_scale = placeholder(float)
     model.drop_path_uniform = placeholder(bool)
@@ -218,11 +220,14 @@ def default_config() -> ConfigDict:
     optimizer.multipliers = ()
     # Layer-wise learning rate decay: ratio of each layer's rate to that of the next one; None: one rate for all.
     optimizer.layer_decay = placeholder(float)
-    # Gradient clipping, by value, adaptively (AGC) or by global norm; None: none.
+    # Parameters that are frozen at first, as (pattern, epochs) pairs: until then they have neither updates nor decay.
+    optimizer.frozen_until = ()
+    # Gradient clipping, by value, adaptively (AGC), of each parameter by its own norm, or by global norm; None: none.
     optimizer.clip_value = placeholder(float)
     optimizer.clip_adaptive = placeholder(float)
     # Parameters exempt from adaptive clipping; by default, the classifier.
     optimizer.no_clip_adaptive = (r"^(head|head_dist|fc|classifier)/",)
+    optimizer.clip_parameter_norm = placeholder(float)
     optimizer.clip_global_norm = placeholder(float)
     # Arguments of the optimizer, in optax's names; None: its default. Not every optimizer has each. `decay` is torch's
     # alpha of RMSprop, and `mu_dtype` the dtype of the first moment.
@@ -249,6 +254,8 @@ def default_config() -> ConfigDict:
     schedule.warmup_steps = placeholder(int)
     schedule.warmup_share = placeholder(float)
     schedule.warmup_factor = 0.0
+    # Reach the peak with the last step of the warm-up, as in the code of DINO and SwAV; False: after it.
+    schedule.warmup_reaches_peak = False
     # Final learning rate, as a share of the peak; and final epochs in which it then falls linearly to zero.
     schedule.end_factor = 0.0
     schedule.cooldown_epochs = 0.0
@@ -387,7 +394,7 @@ def default_config() -> ConfigDict:
 MODEL_OPTIONS = (
     *("bn_group_size", "small_stem", "blur_pool", "zero_init_last", "drop_rate", "proj_drop_rate"),
     *("drop_path_rate", "drop_path_uniform", "layer_scale", "head_bias", "aux_logits"),
-    *("global_pool", "positions", "class_token", "scan_blocks", "remat"),
+    *("global_pool", "positions", "class_token", "interpolate_positions", "scan_blocks", "remat"),
 )
 
 

@@ -4,24 +4,28 @@ from vision_jax.objectives.barlow_twins import BarlowTwins
 from vision_jax.objectives.base import Constant, Ema, Objective, Out, Progress, Setup, options_of
 from vision_jax.objectives.byol import Byol
 from vision_jax.objectives.classification import Classification
+from vision_jax.objectives.dino import Dino
 from vision_jax.objectives.distillation import Distillation
 from vision_jax.objectives.mocov2 import MoCoV2
 from vision_jax.objectives.mocov3 import MoCoV3
 from vision_jax.objectives.rotation import Rotation
 from vision_jax.objectives.simclr import SimCLR
 from vision_jax.objectives.simsiam import SimSiam
+from vision_jax.objectives.swav import SwAV
 from vision_jax.objectives.vicreg import VICReg
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "barlow_twins": BarlowTwins,
     "byol": Byol,
     "classification": Classification,
+    "dino": Dino,
     "distillation": Distillation,
     "mocov2": MoCoV2,
     "mocov3": MoCoV3,
     "rotation": Rotation,
     "simclr": SimCLR,
     "simsiam": SimSiam,
+    "swav": SwAV,
     "vicreg": VICReg,
 }
 

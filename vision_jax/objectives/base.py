@@ -279,6 +279,10 @@ class Objective:
         del params, sums, rows, progress
         return extra
 
+    def constrain(self, params: Any) -> Any:
+        """Returns parameters after an update, such as normalized ones: a constraint that the optimizer knows not."""
+        return params
+
     def progress(self, step: jax.Array) -> Progress:
         """Returns the progress of a run after this many updates."""
         step = jnp.asarray(step, jnp.int32)
