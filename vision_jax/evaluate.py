@@ -73,17 +73,35 @@ def _evaluate_step(
         if build.evaluates_objective(model.config):
             with model.watchdog.suspended():  # storage may be slow
                 constants = build.load_constants(model.objective, model.mesh)
-        evaluators = build.make_evaluators(
-            model.config,
-            model.objective,
-            model.mesh,
-            model.source,
-            constants=constants,
-            preemption=preemption,
-            watchdog=model.watchdog,
-        )
-        tables: dict[str, Table] = {}
-        return measure(evaluators, model.objective, model.variables, keep_tables=tables.update), tables
+        with _training_split(model.config) as train_source:
+            evaluators = build.make_evaluators(
+                model.config,
+                model.objective,
+                model.mesh,
+                model.source,
+                train_source=train_source,
+                constants=constants,
+                preemption=preemption,
+                watchdog=model.watchdog,
+            )
+            tables: dict[str, Table] = {}
+            return measure(evaluators, model.objective, model.variables, keep_tables=tables.update), tables
+
+
+@contextlib.contextmanager
+def _training_split(config: ConfigDict) -> Iterator[Source | None]:
+    """Gives the training split, if an evaluation learns from it; else None.
+
+    Raises:
+        DataError: if it is missing, empty or malformed.
+    """
+    if not build.learns_from_training(config):
+        yield None
+        return
+    source = build.create_source(config, train=True)
+    distributed.check_agreement({}, {"training data": source})
+    with closing(source):
+        yield source
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,8 +184,11 @@ def evaluate_pretrained(config: ConfigDict, *, preemption: Preemption | None = N
             )
         layouts = partition.layouts(build.partition_rules(config, mesh), mesh, variables["params"], variables)
         variables = sharding.place(variables, layouts)
-        evaluators = build.make_evaluators(config, objective, mesh, source, preemption=preemption, watchdog=watchdog)
-        return measure(evaluators, objective, {"": variables})
+        with _training_split(config) as train_source:
+            evaluators = build.make_evaluators(
+                config, objective, mesh, source, train_source=train_source, preemption=preemption, watchdog=watchdog
+            )
+            return measure(evaluators, objective, {"": variables})
 
 
 def measure(
@@ -196,6 +217,9 @@ def measure(
                 tables[f"{name}/{metric}"] = value
             else:
                 results[f"{name}/{metric}"] = value
+    for evaluator in evaluators.values():
+        if evaluator.context.train is not None:
+            evaluator.context.train.clear()
     if tables and keep_tables is not None:
         keep_tables(tables)
     return distributed.from_first(lambda: results)

@@ -267,6 +267,7 @@ def _train(
                     objective,
                     mesh,
                     checked.val_source,
+                    train_source=checked.train_source,
                     constants=constants,
                     preemption=preemption,
                     watchdog=watchdog,
