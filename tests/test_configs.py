@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from vision_jax import build, models
 from vision_jax import config as config_lib
+from vision_jax.data.views import View
 from vision_jax.devices import sharding
 
 DIRECTORY = pathlib.Path(__file__).parent.parent / "configs"
@@ -70,9 +71,11 @@ def shapes(tree: object) -> object:
     return jax.tree.map(lambda x: (x.shape, x.dtype), tree)
 
 
-def batch_of(size: int, channels: int) -> dict[str, jax.ShapeDtypeStruct]:
+def batch_of(size: int, channels: int, views: tuple[View, ...] = ()) -> dict[str, jax.ShapeDtypeStruct]:
+    """The shapes of a batch; of several views if they are given, otherwise of one of this size."""
+    fields = [view.fields(channels) for view in views or (View(size=size),)]
     return {
-        "image": jax.ShapeDtypeStruct((8, size, size, channels), np.uint8),
+        **{name: jax.ShapeDtypeStruct((8, *x.shape), x.dtype) for field in fields for name, x in field.items()},
         "label": jax.ShapeDtypeStruct((8,), np.int32),
         "mask": jax.ShapeDtypeStruct((8,), np.float32),
     }
@@ -85,13 +88,20 @@ def test_a_step_gives_what_it_takes(recipe: str):
     program, constants = make(config)
     state = program.abstract_state
     for size in {config.data.image_size, *config.data.progressive_sizes[:1]}:
-        after, metrics = jax.eval_shape(program.train_step, state, batch_of(size, config.data.channels), constants)
+        views = program.objective.inputs() if type(program.objective).crops else ()
+        batch = batch_of(size, config.data.channels, views)
+        after, metrics = jax.eval_shape(program.train_step, state, batch, constants)
         assert shapes(after) == shapes(state)
-        assert {"loss", "top1", "grad_norm", "learning_rate"} <= metrics.keys()
+        expected = {"top1"} if program.objective.classifies else set(program.objective.metrics)
+        assert {"loss", "grad_norm", "learning_rate"} | expected <= metrics.keys()
     evaluator = build.make_evaluators(config, program.objective, None, None)["val"]
     eval_step = evaluator.make_step(program.objective)
     batch = batch_of(config_lib.eval_size(config), config.data.channels)
-    assert jax.eval_shape(eval_step, {"": state.variables}, batch).keys() == {"loss", "top1", "top5", "count"}
+    if program.objective.classifies:
+        assert jax.eval_shape(eval_step, {"": state.variables}, batch).keys() == {"loss", "top1", "top5", "count"}
+    else:
+        found = jax.eval_shape(eval_step, ({"": state.variables}, constants), batch)
+        assert found.keys() == {*program.objective.metrics, "count"}
 
 
 @pytest.mark.exhaustive
@@ -108,10 +118,10 @@ def test_two_steps_are_taken(recipe: str):
     before = jax.device_get(state.params)
     random = np.random.default_rng(0)
     for _ in range(2):
-        image = random.integers(0, 256, (8, *build.image_shape(config)), np.uint8)
-        state, metrics = step(
-            state, {"image": image, "label": np.arange(8, dtype=np.int32), "mask": np.ones(8, np.float32)}
-        )
+        views = program.objective.inputs() if type(program.objective).crops else ()
+        shapes_ = batch_of(config.data.image_size, config.data.channels, views)
+        batch = {key: random.integers(0, 256, x.shape, np.uint8) for key, x in shapes_.items() if x.dtype == np.uint8}
+        state, metrics = step(state, {**batch, "label": np.arange(8, dtype=np.int32), "mask": np.ones(8, np.float32)})
         assert np.isfinite(metrics["loss"])
         assert np.isfinite(metrics["grad_norm"])
     assert not all(jax.tree.leaves(jax.tree.map(np.array_equal, before, jax.device_get(state.params))))
