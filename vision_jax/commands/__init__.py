@@ -10,5 +10,6 @@ VERBS = {
     "preview": "show every augmentation in one picture",
     "benchmark": "measure the input pipeline beside other loaders, and the training step beside torch",
     "predict": "predict the classes of images, folders and archives",
+    "suite": "measure a classifier on ImageNet's validation set, ReaL, V2, A, R, Sketch, C and ObjectNet",
     "export": "write a checkpoint as weights for timm or torchvision",
 }
