@@ -128,6 +128,7 @@ def measured() -> dict[str, Any]:
     fields.model.name, fields.data.image_size, fields.data.eval_resize, fields.eval.batch_size = "lenet5", 16, 16, 8
     with fields.unlocked():
         fields.evals = {"classes": {"kind": "per_class"}, "calibration": {"kind": "calibration"}}
+        fields.evals.neighbors = {"kind": "knn", "k": 3, "train_examples": 17}
     mesh = sharding.make_mesh(fields.mesh)
     source = Pictures(np.random.RandomState(1).randint(0, 5, 21).tolist(), size=20, num_classes=5)
     objective = build.make_objective(fields, 5)
@@ -135,7 +136,8 @@ def measured() -> dict[str, Any]:
         jax.device_get(build.initialize(objective, jax.random.key(0))), sharding.replicated(mesh)
     )
     tables: dict[str, Any] = {}
-    evaluators = build.make_evaluators(fields, objective, mesh, source)
+    train = Pictures(np.random.RandomState(2).randint(0, 5, 19).tolist(), size=20, num_classes=5)
+    evaluators = build.make_evaluators(fields, objective, mesh, source, train_source=train)
     results = evaluate.measure(evaluators, objective, {"": variables}, keep_tables=tables.update)
     return {"results": results, "tables": tables}
 

@@ -285,7 +285,9 @@ def test_damaged_records_are_counted_one_after_another(caplog: pytest.LogCapture
             return super().describe(index)
 
     with Loader(Waiting(), order.TrainOrder(40, 40, seed=0), TRANSFORM, np.arange(40), 2, max_bad_records=2) as loader:
-        finders = [threading.Thread(target=loader._tolerate, args=(record, "{}")) for record in (3, 5)]
+        finders = [
+            threading.Thread(target=loader._tolerate, args=(record, "decode", "it is damaged")) for record in (3, 5)
+        ]
         for finder in finders:
             finder.start()
         for finder in finders:

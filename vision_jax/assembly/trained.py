@@ -151,6 +151,7 @@ def from_file(
     """
     config = config_lib.default_config()
     config.model.name, config.model.pretrained, config.data.model_input = name, path, True
+    config.data.source = "synthetic"  # which needs no data: overrides may name some
     config = _settle(config, overrides)
     num_classes, names = pretrained.classes_of(name, path) if classifier else (0, ())
     if class_names and num_classes and len(class_names) != num_classes:

@@ -1,6 +1,6 @@
 """The flags --config=FILE and --config.FIELD=VALUE: of training, and of commands that take configurations."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from absl import flags
@@ -73,21 +73,26 @@ def load(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
     Raises:
         ConfigError: if the file or an override cannot be used.
     """
-    values = flags.FlagValues()
     argv = ["", f"--config={path}", *overrides]
-    return _parse(values, define(values, argv), argv)
+    return _parse(argv, lambda values: define(values, argv))
 
 
 def override(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
-    """Returns a configuration with some fields changed; arguments and errors as for `load`."""
-    values = flags.FlagValues()
+    """Returns a configuration with some fields changed; `overrides` and errors as for `load`."""
     argv = ["", *overrides]
-    holder = config_flags.DEFINE_config_dict("config", config, flag_values=values, lock_config=True, sys_argv=argv)
-    return _parse(values, holder, argv)
+    return _parse(
+        argv,
+        lambda values: config_flags.DEFINE_config_dict(
+            "config", config, flag_values=values, lock_config=True, sys_argv=argv
+        ),
+    )
 
 
-def _parse(values: flags.FlagValues, holder: flags.FlagHolder, argv: Sequence[str]) -> ConfigDict:
+def _parse(argv: Sequence[str], define_flags: Callable[[flags.FlagValues], flags.FlagHolder]) -> ConfigDict:
+    """Returns the configuration that flags of a program's own amount to."""
+    values = flags.FlagValues()
     try:
+        holder = define_flags(values)
         values(argv)
     except flags.Error as error:
         raise ConfigError(str(error)) from error
