@@ -17,8 +17,8 @@ from vision_jax.commands import suite as command
 from vision_jax.errors import ConfigError
 from vision_jax.evaluators import suites
 from vision_jax.suite import published, sets, tables
+from vision_jax.suite.corruptions import corruption_entry
 from vision_jax.suite.find import SETS, find_sets
-from vision_jax.suite.results import corruption_entry
 from vision_jax.suite.run import Options, class_columns, run_suite
 
 # In percent, top-1 and top-5. Of the six validation images three are right, and one is second; see `VALIDATION`.
@@ -76,7 +76,7 @@ def test_scores_by_hand(write, tmp_path: pathlib.Path, use, capsys: pytest.Captu
     for name, expected in SCORES.items():
         assert found[name] == pytest.approx(expected), name
     entries = results(tmp_path / "out")["sets"]
-    assert entries["a"]["incomplete"][0] == "3 images, not 7,500"
+    assert entries["a"]["incomplete"][0] == "3 of 7,500 images"
     assert entries["a"]["incomplete"][1].startswith(f"197 of 200 classes are missing ({WNIDS[13]}, ")
     assert entries["objectnet"]["incomplete"][1].startswith("111 of 113 classes are missing (backpack, ")
     out, err = capsys.readouterr()
@@ -175,7 +175,7 @@ def test_failures_are_told_and_the_others_go_on(tmp_path: pathlib.Path, use, cap
     assert printed.count("measured before") == 1
     entry = results(out)["sets"]["a"]
     assert (entry["top1"], entry["count"], entry["damaged"]) == (100, 2, 1)
-    assert entry["incomplete"][-1] == "1 damaged images are left out"
+    assert entry["incomplete"][-1] == "1 left out, as damaged"
     assert results(out)["failed"] == {}
     # What was good enough for --max_bad=1 is not for the default, and the images have not become more.
     damaged.write_bytes(whole)
@@ -206,7 +206,7 @@ def test_results_of_another_model_are_refused(tmp_path: pathlib.Path, use, capsy
     use(evaluation_sets.trained(shift=1.0))
     assert run(tmp_path, tmp_path / "out") == 1
     error = capsys.readouterr().err
-    assert "has the results of another model, or with another preprocessing: a model of colors" in error
+    assert "has the results of another model, or computed in another way: a model of colors" in error
     assert "Give another --output, or --overwrite." in error
     assert results(tmp_path / "out") == first
     assert run(tmp_path, tmp_path / "out", "--overwrite") == 0
@@ -328,7 +328,8 @@ def test_published_figures_stand_beside(tmp_path: pathlib.Path, model, caplog: p
     evaluation_sets.write(tmp_path, evaluation_sets.members(A, "imagenet-a"))
     options = Options(8, weights="hf://timm/resnet50.a1_in1k")
     assert run_suite(model, find_sets(tmp_path), ["a"], tmp_path / "out", options)
-    assert "resnet50.a1_in1k is for 224 px, crop 0.95, bicubic; 288 px, crop 1, bicubic" in caplog.text
+    said = "is for --config.data.eval_size=224 --config.data.eval_crop=0.95 --config.data.eval_filter=bicubic; --config"
+    assert said in caplog.text
     assert "published" not in results(tmp_path / "out")["sets"]["a"]
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from vision_jax import pretrained
 from vision_jax.data import archives, listing
-from vision_jax.errors import ConfigError
+from vision_jax.errors import ConfigError, DataError
 from vision_jax.evaluators.suites import ALEXNET_ERRORS
 from vision_jax.preparation.archives import DEVKIT, VALIDATION
 
@@ -124,6 +124,7 @@ def find_sets(root: pathlib.Path) -> Found:
 
     Raises:
         ConfigError: if there is no such folder.
+        DataError: if one cannot be listed.
     """
     if not root.is_dir():
         raise ConfigError(f"--data is {root}, which is no folder: give the one with the evaluation sets.")
@@ -178,8 +179,11 @@ def _is_split_or_class(name: str) -> bool:
 def _archives(directory: pathlib.Path) -> list[pathlib.Path]:
     if _named(directory) or _is_corruption(directory):
         return []
-    with os.scandir(directory) as entries:
-        return sorted(pathlib.Path(e.path) for e in entries if archives.is_archive(e.name) and e.is_file())
+    try:
+        with os.scandir(directory) as entries:
+            return sorted(pathlib.Path(e.path) for e in entries if archives.is_archive(e.name) and e.is_file())
+    except OSError as error:
+        raise DataError(f"Cannot list {directory}: {error}.") from error
 
 
 def _normal(name: str) -> str:

@@ -34,8 +34,10 @@ class Setting:
     crop: float
     filter: str
 
-    def __str__(self) -> str:
-        return f"{self.size} px, crop {self.crop:g}, {self.filter}"
+    def flags(self) -> str:
+        """Returns the flags of a command that set it."""
+        values = {"size": self.size, "crop": f"{self.crop:g}", "filter": self.filter}
+        return " ".join(f"--config.data.eval_{name}={value}" for name, value in values.items())
 
     def fits(self, transform: EvalTransform) -> bool:
         """Returns whether a preprocessing is the same."""

@@ -6,18 +6,13 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from vision_jax.errors import ConfigError, check_no_url
-from vision_jax.evaluators import suites
-from vision_jax.evaluators.suites import ALEXNET_ERRORS
 from vision_jax.runtime.writers import write_atomically
 from vision_jax.suite import tables
-from vision_jax.suite.find import CORRUPTIONS
+from vision_jax.suite.corruptions import corruption_entry
 from vision_jax.suite.published import Values
 
 JSON, CSV = "suite.json", "suite.csv"
-_SEVERITIES = (1, 2, 3, 4, 5)
 Entry = dict[str, Any]
 
 
@@ -67,7 +62,7 @@ class Results:
             if identity != about["model"]["identity"]:
                 this = about["model"]
                 raise ConfigError(
-                    f"{directory} has the results of another model, or with another preprocessing: {origin} "
+                    f"{directory} has the results of another model, or computed in another way: {origin} "
                     f"({identity[:8]}), and this is {this['origin']} ({this['identity'][:8]}). Give another --output, "
                     "or --overwrite."
                 )
@@ -128,68 +123,3 @@ def prepare_output(given: str) -> pathlib.Path:
     if not directory.absolute().parent.is_dir():
         raise ConfigError(f"--output is {directory}, but there is no folder {directory.parent}.")
     return directory
-
-
-def corruption_entry(sets: Mapping[str, Entry]) -> Entry | None:
-    """Returns the entry of ImageNet-C as a whole, from those of its corruptions and severities; None: there are none.
-
-    Accuracies and `error` are means over the 15 corruptions, each a mean over the severities that are there. mCE needs
-    all 75, and for the relative one also the accuracy on the validation set.
-    """
-    parts = {row: entry for row, entry in sets.items() if row.startswith("c/")}
-    errors: dict[str, dict[int, float]] = {}
-    for row, entry in parts.items():
-        _, corruption, level = row.split("/")
-        errors.setdefault(corruption, {})[int(level)] = 1 - entry["top1"] / 100
-    among = {name: found for name, found in errors.items() if name in ALEXNET_ERRORS}
-    if not among:
-        return None
-    lacks = _lacking(among)
-    whole = not lacks
-    if halves := [row for row, entry in parts.items() if entry["incomplete"] and row.split("/")[1] in among]:
-        lacks.append(f"{len(halves)} of its {len(parts)} parts are incomplete ({', '.join(halves[:3])}, …)")
-    clean = sets.get("val")
-    measured: Mapping[str, float] = {}
-    if whole:
-        lists = {name: [found[level] for level in _SEVERITIES] for name, found in among.items()}
-        measured = suites.corruption_errors(lists, None if clean is None else 1 - clean["top1"] / 100)
-        if clean is not None and clean["incomplete"]:
-            lacks.append("the relative measures are of an incomplete validation set")
-    corruptions = {
-        name: {
-            "error": 100 * float(np.mean(list(errors[name].values()))),
-            "severities": {str(level): 100 * error for level, error in sorted(errors[name].items())},
-            **{kind: measured[f"{kind}/{name}"] for kind in ("ce", "relative_ce") if f"{kind}/{name}" in measured},
-        }
-        for name in sorted(errors, key=CORRUPTIONS.index)
-    }
-    error = float(np.mean([corruptions[name]["error"] for name in among]))
-    inner = [entry for row, entry in parts.items() if row.split("/")[1] in among]
-    return {
-        "top1": 100 - error,
-        "top5": float(np.mean([np.mean(_of(parts, name, "top5")) for name in among])),
-        "error": error,
-        **{name: measured[name] for name in ("mce", "relative_mce") if name in measured},
-        "count": sum(entry["count"] for entry in inner),
-        "expected": len(ALEXNET_ERRORS) * len(_SEVERITIES) * max(entry["expected"] for entry in inner),
-        "incomplete": lacks,
-        "damaged": sum(entry["damaged"] for entry in inner),
-        "rule": inner[0]["rule"],
-        "seconds": sum(entry["seconds"] for entry in inner),
-        "corruptions": corruptions,
-    }
-
-
-def _of(parts: Mapping[str, Entry], corruption: str, measure: str) -> list[float]:
-    return [entry[measure] for row, entry in parts.items() if row.split("/")[1] == corruption]
-
-
-def _lacking(errors: Mapping[str, Mapping[int, float]]) -> list[str]:
-    """Returns in words which of the 15 corruptions, and of their severities, are not there."""
-    lacks = []
-    if missing := [name for name in ALEXNET_ERRORS if name not in errors]:
-        lacks.append(f"{len(missing)} of {len(ALEXNET_ERRORS)} corruptions are missing ({', '.join(missing)})")
-    for name, found in errors.items():
-        if levels := [str(level) for level in _SEVERITIES if level not in found]:
-            lacks.append(f"{name} has no severity {', '.join(levels)}")
-    return lacks

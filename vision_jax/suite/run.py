@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from vision_jax import pretrained
-from vision_jax.build import TrainedModel
+from vision_jax.build import TrainedModel, compute_dtype
 from vision_jax.data.sources import digest_of
 from vision_jax.data.transforms import EvalTransform
 from vision_jax.devices import distributed, sharding
@@ -119,6 +119,7 @@ class _Suite:
         self._step: Step | None = None
         self._failed = False
         about, known = self._about(), self._published()
+        self._known = bool(known)
 
         def open_results() -> None:
             with _storage(output):
@@ -131,7 +132,7 @@ class _Suite:
         """Does what `run_suite` says."""
         parts_of_c = [path.name for path in found.corruptions]
         distributed.check_agreement({"--sets": list(wanted), "what there is of ImageNet-C": parts_of_c})
-        self._say(tables.heading())
+        self._say(tables.heading(beside=self._known))
         for opener in openers(found, wanted):
             self._measure(opener)
         done: set[str] = set()
@@ -267,7 +268,7 @@ class _Suite:
     def _about(self) -> dict[str, Any]:
         """Returns what suite.json says besides the results."""
         trained, transform = self._trained, self._transform
-        computed = {"dtype": trained.config.dtype, "flip": trained.config.eval.flip}
+        computed = {"dtype": np.dtype(compute_dtype(trained.config)).name, "flip": trained.config.eval.flip}
         columns = "in ImageNet's order" if self._columns is None else "chosen by WordNet id"
         model = {
             "name": trained.name,
@@ -282,7 +283,12 @@ class _Suite:
             "identity": digest_of(trained.digest, computed, trained.class_names),
         }
         versions = {name: _version(name) for name in _PACKAGES}
-        versions |= {"python": platform.python_version(), "code": distributed.code_version()}
+        device = jax.local_devices()[0].device_kind
+        versions |= {
+            "device": f"{jax.device_count()} x {device}",
+            "python": platform.python_version(),
+            "code": distributed.code_version(),
+        }
         return {"model": model, "versions": versions, "published": published.weights_name(self._options.weights)}
 
     def _published(self) -> published.Values:
@@ -292,8 +298,8 @@ class _Suite:
             return {}
         known = published.values(name, self._transform)
         if not known:
-            others = "; ".join(map(str, published.settings(name)))
-            log.warning("What is published of %s is for %s: nothing stands beside these results.", name, others)
+            others = "; ".join(setting.flags() for setting in published.settings(name))
+            log.warning("Nothing published stands beside these results: what there is of %s is for %s.", name, others)
         return known
 
 
@@ -304,10 +310,12 @@ def _entry(one: Pass, row: Row, outputs: Outputs, damaged: int) -> dict[str, Any
         log.info("No image of %s counts here: %s", one.name, row.rule)
         return None
     lacks = list(score.lacks)
-    if score.count != row.expected:
-        lacks.insert(0, f"{score.count:,} images, not {row.expected:,}")
+    if score.count < row.expected:
+        lacks.insert(0, f"{score.count:,} of {row.expected:,} images")
+    elif score.count > row.expected:
+        lacks.insert(0, f"{score.count:,} images, more than {row.expected:,}")
     if damaged:
-        lacks.append(f"{damaged} damaged images are left out")
+        lacks.append(f"{damaged} left out, as damaged")
     if one.images.left_out:
         lacks.append(one.images.left_out)
     return {

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from vision_jax import pretrained
+from vision_jax.data import listing
 from vision_jax.data.sources import digest_of
 from vision_jax.data.transforms import EvalTransform
 from vision_jax.errors import DataError
@@ -263,8 +264,9 @@ def _missing(labels: np.ndarray, classes: Sequence[int], names: Sequence[str]) -
     """Returns in words which classes no image is of; empty: none."""
     there = set(labels.tolist())
     missing = [names[number] for number in classes if number not in there]
-    shown = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
-    return (f"{len(missing)} of {len(classes)} classes are missing ({shown})",) if missing else ()
+    if not missing:
+        return ()
+    return (f"{len(missing)} of {len(classes)} classes are missing ({listing.shorten(missing, 3)})",)
 
 
 def read_real(path: pathlib.Path) -> list[list[int]]:

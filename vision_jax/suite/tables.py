@@ -55,15 +55,16 @@ def row_text(row: str, entry: Mapping[str, Any]) -> str:
     return f"{name:24}{entry['top1']:8.3f}{entry['top5']:9.3f}{images:>24} {beside}".rstrip()
 
 
-def heading() -> str:
-    """Returns what stands above the lines of `row_text`."""
-    return f"{'':24}{'top-1':>8}{'top-5':>9}{'images':>24} {'published':>10} {'difference':>10}"
+def heading(*, beside: bool) -> str:
+    """Returns what stands above the lines of `row_text`; `beside`: something published stands beside them."""
+    text = f"{'':24}{'top-1':>8}{'top-5':>9}{'images':>24}"
+    return f"{text} {'published':>10} {'difference':>10}" if beside else text
 
 
 def as_text(sets: Mapping[str, Mapping[str, Any]]) -> str:
     """Returns the whole table for a terminal, with what is incomplete, and one of ImageNet-C's corruptions."""
     rows = [row for row in in_order(sets) if "/" not in row]
-    lines = [heading(), *(row_text(row, sets[row]) for row in rows)]
+    lines = [heading(beside=any("published" in sets[row] for row in rows)), *(row_text(row, sets[row]) for row in rows)]
     if lacking := [row for row in rows if sets[row]["incomplete"]]:
         lines += ["", "* incomplete:", *(f"  {row}: {'; '.join(sets[row]['incomplete'])}" for row in lacking)]
     if "c" in sets:
@@ -80,7 +81,8 @@ def _corruption_lines(entry: Mapping[str, Any]) -> list[str]:
         more = "".join(_number(of.get(kind), 9) for kind in ("error", "ce", "relative_ce"))
         lines.append(f"{label:24}{cells}{more}".rstrip())
     means = "".join(_number(entry.get(kind), 9) for kind in ("error", "mce", "relative_mce"))
-    lines.append(f"{'mean of the 15, mCE':24}{'':40}{means}".rstrip())
+    counted = sum(name in ALEXNET_ERRORS for name in entry["corruptions"])
+    lines.append(f"{f'mean of {counted}, mCE':24}{'':40}{means}".rstrip())
     if "mce" in entry.get("published", {}):
         lines.append(f"mCE published: {entry['published']['mce']:g}, difference {entry['difference']['mce']:+.2f}")
     if "mce" not in entry:
