@@ -260,6 +260,13 @@ def test_unpacked_folders_come_before_archives(tmp_path: pathlib.Path):
     assert find_sets(tmp_path / "deep" / "er" / "imagenet-a").sets() == ["a"]
 
 
+def test_the_validation_set_is_not_that_of_other_data(tmp_path: pathlib.Path):
+    evaluation_sets.write(tmp_path / "imagenet" / "val", evaluation_sets.validation_files())
+    evaluation_sets.write(tmp_path / "flowers" / "val", {"rose/0.png": png(evaluation_sets.right(0))})
+    assert find_sets(tmp_path).validation.path == tmp_path / "imagenet" / "val"
+    assert find_sets(tmp_path / "flowers").validation.path == tmp_path / "flowers" / "val"  # and is refused when read
+
+
 def test_an_encrypted_archive_is_told(tmp_path: pathlib.Path, use, capsys: pytest.CaptureFixture):
     """As ObjectNet's is, for which there is a password."""
     path = tmp_path / "objectnet-1.0.zip"

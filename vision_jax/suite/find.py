@@ -46,6 +46,7 @@ _CORRUPTION_ARCHIVES = frozenset({"blur", "digital", "extra", "noise", "weather"
 _REAL_FILES = ("real.json", "imagenet_real_labels.json")  # the authors' name, and timm's
 _VALIDATION_FOLDERS = ("val", "validation")
 _CLASS = re.compile(r"n\d{8}|\d+")  # a class folder, in which there is nothing to find
+_IMAGENET_ENTRY = re.compile(r"n\d{8}$|ILSVRC2012_val_\d{8}\.")
 _OTHER_VALIDATION = re.compile(r"imagenet2012_(corrupted|real|multilabel)")  # tfds' names
 
 
@@ -133,7 +134,7 @@ def find_sets(root: pathlib.Path) -> Found:
     real: list[pathlib.Path] = []
     corruptions: list[pathlib.Path] = []
     for directory in _directories(root):
-        validation += _validation_in(directory)
+        validation += _validation_in(directory, likely=directory != root)
         real += [directory / name for name in _REAL_FILES if (directory / name).is_file()]
         if name := _named(directory):
             places.setdefault(name, []).append(directory)
@@ -201,15 +202,31 @@ def _is_corruption(directory: pathlib.Path) -> bool:
     return directory.name in CORRUPTIONS and any((directory / str(level)).is_dir() for level in range(1, 6))
 
 
-def _validation_in(directory: pathlib.Path) -> list[Validation]:
-    """Returns the validation sets in a folder itself, in the order in which they are preferred."""
+def _validation_in(directory: pathlib.Path, *, likely: bool) -> list[Validation]:
+    """Returns the validation sets in a folder itself, in the order in which they are preferred.
+
+    Args:
+        directory: the folder.
+        likely: leave out folders that look like the validation images of other data.
+    """
     found = []
     if (directory / VALIDATION).is_file():
         found.append(Validation("archives", directory, "validation"))
     if (directory / "features.json").is_file() and (split := _tfds_split(directory)):
         found.append(Validation("tfds", directory, split))
-    found += [Validation("folder", directory, name) for name in _VALIDATION_FOLDERS if (directory / name).is_dir()]
+    for name in _VALIDATION_FOLDERS:
+        if (directory / name).is_dir() and (not likely or _like_imagenet(directory / name)):
+            found.append(Validation("folder", directory, name))
     return found
+
+
+def _like_imagenet(folder: pathlib.Path) -> bool:
+    """Returns whether a folder holds class folders called by WordNet ids, or files as ILSVRC2012 calls them."""
+    try:
+        with os.scandir(folder) as entries:
+            return any(_IMAGENET_ENTRY.match(entry.name) for entry in entries)
+    except OSError as error:
+        raise DataError(f"Cannot list {folder}: {error}.") from error
 
 
 def _tfds_split(directory: pathlib.Path) -> str | None:

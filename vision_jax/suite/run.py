@@ -160,9 +160,7 @@ class _Suite:
             missing = distributed.from_first(lambda: self._not_measured(identities))
             if not missing:
                 return
-            start = time.perf_counter()
-            outputs = self._compute(one, transform)
-            seconds = time.perf_counter() - start
+            outputs, seconds = self._compute(one, transform)
             damaged = self._count_damaged(one, outputs)
             for name in missing:
                 with self._failures_told(name):
@@ -181,8 +179,8 @@ class _Suite:
                 missing.append(name)
         return missing
 
-    def _compute(self, one: Pass, transform: EvalTransform) -> Outputs:
-        """Returns what the model says of the images of a pass, without those that are damaged."""
+    def _compute(self, one: Pass, transform: EvalTransform) -> tuple[Outputs, float]:
+        """Returns what the model says of the images of a pass, without the damaged ones, and the seconds that took."""
         data = self._trained.config.data
         context = Context(
             mesh=self._trained.mesh,
@@ -197,6 +195,7 @@ class _Suite:
         )
         if self._step is None:
             self._step = context.compile(self._make_step(context), self._variables)
+        start = time.perf_counter()
         try:
             rows = collect(context, self._step, self._variables, everywhere=True, description=one.name)
         except DataError as error:
@@ -204,7 +203,7 @@ class _Suite:
                 raise
             raise DistributedError(f"{one.name}: {error}") from error  # the others wait for this process
         assert rows is not None  # they are everywhere
-        return Outputs(**rows)
+        return Outputs(**rows), time.perf_counter() - start
 
     def _make_step(self, context: Context) -> Step:
         """Returns (variables by prefix, batch) -> fields of `Outputs`: one for all sets."""
