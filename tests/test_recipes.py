@@ -28,7 +28,10 @@ FORMS = dict.fromkeys(("adamw", "lamb", "nadamw"), "decoupled") | dict.fromkeys(
     ("adam", "lars", "rmsprop", "rmsprop_tf", "sgd"), "coupled"
 )
 # Files of which recipes.json has nothing; those of this project's own recipes are not in NUMBERS either.
-SMALL = ("cifar", "cifar10_fast", "finetune", "finetune_mae", "fixres", "mae", "mnist", "quickstart", "simmim")
+SMALL = (
+    *("cifar", "cifar10_fast", "dino", "finetune", "finetune_mae", "fixres", "mae", "mnist", "quickstart", "simmim"),
+    "swav",
+)
 _CIFAR = {
     **{"examples": 50_000, "batch_size": 128, "steps": 200 * 390, "undecayed": 0, "weight_decay": 5e-4},
     **{"momentum": 0.9, "nesterov": True, "rates": {0: 0.1, 59.9: 0.1, 60: 0.02, 120: 0.004, 160: 0.0008, 199: 0.0008}},
@@ -46,6 +49,30 @@ NUMBERS: dict[str, dict[str, Any]] = {
     "cifar10_fast:resnet9": {
         **{"examples": 50_000, "batch_size": 512, "steps": 24 * 97, "undecayed": 0, "weight_decay": 5e-4},
         **{"momentum": 0.9, "nesterov": True, "rates": {0: 0, 1: 0.08, 5: 0.4, 14.5: 0.2, 23: 0.4 / 19}},
+    },
+    # facebookresearch/dino, README.md, main_dino.py and utils.cosine_scheduler: np.linspace(0, peak, 10 * n), and then
+    # 1e-6 + (peak - 1e-6) * (1 + cos(pi * i / len)) / 2.
+    "dino:vit_s16": {
+        **{"examples": 1_281_167, "batch_size": 1024, "steps": 300 * 1251, "weight_decay": 0.04},
+        "rates": {0: 0, 1: 2e-3 * 1251 / 12509, 10: 2e-3, 155: (2e-3 + 1e-6) / 2},
+    },
+    "dino:vit_s16_100": {
+        **{"examples": 1_281_167, "batch_size": 512, "steps": 100 * 2502, "weight_decay": 0.04},
+        "rates": {0: 0, 5: 1e-3 * 12510 / 25019, 10: 1e-3, 55: (1e-3 + 1e-6) / 2},
+    },
+    "dino:r50": {
+        **{"examples": 1_281_167, "batch_size": 512, "steps": 100 * 2502, "weight_decay": 1e-4},
+        **{"momentum": 0.9, "nesterov": False, "rates": {0: 0, 10: 0.06, 55: (0.06 + 1e-6) / 2}},
+    },
+    # facebookresearch/swav, README.md, scripts and main_swav.py: np.linspace(.3, 4.8, 10 * n), then a cosine to .0048.
+    "swav:ep800": {
+        **{"examples": 1_281_167, "batch_size": 4096, "steps": 800 * 312, "undecayed": 0, "weight_decay": 1e-6},
+        **{"momentum": 0.9, "nesterov": False},
+        "rates": {0: 0.3, 5: 0.3 + 4.5 * 1560 / 3119, 10: 4.8, 405: (4.8 + 0.0048) / 2},
+    },
+    "swav:b256_400": {
+        **{"examples": 1_281_167, "batch_size": 256, "steps": 400 * 5004, "undecayed": 0, "weight_decay": 1e-6},
+        **{"momentum": 0.9, "nesterov": False, "rates": {0: 0.6, 200: (0.6 + 0.0006) / 2}},
     },
     # facebookresearch/FixRes, README.md and imnet_finetune/train.py: 8 * 1e-3 * 512 / 512, StepLR(step_size=30).
     "fixres:resnet50": {
@@ -139,6 +166,7 @@ def decays_of(config: ConfigDict) -> tuple[int, int]:
         "drop_path_uniform",
         "head_bias",
         "head_std",
+        "interpolate_positions",
         "zero_init_last",
         "blur_pool",
         "remat",
@@ -149,7 +177,9 @@ def decays_of(config: ConfigDict) -> tuple[int, int]:
         options["model.scan_blocks"] = True
     if "img_size" in takes or config.model.aux_logits or config.data.image_size < 64:
         options["data.image_size"] = config.data.image_size
-    return decays(config.model.name, json.dumps(options), build.make_rules(config))
+    return decays(
+        config.model.name, json.dumps(options), build.make_rules(config, config_lib.make_plan(config, 1_281_167))
+    )
 
 
 def policy(text: str) -> tuple[str, dict[str, float]]:
@@ -267,8 +297,9 @@ def test_what_a_recipe_comes_to(name: str):
 def multipliers_of(config: ConfigDict) -> list[float]:
     """Returns the learning-rate multipliers of the first and the last layers."""
     config.model.scan_blocks = True
+    plan = config_lib.make_plan(config, 1_281_167)
     params = build.variable_shapes(config, build.build_model(config, 1000))["params"]
-    rows = {row.path: row.multiplier for row in build.make_rules(config).table(params)}
+    rows = {row.path: row.multiplier for row in build.make_rules(config, plan).table(params)}
     blocks = rows["blocks/attn/qkv/kernel"]
     return [rows["pos_embed"], blocks[0], blocks[-1], rows["head/kernel"]]
 

@@ -229,11 +229,12 @@ def _after(
 
     Args:
         objective, state: before the update.
-        params, stats, opt_state: after it.
+        params, stats, opt_state: after it; parameters as the optimizer has left them.
         kept: `sums`, `rows` and `average_stats` of `Out`.
     """
     sums, rows, average_stats = kept
     next_ = objective.progress(state.step + 1)
+    updated, params = params, objective.constrain(params)
     extra = objective.after(params, state.extra, sums, rows, next_)
     decay = objective.ema_decay(next_)
     if isinstance(opt_state, optim.GuardState):
@@ -243,6 +244,8 @@ def _after(
             return jax.tree.map(lambda new, old: jnp.where(accepted, new, old), new, old)
 
         stats, extra = taken(stats, state.batch_stats), taken(extra, state.extra)
+        if params is not updated:  # without update they are as they were, but a constraint may round them
+            params = taken(params, updated)
         if average_stats is not None and state.ema is not None:
             average_stats = taken(average_stats, state.ema["batch_stats"])
         decay = None if decay is None else jnp.where(accepted, decay, 1.0)

@@ -41,6 +41,7 @@ TUPLES = {
     "data.progressive_sizes": [(-(10**9),), (96.5,)],
     "log.profile_steps": [(-(10**9), 3), (5, 3)],
     "loss.class_weights": [(-1e9, 1.0)],
+    "optimizer.frozen_until": [(("^fc/", -1e9),)],
     "optimizer.multipliers": [(("^fc/", -1e9),)],
     "schedule.milestone_epochs": [(-1e9, 3)],
     "schedule.points": [((-1e9, 1.0), (2, 0.5)), ((0, 1.0), (2, -1e9))],

@@ -23,6 +23,8 @@ from vision_jax.optim import create_schedule, list_schedules, scale_learning_rat
         ("cosine", {"end_factor": 10.0}, {0: 2, 50: 11, 100: 20}),  # a weight decay that rises
         # With the warm-up over its beginning, it falls from step 0 on, and so jumps at step 20.
         ("cosine", {"warmup_steps": 20, "overlap_warmup": True}, {19: 1.9, 20: 1 + math.cos(math.pi / 5), 50: 1}),
+        ("cosine", {"warmup_steps": 21, "warmup_reaches_peak": True}, {0: 0, 10: 1, 20: 2, 21: 2}),
+        ("cosine", {"warmup_steps": 1, "warmup_reaches_peak": True, "warmup_factor": 0.1}, {0: 0.2, 1: 2}),
         ("linear", {"warmup_steps": 20}, {0: 0, 20: 2, 40: 1.5, 60: 1, 100: 0}),
         ("linear", {"end_factor": 0.5}, {0: 2, 50: 1.5, 100: 1}),
         ("polynomial", {"warmup_steps": 20}, {20: 2, 60: 0.5, 80: 0.125, 100: 0}),

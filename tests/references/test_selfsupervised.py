@@ -1,5 +1,7 @@
 """Self-supervised methods against losses.npz and heads.npz: one test for each case; see README.md."""
 
+import dataclasses
+import functools
 import zlib
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +17,7 @@ import vision_jax
 from vision_jax.objectives import OBJECTIVES, Setup
 from vision_jax.objectives.barlow_twins import barlow_twins_loss
 from vision_jax.objectives.byol import regression_loss
+from vision_jax.objectives.dino import center_and_sharpen, dino_loss, koleo_loss, move_center
 from vision_jax.objectives.heads import normalize
 from vision_jax.objectives.mae import patch_targets, reconstruction_loss
 from vision_jax.objectives.mocov2 import enqueue, queue_loss
@@ -22,6 +25,7 @@ from vision_jax.objectives.mocov3 import contrastive_loss
 from vision_jax.objectives.simclr import nt_xent
 from vision_jax.objectives.simmim import hidden_error
 from vision_jax.objectives.simsiam import negative_cosine
+from vision_jax.objectives.swav import sinkhorn, swav_loss
 from vision_jax.objectives.vicreg import vicreg_terms
 
 LOSSES, HEADS = read_cases("ssl", "losses*.npz"), read_cases("ssl", "heads*.npz")
@@ -64,6 +68,35 @@ def vicreg_loss(about: dict[str, Any], x: dict[str, jax.Array]) -> Found:
     return sum(w * term for w, term in zip(about["coefficients"], vicreg_terms(x["a"], x["b"]), strict=True)), {}
 
 
+def dino_value(about: dict[str, Any], x: dict[str, jax.Array]) -> Found:
+    targets = center_and_sharpen(x["teacher"], x["center"], about["teacher_temperature"]).swapaxes(0, 1)
+    loss = dino_loss(x["student"].swapaxes(0, 1), targets, about["student_temperature"]).mean()
+    return loss, {"center_after": move_center(x["center"], x["teacher"].mean((0, 1)), about["center_momentum"])}
+
+
+def koleo_value(about: dict[str, Any], x: dict[str, jax.Array]) -> Found:
+    return koleo_loss(x["x"]).mean(), {}
+
+
+def swav_value(about: dict[str, Any], x: dict[str, jax.Array]) -> Found:
+    """Scores by crop; what is in the queue, if there is one, is assigned together with the batch."""
+    if "scores" in x:
+        scores = x["scores"]
+    else:
+        crops, rows, _ = x["z"].shape
+        head = objective("swav", prototypes=len(x["prototypes"])).heads["prototypes"]
+        params = {"params": {"kernel": x["prototypes"].T}}
+        scores = head.apply(params, x["z"].reshape(crops * rows, -1), train=True).reshape(crops, rows, -1)
+    queue = x.get("queue_scores")
+    assigned = []
+    for crop in range(2):
+        both = scores[crop] if queue is None else jnp.concatenate([queue[crop], scores[crop]])
+        assigned.append(sinkhorn(both, about["epsilon"], about["iterations"])[-scores.shape[1] :])
+    assignments = jnp.stack(assigned)
+    loss = swav_loss(scores.swapaxes(0, 1), assignments.swapaxes(0, 1), about["temperature"]).mean()
+    return loss, {"assignment": assignments}
+
+
 def mae_loss(about: dict[str, Any], x: dict[str, jax.Array]) -> Found:
     images = x["image"].transpose(0, 2, 3, 1)
     targets = patch_targets(images, about["patch"], normalize=about["norm_pix"])
@@ -80,12 +113,15 @@ def simmim_loss(about: dict[str, Any], x: dict[str, jax.Array]) -> Found:
 LOSS_OF: dict[str, Callable[[dict[str, Any], dict[str, jax.Array]], Found]] = {
     "barlow_twins": barlow_twins_value,
     "byol": byol_loss,
+    "dino": dino_value,
+    "koleo": koleo_value,
     "mae": mae_loss,
     "moco_v2": mocov2_loss,
     "moco_v3": mocov3_loss,
     "simclr": simclr_loss,
     "simmim": simmim_loss,
     "simsiam": simsiam_loss,
+    "swav": swav_value,
     "vicreg": vicreg_loss,
 }
 
@@ -94,7 +130,8 @@ LOSS_OF: dict[str, Callable[[dict[str, Any], dict[str, jax.Array]], Found]] = {
 def test_loss(name: str):
     case = LOSSES[name]
     about = case.about
-    inputs = {key: jnp.asarray(case[key]) for key in about["inputs"]}
+    given = [*about["inputs"], *(key for key in case.names() if key == "queue_scores")]
+    inputs = {key: jnp.asarray(case[key]) for key in given}
     online = {key: inputs[key].astype(jnp.float32) for key in about["online"]}
     method = LOSS_OF[about["method"]]
 
@@ -145,7 +182,47 @@ def head_of(case: Case) -> nn.Module:
         case "moco_v3", _:
             options = {"predictor_hidden": hidden[0], "out": out, "predictor_norm": len(norms) == 2}
             return objective("mocov3", **options).heads["predictor"]
+        case "dino", _:
+            options = {**several, "bottleneck": out, "out": about["state"]["last_layer.weight_v"][0]}
+            options |= {"head_norm": about["use_bn"], "norm_last_layer": about["norm_last_layer"]}
+            return objective("dino", **options).heads["projector"]
+        case "swav", _:
+            return Stack(objective("swav", hidden=hidden[0], out=hidden[1], prototypes=out))  # type: ignore[return-value]
     raise AssertionError(f"There is no reader for {method}, {what}.")
+
+
+@dataclasses.dataclass
+class Stack:
+    """All heads of an objective as one module."""
+
+    objective: Any
+
+    def init(self, key: jax.Array, x: Any, *, train: bool) -> Any:
+        collections: dict[str, Any] = {"params": {}, "batch_stats": {}}
+        for name, head in self.objective.heads.items():
+            made = head.init(key, x, train=train)
+            for collection, values in made.items():
+                collections[collection][name] = values
+            x = head.apply(made, x, train=train)
+        return collections
+
+    def apply(self, variables: Any, x: Any, *, train: bool, mutable: Any = None) -> Any:
+        out, stats = self.objective.apply_heads(variables["params"], variables["batch_stats"], x, train=train)
+        return out if mutable is None else (out, {"batch_stats": stats})
+
+
+def path_of(about: dict[str, Any], number: int, name: str) -> str:
+    """The module that a layer is, given its place in the stack and its official name."""
+    if about["method"] == "dino":
+        return name if name == "last_layer" else f"mlp/{number}"
+    if about["method"] == "swav":
+        return name if name == "prototypes" else f"projector/{number}"
+    return str(number)
+
+
+def at(tree: Any, path: str) -> Any:
+    """The node of nested dicts at a path."""
+    return functools.reduce(lambda node, name: node.setdefault(name, {}), path.split("/"), tree)
 
 
 def objective(name: str, **options: Any) -> Any:
@@ -157,6 +234,7 @@ def head_variables(case: Case) -> tuple[dict[str, Any], dict[str, tuple[str, str
     official running means are larger by: a bias that is never trained is here a part of them.
     """
     leaves = {"linear": {"weight": "kernel", "bias": "bias"}}
+    leaves["weight_norm"] = {"weight_v": "weight_v", "weight_g": "weight_g"}
     leaves["batch_norm"] = {"weight": "scale", "bias": "bias", "running_mean": "mean", "running_var": "var"}
     state, places = case.state(), {}
     variables: dict[str, Any] = {"params": {}, "batch_stats": {}}
@@ -173,8 +251,9 @@ def head_variables(case: Case) -> tuple[dict[str, Any], dict[str, tuple[str, str
                 if name in case.about["frozen"] and last == "bias":
                     offset = value
                     continue
-                variables[collection].setdefault(str(number), {})[leaf] = jnp.asarray(value)
-                places[name] = (str(number), leaf)
+                place = path_of(case.about, number, layer[1])
+                at(variables[collection], place)[leaf] = jnp.asarray(value)
+                places[name] = (place, leaf)
     return variables, places, offsets
 
 
@@ -190,8 +269,8 @@ def test_head(name: str):
     # What the official module has as a constant is no parameter here.
     for key in about.get("constants", {}):
         module, leaf = places.pop(key)
-        assert not variables["params"][module].pop(leaf).any()
-        if not variables["params"][module]:
+        at(variables["params"], module).pop(leaf)
+        if not at(variables["params"], module):
             variables["params"].pop(module)
     assert jax.tree.map(jnp.shape, variables["params"]) == jax.tree.map(jnp.shape, shapes["params"])
 
@@ -204,7 +283,7 @@ def test_head(name: str):
     running = {key.removeprefix("running/") for key in case.names() if key.startswith("running/")}
     for key in running:
         module, leaf = places[key]
-        near_largest(updates["batch_stats"][module][leaf] + offsets.get(key, 0), case[f"running/{key}"], HEAD)
+        near_largest(at(updates["batch_stats"], module)[leaf] + offsets.get(key, 0), case[f"running/{key}"], HEAD)
 
     grads, of_x = jax.grad(lambda params, x: (apply(params, x)[0] * cotangent).sum(), (0, 1))(variables["params"], x)
     compared = {"out_train", "out_eval", *(f"running/{key}" for key in running)}
@@ -216,7 +295,7 @@ def test_head(name: str):
         if key in about.get("constants", {}):
             continue
         module, leaf = places[key]
-        grad = np.asarray(grads[module][leaf], np.float64)
+        grad = np.asarray(at(grads, module)[leaf], np.float64)
         grad = grad.T if leaf == "kernel" else grad
         probe = seeded(zlib.crc32(f"probe of {key}".encode()), grad.shape)
         assert np.linalg.norm(grad) == pytest.approx(norm, abs=HEAD * largest)

@@ -175,13 +175,15 @@ def check_sizes(config: ConfigDict, model: nn.Module, *, train: bool) -> None:
     Args:
         config: the configuration.
         model: the module.
-        train: the sizes of progressive resizing count too, besides that of evaluation.
+        train: the sizes of crops and of progressive resizing count too, besides that of evaluation.
 
     Raises:
         ConfigError: if not.
     """
     shapes = variable_shapes(config, model)
     sizes = [("data.progressive_sizes", size) for size in config.data.progressive_sizes] if train else []
+    if train:
+        sizes += [("data.views", view.size) for view in make_views(config) if view.size != config.data.image_size]
     if config.data.eval_size is not None:
         sizes.append(("data.eval_size", config.data.eval_size))
     for path, size in sizes:

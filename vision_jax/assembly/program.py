@@ -35,6 +35,7 @@ def make_schedule(config: ConfigDict, plan: Plan) -> optax.Schedule:
         cooldown_steps=round(config.schedule.cooldown_epochs * plan.steps_per_epoch),
         per_epoch=plan.steps_per_epoch if config.schedule.by_epoch else None,
         overlap_warmup=config.schedule.overlap_warmup,
+        warmup_reaches_peak=config.schedule.warmup_reaches_peak,
         **schedule_options(config, plan.steps_per_epoch),
     )
 
@@ -56,7 +57,7 @@ def schedule_options(config: ConfigDict, steps_per_epoch: int) -> dict[str, Any]
     return options
 
 
-def make_rules(config: ConfigDict) -> optim.GroupRules:
+def make_rules(config: ConfigDict, plan: Plan) -> optim.GroupRules:
     """Returns what holds for which parameters."""
     return optim.GroupRules(
         decay=config.optimizer.decay_rule,
@@ -65,6 +66,9 @@ def make_rules(config: ConfigDict) -> optim.GroupRules:
         layer_decay=config.optimizer.layer_decay,
         layers=tuple(config.optimizer.layers) or None,
         frozen=tuple(config.optimizer.frozen),
+        frozen_until=tuple(
+            (pattern, round(epochs * plan.steps_per_epoch)) for pattern, epochs in config.optimizer.frozen_until
+        ),
         no_clip_adaptive=tuple(config.optimizer.no_clip_adaptive),
     )
 
@@ -77,26 +81,33 @@ def make_optimizer(config: ConfigDict, plan: Plan, params: Any) -> optax.Gradien
     Raises:
         ConfigError: if a pattern of `config.optimizer` matches none of them.
     """
-    rules = make_rules(config)
+    rules = make_rules(config, plan)
     weight_decay: optax.ScalarOrSchedule = config.optimizer.weight_decay
     if (end := config.optimizer.weight_decay_end) is not None:
         weight_decay = optim.interpolate_cosine(config.optimizer.weight_decay, end, plan.total_steps)
-    optimizer = rules.wrap(
-        optim.create_optimizer(
+    learning_rate = make_schedule(config, plan)
+
+    def create(start: int) -> optax.GradientTransformation:
+        """Returns the optimizer of parameters that are frozen for so many updates."""
+        return optim.create_optimizer(
             config.optimizer.name,
-            make_schedule(config, plan),
-            weight_decay=weight_decay,
+            optim.shift_schedule(learning_rate, start),
+            weight_decay=optim.shift_schedule(weight_decay, start),
             decay_mask=rules.decay_mask,
             decay_form=config.optimizer.decay_form,
             peak_learning_rate=plan.learning_rate,
-            clip_value=config.optimizer.clip_value,
-            clip_adaptive=config.optimizer.clip_adaptive,
-            clip_adaptive_mask=rules.clip_adaptive_mask,
-            clip_global_norm=config.optimizer.clip_global_norm,
             **optimizer_options(config),
-        ),
-        params,
+        )
+
+    optimizer = optim.begin_late(create, {row.path: row.begins for row in rules.table(params)})
+    clips = optim.create_clipping(
+        value=config.optimizer.clip_value,
+        adaptive=config.optimizer.clip_adaptive,
+        adaptive_mask=rules.clip_adaptive_mask,
+        parameter_norm=config.optimizer.clip_parameter_norm,
+        global_norm=config.optimizer.clip_global_norm,
     )
+    optimizer = rules.wrap(optax.chain(*clips, optimizer) if clips else optimizer, params)
     if config.guard.nonfinite == "skip" or config.guard.spike_deviations is not None:
         return optim.guard(optimizer, spike_deviations=config.guard.spike_deviations, window=config.guard.window)
     return optimizer
@@ -131,7 +142,7 @@ def make_program(config: ConfigDict, plan: Plan, objective: Objective, mesh: Mes
     Raises:
         ConfigError: if `mesh.rules` do not fit the model, or rules on the paths of parameters match nothing.
     """
-    rules, params = make_rules(config), abstract_variables(objective)["params"]
+    rules, params = make_rules(config, plan), abstract_variables(objective)["params"]
     optimizer = make_optimizer(config, plan, params)
     create = functools.partial(create_state, objective, optimizer, rules, seed=config.seed)
     shapes = jax.eval_shape(create)

@@ -60,6 +60,8 @@ def default_config() -> ConfigDict:
     model.positions = placeholder(str)
     # Whether a transformer has a class token; without one, global_pool is avg.
     model.class_token = placeholder(bool)
+    # Interpolate a transformer's learned positions for images of other sizes than data.image_size, such as small crops.
+    model.interpolate_positions = placeholder(bool)
     # Height and width of Swin's windows, in positions.
     model.window_size = placeholder(int)
     # Initial LayerScale of a transformer's residual branches; and whether all blocks have the same `drop_path_rate`.
@@ -226,11 +228,14 @@ def default_config() -> ConfigDict:
     # What its layers are: path patterns from the first layer to the last, where what a pattern captures, such as the
     # number of a block, makes layers of its own; what none matches is the head. (): timm's layers.
     optimizer.layers = ()
-    # Gradient clipping, by value, adaptively (AGC) or by global norm; None: none.
+    # Parameters that are frozen at first, as (pattern, epochs) pairs: until then they have neither updates nor decay.
+    optimizer.frozen_until = ()
+    # Gradient clipping, by value, adaptively (AGC), of each parameter by its own norm, or by global norm; None: none.
     optimizer.clip_value = placeholder(float)
     optimizer.clip_adaptive = placeholder(float)
     # Parameters exempt from adaptive clipping; by default, the classifier.
     optimizer.no_clip_adaptive = (r"^(head|head_dist|fc|classifier)/",)
+    optimizer.clip_parameter_norm = placeholder(float)
     optimizer.clip_global_norm = placeholder(float)
     # Arguments of the optimizer, in optax's names; None: its default. Not every optimizer has each. `decay` is torch's
     # alpha of RMSprop, and `mu_dtype` the dtype of the first moment.
@@ -257,6 +262,8 @@ def default_config() -> ConfigDict:
     schedule.warmup_steps = placeholder(int)
     schedule.warmup_share = placeholder(float)
     schedule.warmup_factor = 0.0
+    # Reach the peak with the last step of the warm-up, as in the code of DINO and SwAV; False: after it.
+    schedule.warmup_reaches_peak = False
     # Final learning rate, as a share of the peak; and final epochs in which it then falls linearly to zero.
     schedule.end_factor = 0.0
     schedule.cooldown_epochs = 0.0
@@ -394,8 +401,8 @@ def default_config() -> ConfigDict:
 # Fields of config.model that are passed to the model if they are set.
 MODEL_OPTIONS = (
     *("bn_group_size", "small_stem", "blur_pool", "zero_init_last", "drop_rate", "proj_drop_rate"),
-    *("drop_path_rate", "drop_path_uniform", "layer_scale", "head_bias", "head_std", "aux_logits"),
-    *("global_pool", "positions", "class_token", "window_size", "scan_blocks", "remat"),
+    *("drop_path_rate", "drop_path_uniform", "layer_scale", "head_bias", "head_std", "aux_logits", "global_pool"),
+    *("positions", "class_token", "interpolate_positions", "window_size", "scan_blocks", "remat"),
 )
 
 

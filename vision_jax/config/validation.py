@@ -63,6 +63,7 @@ _PATTERNS = ("optimizer.no_decay", "optimizer.no_clip_adaptive", "optimizer.froz
 
 _PAIRS: dict[str, tuple[type | tuple[type, ...], str]] = {
     "optimizer.multipliers": (str, "(pattern, factor)"),
+    "optimizer.frozen_until": (str, "(pattern, epochs)"),
     "schedule.points": ((int, float), "(epoch, share of the peak)"),
 }
 
@@ -79,7 +80,8 @@ _POSITIVE = (
     *("optimizer.sam_rho", "optimizer.sam_every", "optimizer.accumulate", "distill.temperature"),
     *("ema_every_steps", "guard.spike_deviations", "guard.window", "guard.max_skips"),
     *("optimizer.learning_rate", "optimizer.learning_rate_batch_size", "optimizer.clip_global_norm"),
-    *("optimizer.clip_value", "optimizer.clip_adaptive", "schedule.every_epochs", "schedule.decay_epochs"),
+    *("optimizer.clip_value", "optimizer.clip_adaptive", "optimizer.clip_parameter_norm"),
+    *("schedule.every_epochs", "schedule.decay_epochs"),
     *("eval.every_epochs", "eval.every_steps", "eval.batch_size"),
     *("checkpoint.every_steps", "checkpoint.keep", "log.every_steps"),
     *("mesh.fsdp_min_size", "guard.max_rewinds", "optimizer.eps", "schedule.power", "schedule.timescale"),
@@ -353,7 +355,8 @@ def _check_ranges(config: ConfigDict) -> Iterator[str]:
     names = list(metric_directions(config))
     if best_metric not in names:
         yield f"checkpoint.best_metric is {best_metric!r}: {suggest(best_metric, names)}"
-    elif config.ema_decay is None and best_metric.partition("/")[2].startswith("ema_"):
+    has_average = config.ema_decay is not None or OBJECTIVES[objective_name(config)].teaches
+    if best_metric in names and best_metric.partition("/")[2].startswith("ema_") and not has_average:
         yield f"checkpoint.best_metric is {best_metric!r}, but ema_decay is not set."
 
 
@@ -364,6 +367,8 @@ def _check_points(config: ConfigDict) -> Iterator[str]:
         yield f"schedule.milestone_epochs is {tuple(milestones)}: no epoch may be negative."
     if any(epoch < 0 or share < 0 for epoch, share in points):
         yield f"schedule.points is {tuple(points)}: neither an epoch nor a share of the peak may be negative."
+    if any(epochs < 0 for _, epochs in config.optimizer.frozen_until):
+        yield f"optimizer.frozen_until is {tuple(config.optimizer.frozen_until)}: no number of epochs may be negative."
     if any(factor < 0 for _, factor in config.optimizer.multipliers):
         yield f"optimizer.multipliers is {tuple(config.optimizer.multipliers)}: no factor may be negative."
 

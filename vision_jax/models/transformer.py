@@ -366,6 +366,41 @@ class LayerScale(nn.Module):
         return x.astype(self.dtype) * gamma.astype(self.dtype)
 
 
+def interpolate_positions(positions: jax.Array, prefix: int, height: int, width: int) -> jax.Array:
+    """Interpolates position embeddings within a model, for images of another size than they are learned for.
+
+    As in the code of DINO (Caron et al. 2021, arXiv:2104.14294): bicubic with a = -0.75 and without antialiasing, which
+    is torch's; and the scale is taken to be (new + 0.1) / old, so that rounding loses no row there.
+
+    Args:
+        positions: (1, prefix + n^2, features), of a square grid.
+        prefix: embeddings before the grid's, which are kept.
+        height, width: of the new grid.
+
+    Returns:
+        (1, prefix + height * width, features), in the dtype of `positions`.
+    """
+    old = math.isqrt(positions.shape[1] - prefix)
+    grid = positions[0, prefix:].reshape(old, old, -1)
+    rows, columns = (jnp.asarray(_bicubic_weights(old, new), grid.dtype) for new in (height, width))
+    grid = jnp.einsum("hy,wx,yxf->hwf", rows, columns, grid, precision="highest")
+    return jnp.concatenate([positions[:, :prefix], grid.reshape(1, height * width, -1)], axis=1)
+
+
+def _bicubic_weights(old: int, new: int) -> np.ndarray:
+    """Returns what the old values along an axis count in each new one, (new, old); see `interpolate_positions`."""
+    a, weights = -0.75, np.zeros((new, old))
+    places = (np.arange(new) + 0.5) * old / (new + 0.1) - 0.5
+    first = np.floor(places).astype(int)
+    for offset in (-1, 0, 1, 2):
+        x = np.abs(places - first - offset)
+        near = (a + 2) * x**3 - (a + 3) * x**2 + 1
+        far = a * (x**3 - 5 * x**2 + 8 * x - 4)
+        # Beyond the border, the outermost value is repeated.
+        np.add.at(weights, (np.arange(new), np.clip(first + offset, 0, old - 1)), np.where(x <= 1, near, far))
+    return weights
+
+
 def resample_positions(positions: np.ndarray, length: int) -> np.ndarray:
     """Interpolates position embeddings of a square grid for another one: bicubic, with antialiasing.
 

@@ -31,7 +31,7 @@ from vision_jax.models.layers import (
 )
 from vision_jax.models.positions import TABLES, positions_init, sincos2d
 from vision_jax.models.registry import HALVES, InputSpec
-from vision_jax.models.transformer import LayerScale, Mlp, PatchEmbed, QueryKeyValue, attend
+from vision_jax.models.transformer import LayerScale, Mlp, PatchEmbed, QueryKeyValue, attend, interpolate_positions
 from vision_jax.models.vit_weights import from_big_vision, resample, to_authors, to_torchvision
 
 
@@ -130,6 +130,7 @@ class VisionTransformer(ImageModel, kw_only=True):
         positions: "learned" embeddings; "sincos2d": fixed ones, as big_vision computes them, for patches alone; "mae",
             "mocov3": learned ones that begin as `sincos2d` tables, and are fixed where `pos_embed` is frozen.
         no_embed_class: learned positions are for patches alone too.
+        interpolate_positions: images may have other sizes than `img_size`: learned positions are then interpolated.
         norm_after_pooling: normalize the pooled features instead of all tokens; None: with "avg".
         layer_scale: initial scale of residual branches; None: they are not scaled.
         drop_path_uniform: all blocks drop branches with the probability `drop_path_rate`, as in DeiT III, instead of
@@ -154,6 +155,7 @@ class VisionTransformer(ImageModel, kw_only=True):
     num_registers: int = 0
     positions: str = "learned"
     no_embed_class: bool = False
+    interpolate_positions: bool = False
     norm_after_pooling: bool | None = None
     layer_scale: float | None = None
     drop_path_uniform: bool = False
@@ -291,12 +293,16 @@ class VisionTransformer(ImageModel, kw_only=True):
         """Returns embeddings of positions, (1, tokens, features), of the patches alone or of all tokens."""
         if self.positions == "sincos2d":
             return jnp.asarray(sincos2d(height, width, self.embed_dim), self.dtype)
-        if height != width or height != self.img_size // self.patch_size:
+        grid = self.img_size // self.patch_size
+        if height == width == grid:
+            return self.pos_embed.astype(self.dtype)
+        if not self.interpolate_positions:
             raise ValueError(
                 f"the images have {height * self.patch_size} x {width * self.patch_size} pixels, and there are "
-                f"positions for {self.img_size} x {self.img_size}: set img_size"
+                f"positions for {self.img_size} x {self.img_size}: set img_size, or interpolate_positions"
             )
-        return self.pos_embed.astype(self.dtype)
+        prefix = self.pos_embed.shape[1] - grid**2
+        return interpolate_positions(self.pos_embed, prefix, height, width).astype(self.dtype)
 
     def _scan(self, x: jax.Array, train: bool) -> jax.Array:
         def step(block: nn.Module, x: jax.Array, rate: jax.Array | None) -> tuple[jax.Array, None]:

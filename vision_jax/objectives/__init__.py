@@ -4,6 +4,7 @@ from vision_jax.objectives.barlow_twins import BarlowTwins
 from vision_jax.objectives.base import Constant, Ema, Objective, Out, Progress, Setup, options_of
 from vision_jax.objectives.byol import Byol
 from vision_jax.objectives.classification import Classification
+from vision_jax.objectives.dino import Dino
 from vision_jax.objectives.distillation import Distillation
 from vision_jax.objectives.mae import MAE
 from vision_jax.objectives.mocov2 import MoCoV2
@@ -12,12 +13,14 @@ from vision_jax.objectives.rotation import Rotation
 from vision_jax.objectives.simclr import SimCLR
 from vision_jax.objectives.simmim import SimMIM
 from vision_jax.objectives.simsiam import SimSiam
+from vision_jax.objectives.swav import SwAV
 from vision_jax.objectives.vicreg import VICReg
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "barlow_twins": BarlowTwins,
     "byol": Byol,
     "classification": Classification,
+    "dino": Dino,
     "distillation": Distillation,
     "mae": MAE,
     "mocov2": MoCoV2,
@@ -26,6 +29,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "simclr": SimCLR,
     "simmim": SimMIM,
     "simsiam": SimSiam,
+    "swav": SwAV,
     "vicreg": VICReg,
 }
 

@@ -25,6 +25,8 @@ class CropsObjective(Objective):
     """
 
     crops: ClassVar[bool] = True
+    # Whether it takes further views, of smaller crops, besides the two.
+    local_crops: ClassVar[bool] = False
 
     @property
     def heads(self) -> Mapping[str, nn.Module]:
@@ -38,11 +40,12 @@ class CropsObjective(Objective):
         Raises:
             ConfigError: if not.
         """
-        if [view.count for view in views] != [2]:
-            size = views[0].size
+        size = views[0].size
+        if (views[0].name, views[0].count) != ("image", 2) or (len(views) > 1 and not cls.local_crops):
+            more = f", and with smaller ones, 2x{size}:0.14-1,6x96:0.05-0.14" if cls.local_crops else ""
             raise ConfigError(
                 f"The objective {name} compares two crops of each image: set data.views to 2x{size}, or with a "
-                f"range of areas, 2x{size}:0.2-1."
+                f"range of areas, 2x{size}:0.2-1{more}."
             )
 
     def init(self, key: jax.Array, inputs: Rows) -> dict[str, Any]:
@@ -103,7 +106,14 @@ class CropsObjective(Objective):
         return parts[0] if len(parts) == 1 else jnp.concatenate(parts, 1)
 
     def embed(
-        self, variables: Variables, images: jax.Array, *, train: bool, key: jax.Array, heads: int | None = None
+        self,
+        variables: Variables,
+        images: jax.Array,
+        *,
+        train: bool,
+        key: jax.Array,
+        heads: int | None = None,
+        model: nn.Module | None = None,
     ) -> tuple[jax.Array, Any]:
         """Applies the backbone and its heads, one after another.
 
@@ -113,18 +123,61 @@ class CropsObjective(Objective):
             train: normalize by batch statistics, and update the running ones.
             key: of dropout.
             heads: how many of the heads are applied; None: all.
+            model: the backbone; None: that of the setup.
 
         Returns:
             (n, features) float32, and the batch statistics afterwards.
         """
-        mutable = ["batch_stats"] if train else []
-        stats = dict(variables["batch_stats"])
-        x, updates = self.setup.model.apply(
-            variables, images, train=train, method="features", mutable=mutable, rngs={"dropout": key}
+        x, stats = self.encode(variables, images, train=train, key=key, model=model)
+        return self.apply_heads(variables["params"], stats, x, train=train, heads=heads)
+
+    def encode(
+        self, variables: Variables, images: jax.Array, *, train: bool, key: jax.Array, model: nn.Module | None = None
+    ) -> tuple[jax.Array, dict[str, Any]]:
+        """Applies the backbone alone; arguments and results as for `embed`."""
+        x, updates = (model or self.setup.model).apply(
+            variables,
+            images,
+            train=train,
+            method="features",
+            mutable=["batch_stats"] if train else [],
+            rngs={"dropout": key},
         )
-        stats |= updates.get("batch_stats", {})
+        return x, {**variables["batch_stats"], **updates.get("batch_stats", {})}
+
+    def encode_views(
+        self, variables: Variables, views: Views, *, train: bool, key: jax.Array
+    ) -> tuple[jax.Array, dict[str, Any]]:
+        """Applies the backbone to all crops, in one forward pass per view, within which they are normalized together.
+
+        Args:
+            variables, train, key: as for `embed`.
+            views: of `views`.
+
+        Returns:
+            (rows, crops of all views, features) float32, and the batch statistics afterwards.
+        """
+        stats, parts = variables["batch_stats"], []
+        for number, view in enumerate(self.inputs()):
+            if view.name not in views:
+                continue
+            crops = views[view.name]
+            x, stats = self.encode(
+                {**variables, "batch_stats": stats},
+                crops.reshape(-1, *crops.shape[2:]),
+                train=train,
+                key=jax.random.fold_in(key, number),
+            )
+            parts.append(x.reshape(*crops.shape[:2], -1))
+        return jnp.concatenate(parts, 1), stats
+
+    def apply_heads(
+        self, params: Any, stats: Mapping[str, Any], x: jax.Array, *, train: bool, heads: int | None = None
+    ) -> tuple[jax.Array, dict[str, Any]]:
+        """Applies the heads to (n, features); returns the result, and all batch statistics afterwards."""
+        stats = dict(stats)
         for name, head in list(self.heads.items())[:heads]:
-            x, stats = apply_head(head, name, variables["params"], stats, x, train=train)
+            x, stats = apply_head(head, name, params, stats, x, train=train)
         return x, stats
 
 

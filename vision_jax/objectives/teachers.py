@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any, ClassVar
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -39,6 +40,13 @@ class TeacherObjective(CropsObjective):
         step = progress.step if self.moves_first else progress.step - 1
         return self.momentum_at(jnp.maximum(step, 0).astype(jnp.float32) / self.setup.total_steps)
 
+    @property
+    def teacher_model(self) -> nn.Module:
+        """The backbone of the teacher, which drops nothing."""
+        model: Any = self.setup.model
+        rates = ("drop_rate", "drop_path_rate", "proj_drop_rate")
+        return model.clone(**{name: 0.0 for name in rates if getattr(model, name, 0.0)})
+
     def teach(
         self, average: Variables, crops: jax.Array, key: jax.Array, *, train: bool, heads: int | None = None
     ) -> tuple[list[jax.Array], Any]:
@@ -54,6 +62,9 @@ class TeacherObjective(CropsObjective):
         Returns:
             (rows, features) float32 for each crop; and its batch statistics afterwards, for `Out.average_stats`.
         """
-        return for_each_crop(
-            lambda variables, images: self.embed(variables, images, train=train, key=key, heads=heads), average, crops
-        )
+        model = self.teacher_model
+
+        def embed(variables: Variables, images: jax.Array) -> tuple[jax.Array, Any]:
+            return self.embed(variables, images, train=train, key=key, heads=heads, model=model)
+
+        return for_each_crop(embed, average, crops)

@@ -1,8 +1,9 @@
 """Optimizers, schedules, and what holds for which parameters."""
 
-from vision_jax.optim.clipping import clip_adaptive
+from vision_jax.optim.clipping import clip_adaptive, clip_parameters, create_clipping
 from vision_jax.optim.groups import GroupRules, Row, format_table, layer_ids, merge
 from vision_jax.optim.guard import GuardState, guard
+from vision_jax.optim.late import LateState, begin_late
 from vision_jax.optim.masks import decay_mask
 from vision_jax.optim.optimizers import create_optimizer, list_optimizers, optimizer_arguments
 from vision_jax.optim.sam import sam_gradients
@@ -12,13 +13,18 @@ from vision_jax.optim.schedules import (
     list_schedules,
     scale_learning_rate,
     schedule_arguments,
+    shift_schedule,
 )
 
 __all__ = [
     "GroupRules",
     "GuardState",
+    "LateState",
     "Row",
+    "begin_late",
     "clip_adaptive",
+    "clip_parameters",
+    "create_clipping",
     "create_optimizer",
     "create_schedule",
     "decay_mask",
@@ -33,4 +39,5 @@ __all__ = [
     "sam_gradients",
     "scale_learning_rate",
     "schedule_arguments",
+    "shift_schedule",
 ]

@@ -46,3 +46,43 @@ def clip_adaptive(clipping: float, eps: float = 1e-3, mask: Mask = None) -> opta
 
     transformation = optax.GradientTransformation(optax.init_empty_state, update)
     return transformation if mask is None else optax.masked(transformation, mask)
+
+
+def clip_parameters(largest: float, eps: float = 1e-6) -> optax.GradientTransformation:
+    """Returns clipping of the gradient of each parameter by its own norm, as in the code of DINO (Caron et al. 2021).
+
+    g *= min(1, largest / (|g| + eps)), with the Euclidean norm. Each of the blocks that a scan stacks has its own.
+
+    Args:
+        largest: norm of a gradient, at most.
+        eps: see above.
+    """
+
+    def clip(path: Any, grad: jax.Array) -> jax.Array:
+        axes = tuple(range(is_stacked(path_string(path)), grad.ndim))
+        norm = jnp.sqrt(jnp.sum(jnp.square(grad.astype(jnp.float32)), axis=axes, keepdims=True))
+        return (grad * jnp.minimum(1.0, largest / (norm + eps))).astype(grad.dtype)
+
+    return optax.stateless(lambda grads, _: jax.tree_util.tree_map_with_path(clip, grads))
+
+
+def create_clipping(
+    *,
+    value: float | None = None,
+    adaptive: float | None = None,
+    adaptive_eps: float = 1e-3,
+    adaptive_mask: Mask = None,
+    parameter_norm: float | None = None,
+    global_norm: float | None = None,
+) -> list[optax.GradientTransformation]:
+    """Returns the transformations that clip gradients, in their order; arguments as `clip_*` of `create_optimizer`."""
+    clips = []
+    if value is not None:
+        clips.append(optax.clip(value))
+    if adaptive is not None:
+        clips.append(clip_adaptive(adaptive, adaptive_eps, adaptive_mask))
+    if parameter_norm is not None:
+        clips.append(clip_parameters(parameter_norm))
+    if global_norm is not None:
+        clips.append(optax.clip_by_global_norm(global_norm))
+    return clips

@@ -102,6 +102,7 @@ class Row:
         multiplier: learning-rate multiplier; for stacked blocks, one per block if they differ.
         frozen: whether it is frozen.
         layer: its layer, if the learning rate decays by layer; for stacked blocks, one per block.
+        begins: the number of updates before it has its first one.
     """
 
     path: str
@@ -110,6 +111,7 @@ class Row:
     multiplier: float | tuple[float, ...]
     frozen: bool
     layer: int | tuple[int, ...] | None
+    begins: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,6 +128,8 @@ class GroupRules:
         layers: see `layer_ids`.
         frozen: patterns of frozen parameters: they have no update, no decay and no optimizer state. Running statistics
             are not parameters and keep being updated.
+        frozen_until: (pattern, steps) pairs: parameters that are frozen for so many updates, and then trained as if
+            the optimizer began; see `begin_late`. If several match, the last to begin counts.
         no_clip_adaptive: patterns of parameters exempt from adaptive clipping.
 
     Every pattern must match at least one path, except for the default of `no_clip_adaptive`: a rule that matches
@@ -139,6 +143,7 @@ class GroupRules:
     min_layer_factor: float = 0.0
     layers: tuple[str, ...] | None = None
     frozen: tuple[str, ...] = ()
+    frozen_until: tuple[tuple[str, int], ...] = ()
     no_clip_adaptive: tuple[str, ...] = (masks.CLASSIFIER,)
 
     def __post_init__(self) -> None:
@@ -162,6 +167,7 @@ class GroupRules:
             "no_decay": self.no_decay,
             "multipliers": multiplied,
             "frozen": self.frozen,
+            "frozen_until": tuple(pattern for pattern, _ in self.frozen_until),
             "no_clip_adaptive": self.no_clip_adaptive,
         }
 
@@ -216,6 +222,12 @@ class GroupRules:
                 f"no_decay matches only some of the blocks stacked in {path}, of which all must decay or none: change "
                 "the pattern, or set scan_blocks to False."
             )
+        starts = {max((n for p, n in self.frozen_until if re.search(p, name)), default=0) for name in paths}
+        if len(starts) > 1:
+            raise ConfigError(
+                f"frozen_until matches only some of the blocks stacked in {path}, of which all must begin at once: "
+                "change the pattern, or set scan_blocks to False."
+            )
         layers = tuple(ids[name] for name in paths) if ids else None
         stacked = masks.is_stacked(path)
         return Row(
@@ -225,6 +237,7 @@ class GroupRules:
             multiplier=tuple(multipliers) if len(set(multipliers)) > 1 else multipliers[0],
             frozen=all(frozen),
             layer=layers if layers is None or stacked else layers[0],
+            begins=starts.pop(),
         )
 
     def split(self, params: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -243,7 +256,7 @@ class GroupRules:
             ConfigError: if a pattern of `frozen` matches nothing.
         """
         masks.check_patterns("optimizer.frozen", self.frozen, masks.all_paths(params))
-        return _split(params, self._is_frozen, "")
+        return split_tree(params, self._is_frozen, "")
 
     def _is_frozen(self, path: str, x: Any) -> bool:
         return all(masks.matches(name, self.frozen) for name in masks.block_paths(path, x.shape))
@@ -284,7 +297,7 @@ class GroupRules:
         nothing = jax.tree.map(lambda _: optax.MaskedNode(), self.split(params)[1])
 
         def trained(tree: Any) -> dict[str, Any]:
-            return _split(tree, lambda path, _: rows[path].frozen, "")[0]
+            return split_tree(tree, lambda path, _: rows[path].frozen, "")[0]
 
         def init(params: Any) -> Any:
             return inner.init(merge(params, nothing))
@@ -323,7 +336,7 @@ def merge(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]
     return merged
 
 
-def _split(
+def split_tree(
     tree: Mapping[str, Any], leaves_second: Callable[[str, Any], bool], prefix: str
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Splits a tree into the leaves for which a function of path and leaf is False, and those for which it is True."""
@@ -333,7 +346,7 @@ def _split(
         if not isinstance(value, Mapping):
             (second if leaves_second(prefix + name, value) else first)[name] = value
             continue
-        one, other = _split(value, leaves_second, f"{prefix}{name}/")
+        one, other = split_tree(value, leaves_second, f"{prefix}{name}/")
         if one or not other:  # dicts that were empty before stay
             first[name] = one
         if other:
@@ -356,7 +369,10 @@ def format_table(rows: Sequence[Row], more: Mapping[str, Sequence[str]] | None =
                 row.path,
                 "x".join(str(size) for size in row.shape),
                 "yes" if row.decays else "no",
-                "frozen" if row.frozen else " to ".join(f"x {x:.4g}" for x in dict.fromkeys((numbers[0], numbers[-1]))),
+                "frozen"
+                if row.frozen
+                else " to ".join(f"x {x:.4g}" for x in dict.fromkeys((numbers[0], numbers[-1])))
+                + (f" from step {row.begins}" if row.begins else ""),
                 "" if layers[0] is None else " to ".join(str(x) for x in dict.fromkeys((layers[0], layers[-1]))),
                 *further,
             )

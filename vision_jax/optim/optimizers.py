@@ -16,7 +16,7 @@ import optax
 import optax.contrib
 
 from vision_jax.errors import ConfigError, suggest
-from vision_jax.optim.clipping import clip_adaptive as clip_adaptively
+from vision_jax.optim.clipping import create_clipping
 from vision_jax.optim.masks import CLASSIFIER, Mask, is_stacked, matches, path_string
 
 Rate: TypeAlias = optax.ScalarOrSchedule
@@ -587,6 +587,7 @@ def create_optimizer(
     clip_adaptive: float | None = None,
     clip_adaptive_eps: float = 1e-3,
     clip_adaptive_mask: Mask = None,
+    clip_parameter_norm: float | None = None,
     clip_global_norm: float | None = None,
     **kwargs: Any,
 ) -> optax.GradientTransformation:
@@ -603,7 +604,7 @@ def create_optimizer(
     So `relative` with wd is `decoupled` with wd / peak_learning_rate. In LAMB and LARS the decay is part of the trust
     ratio, and they have no other form.
 
-    Gradients are clipped first: by value, then adaptively, then by their global norm.
+    Gradients are clipped first: by value, then adaptively, then each by its own norm, then all by their global norm.
 
     Args:
         name: one of `list_optimizers()`.
@@ -618,6 +619,7 @@ def create_optimizer(
             `vision_jax.optim.clip_adaptive`.
         clip_adaptive_eps: minimum norm of a parameter in this.
         clip_adaptive_mask: what is clipped adaptively, like `decay_mask`; None: all.
+        clip_parameter_norm: the gradient of a parameter is rescaled if its norm is larger.
         clip_global_norm: gradients are rescaled if their global norm is larger.
         **kwargs: of the optimizer, in optax's names; see `optimizer_arguments`. `mu_dtype` is the dtype of the first
             moment, or momentum: "float32" or "bfloat16".
@@ -650,11 +652,12 @@ def create_optimizer(
         optimizer = create(learning_rate, WeightDecay(weight_decay, decay_mask, form, peak), **kwargs)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"The optimizer {name!r} does not take these arguments: {error}") from error
-    clips = []
-    if clip_value is not None:
-        clips.append(optax.clip(clip_value))
-    if clip_adaptive is not None:
-        clips.append(clip_adaptively(clip_adaptive, clip_adaptive_eps, clip_adaptive_mask))
-    if clip_global_norm is not None:
-        clips.append(optax.clip_by_global_norm(clip_global_norm))
+    clips = create_clipping(
+        value=clip_value,
+        adaptive=clip_adaptive,
+        adaptive_eps=clip_adaptive_eps,
+        adaptive_mask=clip_adaptive_mask,
+        parameter_norm=clip_parameter_norm,
+        global_norm=clip_global_norm,
+    )
     return optax.chain(*clips, optimizer) if clips else optimizer

@@ -166,6 +166,7 @@ def create_schedule(
     cooldown_steps: int = 0,
     per_epoch: int | None = None,
     overlap_warmup: bool = False,
+    warmup_reaches_peak: bool = False,
     **kwargs: Any,
 ) -> optax.Schedule:
     """Returns a function from the number t of updates done to a number, such as the learning rate.
@@ -202,6 +203,8 @@ def create_schedule(
             are stepped after each epoch (timm, torchvision). None: with every update.
         overlap_warmup: the decay begins with the training, hidden by the warm-up, as timm has it by default; False: it
             begins after the warm-up, as optax and torchvision have it.
+        warmup_reaches_peak: the last update of the warm-up has the peak already, as if it were one shorter, and so has
+            the first one after it: t / (w - 1) in the place of t / w, as in the code of DINO and SwAV.
         **kwargs: those named in the formulas.
 
     Raises:
@@ -235,7 +238,8 @@ def create_schedule(
         t = t.astype(jnp.float32)
         value = jnp.asarray(share(t), jnp.float32)
         if warmup_steps:
-            value = jnp.where(t < warmup_steps, warmup_factor + (1 - warmup_factor) * t / warmup_steps, value)
+            rise = t / max(1, warmup_steps - warmup_reaches_peak)
+            value = jnp.where(t < warmup_steps, warmup_factor + (1 - warmup_factor) * rise, value)
         if cooldown_steps:
             value *= jnp.clip((total_steps - t) / cooldown_steps, 0, 1)
         return jnp.broadcast_to(peak * value, t.shape)
@@ -251,3 +255,8 @@ def interpolate_cosine(first: float, last: float, total_steps: int) -> optax.Sch
     """
     share = _cosine(start=0, total=total_steps, end=0.0)
     return lambda step: jnp.asarray(last + (first - last) * share(jnp.asarray(step, jnp.float32)), jnp.float32)
+
+
+def shift_schedule(value: optax.ScalarOrSchedule, steps: int) -> optax.ScalarOrSchedule:
+    """Returns a schedule whose first value is that of this one after so many updates; a number stays what it is."""
+    return (lambda step: value(step + steps)) if callable(value) and steps else value
