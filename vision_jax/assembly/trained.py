@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from vision_jax import config as config_lib
 from vision_jax import pretrained
 from vision_jax.assembly.inputs import make_eval_transform
-from vision_jax.assembly.models import check_sizes, make_objective
+from vision_jax.assembly.models import check_sizes, make_objective, model_options
 from vision_jax.assembly.states import partition_rules
 from vision_jax.assembly.weights import load_pretrained, restore_variables
 from vision_jax.config import command_line
@@ -75,9 +75,9 @@ class TrainedModel:
 
     @functools.cached_property
     def digest(self) -> str:
-        """What tells these weights and their preprocessing from others, however they are sharded."""
+        """What tells this model, its weights and their preprocessing from others, however they are sharded."""
         arrays = digests.describe(dict(self.variables))
-        return digest_of(self.name, self.preprocessing, arrays)
+        return digest_of(self.name, model_options(self.config), self.preprocessing, arrays)
 
 
 def checkpoint_config(about: Mapping[str, Any]) -> ConfigDict:

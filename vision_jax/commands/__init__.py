@@ -10,5 +10,7 @@ VERBS = {
     "preview": "show every augmentation in one picture",
     "benchmark": "measure the input pipeline beside other loaders, and the training step beside torch",
     "predict": "predict the classes of images, folders and archives",
+    "features": "write the features of images, in shards, and measure them: neighbors, ridge and logistic regression",
+    "search": "find the images that are most similar to others, as text or as an HTML page",
     "export": "write a checkpoint as weights for timm or torchvision",
 }

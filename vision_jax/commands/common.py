@@ -1,12 +1,13 @@
 """What the commands that use a trained model share: its flags, starting on the devices, and errors."""
 
 import argparse
+import json
 import logging
 import os
 import pathlib
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vision_jax.errors import ConfigError, VisionJaxError, check_no_url
 from vision_jax.runtime import console
@@ -84,6 +85,20 @@ def load_model(arguments: argparse.Namespace, *, classifier: bool = True) -> "Tr
         return build.from_workdir(arguments.workdir, arguments.step, arguments.weights, arguments.overrides)
     names = pretrained.read_class_names(arguments.classes)
     return build.from_file(arguments.model, arguments.pretrained, names, arguments.overrides, classifier=classifier)
+
+
+def write_json(path: str | None, results: Any) -> None:
+    """Writes results to the file of --json, if it was given.
+
+    Raises:
+        ConfigError: if it cannot be written.
+    """
+    if path is None:
+        return
+    try:
+        pathlib.Path(path).write_text(json.dumps(results, indent=2) + "\n")
+    except OSError as error:
+        raise ConfigError(f"--json is {path!r}, which cannot be written: {error.strerror}.") from error
 
 
 def run(command: Callable[[], int]) -> int:

@@ -87,7 +87,8 @@ def closing(*sources: Source) -> Iterator[None]:
 class TfdsSource:
     """A split of a data set in tfds' layout, of ArrayRecord or TFRecord files, with one image and one label an example.
 
-    tfds reads only the metadata. TFRecord files are indexed once; see `vision_jax.data.tfrecord`.
+    tfds reads only the metadata. TFRecord files are indexed once; see `vision_jax.data.tfrecord`. Where the examples
+    have a `file_name`, as `prepare` writes it, so have the records, as bytes.
 
     Args:
         directory: the folder with features.json, or a parent that holds no other data set.
@@ -103,6 +104,7 @@ class TfdsSource:
         self._image_key, self._label_key = tfds_format.image_and_label(info.features, self.directory)
         self.num_classes: int = info.features[self._label_key].num_classes
         self.class_names: list[str] = list(info.features[self._label_key].names or ())
+        self.has_file_names = "file_name" in info.features
         for part in split.split("+"):
             if (name := part.partition("[")[0].strip()) not in info.splits:
                 raise DataError(f"{self.directory} has no split {name!r}: {suggest(name, list(info.splits))}")
@@ -151,16 +153,20 @@ class TfdsSource:
 
     def __getitem__(self, index: int) -> Record:
         features = self._features(index)
-        return {
+        record = {
             "image": features[self._image_key].bytes_list.value[0],
             "label": features[self._label_key].int64_list.value[0],
         }
+        if self.has_file_names and (values := features["file_name"].bytes_list.value):
+            record["file_name"] = values[0]
+        return record
 
     def describe(self, index: int) -> str:
         name = ""
-        with contextlib.suppress(Exception):  # perhaps the record is described because it cannot be read
-            if values := self._features(index)["file_name"].bytes_list.value:
-                name = f" ({values[0].decode(errors='replace')})"
+        if self.has_file_names:
+            with contextlib.suppress(Exception):  # perhaps the record is described because it cannot be read
+                if values := self._features(index)["file_name"].bytes_list.value:
+                    name = f" ({values[0].decode(errors='replace')})"
         return f"record {index}{name} of the split {self.split!r} in {self.directory}"
 
     def fingerprint(self) -> str:
