@@ -15,6 +15,8 @@ from vision_jax.runtime import console
 if TYPE_CHECKING:
     from vision_jax.build import TrainedModel
 
+DAMAGED = 3  # the exit status of a command that is done, but for images that are damaged
+
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags that say which model: a checkpoint of a run, or published weights."""
@@ -73,6 +75,18 @@ def check_model_arguments(arguments: argparse.Namespace) -> None:
             raise ConfigError(f"--workdir is {arguments.workdir}, which is not the workdir of a run: no checkpoints/.")
 
 
+def refuse(arguments: argparse.Namespace, names: Sequence[str], instead: str) -> None:
+    """Checks that flags were not given.
+
+    Raises:
+        ConfigError: if one was; `instead` says what it is for.
+    """
+    for name in names:
+        if value := getattr(arguments, name):
+            flag = "IMAGE" if name == "paths" else f"--{name}"
+            raise ConfigError(f"{flag} is {value!r}, which is {instead}.")
+
+
 def load_model(arguments: argparse.Namespace, *, classifier: bool = True) -> "TrainedModel":
     """Loads the model that the flags of `add_model_arguments` name; arguments as for `build.from_file`."""
     from vision_jax import build, pretrained
@@ -85,6 +99,11 @@ def load_model(arguments: argparse.Namespace, *, classifier: bool = True) -> "Tr
         return build.from_workdir(arguments.workdir, arguments.step, arguments.weights, arguments.overrides)
     names = pretrained.read_class_names(arguments.classes)
     return build.from_file(arguments.model, arguments.pretrained, names, arguments.overrides, classifier=classifier)
+
+
+def printable(path: str) -> str:
+    """Returns a path with what is no UTF-8 in it replaced."""
+    return path.encode("utf-8", "replace").decode()
 
 
 def write_json(path: str | None, results: Any) -> None:

@@ -13,13 +13,12 @@ import argparse
 import dataclasses
 import pathlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vision_jax.commands import common
 from vision_jax.errors import ConfigError, check_no_url, check_output
 
 if TYPE_CHECKING:
-    from vision_jax.data.sources import Source
     from vision_jax.features import Options, Protocols
 
 _EXTRACTION = ("split", "output", "dtype", "shard_size", "batch_size", "max_bad")
@@ -59,13 +58,6 @@ def _floats(text: str) -> tuple[float, ...]:
     return tuple(float(part) for part in text.split(",") if part)
 
 
-def _refuse(arguments: argparse.Namespace, names: Sequence[str], instead: str) -> None:
-    """Checks that flags were not given."""
-    for name in names:
-        if getattr(arguments, name):
-            raise ConfigError(f"--{name} is {getattr(arguments, name)!r}, which is {instead}.")
-
-
 def extract(arguments: argparse.Namespace) -> int:
     """Writes features, and returns the exit status.
 
@@ -73,7 +65,7 @@ def extract(arguments: argparse.Namespace) -> int:
         ConfigError: for flags that cannot work.
         DataError, CheckpointError: if images or weights cannot be read, or the output cannot be written.
     """
-    _refuse(arguments, _MEASURING, "for --measure alone")
+    common.refuse(arguments, _MEASURING, "for --measure alone")
     common.check_model_arguments(arguments)
     if (arguments.split is None) == (not arguments.paths):
         raise ConfigError("Which images? Give --split=train, validation or another one, or images, folders, archives.")
@@ -99,9 +91,13 @@ def extract(arguments: argparse.Namespace) -> int:
 
     trained = common.load_model(arguments, classifier=False)
     options = dataclasses.replace(options, max_bad=trained.config.data.max_bad_eval_records)
-    source, images = _source(arguments, trained.config)
-    with closing(source):
-        done = features.extract(trained, source, directory, images, options)
+    images = (
+        features.Images.of_split(trained.config, arguments.split)
+        if arguments.split is not None
+        else features.Images.of_paths(arguments.paths)
+    )
+    with closing(images.source):
+        done = features.extract(trained, images, directory, options)
     if jax.process_index() == 0:
         left_out = f", {done.damaged} damaged ones left out" if done.damaged else ""
         there = "" if done.made else ", all of which had been made"
@@ -119,16 +115,6 @@ def _options(arguments: argparse.Namespace) -> "Options":
     return Options(**{name: value for name in names if (value := getattr(arguments, name)) is not None})
 
 
-def _source(arguments: argparse.Namespace, config: Any) -> "tuple[Source, str]":
-    """Returns the images, and what they are called."""
-    from vision_jax import features
-    from vision_jax.data.images import ImageSource
-
-    if arguments.split is None:
-        return ImageSource.find(arguments.paths), ", ".join(arguments.paths)
-    return features.split_source(config, arguments.split), f"the split {arguments.split!r} of {config.data.source}"
-
-
 def measure(arguments: argparse.Namespace) -> int:
     """Measures features, prints a table and returns the exit status.
 
@@ -136,9 +122,7 @@ def measure(arguments: argparse.Namespace) -> int:
         ConfigError: for flags that cannot work.
         DataError: if the features are missing, damaged, or do not fit.
     """
-    _refuse(arguments, (*_EXTRACTION, "workdir", "model"), "not for --measure")
-    if arguments.paths or arguments.overrides:
-        raise ConfigError(f"--measure takes no {(*arguments.paths, *arguments.overrides)[0]}: give --train and --val.")
+    common.refuse(arguments, ("paths", *_EXTRACTION, "workdir", "model", "overrides"), "not for --measure")
     if not arguments.train or not arguments.val:
         raise ConfigError("--measure needs --train=DIR and --val=DIR, the features of two splits.")
     if arguments.json is not None:

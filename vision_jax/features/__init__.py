@@ -4,9 +4,9 @@
 on where it was. `read` opens them, `measure` evaluates them with simple classifiers.
 """
 
-from vision_jax.features.extraction import Extracted, Extractor, Options, extract, split_source
+from vision_jax.features.extraction import Extracted, Extractor, Images, Options, extract
 from vision_jax.features.files import About, Features, Rows, Shard, ShardWriter, read
-from vision_jax.features.measures import MEASURES, Protocols, check_same_model, measure
+from vision_jax.features.measures import MEASURES, Protocols, Unit, check_same_classes, check_same_model, measure
 
 __all__ = [
     "MEASURES",
@@ -14,14 +14,16 @@ __all__ = [
     "Extracted",
     "Extractor",
     "Features",
+    "Images",
     "Options",
     "Protocols",
     "Rows",
     "Shard",
     "ShardWriter",
+    "Unit",
+    "check_same_classes",
     "check_same_model",
     "extract",
     "measure",
     "read",
-    "split_source",
 ]

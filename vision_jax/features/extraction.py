@@ -5,7 +5,7 @@ import functools
 import importlib.metadata
 import logging
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 import vision_jax
 from vision_jax import augment, build
 from vision_jax.build import TrainedModel
+from vision_jax.data.images import ImageSource
 from vision_jax.data.sources import Record, RelabeledSource, Source, SubsetSource, TfdsSource
 from vision_jax.data.transforms import LABEL, Copied
 from vision_jax.data.views import Field
@@ -250,28 +251,49 @@ def _has_file_names(source: Source) -> bool:
     return isinstance(source, TfdsSource) and source.has_file_names
 
 
-def split_source(config: ConfigDict, split: str) -> Source:
-    """Returns the images of a split, whose labels number the data's own classes.
+@dataclasses.dataclass(frozen=True)
+class Images:
+    """The images that features are of.
 
-    Args:
-        config: says where the data are.
-        split: "train" or "validation": the splits that the configuration names so; else the name of another one.
-
-    Raises:
-        DataError: if there is no such split.
+    Attributes:
+        source: reads them.
+        description: which they are, for people.
+        split: of the data set; empty: they are none of one.
     """
-    config = config.copy_and_resolve_references()
-    config.model.pretrained = None  # by which labels could become the numbers of the weights' classes
-    kind = _SPLITS.get(split)
-    if kind is None:
-        if config.data.source == "synthetic":
-            raise DataError(f"--split is {split!r}, and synthetic data has train and validation alone.")
-        config.data.val_split = split
-    return build.create_source(config, train=kind == "train")
+
+    source: Source
+    description: str
+    split: str = ""
+
+    @classmethod
+    def of_split(cls, config: ConfigDict, split: str) -> "Images":
+        """Returns those of a split, whose labels number the data's own classes.
+
+        Args:
+            config: says where the data are.
+            split: "train" or "validation": the splits that the configuration names so; else the name of another one.
+
+        Raises:
+            DataError: if there is no such split.
+        """
+        config = config.copy_and_resolve_references()
+        config.model.pretrained = None  # by which labels could become the numbers of the weights' classes
+        kind = _SPLITS.get(split)
+        if kind is None:
+            if config.data.source == "synthetic":
+                raise DataError(f"--split is {split!r}, and synthetic data has train and validation alone.")
+            config.data.val_split = split
+        source = build.create_source(config, train=kind == "train")
+        return cls(source, f"the split {split!r} of {config.data.source}", split)
+
+    @classmethod
+    def of_paths(cls, paths: Sequence[str]) -> "Images":
+        """Returns those of files, folders and archives; they have no labels. Errors are those of `ImageSource.find`."""
+        return cls(ImageSource.find(paths), ", ".join(paths))
 
 
 def extract(
-    trained: TrainedModel, source: Source, directory: pathlib.Path, images: str, options: Options | None = None
+    trained: TrainedModel, images: Images, directory: pathlib.Path, options: Options | None = None
 ) -> Extracted:
     """Writes the features of a source's images; goes on where an earlier call with the same arguments was ended.
 
@@ -280,9 +302,8 @@ def extract(
 
     Args:
         trained: the model.
-        source: the images.
+        images: whose features they are.
         directory: where the features go. It is made; what is there must be the same features, complete or not.
-        images: which images these are, for people.
         options: how.
 
     Raises:
@@ -290,7 +311,7 @@ def extract(
         CheckpointError: if another process is writing there.
         DataError: if an image cannot be read, too many are damaged, features are not finite, or the storage fails.
     """
-    options = options or Options()
+    options, source = options or Options(), images.source
     distributed.check_agreement(
         {"the options": dataclasses.asdict(options), "the weights": trained.digest}, {"images": source}
     )
@@ -308,7 +329,7 @@ def extract(
                 max_bad=options.max_bad,
                 watchdog=watchdog,
             )
-            about = _about(trained, source, images, options, extractor)
+            about = _about(trained, images, options, extractor)
             writer = ShardWriter(directory, about)  # of which that of process 0 is used
             missing = distributed.from_first(writer.open)
         if len(missing) < about.num_shards:
@@ -321,7 +342,8 @@ def extract(
     return Extracted(rows, damaged, about.num_shards, len(missing), about.dim)
 
 
-def _about(trained: TrainedModel, source: Source, images: str, options: Options, extractor: Extractor) -> About:
+def _about(trained: TrainedModel, images: Images, options: Options, extractor: Extractor) -> About:
+    source = images.source
     versions = {name: importlib.metadata.version(name) for name in ("jax", "flax", "numpy")}
     return About(
         model=trained.name,
@@ -330,7 +352,8 @@ def _about(trained: TrainedModel, source: Source, images: str, options: Options,
         compute_dtype=str(build.compute_dtype(trained.config)),
         dtype=options.dtype,
         dim=extractor.dim,
-        images=images,
+        images=images.description,
+        split=images.split,
         fingerprint=source.fingerprint(),
         records=len(source),
         num_classes=source.num_classes,

@@ -59,6 +59,7 @@ class About:
         dtype: of the stored features, "float16" or "float32".
         dim: features of each image.
         images: which they are, for people.
+        split: of the data set, as it was named; empty: they are none of one.
         fingerprint: of the source of the images.
         records: how many the source has, damaged ones included.
         num_classes: of the labels; 0: there are none.
@@ -75,6 +76,7 @@ class About:
     dtype: str
     dim: int
     images: str
+    split: str
     fingerprint: str
     records: int
     num_classes: int
@@ -235,6 +237,15 @@ class Features:
         """What tells these features from others, by the digests of their files."""
         return hashlib.sha256(json.dumps([shard.files for shard in self.shards]).encode()).hexdigest()[:32]
 
+    @functools.cached_property
+    def numbers(self) -> np.ndarray:
+        """(count,) int64, the number of each image in its source."""
+        spans = []
+        for number, shard in enumerate(self.shards):
+            whole = self.about.span(number)
+            spans.append(np.setdiff1d(np.arange(whole.start, whole.stop), np.array(shard.damaged, np.int64)))
+        return np.concatenate(spans)
+
     def label_name(self, row: int) -> str | None:
         """Returns the name of the class of an image, or else its number; None if it has no label."""
         if self.labels is None:
@@ -256,8 +267,8 @@ def read(directory: str | os.PathLike[str], *, verify: bool = False) -> Features
     directory = pathlib.Path(directory)
     if not (directory / COMPLETE).is_file():
         if (directory / PROGRESS).is_file():
-            about, shards = _read_json(directory / PROGRESS)
-            done = sum(shard is not None for shard in shards)
+            about, there = _read_json(directory / PROGRESS)
+            done = sum(shard is not None for shard in there)
             raise DataError(
                 f"The features in {directory} are not complete, {done} of {about.num_shards} shards: run the command "
                 "that makes them again, and it will go on."

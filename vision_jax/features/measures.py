@@ -66,7 +66,7 @@ class Unit:
         return len(self._rows)
 
     def __getitem__(self, index: slice) -> jax.Array:
-        return protocols.normalize(self._rows[index])
+        return protocols.normalize(jnp.asarray(self._rows[index]))
 
 
 def _knn(train: Features, validation: Features, options: Protocols) -> dict[str, Any]:

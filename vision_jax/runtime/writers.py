@@ -32,7 +32,7 @@ def write_atomically(path: pathlib.Path, text: str) -> None:
     path = path.resolve()
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        with temporary.open("w") as file:
+        with temporary.open("w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
