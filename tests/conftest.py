@@ -27,6 +27,7 @@ import PIL.Image
 import pytest
 
 from vision_jax.data.loader import batch_fields
+from vision_jax.data.sources import digest_of
 from vision_jax.data.transforms import EvalTransform
 from vision_jax.data.views import Field
 
@@ -99,6 +100,9 @@ class Pictures:
 
     def describe(self, index: int) -> str:
         return f"picture {index}"
+
+    def fingerprint(self) -> str:
+        return digest_of(self.records)
 
 
 @pytest.fixture(scope="session")

@@ -21,8 +21,9 @@ import small_vit
 from conftest import Pictures
 from jax.experimental import multihost_utils
 from jax.sharding import PartitionSpec
+from stored_features import random_model
 
-from vision_jax import build, config, evaluate, train
+from vision_jax import build, config, evaluate, features, train
 from vision_jax.devices import cluster, distributed, sharding
 from vision_jax.errors import CheckpointError
 from vision_jax.runtime import writers
@@ -137,6 +138,17 @@ def measured() -> dict[str, Any]:
     return {"results": results, "tables": tables}
 
 
+def stored(directory: pathlib.Path) -> list[str]:
+    """Features of 21 pictures, one of which is damaged, in shards of nine; then of more of them than the files have."""
+    trained = random_model()
+    source = Pictures([i % 3 for i in range(21)], size=20, num_classes=3)
+    source.records[20] = (b"nothing", 0)
+    options = features.Options(dtype="float32", shard_size=9, batch_size=8, max_bad=1)
+    features.extract(trained, features.Images(source, "pictures"), directory / "features", options)
+    del source.records[0]
+    return attempt(lambda: features.extract(trained, features.Images(source, "pictures"), directory / "features"))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--directory", type=pathlib.Path)
@@ -153,7 +165,9 @@ def main() -> None:
         "data": other_data(),
         "placed": placed(),
         "measured": measured(),
+        "stored": stored(arguments.directory),
         "damaged": damaged_shard(arguments.directory),
+        "directory": str(arguments.directory),
         "messages": messages,
     }
     (arguments.directory / f"process_{index}.json").write_text(json.dumps(found))

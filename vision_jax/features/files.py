@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from vision_jax import pretrained
 from vision_jax.errors import CheckpointError, ConfigError, DataError
 from vision_jax.runtime.writers import write_atomically
 
@@ -246,12 +247,16 @@ class Features:
             spans.append(np.setdiff1d(np.arange(whole.start, whole.stop), np.array(shard.damaged, np.int64)))
         return np.concatenate(spans)
 
+    @functools.cached_property
+    def _class_names(self) -> list[str]:
+        return pretrained.display_names(self.about.class_names)
+
     def label_name(self, row: int) -> str | None:
-        """Returns the name of the class of an image, or else its number; None if it has no label."""
+        """Returns the name of the class of an image for people, or else its number; None if it has no label."""
         if self.labels is None:
             return None
         label = int(self.labels[row])
-        return self.about.class_names[label] if self.about.class_names else str(label)
+        return self._class_names[label] if self._class_names else str(label)
 
 
 def read(directory: str | os.PathLike[str], *, verify: bool = False) -> Features:

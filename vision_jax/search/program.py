@@ -120,8 +120,8 @@ def check_made_by(trained: TrainedModel, features: Features) -> None:
     if trained.digest != features.about.digest:
         raise DataError(
             f"The features in {features.directory} are of {features.about.model}, {features.about.origin}, and not of "
-            f"{trained.name}, {trained.origin}, with this preprocessing (their digests differ): give the model that made "
-            "them."
+            f"{trained.name}, {trained.origin}, with this preprocessing (their digests differ): give the model that "
+            "made them."
         )
 
 
