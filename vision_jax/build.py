@@ -1,6 +1,11 @@
 """What a configuration describes, made: the face of `vision_jax.assembly`, where each file is one part."""
 
-from vision_jax.assembly.evaluations import evaluates_objective, make_evaluators
+from vision_jax.assembly.evaluations import (
+    evaluates_objective,
+    learns_from_training,
+    make_context,
+    make_evaluators,
+)
 from vision_jax.assembly.inputs import (
     check_images,
     create_source,
@@ -73,9 +78,11 @@ __all__ = [
     "image_shape",
     "init_variables",
     "initialize",
+    "learns_from_training",
     "load_constants",
     "load_initial",
     "load_pretrained",
+    "make_context",
     "make_eval_transform",
     "make_evaluators",
     "make_objective",

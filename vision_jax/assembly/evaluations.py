@@ -8,10 +8,8 @@ from ml_collections import ConfigDict
 
 from vision_jax.assembly.inputs import make_eval_transform
 from vision_jax.config.plan import eval_kind, eval_options
-from vision_jax.data.sources import (
-    Source,
-)
-from vision_jax.evaluators import EVALUATORS, Context, Evaluator, LogitsEvaluator
+from vision_jax.data.sources import Source
+from vision_jax.evaluators import EVALUATORS, Bank, Context, Evaluator, FrozenFeatures, LogitsEvaluator
 from vision_jax.objectives import Objective
 from vision_jax.runtime.preemption import Preemption
 from vision_jax.runtime.watchdog import Watchdog
@@ -22,12 +20,49 @@ def evaluates_objective(config: ConfigDict) -> bool:
     return any(eval_kind(config, name) == "objective" for name in config.evals)
 
 
+def learns_from_training(config: ConfigDict) -> bool:
+    """Returns whether an evaluation learns from the training split, which is then to be opened."""
+    return any(issubclass(EVALUATORS[eval_kind(config, name)], FrozenFeatures) for name in config.evals)
+
+
+def make_context(
+    config: ConfigDict,
+    mesh: Mesh,
+    source: Source,
+    *,
+    train_source: Source | None = None,
+    constants: Mapping[str, Any] | None = None,
+    preemption: Preemption | None = None,
+    watchdog: Watchdog | None = None,
+) -> Context:
+    """Returns what every evaluator of a configuration gets; the arguments are those of `make_evaluators`."""
+    data = config.data
+    return Context(
+        mesh=mesh,
+        source=source,
+        transform=make_eval_transform(config),
+        batch_size=config.eval.batch_size or config.batch_size,
+        mean=tuple(data.mean),
+        std=tuple(data.std),
+        seed=config.seed,
+        constants=constants or {},
+        train=None if train_source is None else Bank(train_source),
+        num_workers=data.num_workers,
+        num_threads=data.num_threads,
+        max_bad_records=data.max_bad_eval_records,
+        prefetch=data.prefetch,
+        preemption=preemption,
+        watchdog=watchdog or Watchdog(0),
+    )
+
+
 def make_evaluators(
     config: ConfigDict,
     objective: Objective,
     mesh: Mesh,
     source: Source,
     *,
+    train_source: Source | None = None,
     constants: Mapping[str, Any] | None = None,
     preemption: Preemption | None = None,
     watchdog: Watchdog | None = None,
@@ -39,26 +74,19 @@ def make_evaluators(
         objective: what they measure.
         mesh: of all devices.
         source: the validation split.
+        train_source: the training split, if an evaluation learns from it; see `learns_from_training`.
         constants: of the objective.
         preemption: asked before each batch whether to stop, and while waiting for one; None: nobody is asked.
         watchdog: told of each batch; None: nobody is.
     """
-    data = config.data
-    context = Context(
-        mesh=mesh,
-        source=source,
-        transform=make_eval_transform(config),
-        batch_size=config.eval.batch_size or config.batch_size,
-        mean=tuple(data.mean),
-        std=tuple(data.std),
-        seed=config.seed,
-        constants=constants or {},
-        num_workers=data.num_workers,
-        num_threads=data.num_threads,
-        max_bad_records=data.max_bad_eval_records,
-        prefetch=data.prefetch,
+    context = make_context(
+        config,
+        mesh,
+        source,
+        train_source=train_source,
+        constants=constants,
         preemption=preemption,
-        watchdog=watchdog or Watchdog(0),
+        watchdog=watchdog,
     )
     evaluators = {}
     for name in config.evals:

@@ -4,9 +4,10 @@
 and of scores.
 """
 
-from vision_jax.evaluators.base import Context, Evaluator, Table, collect, run_pass
+from vision_jax.evaluators.base import Bank, Context, Evaluator, Table, collect, run_pass
 from vision_jax.evaluators.calibration import Calibration
 from vision_jax.evaluators.classification import Classification
+from vision_jax.evaluators.frozen import FrozenFeatures, Knn, LinearProbeAccuracy, Logistic, Ridge
 from vision_jax.evaluators.logits import LogitsEvaluator
 from vision_jax.evaluators.objective import ObjectiveLoss
 from vision_jax.evaluators.per_class import PerClass
@@ -14,16 +15,22 @@ from vision_jax.evaluators.per_class import PerClass
 EVALUATORS: dict[str, type[Evaluator]] = {
     "calibration": Calibration,
     "classification": Classification,
+    "knn": Knn,
+    "linear_probe": LinearProbeAccuracy,
+    "logistic": Logistic,
     "objective": ObjectiveLoss,
     "per_class": PerClass,
+    "ridge": Ridge,
 }
 
 __all__ = [
     "EVALUATORS",
+    "Bank",
     "Calibration",
     "Classification",
     "Context",
     "Evaluator",
+    "FrozenFeatures",
     "LogitsEvaluator",
     "ObjectiveLoss",
     "PerClass",

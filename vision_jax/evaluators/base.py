@@ -36,6 +36,33 @@ Table = dict[str, Any]  # what JSON can express: lists of a number for each clas
 Step = Callable[[Any, Any], Any]
 
 
+class Bank:
+    """The training split, for evaluators that learn from its features; and what they have collected for each other.
+
+    Args:
+        source: the training split.
+    """
+
+    def __init__(self, source: Source):
+        self.source = source
+        self._of: list[Any] = []
+        self._kept: dict[Any, Any] = {}
+
+    def keep(self, key: Any, variables: Any, make: Callable[[], Any]) -> Any:
+        """Returns what `make` returns, which is kept under a key for as long as the variables are the same arrays."""
+        leaves = jax.tree.leaves(variables)
+        if len(leaves) != len(self._of) or any(a is not b for a, b in zip(leaves, self._of, strict=True)):
+            self.clear()
+            self._of = leaves
+        if key not in self._kept:
+            self._kept[key] = make()
+        return self._kept[key]
+
+    def clear(self) -> None:
+        """Frees what is kept."""
+        self._of, self._kept = [], {}
+
+
 @dataclasses.dataclass(frozen=True)
 class Context:
     """What every evaluator gets besides its own options.
@@ -48,6 +75,7 @@ class Context:
         mean, std: normalization of images; see `augment.normalize`.
         seed: of random numbers in an evaluation.
         constants: values of the objective's constants, on the devices.
+        train: the training split, for evaluators that learn from it; None: no evaluator does.
         num_workers, num_threads, prefetch: of the loader.
         max_bad_records: number of damaged records that each process may leave out.
         preemption: checked before each batch, and while waiting for one; None: there is none.
@@ -62,12 +90,19 @@ class Context:
     std: tuple[float, ...]
     seed: int = 0
     constants: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    train: Bank | None = None
     num_workers: int = 0
     num_threads: int | None = None
     prefetch: int = 2
     max_bad_records: int = 0
     preemption: Preemption | None = None
     watchdog: Watchdog = dataclasses.field(default_factory=lambda: Watchdog(0))
+
+    @property
+    def bank(self) -> Bank:
+        """The training split, for an evaluator that learns from it."""
+        assert self.train is not None  # whoever makes such an evaluator opens it
+        return self.train
 
     def abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Returns the shapes, dtypes and shardings of a batch."""

@@ -1,13 +1,13 @@
-"""Protocols that measure frozen features: nearest neighbors, few-shot ridge regression, logistic regression, a probe.
+"""Protocols that measure frozen features: nearest neighbors, few-shot ridge regression, logistic regression.
 
-Pure functions of arrays. Products of matrices are computed in full float32, also where the hardware would round.
+Pure functions of arrays. Products of matrices are computed in full float32, also where the hardware would round. The
+linear probe, which is trained step by step, is in `probe`.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -321,73 +321,6 @@ def sweep_logistic(
     chosen = int(np.argmax(accuracies))
     features, labels = (jnp.concatenate(pair) for pair in zip(train, validation, strict=True))
     return Sweep(accuracies, chosen, fit_logistic(features, labels, num_classes, l2s[chosen]))
-
-
-# ---- A linear probe by gradient descent
-
-
-class LinearProbe(nn.Module):
-    """MAE's linear probe (He et al. 2021, arXiv:2111.06377): batch norm without scale and bias, then a linear layer.
-
-    As in torch, the running variance is unbiased, and the batch is normalized by the biased one.
-
-    Attributes:
-        num_classes: number of classes.
-        momentum: weight of the old running statistics; 1 minus torch's momentum.
-        epsilon: added to the variance.
-    """
-
-    num_classes: int
-    momentum: float = 0.9
-    epsilon: float = 1e-6
-
-    @nn.compact
-    def __call__(self, features: jax.Array, *, train: bool) -> jax.Array:
-        """Returns the logits, (n, num_classes) float32, of features, (n, dim)."""
-        count, dim = features.shape
-        running_mean = self.variable("batch_stats", "mean", jnp.zeros, (dim,), jnp.float32)
-        running_var = self.variable("batch_stats", "var", jnp.ones, (dim,), jnp.float32)
-        features = jnp.asarray(features, jnp.float32)
-        mean, var = running_mean.value, running_var.value
-        if train:
-            mean, var = features.mean(0), features.var(0)
-            if not self.is_initializing():
-                keep, take, unbiased = self.momentum, 1 - self.momentum, var * (count / max(1, count - 1))
-                running_mean.value = keep * running_mean.value + take * mean
-                running_var.value = keep * running_var.value + take * unbiased
-        features = (features - mean) * jax.lax.rsqrt(var + self.epsilon)
-        init = nn.initializers.normal(0.01)
-        return nn.Dense(self.num_classes, kernel_init=init, precision="highest", name="fc")(features)
-
-
-class ProbeState(NamedTuple):
-    """A probe in training: its `params` and `batch_stats`, and the state of the optimizer."""
-
-    params: Any
-    batch_stats: Any
-    opt_state: Any
-
-
-def make_probe_step(
-    probe: LinearProbe, optimizer: optax.GradientTransformation
-) -> Callable[[ProbeState, jax.Array, jax.Array], tuple[ProbeState, jax.Array]]:
-    """Returns the jitted step of a probe: (state, features (n, dim), labels (n,)) -> (state, mean cross-entropy).
-
-    MAE's optimizer is `create_optimizer("lars", rate, momentum=0.9, by_rank=True)`.
-    """
-
-    @jax.jit
-    def step(state: ProbeState, features: jax.Array, labels: jax.Array) -> tuple[ProbeState, jax.Array]:
-        def loss(params: Any) -> tuple[jax.Array, Any]:
-            variables = {"params": params, "batch_stats": state.batch_stats}
-            logits, updated = probe.apply(variables, features, train=True, mutable=["batch_stats"])
-            return softmax_cross_entropy(logits, labels).mean(), updated["batch_stats"]
-
-        (value, batch_stats), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        return ProbeState(optax.apply_updates(state.params, updates), batch_stats, opt_state), value
-
-    return step
 
 
 # ---- Accuracy
