@@ -7,7 +7,6 @@ there, on the devices of that process, and told to the others.
 
 import dataclasses
 import functools
-import logging
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NamedTuple
 
@@ -23,8 +22,6 @@ from vision_jax.errors import ConfigError, Interrupted
 from vision_jax.evaluators.base import Context, Evaluator, Prefixed, Step, Table, collect
 from vision_jax.metrics import in_top_k
 from vision_jax.objectives.base import Objective
-
-log = logging.getLogger(__name__)
 
 _BLOCK = 4096  # rows whose scores are compared at once
 
