@@ -127,9 +127,12 @@ def measured() -> dict[str, Any]:
     """The measures of a random classifier, and its tables; 21 examples leave a part of the last batch empty."""
     fields = config.default_config()
     fields.model.name, fields.data.image_size, fields.data.eval_resize, fields.eval.batch_size = "lenet5", 16, 16, 8
+    fields.data.max_bad_eval_records = 1
     with fields.unlocked():
         fields.evals = {"classes": {"kind": "per_class"}, "calibration": {"kind": "calibration"}}
         fields.evals.neighbors = {"kind": "knn", "k": 3, "train_examples": 17}
+        fields.evals.shots = {"kind": "ridge", "shots": 2}
+        fields.evals.probe = {"kind": "linear_probe", "epochs": 2, "batch_size": 8, "learning_rates": (0.1, 1.0)}
     mesh = sharding.make_mesh(fields.mesh)
     source = Pictures(np.random.RandomState(1).randint(0, 5, 21).tolist(), size=20, num_classes=5)
     objective = build.make_objective(fields, 5)
@@ -138,6 +141,7 @@ def measured() -> dict[str, Any]:
     )
     tables: dict[str, Any] = {}
     train = Pictures(np.random.RandomState(2).randint(0, 5, 19).tolist(), size=20, num_classes=5)
+    train.records[18] = (b"\xff\xd8 no image", 0)
     evaluators = build.make_evaluators(fields, objective, mesh, source, train_source=train)
     results = evaluate.measure(evaluators, objective, {"": variables}, keep_tables=tables.update)
     return {"results": results, "tables": tables}
