@@ -1,6 +1,6 @@
 """What a configuration describes, made: the face of `vision_jax.assembly`, where each file is one part."""
 
-from vision_jax.assembly.evaluations import evaluates_objective, make_evaluators
+from vision_jax.assembly.evaluations import evaluates_objective, make_context, make_evaluators
 from vision_jax.assembly.inputs import (
     check_images,
     create_source,
@@ -76,6 +76,7 @@ __all__ = [
     "load_constants",
     "load_initial",
     "load_pretrained",
+    "make_context",
     "make_eval_transform",
     "make_evaluators",
     "make_objective",

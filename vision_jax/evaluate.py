@@ -1,15 +1,18 @@
 """The evaluation program: of a checkpoint, or of weights from elsewhere, by the evaluators of the configuration."""
 
+import contextlib
+import dataclasses
 import logging
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import jax
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vision_jax import build
 from vision_jax import config as config_lib
-from vision_jax.data.sources import check_classes, closing
+from vision_jax.data.sources import Source, check_classes, closing
 from vision_jax.devices import distributed, partition, sharding
 from vision_jax.errors import check_no_url
 from vision_jax.evaluators import Evaluator, Table
@@ -65,6 +68,59 @@ def _evaluate_step(
     checkpointer: Checkpointer, step: int, config: ConfigDict | None, preemption: Preemption | None
 ) -> tuple[dict[str, float], dict[str, Table]]:
     """Restores what a checkpoint holds of the model, and evaluates it; returns the results and the tables."""
+    with restored(checkpointer, step, config) as model:
+        constants = {}
+        if build.evaluates_objective(model.config):
+            with model.watchdog.suspended():  # storage may be slow
+                constants = build.load_constants(model.objective, model.mesh)
+        evaluators = build.make_evaluators(
+            model.config,
+            model.objective,
+            model.mesh,
+            model.source,
+            constants=constants,
+            preemption=preemption,
+            watchdog=model.watchdog,
+        )
+        tables: dict[str, Table] = {}
+        return measure(evaluators, model.objective, model.variables, keep_tables=tables.update), tables
+
+
+@dataclasses.dataclass(frozen=True)
+class Restored:
+    """What a checkpoint holds of the model, on the devices, with the split that it is evaluated on.
+
+    Attributes:
+        config: the configuration, resolved.
+        mesh: of all devices.
+        source: the validation split; of the classes of the checkpoint.
+        objective: whose variables they are.
+        variables: by prefix; see `build.restore_variables`.
+        watchdog: runs as long as they are used.
+    """
+
+    config: ConfigDict
+    mesh: Mesh
+    source: Source
+    objective: Objective
+    variables: Prefixed
+    watchdog: Watchdog
+
+
+@contextlib.contextmanager
+def restored(checkpointer: Checkpointer, step: int, config: ConfigDict | None = None) -> Iterator[Restored]:
+    """Restores a checkpoint onto whatever devices there are, and opens the validation split, until the context ends.
+
+    Args:
+        checkpointer: of the checkpoints.
+        step: which of them.
+        config: None: the one in the checkpoint; if its mesh is not for these devices, with data parallelism alone.
+
+    Raises:
+        DamagedError: if files are incomplete or altered.
+        CheckpointError: if the checkpoint does not fit the configuration.
+        ConfigError, DataError: if the configuration or its data cannot be used here.
+    """
     about = checkpointer.about(step)
     if config is None:
         config = build.checkpoint_config(about)
@@ -81,13 +137,8 @@ def _evaluate_step(
     ):
         with watchdog.suspended():  # storage may be slow
             objective, variables = build.restore_variables(checkpointer, step, config, mesh)
-            constants = build.load_constants(objective, mesh) if build.evaluates_objective(config) else {}
         build.check_sizes(config, objective.setup.model, train=False)
-        evaluators = build.make_evaluators(
-            config, objective, mesh, source, constants=constants, preemption=preemption, watchdog=watchdog
-        )
-        tables: dict[str, Table] = {}
-        return measure(evaluators, objective, variables, keep_tables=tables.update), tables
+        yield Restored(config, mesh, source, objective, variables, watchdog)
 
 
 def evaluate_pretrained(config: ConfigDict, *, preemption: Preemption | None = None) -> dict[str, float]:

@@ -263,11 +263,16 @@ def _parse_flags(argv: list[str]) -> list[str]:
     sys.exit(2)
 
 
+def _hanging_threads(module: str) -> list[str]:
+    """Returns the threads that a module has left behind, without importing it."""
+    return sys.modules[module].hanging_threads() if module in sys.modules else []
+
+
 def main(argv: list[str]) -> None:
     """The entry point for absl."""
     del argv
     status = run()
-    if (loader := sys.modules.get("vision_jax.data.loader")) and loader.hanging_threads():
+    if any(_hanging_threads(module) for module in ("vision_jax.data.loader", "vision_jax.runtime.experiments")):
         # An orderly exit would wait for them, for ever.
         logging.shutdown()
         sys.stdout.flush()

@@ -16,6 +16,7 @@ it.
 import contextlib
 import dataclasses
 import functools
+import importlib.util
 import json
 import logging
 import pathlib
@@ -37,9 +38,10 @@ from vision_jax.data.order import BalancedOrder, TrainOrder
 from vision_jax.data.sources import Source, check_classes, closing
 from vision_jax.devices import compilation, distributed, sharding
 from vision_jax.errors import CheckpointError, ConfigError, DamagedError, Interrupted, Preempted, check_no_url
-from vision_jax.evaluators import Evaluator
+from vision_jax.evaluators import Evaluator, Table
 from vision_jax.objectives import Objective
-from vision_jax.runtime import writers
+from vision_jax.report import figures
+from vision_jax.runtime import experiments, writers
 from vision_jax.runtime.background import Background
 from vision_jax.runtime.checkpoint import BestMetric, Checkpointer
 from vision_jax.runtime.goodput import Goodput
@@ -240,14 +242,21 @@ def _train(
         rewinds = stored_rewinds(checkpointer, start)
         with watchdog.suspended(), goodput.phase("input"):  # it may read all labels
             order = build.make_order(config, checked.train_source)
-        with writers.MetricWriter(
-            workdir,
-            last_step=start,
-            tensorboard=config.log.tensorboard,
-            on_error=on_error,
-            enabled=is_first,
-            worker=background,
-        ) as writer:
+        as_json, fields = json.loads(config_lib.to_json(config)), dict(config_lib.flatten(config))
+        with (
+            experiments.track(
+                workdir, config.log.trackers, as_json, fields, watchdog=watchdog, enabled=is_first
+            ) as copies,
+            writers.MetricWriter(
+                workdir,
+                last_step=start,
+                tensorboard=config.log.tensorboard or "tensorboard" in config.log.trackers,
+                on_error=on_error,
+                enabled=is_first,
+                worker=background,
+                copies=copies,
+            ) as writer,
+        ):
             run = _Run(
                 checked=checked,
                 mesh=mesh,
@@ -265,7 +274,7 @@ def _train(
                 evaluated=set(evaluated),
                 checkpointer=checkpointer,
                 metadata={
-                    "config": json.loads(config_lib.to_json(config)),
+                    "config": as_json,
                     "best_is_high": best.high,
                     "num_examples": len(checked.train_source),
                     "num_classes": checked.train_source.num_classes,
@@ -408,13 +417,22 @@ def _evaluate(run: _Run, step: int, state: TrainState) -> None:
             due,
             run.checked.objective,
             variables,
-            keep_tables=functools.partial(run.writer.write_tables, step),
+            keep_tables=functools.partial(_write_tables, run.writer, step),
         )
     run.evaluated.add(step)
     if (value := run.best.score(results)) is not None:
         run.checkpointer.record(step, value)
     run.writer.write(step, results)
     log.info("Step %d of %d, evaluated:\n%s", step, run.checked.plan.total_steps, evaluate.format_results(results))
+
+
+def _write_tables(writer: writers.MetricWriter, step: int, tables: dict[str, Table]) -> None:
+    """Writes the tables of an evaluation, and pictures of them if matplotlib is installed."""
+    writer.write_tables(step, tables)
+    if importlib.util.find_spec("matplotlib") is not None:
+        writer.draw(step, functools.partial(figures.table_images, tables))
+    else:
+        log.info("The tables of step %d are not drawn, since matplotlib is not installed.", step)
 
 
 def _log_run(checked: Checked, state: TrainState) -> None:

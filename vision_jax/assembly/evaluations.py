@@ -8,9 +8,7 @@ from ml_collections import ConfigDict
 
 from vision_jax.assembly.inputs import make_eval_transform
 from vision_jax.config.plan import eval_kind, eval_options
-from vision_jax.data.sources import (
-    Source,
-)
+from vision_jax.data.sources import Source
 from vision_jax.evaluators import EVALUATORS, Context, Evaluator, LogitsEvaluator
 from vision_jax.objectives import Objective
 from vision_jax.runtime.preemption import Preemption
@@ -20,6 +18,35 @@ from vision_jax.runtime.watchdog import Watchdog
 def evaluates_objective(config: ConfigDict) -> bool:
     """Returns whether an evaluation asks for the loss of the objective itself, and so for its constants."""
     return any(eval_kind(config, name) == "objective" for name in config.evals)
+
+
+def make_context(
+    config: ConfigDict,
+    mesh: Mesh,
+    source: Source,
+    *,
+    constants: Mapping[str, Any] | None = None,
+    preemption: Preemption | None = None,
+    watchdog: Watchdog | None = None,
+) -> Context:
+    """Returns what every evaluator of a configuration gets; the arguments are those of `make_evaluators`."""
+    data = config.data
+    return Context(
+        mesh=mesh,
+        source=source,
+        transform=make_eval_transform(config),
+        batch_size=config.eval.batch_size or config.batch_size,
+        mean=tuple(data.mean),
+        std=tuple(data.std),
+        seed=config.seed,
+        constants=constants or {},
+        num_workers=data.num_workers,
+        num_threads=data.num_threads,
+        max_bad_records=data.max_bad_eval_records,
+        prefetch=data.prefetch,
+        preemption=preemption,
+        watchdog=watchdog or Watchdog(0),
+    )
 
 
 def make_evaluators(
@@ -43,23 +70,7 @@ def make_evaluators(
         preemption: asked before each batch whether to stop, and while waiting for one; None: nobody is asked.
         watchdog: told of each batch; None: nobody is.
     """
-    data = config.data
-    context = Context(
-        mesh=mesh,
-        source=source,
-        transform=make_eval_transform(config),
-        batch_size=config.eval.batch_size or config.batch_size,
-        mean=tuple(data.mean),
-        std=tuple(data.std),
-        seed=config.seed,
-        constants=constants or {},
-        num_workers=data.num_workers,
-        num_threads=data.num_threads,
-        max_bad_records=data.max_bad_eval_records,
-        prefetch=data.prefetch,
-        preemption=preemption,
-        watchdog=watchdog or Watchdog(0),
-    )
+    context = make_context(config, mesh, source, constants=constants, preemption=preemption, watchdog=watchdog)
     evaluators = {}
     for name in config.evals:
         kind = eval_kind(config, name)

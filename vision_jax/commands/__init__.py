@@ -8,9 +8,10 @@ VERBS = {
     "prepare": "write a data set for training, from archives, folders or tfds",
     "models": "list the models, with their parameters, multiply-adds and published accuracy",
     "preview": "show every augmentation in one picture",
-    "benchmark": "measure the input pipeline beside other loaders, and the training step beside torch",
+    "benchmark": "measure input and prediction beside other loaders, and the training step beside torch",
     "predict": "predict the classes of images, folders and archives",
     "features": "write the features of images, in shards, and measure them: neighbors, ridge and logistic regression",
     "search": "find the images that are most similar to others, as text or as an HTML page",
+    "report": "show runs in one HTML file: curves, classes, mistakes, samples, configuration",
     "export": "write a checkpoint as weights for timm or torchvision",
 }

@@ -1,4 +1,4 @@
-"""The commands `python -m vision_jax benchmark input` and `benchmark step`, with --help.
+"""The commands `python -m vision_jax benchmark input`, `benchmark step` and `benchmark predict`, with --help.
 
 Exit status: 0 done, 1 failed, 2 wrong flags, 130 Ctrl-C, 143 SIGTERM.
 """
@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from vision_jax.benchmark import input as input_benchmark
+from vision_jax.benchmark import prediction as prediction_benchmark
 from vision_jax.benchmark import step as step_benchmark
 from vision_jax.errors import VisionJaxError
 
@@ -40,6 +41,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     step_benchmark.add_arguments(command)
     command.set_defaults(run=step_benchmark.run)
+    command = commands.add_parser(
+        "predict",
+        help="predicting image files, beside loading them alone",
+        description="Images/s of `python -m vision_jax predict` beside those of its loader alone, on made-up JPEGs of "
+        "ImageNet's sizes: how near the command comes to what decoding allows.",
+    )
+    prediction_benchmark.add_arguments(command)
+    command.set_defaults(run=prediction_benchmark.run)
     arguments, unknown = parser.parse_known_args(argv)
     if "overrides" in arguments:
         arguments.overrides = [text for text in unknown if text.startswith("--config.")]

@@ -87,14 +87,21 @@ def refuse(arguments: argparse.Namespace, names: Sequence[str], instead: str) ->
             raise ConfigError(f"{flag} is {value!r}, which is {instead}.")
 
 
+def keep_compiled() -> None:
+    """Keeps compiled programs for the next time, where JAX's own variable or vision_jax's cache says."""
+    from vision_jax.devices import backend
+
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        backend.enable_compilation_cache(None)
+
+
 def load_model(arguments: argparse.Namespace, *, classifier: bool = True) -> "TrainedModel":
     """Loads the model that the flags of `add_model_arguments` name; arguments as for `build.from_file`."""
     from vision_jax import build, pretrained
     from vision_jax.devices import backend
 
     backend.start()
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # JAX's own variable
-        backend.enable_compilation_cache(None)
+    keep_compiled()
     if arguments.workdir is not None:
         return build.from_workdir(arguments.workdir, arguments.step, arguments.weights, arguments.overrides)
     names = pretrained.read_class_names(arguments.classes)

@@ -349,6 +349,9 @@ def default_config() -> ConfigDict:
     log.every_steps = 50
     # Write TensorBoard events too.
     log.tensorboard = True
+    # Experiment trackers that get the same lines: wandb, mlflow, or tensorboard, which `log.tensorboard` turns on too.
+    # Where they send them is up to their environment variables, such as WANDB_PROJECT and MLFLOW_TRACKING_URI.
+    log.trackers = ()
     # Profile steps (first, last) into WORKDIR/profile; (): none. SIGUSR1 profiles the next ten steps.
     log.profile_steps = ()
 

@@ -34,6 +34,7 @@ from vision_jax.devices import sharding
 from vision_jax.errors import ConfigError, check_no_url, suggest
 from vision_jax.evaluators import EVALUATORS, LogitsEvaluator
 from vision_jax.objectives import OBJECTIVES, options_of
+from vision_jax.runtime import experiments
 
 # What `validate` allows; fields that are not set are not checked.
 _CHOICES = {
@@ -56,6 +57,7 @@ _WEIGHTS = ("model.pretrained", "distill.pretrained")
 
 
 # What tuples hold that do not hold numbers.
+_NAMES = ("log.trackers",)
 _PATTERNS = ("optimizer.no_decay", "optimizer.no_clip_adaptive", "optimizer.frozen")
 
 
@@ -146,6 +148,7 @@ def validate(config: ConfigDict, num_devices: int, *, train: bool = True) -> Non
     if not problems:  # the other checks compute with the values
         checks = (_check_ranges(config), _check_names(config), _check_data(config), _check_batches(config, num_devices))
         problems = [problem for check in checks for problem in check]
+        problems += [f"log.trackers: {what}" for what in experiments.problems(config.log.trackers, train=train)]
         if train and config.dtype == "float16":
             problems.append(
                 "dtype is 'float16', which in training needs loss scaling, which is not implemented: small gradients "
@@ -263,7 +266,10 @@ def _check_items(path: str, items: list) -> Iterator[str]:
     def is_number(value: object) -> bool:
         return isinstance(value, float | int) and not isinstance(value, bool) and math.isfinite(value)
 
-    if path in _PATTERNS:
+    if path in _NAMES:
+        if not all(isinstance(v, str) for v in items):
+            yield f"{path} is {items!r}; it takes names."
+    elif path in _PATTERNS:
         if not all(isinstance(v, str) for v in items):
             yield f"{path} is {items!r}; it takes strings, regular expressions."
     elif path in _PAIRS:

@@ -155,25 +155,36 @@ class PerClass(LogitsEvaluator):
 
     def _table(self, prefix: str, confusion: np.ndarray, support: np.ndarray) -> Table:
         """Returns the table of each class, and logs the most frequent confusions."""
-        names = class_names(self.context.source.class_names, len(support))
-        frequent = [
-            (names[label], names[prediction], count, int(support[label]))
-            for label, prediction, count in most_frequent_confusions(confusion, self.confusions)
-        ]
-        if frequent:
+        table = class_table(self.context.source.class_names, confusion, support, self.confusions)
+        if frequent := table["confusions"]:
             log.info(
                 "The most frequent confusions%s:\n%s",
                 " of the EMA" if prefix == "ema_" else "",
                 "\n".join(f"  {label} as {predicted}: {n} of {all_}" for label, predicted, n, all_ in frequent),
             )
-        labels, predictions = np.nonzero(confusion)
-        return {
-            "classes": names,
-            "support": support.tolist(),
-            **{name: values.tolist() for name, values in class_scores(confusion, support).items()},
-            "confusion": np.stack([labels, predictions, confusion[labels, predictions]], 1).tolist(),
-            "confusions": [list(row) for row in frequent],
-        }
+        return table
+
+
+def class_table(names: Sequence[str], confusion: np.ndarray, support: np.ndarray, confusions: int) -> Table:
+    """Returns the values of each class, the confusion matrix, and the most frequent confusions, as JSON.
+
+    Args:
+        names: of the classes; those that are unknown get their numbers.
+        confusion, support: of all examples; see `confusion_sums`.
+        confusions: how many of the most frequent ones are listed.
+    """
+    names = class_names(names, len(support))
+    labels, predictions = np.nonzero(confusion)
+    return {
+        "classes": names,
+        "support": support.tolist(),
+        **{name: values.tolist() for name, values in class_scores(confusion, support).items()},
+        "confusion": np.stack([labels, predictions, confusion[labels, predictions]], 1).tolist(),
+        "confusions": [
+            [names[label], names[prediction], count, int(support[label])]
+            for label, prediction, count in most_frequent_confusions(confusion, confusions)
+        ],
+    }
 
 
 def class_names(names: Sequence[str], classes: int) -> list[str]:

@@ -97,8 +97,27 @@ class Appender:
             raise self._error(error) from error
 
 
+def png_shape(data: bytes) -> tuple[int, int, int]:
+    """Returns (height, width, channels) of a PNG file, with 3 channels if it has a palette.
+
+    Raises:
+        ValueError: if it is none.
+    """
+    # The signature, then the first chunk: https://www.w3.org/TR/png/#11IHDR
+    channels = {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}  # by color type
+    if data[:8] != b"\x89PNG\r\n\x1a\n" or data[12:16] != b"IHDR" or len(data) < 26 or data[25] not in channels:
+        raise ValueError(f"is no PNG file: it begins with {data[:26]!r}")
+    width, height = struct.unpack(">II", data[16:24])
+    return height, width, channels[data[25]]
+
+
 def event(
-    step: int, values: Mapping[str, float] | None = None, *, file_version: str = "", session_log: bool = False
+    step: int,
+    values: Mapping[str, float] | None = None,
+    *,
+    images: Mapping[str, bytes] | None = None,
+    file_version: str = "",
+    session_log: bool = False,
 ) -> bytes:
     """Returns a record of a TensorBoard event file.
 
@@ -108,6 +127,7 @@ def event(
     Args:
         step: of the values.
         values: scalars by name.
+        images: PNG files by name.
         file_version: the first record of a file.
         session_log: make TensorBoard discard this step and those after it.
     """
@@ -120,8 +140,13 @@ def event(
     elif session_log:
         record.session_log.status = event_pb2.SessionLog.START
     else:
-        scalars = [summary_pb2.Summary.Value(tag=name, simple_value=value) for name, value in (values or {}).items()]
-        record.summary.CopyFrom(summary_pb2.Summary(value=scalars))
+        Summary = summary_pb2.Summary
+        items = [Summary.Value(tag=name, simple_value=value) for name, value in (values or {}).items()]
+        for name, png in (images or {}).items():
+            height, width, channels = png_shape(png)
+            image = Summary.Image(height=height, width=width, colorspace=channels, encoded_image_string=png)
+            items.append(Summary.Value(tag=name, image=image))
+        record.summary.CopyFrom(Summary(value=items))
     data = record.SerializeToString()
     length = struct.pack("<Q", len(data))
     return length + struct.pack("<I", masked_crc32c(length)) + data + struct.pack("<I", masked_crc32c(data))

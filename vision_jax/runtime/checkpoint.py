@@ -374,19 +374,7 @@ class Checkpointer:
             DamagedError: if it is incomplete or altered.
         """
         with self._patience(f"the description of step {step}"):
-            return distributed.from_first(lambda: self._read_about(step))
-
-    def _read_about(self, step: int) -> dict[str, Any]:
-        """Does the work of `about`, in this process."""
-        try:
-            about = json.loads((self.directory / str(step) / "about" / "metadata").read_text())
-            if about.pop("checksum", None) != _checksum(about):
-                raise ValueError("its description is not what was saved")
-            return about
-        except PermissionError as error:
-            raise CheckpointError(_forbidden(self.directory / str(step))) from error
-        except (OSError, ValueError, AttributeError) as error:
-            raise DamagedError(f"The checkpoint {self.directory / str(step)} is damaged: {error}") from error
+            return distributed.from_first(lambda: read_about(self.directory / str(step)))
 
     def restore_item(self, step: int, name: str, abstract_item: Any) -> Any:
         """Restores an item, `model` or `optimizer`, onto the devices in the shardings of `abstract_item`.
@@ -520,6 +508,24 @@ class Checkpointer:
         self._discard_manager()
 
 
+def read_about(path: pathlib.Path) -> dict[str, Any]:
+    """Returns the JSON metadata of the checkpoint at `path`, as this process sees them; see `Checkpointer.about`.
+
+    Raises:
+        DamagedError: if they are incomplete or altered.
+        CheckpointError: if they may not be read.
+    """
+    try:
+        about = json.loads((path / "about" / "metadata").read_text())
+        if about.pop("checksum", None) != _checksum(about):
+            raise ValueError("its description is not what was saved")
+        return about
+    except PermissionError as error:
+        raise CheckpointError(_forbidden(path)) from error
+    except (OSError, ValueError, AttributeError) as error:
+        raise DamagedError(f"The checkpoint {path} is damaged: {error}") from error
+
+
 def _check_arrays(path: pathlib.Path, name: str, abstract_item: Any, about: Mapping[str, Any]) -> dict[str, list[Any]]:
     """Returns the stored [shape, dtype, digest] of each array of an item, if they are the expected arrays.
 
@@ -609,7 +615,7 @@ def _choose(checkpointer: Checkpointer, workdir: pathlib.Path, wanted: int | str
     if wanted is None:
         return there[::-1]
     if wanted == "best":
-        best = BestMetric.of(checkpointer._read_about(there[-1]))
+        best = BestMetric.of(read_about(checkpointer.directory / str(there[-1])))
         wanted = best_step(there, best.scores(writers.training_records(workdir)))
         if wanted is None:
             raise CheckpointError(

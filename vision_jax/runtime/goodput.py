@@ -187,18 +187,12 @@ class Goodput:
     def _read(self, step: int) -> dict[str, Any] | None:
         """Returns the content of the file; None, with a warning, if it is missing or damaged."""
         try:
-            values = json.loads(self._path.read_text())
-            numbers = {name: float(values["seconds"][name]) for name in CATEGORIES}
-            down, written = float(values["down"]), float(values["written"])
-            marks = [[int(at), float(seconds)] for at, seconds in values["marks"]]
-            if not all(math.isfinite(x) for x in (*numbers.values(), down, written, *(x for _, x in marks))):
-                raise ValueError("it contains numbers that are not finite")
-            return {**values, "seconds": numbers, "down": down, "attempts": int(values["attempts"]), "marks": marks}
+            return read(self._path)
         except FileNotFoundError:
             if step:
                 log.warning("%s is missing: the time of earlier attempts is not counted.", self._path)
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            log.warning("%s is damaged (%r): the time of earlier attempts is not counted.", self._path, error)
+        except (OSError, ValueError) as error:
+            log.warning("%s is damaged (%s): the time of earlier attempts is not counted.", self._path, error)
         return None
 
     def _write(self) -> None:
@@ -236,3 +230,29 @@ class Goodput:
         self._write()
         if self._continues:
             log.info("%s", self.table())
+
+
+def read(path: pathlib.Path) -> dict[str, Any]:
+    """Returns the content of the file of a `Goodput`.
+
+    Returns:
+        seconds: of each of `CATEGORIES`.
+        down: seconds between the attempts.
+        attempts: how many there were.
+        productive, marks, written: as they are written.
+
+    Raises:
+        OSError: if the file is missing or cannot be read.
+        ValueError: if it is damaged.
+    """
+    try:
+        values = json.loads(path.read_text())
+        numbers = {name: float(values["seconds"][name]) for name in CATEGORIES}
+        down, written = float(values["down"]), float(values["written"])
+        marks = [[int(at), float(seconds)] for at, seconds in values["marks"]]
+        attempts = int(values["attempts"])
+    except (TypeError, KeyError) as error:
+        raise ValueError(f"something is missing in it: {error!r}") from error
+    if not all(math.isfinite(x) for x in (*numbers.values(), down, written, *(x for _, x in marks))):
+        raise ValueError("it contains numbers that are not finite")
+    return {**values, "seconds": numbers, "down": down, "written": written, "attempts": attempts, "marks": marks}

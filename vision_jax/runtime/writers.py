@@ -11,13 +11,13 @@ import pathlib
 import socket
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from typing import Any, Self
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Protocol, Self
 
 import tqdm
 
 from vision_jax.errors import CheckpointError
-from vision_jax.runtime.appender import Appender, event
+from vision_jax.runtime.appender import Appender, event, png_shape
 from vision_jax.runtime.background import Inline, Worker
 
 log = logging.getLogger(__name__)
@@ -95,7 +95,7 @@ def read_metrics(workdir: pathlib.Path, name: str = "metrics.jsonl") -> list[dic
             record = json.loads(line or "{}")
             if record:
                 records.append({**record, "step": int(record["step"])})
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, OverflowError):
             log.warning("Line %d of %s is skipped, as it is incomplete or damaged: %.80s", number, path, line)
     return records
 
@@ -126,6 +126,14 @@ def _append(path: pathlib.Path, line: str) -> None:
         file.write(line.encode())
 
 
+class Copies(Protocol):
+    """What else gets the lines and images of a run: `experiments.Experiments`."""
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None: ...
+
+    def write_images(self, step: int, images: Mapping[str, bytes]) -> None: ...
+
+
 class MetricWriter:
     """Appends to metrics.jsonl, to TensorBoard events, and to tables.jsonl, which exists only if there are tables.
 
@@ -139,6 +147,7 @@ class MetricWriter:
         enabled: False writes nothing: one process does this for all.
         worker: does the writing, asynchronously if it is a `Background`, which reports errors at the next call; None:
             it is done at once.
+        copies: gets lines and images too, also those that are dropped and computed again.
 
     Raises:
         CheckpointError: if the files cannot be written to.
@@ -153,12 +162,14 @@ class MetricWriter:
         on_error: str = "stop",
         enabled: bool = True,
         worker: Worker | None = None,
+        copies: Copies | None = None,
     ):
         self._workdir = workdir
         self._worker = worker or Inline()
-        self._lines = self._tables = self._events = None
+        self._lines = self._tables = self._events = self._copies = None
         if not enabled:
             return
+        self._copies = copies
         self._lines = Appender(workdir / "metrics.jsonl", on_error=on_error)
         self._tables = Appender(workdir / "tables.jsonl", on_error=on_error)
         if tensorboard:
@@ -196,6 +207,55 @@ class MetricWriter:
             self._worker.do(functools.partial(self._lines.write, _line(step, metrics).encode()))
         if self._events is not None:
             self._worker.do(functools.partial(self._events.write, event(step, metrics)))
+        if self._copies is not None:
+            self._copies.write(step, metrics)
+
+    def write_images(self, step: int, images: Mapping[str, bytes]) -> None:
+        """Writes images to TensorBoard events and experiment trackers, which are the only ones to keep them.
+
+        Args:
+            step: that they belong to.
+            images: PNG files by name, such as `val/mistakes`.
+
+        Raises:
+            ValueError: if one is no PNG file.
+            CheckpointError: as `write`.
+        """
+        for name, png in images.items():
+            try:
+                png_shape(png)
+            except ValueError as error:
+                raise ValueError(f"The image {name} {error}.") from None
+        self._worker.do(functools.partial(self._send_images, step, images))
+
+    def draw(self, step: int, make: Callable[[], Mapping[str, bytes]]) -> None:
+        """Writes the images that `make` returns, which is called where files are written, so that no step waits for it.
+
+        If nothing takes images, it is not called. If it fails, the run goes on without these images, with a warning.
+
+        Raises:
+            CheckpointError: as `write`.
+        """
+        if self._events is None and not self._copies:
+            return
+
+        def draw() -> None:
+            try:
+                images = make()
+            except Exception:  # a picture is no reason to end a run
+                log.warning("The pictures of step %d cannot be drawn:", step, exc_info=True)
+                return
+            self._send_images(step, images)
+
+        self._worker.do(draw)
+
+    def _send_images(self, step: int, images: Mapping[str, bytes]) -> None:
+        if not images:
+            return
+        if self._events is not None:
+            self._events.write(event(step, images=images))
+        if self._copies is not None:
+            self._copies.write_images(step, images)
 
     def write_tables(self, step: int, tables: Mapping[str, Any]) -> None:
         """Writes a line of tables.jsonl: the tables by name, as JSON.

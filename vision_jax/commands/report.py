@@ -1,0 +1,44 @@
+"""Shows what was trained in one HTML file: `python -m vision_jax report WORKDIR... --output=report.html`.
+
+It opens without a network, and holds the curves of all runs, where their time went, their configurations and what
+differs in them, and of each run the confusion matrix, the scores of classes, the reliability diagram, the worst
+mistakes and least certain predictions with their images, and samples of the augmented batch that it was trained on.
+
+For these a checkpoint is evaluated on the validation split, with the moving average (EMA) of the weights if there is
+one. `--no-evaluate` uses nothing but the files of the workdirs. Exit status: 0 done, 1 failed, 2 wrong flags.
+"""
+
+import argparse
+from collections.abc import Sequence
+
+from vision_jax.commands import common
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Does what the flags say and returns the exit status."""
+    parser = argparse.ArgumentParser(
+        "python -m vision_jax report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("workdirs", metavar="WORKDIR", nargs="+", help="of a run; several are compared")
+    parser.add_argument("--output", default="report.html", help="the file to write, or to replace (%(default)s)")
+    parser.add_argument(
+        "--step", help="of the checkpoint, a number or `best`; default: the best if one is known, or else the latest"
+    )
+    parser.add_argument("--no-evaluate", action="store_true", help="use the files of the workdirs alone")
+    flags = parser.parse_args(argv)
+    if flags.step is not None and flags.step != "best" and not flags.step.isdigit():
+        parser.error(f"--step is {flags.step!r}: give a number or best")
+    if flags.step is not None and flags.no_evaluate:
+        parser.error("--step is the checkpoint that is evaluated: leave it out with --no-evaluate")
+    return common.run(lambda: report(flags))
+
+
+def report(flags: argparse.Namespace) -> int:
+    """Writes what the flags say; returns the exit status."""
+    from vision_jax.report import program  # imports JAX, which takes seconds that --help should not
+
+    if not flags.no_evaluate:
+        common.keep_compiled()
+    program.write_report(flags.workdirs, flags.output, step=flags.step, evaluate=not flags.no_evaluate)
+    print(flags.output)
+    return 0
