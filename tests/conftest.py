@@ -37,6 +37,7 @@ COMPILED.mkdir(mode=0o700, parents=True, exist_ok=True)
 # Of these files, one process runs all tests: they share a run or compiled programs.
 ONE_PROCESS_EACH = (
     "tests/augment/test_ops.py",
+    "tests/evaluators/test_frozen.py",
     "tests/report/test_report.py",
     "tests/test_processes.py",
     "tests/test_recipes.py",

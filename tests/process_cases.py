@@ -14,6 +14,7 @@ import types
 from collections.abc import Callable
 from typing import Any
 
+import evaluation_sets
 import jax
 import numpy as np
 import pytest
@@ -28,6 +29,8 @@ from vision_jax.devices import cluster, distributed, sharding
 from vision_jax.errors import CheckpointError
 from vision_jax.runtime import writers
 from vision_jax.runtime.checkpoint import Checkpointer
+from vision_jax.suite.find import find_sets
+from vision_jax.suite.run import Options, run_suite
 
 
 def attempt(function: Callable[[], Any]) -> Any:
@@ -124,8 +127,12 @@ def measured() -> dict[str, Any]:
     """The measures of a random classifier, and its tables; 21 examples leave a part of the last batch empty."""
     fields = config.default_config()
     fields.model.name, fields.data.image_size, fields.data.eval_resize, fields.eval.batch_size = "lenet5", 16, 16, 8
+    fields.data.max_bad_eval_records = 1
     with fields.unlocked():
         fields.evals = {"classes": {"kind": "per_class"}, "calibration": {"kind": "calibration"}}
+        fields.evals.neighbors = {"kind": "knn", "k": 3, "train_examples": 17}
+        fields.evals.shots = {"kind": "ridge", "shots": 2}
+        fields.evals.probe = {"kind": "linear_probe", "epochs": 2, "batch_size": 8, "learning_rates": (0.1, 1.0)}
     mesh = sharding.make_mesh(fields.mesh)
     source = Pictures(np.random.RandomState(1).randint(0, 5, 21).tolist(), size=20, num_classes=5)
     objective = build.make_objective(fields, 5)
@@ -133,7 +140,9 @@ def measured() -> dict[str, Any]:
         jax.device_get(build.initialize(objective, jax.random.key(0))), sharding.replicated(mesh)
     )
     tables: dict[str, Any] = {}
-    evaluators = build.make_evaluators(fields, objective, mesh, source)
+    train = Pictures(np.random.RandomState(2).randint(0, 5, 19).tolist(), size=20, num_classes=5)
+    train.records[18] = (b"\xff\xd8 no image", 0)
+    evaluators = build.make_evaluators(fields, objective, mesh, source, train_source=train)
     results = evaluate.measure(evaluators, objective, {"": variables}, keep_tables=tables.update)
     return {"results": results, "tables": tables}
 
@@ -147,6 +156,26 @@ def stored(directory: pathlib.Path) -> list[str]:
     features.extract(trained, features.Images(source, "pictures"), directory / "features", options)
     del source.records[0]
     return attempt(lambda: features.extract(trained, features.Images(source, "pictures"), directory / "features"))
+
+
+def suite_of_sets(directory: pathlib.Path) -> dict[str, Any]:
+    """The scores of miniatures of evaluation sets; of one, every process leaves out a damaged image."""
+    if jax.process_index() == 0:
+        evaluation_sets.write_archives(directory / "sets")
+        evaluation_sets.write(directory / "sets", evaluation_sets.corruption_files(("fog",)))
+        damaged = evaluation_sets.png(evaluation_sets.right(0))[:60]
+        for number in range(4):
+            evaluation_sets.write(directory / "sets" / "fog" / "1", {f"n01440764/{number}.JPEG": damaged})
+    sharding.wait_for_all("the sets are written")
+    found = find_sets(directory / "sets")
+    done = [
+        run_suite(evaluation_sets.trained(), found, found.sets(), directory / "suite", Options(8, max_bad))
+        for max_bad in (0, 4)
+    ]
+    sets = json.loads((directory / "suite" / "suite.json").read_text())["sets"]
+    for entry in sets.values():
+        del entry["seconds"]
+    return {"done": done, "sets": sets}
 
 
 def main() -> None:
@@ -166,6 +195,7 @@ def main() -> None:
         "placed": placed(),
         "measured": measured(),
         "stored": stored(arguments.directory),
+        "suite": suite_of_sets(arguments.directory),
         "damaged": damaged_shard(arguments.directory),
         "directory": str(arguments.directory),
         "messages": messages,

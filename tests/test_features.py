@@ -174,9 +174,7 @@ def test_damaged_images(trained, photos: pathlib.Path, tmp_path: pathlib.Path):
     images = Images(Broken(photos), "photos")
     with pytest.raises(DataError, match=r"Cannot decode .*04\.png: "):
         features.extract(trained, images, tmp_path / "none", OPTIONS)
-    with pytest.raises(
-        DataError, match=r"2 images are damaged, such as .*z\udcff.png: repair or remove them, or raise"
-    ):
+    with pytest.raises(DataError, match=r"2 images are damaged, such as .*z\?\.png: repair or remove them, or raise"):
         features.extract(trained, images, tmp_path / "one", dataclasses.replace(OPTIONS, max_bad=1))
     done = features.extract(trained, images, tmp_path / "two", dataclasses.replace(OPTIONS, max_bad=2))
     assert (done.rows, done.damaged) == (COUNT - 2, 2)

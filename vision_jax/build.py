@@ -1,6 +1,12 @@
 """What a configuration describes, made: the face of `vision_jax.assembly`, where each file is one part."""
 
-from vision_jax.assembly.evaluations import evaluates_objective, make_context, make_evaluators
+from vision_jax.assembly.evaluations import (
+    check_train_examples,
+    evaluates_objective,
+    learns_from_training,
+    make_context,
+    make_evaluators,
+)
 from vision_jax.assembly.inputs import (
     check_images,
     create_source,
@@ -60,6 +66,7 @@ __all__ = [
     "build_model",
     "check_images",
     "check_sizes",
+    "check_train_examples",
     "checkpoint_config",
     "classifier",
     "compile_steps",
@@ -73,6 +80,7 @@ __all__ = [
     "image_shape",
     "init_variables",
     "initialize",
+    "learns_from_training",
     "load_constants",
     "load_initial",
     "load_pretrained",

@@ -9,7 +9,8 @@ from ml_collections import ConfigDict
 from vision_jax.assembly.inputs import make_eval_transform
 from vision_jax.config.plan import eval_kind, eval_options
 from vision_jax.data.sources import Source
-from vision_jax.evaluators import EVALUATORS, Context, Evaluator, LogitsEvaluator
+from vision_jax.errors import DataError
+from vision_jax.evaluators import EVALUATORS, Bank, Context, Evaluator, FrozenFeatures, LogitsEvaluator
 from vision_jax.objectives import Objective
 from vision_jax.runtime.preemption import Preemption
 from vision_jax.runtime.watchdog import Watchdog
@@ -20,17 +21,41 @@ def evaluates_objective(config: ConfigDict) -> bool:
     return any(eval_kind(config, name) == "objective" for name in config.evals)
 
 
+def learns_from_training(config: ConfigDict) -> bool:
+    """Returns whether an evaluation learns from the training split, which is then to be opened."""
+    return any(issubclass(EVALUATORS[eval_kind(config, name)], FrozenFeatures) for name in config.evals)
+
+
+def check_train_examples(config: ConfigDict, source: Source) -> None:
+    """Checks that no evaluation asks for more training examples than there are.
+
+    Raises:
+        DataError: if one does.
+    """
+    for name in config.evals:
+        wanted = eval_options(config, name).get("train_examples")
+        if wanted is not None and wanted > len(source):
+            raise DataError(
+                f"evals.{name}.train_examples is {wanted}, more than the {len(source)} of the split "
+                f"{config.data.train_split!r}: lower it, or leave it unset."
+            )
+
+
 def make_context(
     config: ConfigDict,
     mesh: Mesh,
     source: Source,
     *,
+    train_source: Source | None = None,
     constants: Mapping[str, Any] | None = None,
     preemption: Preemption | None = None,
     watchdog: Watchdog | None = None,
 ) -> Context:
     """Returns what every evaluator of a configuration gets; the arguments are those of `make_evaluators`."""
     data = config.data
+    train = None
+    if train_source is not None:  # what the training tolerates in it, an evaluation does, too
+        train = Bank(train_source, max(data.max_bad_records, data.max_bad_eval_records))
     return Context(
         mesh=mesh,
         source=source,
@@ -40,6 +65,7 @@ def make_context(
         std=tuple(data.std),
         seed=config.seed,
         constants=constants or {},
+        train=train,
         num_workers=data.num_workers,
         num_threads=data.num_threads,
         max_bad_records=data.max_bad_eval_records,
@@ -55,6 +81,7 @@ def make_evaluators(
     mesh: Mesh,
     source: Source,
     *,
+    train_source: Source | None = None,
     constants: Mapping[str, Any] | None = None,
     preemption: Preemption | None = None,
     watchdog: Watchdog | None = None,
@@ -66,11 +93,25 @@ def make_evaluators(
         objective: what they measure.
         mesh: of all devices.
         source: the validation split.
+        train_source: the training split, if an evaluation learns from it; see `learns_from_training`.
         constants: of the objective.
         preemption: asked before each batch whether to stop, and while waiting for one; None: nobody is asked.
         watchdog: told of each batch; None: nobody is.
+
+    Raises:
+        DataError: if an evaluation asks for more training examples than there are.
     """
-    context = make_context(config, mesh, source, constants=constants, preemption=preemption, watchdog=watchdog)
+    if train_source is not None:
+        check_train_examples(config, train_source)
+    context = make_context(
+        config,
+        mesh,
+        source,
+        train_source=train_source,
+        constants=constants,
+        preemption=preemption,
+        watchdog=watchdog,
+    )
     evaluators = {}
     for name in config.evals:
         kind = eval_kind(config, name)

@@ -30,6 +30,9 @@ from vision_jax.runtime.checkpoint import Checkpointer, choose_checkpoints
 
 log = logging.getLogger(__name__)
 
+# What `data.model_input` sets.
+_MODEL_INPUT = ("image_size", "channels", "mean", "std", "eval_crop", "eval_filter")
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TrainedModel:
@@ -170,8 +173,12 @@ def from_file(
 
 def _settle(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
     """Returns a configuration with what `data.model_input` asks for, and then the overrides; checked."""
-    config = config_lib.resolve(config)
-    config.data.model_input = False  # it has been done, and would undo overrides
-    config = command_line.override(config, overrides)
+    if config.data.model_input:
+        asked = config_lib.resolve(config).data
+        with config.ignore_type():
+            config.data.update({name: asked[name] for name in _MODEL_INPUT})
+        config.data.model_input = False  # it has been done, and would undo overrides
+    # Fields that are not set have types until they are resolved, which flags need.
+    config = config_lib.resolve(command_line.override(config, overrides))
     config_lib.validate(config, jax.device_count(), train=False)
     return config

@@ -108,11 +108,6 @@ def load_model(arguments: argparse.Namespace, *, classifier: bool = True) -> "Tr
     return build.from_file(arguments.model, arguments.pretrained, names, arguments.overrides, classifier=classifier)
 
 
-def printable(path: str) -> str:
-    """Returns a path with what is no UTF-8 in it replaced."""
-    return path.encode("utf-8", "replace").decode()
-
-
 def write_json(path: str | None, results: Any) -> None:
     """Writes results to the file of --json, if it was given.
 

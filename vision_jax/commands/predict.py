@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from vision_jax.commands import common
-from vision_jax.errors import ConfigError, DataError, check_no_url, check_output
+from vision_jax.errors import ConfigError, DataError, check_no_url, check_output, printable
 
 if TYPE_CHECKING:
     from vision_jax.predict import Prediction
@@ -133,12 +133,12 @@ def _lines(kind: str, file: Any, topk: int) -> "Write":
         elif kind == "csv":
             cells = [cell for c in prediction.classes for cell in (c.number, c.name, f"{c.probability:.6g}")]
             cells += [""] * (3 * topk - len(cells))
-            rows.writerow([common.printable(prediction.path), *cells, prediction.error or ""])
+            rows.writerow([printable(prediction.path), *cells, prediction.error or ""])
         elif prediction.error is not None:
-            print(f"{common.printable(prediction.path)}: damaged: {prediction.error}", file=file)
+            print(f"{printable(prediction.path)}: damaged: {prediction.error}", file=file)
         else:
             classes = ", ".join(f"{c.name} {c.probability:.1%}" for c in prediction.classes)
-            print(f"{common.printable(prediction.path)}: {classes}", file=file)
+            print(f"{printable(prediction.path)}: {classes}", file=file)
 
     return write
 
@@ -169,7 +169,7 @@ def _parquet(output: pathlib.Path) -> Iterator["Write"]:
             pending.clear()
 
         def write(prediction: "Prediction") -> None:
-            pending.append(_as_dict(prediction) | {"image": common.printable(prediction.path)})
+            pending.append(_as_dict(prediction) | {"image": printable(prediction.path)})
             if len(pending) >= _ROWS:
                 flush()
 

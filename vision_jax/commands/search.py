@@ -20,7 +20,7 @@ from collections.abc import Sequence, Set
 from typing import TYPE_CHECKING, Any
 
 from vision_jax.commands import common
-from vision_jax.errors import ConfigError, DataError, check_no_url, check_output
+from vision_jax.errors import ConfigError, DataError, check_no_url, check_output, printable
 from vision_jax.runtime.writers import write_atomically
 
 if TYPE_CHECKING:
@@ -176,7 +176,7 @@ def _tell_missing(missing: Set[str]) -> None:
     if missing:
         print(
             f"{len(missing)} of the images that were found have no picture, since they are not there any more or "
-            f"cannot be read, such as {common.printable(min(missing))}.",
+            f"cannot be read, such as {printable(min(missing))}.",
             file=sys.stderr,
         )
 
@@ -185,10 +185,10 @@ def _as_text(found: Sequence["Found"]) -> str:
     """Returns a table for each query."""
     lines = []
     for each in found:
-        lines.append(common.printable(each.query) + ("" if each.error is None else f": damaged: {each.error}"))
+        lines.append(printable(each.query) + ("" if each.error is None else f": damaged: {each.error}"))
         for rank, match in enumerate(each.matches, 1):
             label = "" if match.label is None else f"  [{match.label}]"
-            lines.append(f"{rank:6}  {match.cosine:7.4f}  {common.printable(match.name)}{label}")
+            lines.append(f"{rank:6}  {match.cosine:7.4f}  {printable(match.name)}{label}")
     return "".join(f"{line}\n" for line in lines)
 
 
@@ -198,9 +198,9 @@ def _as_csv(found: Sequence["Found"]) -> str:
     rows = csv.writer(file, lineterminator="\n")
     rows.writerow(["query", "rank", "image", "cosine", "class", "error"])
     for each in found:
-        query = common.printable(each.query)
+        query = printable(each.query)
         for rank, match in enumerate(each.matches, 1):
-            rows.writerow([query, rank, common.printable(match.name), f"{match.cosine:.6f}", match.label or "", ""])
+            rows.writerow([query, rank, printable(match.name), f"{match.cosine:.6f}", match.label or "", ""])
         if each.error is not None:
             rows.writerow([query, "", "", "", "", each.error])
     return file.getvalue()

@@ -452,7 +452,7 @@ def _label_cache(source: Source) -> pathlib.Path | None:
 
 def _read_labels(source: Source, num_threads: int | None) -> np.ndarray:
     """Reads all records for their labels."""
-    log.info("Reading the labels of %d records, since the sampling is balanced by class.", len(source))
+    log.info("Reading the labels of %d records.", len(source))
     labels = np.empty(len(source), np.int32)
 
     def read(first: int) -> None:
@@ -462,7 +462,7 @@ def _read_labels(source: Source, num_threads: int | None) -> np.ndarray:
             except Exception as error:  # whatever a format's reader raises
                 raise DataError(f"Cannot read {source.describe(index)}: {error}. Repair or remove it.") from error
             if "label" not in record:
-                raise DataError(f"{source.describe(index)} has no label, which balanced sampling needs.")
+                raise DataError(f"{source.describe(index)} has no label, and records are to be chosen by their labels.")
             check_record(source, index, record)
             labels[index] = record["label"]
 

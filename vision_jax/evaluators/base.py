@@ -36,6 +36,34 @@ Table = dict[str, Any]  # what JSON can express: lists of a number for each clas
 Step = Callable[[Any, Any], Any]
 
 
+class Bank:
+    """The training split, for evaluators that learn from its features; and what they have collected for each other.
+
+    Args:
+        source: the training split.
+        max_bad_records: number of damaged records that each process may leave out.
+    """
+
+    def __init__(self, source: Source, max_bad_records: int = 0):
+        self.source, self.max_bad_records = source, max_bad_records
+        self._of: list[Any] = []
+        self._kept: dict[Any, Any] = {}
+
+    def keep(self, key: Any, variables: Any, make: Callable[[], Any]) -> Any:
+        """Returns what `make` returns, which is kept under a key for as long as the variables are the same arrays."""
+        leaves = jax.tree.leaves(variables)
+        if len(leaves) != len(self._of) or any(a is not b for a, b in zip(leaves, self._of, strict=True)):
+            self.clear()
+            self._of = leaves
+        if key not in self._kept:
+            self._kept[key] = make()
+        return self._kept[key]
+
+    def clear(self) -> None:
+        """Frees what is kept."""
+        self._of, self._kept = [], {}
+
+
 @dataclasses.dataclass(frozen=True)
 class Context:
     """What every evaluator gets besides its own options.
@@ -48,6 +76,7 @@ class Context:
         mean, std: normalization of images; see `augment.normalize`.
         seed: of random numbers in an evaluation.
         constants: values of the objective's constants, on the devices.
+        train: the training split, for evaluators that learn from it; None: no evaluator does.
         num_workers, num_threads, prefetch: of the loader.
         max_bad_records: number of damaged records that each process may leave out.
         preemption: checked before each batch, and while waiting for one; None: there is none.
@@ -62,12 +91,19 @@ class Context:
     std: tuple[float, ...]
     seed: int = 0
     constants: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    train: Bank | None = None
     num_workers: int = 0
     num_threads: int | None = None
     prefetch: int = 2
     max_bad_records: int = 0
     preemption: Preemption | None = None
     watchdog: Watchdog = dataclasses.field(default_factory=lambda: Watchdog(0))
+
+    @property
+    def bank(self) -> Bank:
+        """The training split, for an evaluator that learns from it."""
+        assert self.train is not None  # whoever makes such an evaluator opens it
+        return self.train
 
     def abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Returns the shapes, dtypes and shardings of a batch."""
@@ -124,6 +160,17 @@ class Context:
                 yield batch
                 progress.update({})
 
+    def check_count(self, count: int) -> int:
+        """Returns the number of examples counted, after checking it; warns if damaged records were left out."""
+        there = len(self.source)
+        if not 0 <= there - count <= self.max_bad_records * jax.process_count():
+            raise AssertionError(f"{count} examples were counted, and there are {there}.")
+        if not count:
+            raise DataError(f"All {there} examples are damaged: nothing is left to be measured.")
+        if count < there:
+            log.warning("%d of %d examples are damaged and left out: means are over the others.", there - count, there)
+        return count
+
 
 def _never() -> bool:
     return False
@@ -153,15 +200,8 @@ class Evaluator:
         return self._programs[id(objective)][1]
 
     def check_count(self, count: int) -> int:
-        """Returns the number of examples counted, after checking it; warns if damaged records were left out."""
-        there, context = len(self.context.source), self.context
-        if not 0 <= there - count <= context.max_bad_records * jax.process_count():
-            raise AssertionError(f"{count} examples were counted, and there are {there}.")
-        if not count:
-            raise DataError(f"All {there} examples are damaged: nothing is left to be measured.")
-        if count < there:
-            log.warning("%d of %d examples are damaged and left out: means are over the others.", there - count, there)
-        return count
+        """Returns the number of examples counted; see `Context.check_count`."""
+        return self.context.check_count(count)
 
     def __call__(self, objective: Objective, variables: Prefixed) -> Mapping[str, float | Table]:
         """Returns the metrics and tables, under prefix + name, and `count`, the examples that were counted.
@@ -243,4 +283,5 @@ def collect(
         take(rows, mask)
     if not keep:
         return None
-    return {name: np.concatenate([rows[name] for rows in kept]) for name in kept[0]}
+    # Parts are dropped as they are joined, since features of a large split may fill much of the memory.
+    return {name: np.concatenate([rows.pop(name) for rows in kept]) for name in list(kept[0])}
