@@ -3,7 +3,7 @@
 Features are what a model has before its classifier. They are written in shards, and the same command goes on where one
 was killed. In place of --split, images, folders and archives can be given. Then, with features of two splits:
 
-    python -m vision_jax features --measure=knn,ridge,logistic --train=DIR --val=DIR
+    python -m vision_jax features --measure=knn,ridge,logistic,probe --train=DIR --val=DIR
 
 Damaged images are named, and left out as far as --max_bad allows. Exit status: 0 done; 1 failed, 2 wrong flags, 130
 Ctrl-C.
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from vision_jax.features import Options, Protocols
 
 _EXTRACTION = ("split", "output", "dtype", "shard_size", "batch_size", "max_bad")
-_MEASURING = ("train", "val", "k", "temperature", "ridge_l2", "logistic_l2s", "json")
+_MEASURING = ("train", "val", "k", "temperature", "ridge_l2", "logistic_l2s", "probe_optimizer", "probe_rates", "json")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -40,13 +40,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     common.add_model_arguments(parser)
     common.add_process_arguments(parser)
     group = parser.add_argument_group("measures of features that are there")
-    group.add_argument("--measure", help="knn, ridge, logistic: one or several, with commas")
+    group.add_argument("--measure", help="knn, ridge, logistic, probe: one or several, with commas")
     group.add_argument("--train", help="features to fit, or the neighbors")
     group.add_argument("--val", help="features to classify")
     group.add_argument("--k", type=int, help="knn: how many neighbors vote (default: 20)")
     group.add_argument("--temperature", type=float, help="knn: of their votes (default: 0.07)")
     group.add_argument("--ridge_l2", type=float, help="ridge: the penalty (default: 1024)")
     group.add_argument("--logistic_l2s", type=_floats, help="logistic: penalties to choose from (0.0001, …, 100)")
+    group.add_argument("--probe_optimizer", help="probe: sgd (default), or lars, with batch norm before it")
+    group.add_argument("--probe_rates", type=_floats, help="probe: learning rates for batches of 256")
     group.add_argument("--json", help="a file for the results")
     arguments = common.parse(parser, argv)
     if arguments.measure is not None:
@@ -148,5 +150,5 @@ def measure(arguments: argparse.Namespace) -> int:
 def _protocols(arguments: argparse.Namespace) -> "Protocols":
     from vision_jax.features import Protocols
 
-    names = ("k", "temperature", "ridge_l2", "logistic_l2s")
+    names = ("k", "temperature", "ridge_l2", "logistic_l2s", "probe_optimizer", "probe_rates")
     return Protocols(**{name: value for name in names if (value := getattr(arguments, name)) is not None})

@@ -16,7 +16,7 @@ from vision_jax.evaluators.probe import Recipe, train_probes
 
 # Learning rates of probes, for batches of 256. Those of SGD are DINOv2's (Oquab et al. 2023, arXiv:2304.07193). MAE has
 # 0.1 for LARS, whose steps are proportional to a thousandth of the weights: fewer or smaller ones need more.
-_RATES = {
+RATES = {
     "sgd": (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1),
     "lars": (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0),
 }
@@ -157,7 +157,7 @@ class LinearProbes(FrozenFeatures):
         return Recipe(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Recipe)})
 
     def learn(self, train: Split, validation: Split, num_classes: int) -> dict[str, float | Table]:
-        rates = self.learning_rates or _RATES[self.optimizer]
+        rates = self.learning_rates or RATES[self.optimizer]
         probes = train_probes(
             train.features,
             train.labels,

@@ -6,7 +6,7 @@ on where it was. `read` opens them, `measure` evaluates them with simple classif
 
 from vision_jax.features.extraction import Extracted, Extractor, Images, Options, extract
 from vision_jax.features.files import About, Features, Rows, Shard, ShardWriter, read
-from vision_jax.features.measures import MEASURES, Protocols, Unit, check_same_classes, check_same_model, measure
+from vision_jax.features.measures import MEASURES, Protocols, check_same_classes, check_same_model, measure
 
 __all__ = [
     "MEASURES",
@@ -20,7 +20,6 @@ __all__ = [
     "Rows",
     "Shard",
     "ShardWriter",
-    "Unit",
     "check_same_classes",
     "check_same_model",
     "extract",

@@ -12,7 +12,9 @@ import numpy as np
 
 from vision_jax.errors import ConfigError, DataError, suggest
 from vision_jax.evaluators import features as protocols
-from vision_jax.features.files import Features, Rows
+from vision_jax.evaluators.probe import OPTIMIZERS, Recipe, train_probes
+from vision_jax.evaluators.protocols import RATES, accuracies
+from vision_jax.features.files import Features
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +30,8 @@ class Protocols:
         temperature: of their votes, exp(cosine / temperature).
         ridge_l2: the penalty of ridge regression.
         logistic_l2s: penalties of logistic regression, of which one is chosen by part of the training examples.
+        probe_optimizer: of linear probes: sgd, DINO's, or lars, MAE's, with batch norm; see `probe.Recipe`.
+        probe_rates: their learning rates, of which the best one counts; (): those of `evaluators.protocols.RATES`.
 
     Raises:
         ConfigError: if one of them cannot be.
@@ -37,42 +41,30 @@ class Protocols:
     temperature: float = 0.07
     ridge_l2: float = 1024.0
     logistic_l2s: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
+    probe_optimizer: str = "sgd"
+    probe_rates: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if self.k < 1:
             raise ConfigError(f"--k is {self.k}: give 1 or more.")
+        if self.probe_optimizer not in OPTIMIZERS:
+            raise ConfigError(f"--probe_optimizer is {self.probe_optimizer!r}: give {' or '.join(OPTIMIZERS)}.")
         if not self.logistic_l2s:
             raise ConfigError("--logistic_l2s is empty: give a penalty, or several.")
         for name, values in (
             ("temperature", (self.temperature,)),
             ("ridge_l2", (self.ridge_l2,)),
             ("logistic_l2s", self.logistic_l2s),
+            ("probe_rates", self.probe_rates),
         ):
             if any(not value > 0 or (name != "temperature" and math.isinf(value)) for value in values):
                 raise ConfigError(f"--{name} is {', '.join(map(str, values))}: give positive numbers.")
 
 
-class Unit:
-    """Rows divided by their norms, (rows, dim) float32, as they are asked for.
-
-    Args:
-        rows: (rows, dim) float.
-    """
-
-    def __init__(self, rows: Rows | np.ndarray):
-        self._rows = rows
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, index: slice) -> jax.Array:
-        return protocols.normalize(jnp.asarray(self._rows[index]))
-
-
 def _knn(train: Features, validation: Features, options: Protocols) -> dict[str, Any]:
-    items: Any = Unit(train.features)
-    queries: Any = Unit(validation.features)
-    similarities, numbers = protocols.nearest(queries, items, options.k)
+    items: Any = train.features
+    queries: Any = validation.features
+    similarities, numbers = protocols.nearest(queries, items, options.k, cosine=True)
     votes = protocols.neighbor_votes(
         similarities, _labels(train)[numbers], train.about.num_classes, options.temperature
     )
@@ -102,10 +94,22 @@ def _logistic(train: Features, validation: Features, options: Protocols) -> dict
     return {"top1": protocols.top1(scores, _labels(validation)), "l2": l2}
 
 
+def _probe(train: Features, validation: Features, options: Protocols) -> dict[str, Any]:
+    """Trains a probe for each learning rate, and takes the one that is best on the validation features."""
+    recipe = Recipe(optimizer=options.probe_optimizer, normalize=options.probe_optimizer == "lars")
+    rates = options.probe_rates or RATES[options.probe_optimizer]
+    labels, wanted = np.asarray(train.labels), np.asarray(validation.labels)
+    probes = train_probes(np.asarray(train.features), labels, train.about.num_classes, rates, recipe)
+    top1, _ = accuracies(lambda rows: probes.scores(jnp.asarray(validation.features[rows])), wanted)
+    best = int(np.argmax(top1))
+    return {"top1": float(top1[best]), "learning_rate": rates[best]}
+
+
 MEASURES: Mapping[str, Callable[[Features, Features, Protocols], dict[str, Any]]] = {
     "knn": _knn,
     "ridge": _ridge,
     "logistic": _logistic,
+    "probe": _probe,
 }
 
 

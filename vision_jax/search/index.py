@@ -8,11 +8,12 @@ import pathlib
 import time
 from typing import Any, Protocol
 
+import jax.numpy as jnp
 import numpy as np
 
 from vision_jax.errors import ConfigError
 from vision_jax.evaluators import features as protocols
-from vision_jax.features import Features, Unit
+from vision_jax.features import Features
 
 log = logging.getLogger(__name__)
 
@@ -21,6 +22,11 @@ _FILE, _ABOUT = "neighbors.usearch", "neighbors.json"
 # Of the graph: edges of each item, and items looked at to place one or to answer a query (HNSW's M and two efs).
 _CONNECTIVITY, _EXPANSION = 16, 128
 _BLOCK = 16384  # rows that are added at once
+
+
+def _unit(rows: np.ndarray) -> np.ndarray:
+    """Returns rows divided by their norms, (n, dim) float32."""
+    return np.asarray(protocols.normalize(jnp.asarray(rows)))
 
 
 class Index(Protocol):
@@ -47,13 +53,11 @@ class ExactIndex:
     """
 
     def __init__(self, features: Features):
-        self._items = Unit(features.features)
+        self._items: Any = features.features
 
     def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """See `Index`. Of equally similar items, the first is the nearer one."""
-        items: Any = self._items
-        unit: Any = Unit(queries)
-        return protocols.nearest(unit, items, k)
+        return protocols.nearest(queries, self._items, k, cosine=True)
 
 
 class ApproximateIndex:
@@ -103,13 +107,13 @@ class ApproximateIndex:
         k = min(k, len(items))
         candidates = min(2 * k, len(items))
         self._graph.expansion_search = max(_EXPANSION, 2 * candidates)
-        unit = np.asarray(Unit(queries)[:])
+        unit = _unit(queries)
         found = self._graph.search(unit, candidates)
         numbers = np.asarray(found.keys, np.int64).reshape(len(queries), -1)
         counts = np.atleast_1d(np.asarray(found.counts if len(queries) > 1 else len(found)))
         cosines = np.full(numbers.shape, -np.inf, np.float32)
         for row, count in enumerate(counts.tolist()):
-            cosines[row, :count] = np.asarray(Unit(items[numbers[row, :count]])[:]) @ unit[row]
+            cosines[row, :count] = _unit(items[numbers[row, :count]]) @ unit[row]
         # Of equally similar items, the first is the nearer one, as in an exact search.
         order = np.lexsort((numbers, -cosines), axis=-1)[:, :k]
         return np.take_along_axis(cosines, order, -1), np.take_along_axis(numbers, order, -1)
@@ -119,7 +123,7 @@ class ApproximateIndex:
         items = self._features.features
         log.info("Making an index of %d images, which is kept in %s.", len(items), self._features.directory)
         for first in range(0, len(items), _BLOCK):
-            block = np.asarray(Unit(items[first : first + _BLOCK])[:])
+            block = _unit(items[first : first + _BLOCK])
             self._graph.add(np.arange(first, first + len(block), dtype=np.uint64), block)
         log.info("The index was made in %.1f s.", time.perf_counter() - start)
 
