@@ -135,7 +135,10 @@ def test_an_approximate_index_finds_nearly_all_and_is_kept(tmp_path: pathlib.Pat
     other = store(tmp_path, items[::-1].copy())
     turned = search.ApproximateIndex(other).search(asked, 10)[1]
     assert len(built) == 2
-    assert np.mean([len(set(a) & set(b)) / 10 for a, b in zip(exact.tolist(), (1499 - turned).tolist(), strict=True)]) > 0.98
+    assert (
+        np.mean([len(set(a) & set(b)) / 10 for a, b in zip(exact.tolist(), (1499 - turned).tolist(), strict=True)])
+        > 0.98
+    )
 
 
 def test_which_index_is_chosen(stored, monkeypatch):
@@ -257,7 +260,9 @@ def test_files_of_results(kind: str, flags: list[str], stored, queries: pathlib.
             assert [line.split()[-1] for line in lines[5:]] == best
         case "csv":
             rows = list(csv.DictReader(output.open()))
-            assert [(r["rank"], r["image"]) for r in rows if r["query"].endswith("03.png")] == [*zip("12", best, strict=True)]
+            assert [(r["rank"], r["image"]) for r in rows if r["query"].endswith("03.png")] == [
+                *zip("12", best, strict=True)
+            ]
             assert [r["query"] for r in rows if r["error"]] == [f"{queries}/02.png"]
         case "jsonl":
             lines = [json.loads(line) for line in output.read_text().splitlines()]
