@@ -95,7 +95,8 @@ def measure(
 ) -> dict[str, Found]:
     """Returns what each measure finds: `top1` and `top5`, shares of the validation images, what was chosen, and tables.
 
-    With the same seed, it is what the evaluations of the same kinds find in training (`config.evals`).
+    With the same seed and options, it is what the evaluations of the same kinds find in training (`config.evals`), up
+    to the dtype of the files.
 
     Args:
         kinds: names in `MEASURES`.
