@@ -171,6 +171,9 @@ def default_config() -> ConfigDict:
     augment.greyscale = 0.0
     augment.solarize = 0.0
     augment.blur = 0.0
+    # How these and the color jitter are done: in 8 bits as by Pillow (pillow), or in floating point as in the code of
+    # simclr (version 2) or byol, where brightness is added. vision_jax/augment/float_color.py has the formulas.
+    augment.style = "pillow"
     # Random erasing after normalization: probability; fill, const (the mean) or pixel (noise); maximum number of boxes.
     augment.erase = 0.0
     augment.erase_mode = "const"
