@@ -46,7 +46,10 @@ TUPLES = {
     "schedule.milestone_epochs": [(-1e9, 3)],
     "schedule.points": [((-1e9, 1.0), (2, 0.5)), ((0, 1.0), (2, -1e9))],
 }
-STRINGS = {"mesh.rules", "optimizer.no_decay", "optimizer.no_clip_adaptive", "optimizer.frozen", "log.trackers"}
+STRINGS = {
+    *("mesh.rules", "log.trackers", "optimizer.no_decay", "optimizer.no_clip_adaptive", "optimizer.frozen"),
+    "optimizer.constant_rate",
+}
 
 
 def problems(**fields: object) -> list[str]:

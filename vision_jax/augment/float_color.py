@@ -1,4 +1,4 @@
-"""Color jitter, grayscale, blur and solarization in floating point, as SimCLR and BYOL have them (TensorFlow's formulas).
+"""Color jitter, grayscale, blur and solarization in floating point, by TensorFlow's formulas, as for SimCLR and BYOL.
 
 Images are (height, width, channels) float32 from 0 to 1, before and after each of them.
 """

@@ -221,6 +221,8 @@ def default_config() -> ConfigDict:
     optimizer.no_decay = ()
     optimizer.frozen = ()
     optimizer.multipliers = ()
+    # Parameters whose learning rate leaves the schedule, and is the peak in every step.
+    optimizer.constant_rate = ()
     # Layer-wise learning rate decay: ratio of each layer's rate to that of the next one; None: one rate for all.
     optimizer.layer_decay = placeholder(float)
     # Parameters that are frozen at first, as (pattern, epochs) pairs: until then they have neither updates nor decay.
@@ -233,7 +235,8 @@ def default_config() -> ConfigDict:
     optimizer.clip_parameter_norm = placeholder(float)
     optimizer.clip_global_norm = placeholder(float)
     # Arguments of the optimizer, in optax's names; None: its default. Not every optimizer has each. `decay` is torch's
-    # alpha of RMSprop, and `mu_dtype` the dtype of the first moment.
+    # alpha of RMSprop, and `mu_dtype` the dtype of the first moment. Of LARS, `by_rank` is the form of MoCo v3, BYOL,
+    # Barlow Twins, VICReg and MAE, which adapts all but vectors, and `classic_momentum` that of SimCLR.
     optimizer.momentum = placeholder(float)
     optimizer.nesterov = placeholder(bool)
     optimizer.b1 = placeholder(float)
@@ -241,6 +244,8 @@ def default_config() -> ConfigDict:
     optimizer.eps = placeholder(float)
     optimizer.decay = placeholder(float)
     optimizer.mu_dtype = placeholder(str)
+    optimizer.by_rank = placeholder(bool)
+    optimizer.classic_momentum = placeholder(bool)
     # Sharpness-aware minimization: rho, the radius of the perturbation (None: no SAM), applied every `sam_every` steps.
     optimizer.sam_rho = placeholder(float)
     optimizer.sam_every = 1
@@ -402,7 +407,7 @@ MODEL_OPTIONS = (
 
 
 # Fields of config.optimizer that are passed to the optimizer if they are set.
-OPTIMIZER_OPTIONS = ("momentum", "nesterov", "b1", "b2", "eps", "decay", "mu_dtype")
+OPTIMIZER_OPTIONS = (*("momentum", "nesterov", "b1", "b2", "eps", "decay", "mu_dtype", "by_rank", "classic_momentum"),)
 
 
 # Fields of config.schedule that are passed to the schedule if they are set, and their names there.

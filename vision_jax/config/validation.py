@@ -58,7 +58,7 @@ _WEIGHTS = ("model.pretrained", "distill.pretrained")
 
 # What tuples hold that do not hold numbers.
 _NAMES = ("log.trackers",)
-_PATTERNS = ("optimizer.no_decay", "optimizer.no_clip_adaptive", "optimizer.frozen")
+_PATTERNS = ("optimizer.no_decay", "optimizer.no_clip_adaptive", "optimizer.frozen", "optimizer.constant_rate")
 
 
 _PAIRS: dict[str, tuple[type | tuple[type, ...], str]] = {
@@ -381,6 +381,8 @@ def _check_names(config: ConfigDict) -> Iterator[str]:
     else:
         takes = optim.optimizer_arguments(config.optimizer.name)
         yield from _check_options(config.optimizer, "optimizer", dict.fromkeys(OPTIMIZER_OPTIONS), takes)
+    if config.optimizer.name == "sophia" and config.optimizer.constant_rate:
+        yield "optimizer.constant_rate is set, and sophia cannot split the parameters: leave it unset."
     if config.schedule.name not in optim.list_schedules():
         yield f"schedule.name is {config.schedule.name!r}: {suggest(config.schedule.name, optim.list_schedules())}"
     else:
