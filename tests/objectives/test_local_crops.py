@@ -152,6 +152,7 @@ def test_a_run_that_is_resumed_ends_bitwise_the_same(name: str, tmp_path: pathli
     ("name", "fields", "message"),
     [
         ("dino", {"data.views": "1x16,3x8"}, "dino compares two crops of each image: set data.views to 2x16"),
+        ("dino", {"data.views": "large=2x16,3x8"}, "set data.views to 2x16"),
         ("dino", {"objective.teacher_temperature": 0.0}, "objective.teacher_temperature is 0.0: it must be positive"),
         ("dino", {"objective.momentum": 1.5}, "objective.momentum is 1.5: it must be between 0 and 1"),
         ("dino", {"objective.koleo": -1.0}, "objective.koleo is -1.0: it must not be negative"),
@@ -166,6 +167,7 @@ def test_a_run_that_is_resumed_ends_bitwise_the_same(name: str, tmp_path: pathli
 def test_options_that_do_not_fit(name: str, fields: dict[str, Any], message: str):
     """They are refused before anything is compiled."""
     config = configuration(name, **fields)
+    config.checkpoint.best_metric = "val/ema_loss" if name == "dino" else "val/loss"  # of the teacher
     config_lib.validate(config, 1)
     plan = config_lib.make_plan(config, EXAMPLES)
 

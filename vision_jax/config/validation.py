@@ -79,13 +79,8 @@ _POSITIVE = (
     *("optimizer.sam_rho", "optimizer.sam_every", "optimizer.accumulate", "distill.temperature"),
     *("ema_every_steps", "guard.spike_deviations", "guard.window", "guard.max_skips"),
     *("optimizer.learning_rate", "optimizer.learning_rate_batch_size", "optimizer.clip_global_norm"),
-    *(
-        "optimizer.clip_value",
-        "optimizer.clip_adaptive",
-        "optimizer.clip_parameter_norm",
-        "schedule.every_epochs",
-        "schedule.decay_epochs",
-    ),
+    *("optimizer.clip_value", "optimizer.clip_adaptive", "optimizer.clip_parameter_norm"),
+    *("schedule.every_epochs", "schedule.decay_epochs"),
     *("eval.every_epochs", "eval.every_steps", "eval.batch_size"),
     *("checkpoint.every_steps", "checkpoint.keep", "log.every_steps"),
     *("mesh.fsdp_min_size", "guard.max_rewinds", "optimizer.eps", "schedule.power", "schedule.timescale"),
@@ -357,7 +352,8 @@ def _check_ranges(config: ConfigDict) -> Iterator[str]:
     names = list(metric_directions(config))
     if best_metric not in names:
         yield f"checkpoint.best_metric is {best_metric!r}: {suggest(best_metric, names)}"
-    elif config.ema_decay is None and best_metric.partition("/")[2].startswith("ema_"):
+    has_average = config.ema_decay is not None or OBJECTIVES[objective_name(config)].teaches
+    if best_metric in names and best_metric.partition("/")[2].startswith("ema_") and not has_average:
         yield f"checkpoint.best_metric is {best_metric!r}, but ema_decay is not set."
 
 

@@ -321,7 +321,7 @@ def interpolate_positions(positions: jax.Array, prefix: int, height: int, width:
 
 
 def _bicubic_weights(old: int, new: int) -> np.ndarray:
-    """Returns what each of the old values along one axis counts in each new one, (new, old); see there."""
+    """Returns what the old values along an axis count in each new one, (new, old); see `interpolate_positions`."""
     a, weights = -0.75, np.zeros((new, old))
     places = (np.arange(new) + 0.5) * old / (new + 0.1) - 0.5
     first = np.floor(places).astype(int)

@@ -41,7 +41,7 @@ class CropsObjective(Objective):
             ConfigError: if not.
         """
         size = views[0].size
-        if views[0].count != 2 or (len(views) > 1 and not cls.local_crops):
+        if (views[0].name, views[0].count) != ("image", 2) or (len(views) > 1 and not cls.local_crops):
             more = f", and with smaller ones, 2x{size}:0.14-1,6x96:0.05-0.14" if cls.local_crops else ""
             raise ConfigError(
                 f"The objective {name} compares two crops of each image: set data.views to 2x{size}, or with a "
