@@ -1,7 +1,8 @@
 """Rotation prediction (RotNet) on ImageNet: ResNet-50 without labels, by telling by how much images were turned.
 
-Result:   none is published with these settings. Fine-tuned for the 19 tasks of VTAB with 1000 examples each, a ResNet-50
-          trained like this has a mean of 60.4 % (google-research/task_adaptation). We have not run it yet.
+Result:   none is published with these settings. Fine-tuned for the 19 tasks of VTAB with 1000 examples each, a
+          ResNet-50 that has learned rotations has a mean of 60.4 % (google-research/task_adaptation). We have not run
+          it yet.
 Source:   Gidaris, Singh and Komodakis 2018 (arXiv:1803.07728), whose network is an AlexNet with batch norm; for
           ResNet-50, facebookresearch/vissl 0e5cc45, configs/config/pretrain/rotnet/rotnet_8gpu_resnet.yaml.
           Known differences: all four rotations of a crop are in a batch, as in the paper, there one of the whole image:

@@ -28,11 +28,17 @@ FORMS = dict.fromkeys(("adamw", "lamb", "nadamw"), "decoupled") | dict.fromkeys(
     ("adam", "lars", "rmsprop", "rmsprop_tf", "sgd"), "coupled"
 )
 # Files of which recipes.json has nothing; those of this project's own recipes are not in NUMBERS either.
-SMALL = ("cifar", "cifar10_fast", "dino", "finetune", "fixres", "mnist", "quickstart", "swav")
+SMALL = (
+    *("barlow_twins", "byol", "cifar", "cifar10_fast", "dino", "finetune", "fixres", "mnist", "mocov2", "mocov3"),
+    *("quickstart", "rotnet", "simclr", "simsiam", "swav", "vicreg"),
+)
 _CIFAR = {
     **{"examples": 50_000, "batch_size": 128, "steps": 200 * 390, "undecayed": 0, "weight_decay": 5e-4},
     **{"momentum": 0.9, "nesterov": True, "rates": {0: 0.1, 59.9: 0.1, 60: 0.02, 120: 0.004, 160: 0.0008, 199: 0.0008}},
 }
+# Scales and biases of the 53 norms of ResNet-50, by whose widths its convolutions are: those are its only vectors but
+# for the classifier's biases, which a model without labels does not have, but is counted with here.
+_NORMS = 2 * 26_560 + 1000
 NUMBERS: dict[str, dict[str, Any]] = {
     # uoguelph-mlrg/Cutout, train.py: MultiStepLR, milestones 60, 120 and 160, gamma 0.2.
     **dict.fromkeys(("cifar:cifar10_resnet18", "cifar:cifar100_resnet18"), _CIFAR),
@@ -66,6 +72,59 @@ NUMBERS: dict[str, dict[str, Any]] = {
     "swav:b256_400": {
         **{"examples": 1_281_167, "batch_size": 256, "steps": 400 * 5004, "undecayed": 0, "weight_decay": 1e-6},
         **{"momentum": 0.9, "nesterov": False, "rates": {0: 0.6, 200: (0.6 + 0.0006) / 2}},
+    },
+    # google-research/simclr, run.py and model_util.py: .3 * 4096 / 256, ten epochs of warm-up, then a half cosine.
+    "simclr:r50_100": {
+        **{"examples": 1_281_167, "batch_size": 4096, "steps": 100 * 312, "undecayed": _NORMS, "weight_decay": 1e-6},
+        **{"momentum": 0.9, "by_rank": True, "classic_momentum": True, "rates": {0: 0, 5: 2.4, 10: 4.8, 55: 2.4}},
+    },
+    "simclr:r50_800": {
+        **{"examples": 1_281_167, "batch_size": 4096, "steps": 800 * 312, "undecayed": _NORMS, "weight_decay": 1e-4},
+        **{"by_rank": True, "classic_momentum": True, "rates": {10: 4.8, 405: 2.4}},
+    },
+    # facebookresearch/moco, main_moco.py with --cos: .03 * .5 * (1 + cos(pi * epoch / epochs)), of whole epochs.
+    "mocov2:r50_200": {
+        **{"examples": 1_281_167, "batch_size": 256, "steps": 200 * 5004, "undecayed": 0, "weight_decay": 1e-4},
+        **{"momentum": 0.9, "nesterov": False, "rates": {0: 0.03, 0.9: 0.03, 50: 0.015 * (1 + 0.5**0.5), 100: 0.015}},
+    },
+    "mocov2:r50_800": {"examples": 1_281_167, "steps": 800 * 5004, "rates": {400: 0.015, 400.9: 0.015}},
+    # facebookresearch/moco-v3, CONFIG.md and main_moco.py.
+    "mocov3:r50_100": {
+        **{"examples": 1_281_167, "batch_size": 4096, "steps": 100 * 312, "undecayed": _NORMS, "weight_decay": 1e-6},
+        **{"momentum": 0.9, "by_rank": True, "classic_momentum": False, "rates": {0: 0, 5: 4.8, 10: 9.6, 55: 4.8}},
+    },
+    "mocov3:r50_300": {"examples": 1_281_167, "weight_decay": 1e-6, "rates": {5: 2.4, 10: 4.8, 155: 2.4}},
+    "mocov3:r50_1000": {"examples": 1_281_167, "weight_decay": 1.5e-6, "rates": {10: 4.8, 505: 2.4}},
+    # google-deepmind/deepmind-research, byol/configs/byol.py and utils/schedules.py.
+    "byol:r50_40": {"examples": 1_281_167, "weight_decay": 1e-6, "rates": {10: 7.2, 25: 3.6}},
+    "byol:r50_100": {"examples": 1_281_167, "weight_decay": 1e-6, "rates": {5: 3.6, 10: 7.2, 55: 3.6}},
+    "byol:r50_300": {
+        **{"examples": 1_281_167, "batch_size": 4096, "steps": 300 * 312, "undecayed": _NORMS, "weight_decay": 1e-6},
+        **{"momentum": 0.9, "by_rank": True, "classic_momentum": False, "rates": {0: 0, 10: 4.8, 155: 2.4}},
+    },
+    "byol:r50_1000": {"examples": 1_281_167, "weight_decay": 1.5e-6, "rates": {10: 3.2, 505: 1.6}},
+    # facebookresearch/simsiam, README.md and main_simsiam.py: .05 * batch / 256, of whole epochs.
+    "simsiam:b512": {
+        **{"examples": 1_281_167, "batch_size": 512, "steps": 100 * 2502, "undecayed": 0, "weight_decay": 1e-4},
+        **{"momentum": 0.9, "nesterov": False, "rates": {0: 0.1, 0.9: 0.1, 50: 0.05, 50.9: 0.05}},
+    },
+    "simsiam:b256": {"examples": 1_281_167, "batch_size": 256, "rates": {0: 0.05, 50: 0.025}},
+    # facebookresearch/barlowtwins, main.py: .2 * 2048 / 256, and a thousandth of it at the end.
+    "barlow_twins": {
+        **{"examples": 1_281_167, "batch_size": 2048, "steps": 1000 * 625, "undecayed": _NORMS, "weight_decay": 1e-6},
+        **{"momentum": 0.9, "by_rank": True, "rates": {0: 0, 5: 0.8, 10: 1.6, 505: 0.8008, 1000: 0.0016}},
+    },
+    # facebookresearch/vicreg, README.md and main_vicreg.py.
+    "vicreg:r50_1000": {
+        **{"examples": 1_281_167, "batch_size": 2048, "steps": 1000 * 625, "undecayed": _NORMS, "weight_decay": 1e-6},
+        **{"momentum": 0.9, "by_rank": True, "rates": {0: 0, 5: 0.8, 10: 1.6, 505: 0.8008, 1000: 0.0016}},
+    },
+    "vicreg:r50_100": {"examples": 1_281_167, "batch_size": 512, "rates": {10: 0.6, 55: 0.3003, 100: 0.0006}},
+    # facebookresearch/vissl, rotnet_8gpu_resnet.yaml: four inputs of an image, so a fourth of its batch and epochs.
+    "rotnet": {
+        **{"examples": 1_281_167, "batch_size": 64, "steps": 525_472, "undecayed": 2 * 26_560, "weight_decay": 1e-4},
+        **{"momentum": 0.9, "nesterov": False},
+        "rates": {0: 0.1, 7: 0.1, 8: 0.01, 15: 0.001, 23: 1e-4, 25: 1e-5, 26: 1e-5},
     },
     # facebookresearch/FixRes, README.md and imnet_finetune/train.py: 8 * 1e-3 * 512 / 512, StepLR(step_size=30).
     "fixres:resnet50": {
@@ -271,10 +330,11 @@ def test_what_a_recipe_for_few_images_or_weights_comes_to(name: str):
     rates = expected.pop("rates")
     takes = optim.optimizer_arguments(config.optimizer.name) | build.optimizer_options(config)
     ours = {
-        **{"batch_size": config.batch_size, "steps": plan.total_steps, "undecayed": decays_of(config)[1]},
-        **{"weight_decay": config.optimizer.weight_decay, "momentum": takes.get("momentum")},
-        "nesterov": takes.get("nesterov"),
+        **takes,
+        **{"batch_size": config.batch_size, "steps": plan.total_steps, "weight_decay": config.optimizer.weight_decay},
     }
+    if "undecayed" in expected:
+        ours["undecayed"] = decays_of(config)[1]
     assert {key: ours[key] for key in expected} == expected
     schedule = build.make_schedule(config, plan)
     for epoch, rate in rates.items():

@@ -63,7 +63,7 @@ class SimCLR(CropsObjective):
         hidden: widths of the projector's hidden layers.
         out: width of the embedding.
         temperature: of the loss.
-        scale: factor of the loss; 2 is that of the official code, whose optimizer does not adapt biases and norms to it.
+        scale: factor of the loss; 2 is that of the official code, which shows in what LARS does not adapt.
     """
 
     couples: ClassVar[bool] = True

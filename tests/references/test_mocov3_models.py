@@ -1,0 +1,180 @@
+"""MoCo v3 as a whole against models.npz: embeddings, loss, gradients, momentum encoder, running statistics."""
+
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from references.common import Case, check_summaries, near_largest, read_cases
+
+import vision_jax
+from vision_jax import optim, pretrained
+from vision_jax.data.views import View
+from vision_jax.objectives import Setup
+from vision_jax.objectives.mocov3 import MoCoV3
+from vision_jax.state import TrainState
+from vision_jax.steps import make_train_step
+
+# What a fresh model has for positions is a matter of the model.
+MODELS = {
+    name: case
+    for name, case in read_cases("ssl", "models*.npz").items()
+    if case.about["method"] == "moco_v3" and not case.name.endswith("_positions")
+}
+VALUES, GRADIENTS = 3e-5, 1e-4
+QUICK = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # seconds less
+ARCHITECTURE = "vit_small_patch16_224"
+LEAVES = {"running_mean": "mean", "running_var": "var"}
+
+
+class Given(MoCoV3):
+    """MoCo v3 of crops that are given as they are."""
+
+    def views(self, keys: jax.Array, rows: Any) -> Any:
+        return dict(rows)
+
+
+class Stem(nn.Module):
+    """The backbone that has the place of a ResNet: a dense layer and a ReLU, on images of one pixel."""
+
+    width: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def features(self, images: jax.Array, *, train: bool) -> jax.Array:
+        return nn.relu(nn.Dense(self.width, name="stem")(images.reshape(len(images), -1)))
+
+    def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
+        return self.features(images, train=train)
+
+
+class Subject:
+    """What a case is of: the objective, and the variables of the encoder and of the momentum encoder.
+
+    Both have a predictor; nothing uses that of the latter.
+    """
+
+    def __init__(self, case: Case):
+        about, config = case.about, case.about["config"]
+        self.case, self.is_vit = case, "depth" in config
+        self.head = "head" if self.is_vit else "fc"
+        if self.is_vit:
+            names = ("img_size", "patch_size", "embed_dim", "depth", "num_heads")
+            self.options = {name: config[name] for name in names} | {"num_classes": 0}
+            model: Any = vision_jax.create_model(ARCHITECTURE, **self.options)
+            shape = (config["img_size"], config["img_size"], 3)
+            self.crops = [case.seeded(name).transpose(0, 2, 3, 1) for name in ("x1", "x2")]
+        else:
+            model, shape = Stem(config["features"]), (1, 1, config["inputs"])
+            self.crops = [case.seeded(name).reshape(-1, *shape) for name in ("x1", "x2")]
+        self.objective = Given(
+            setup=Setup(model, shape, (0.5,) * 3, (0.5,) * 3, inputs=(View(size=shape[0], count=2),)),
+            hidden=(config["mlp_dim"],) * (2 if self.is_vit else 1),
+            predictor_hidden=config["mlp_dim"],
+            out=config["dim"],
+            predictor_norm=self.is_vit,
+            temperature=about["temperature"],
+            momentum=about["momentum"],
+            momentum_end=about["momentum"],
+        )
+
+    def place(self, name: str) -> tuple[str, str, str]:
+        """Returns the module, layer and leaf of an official name of a head."""
+        *_, module, layer, leaf = name.split(".")
+        if leaf == "weight":
+            leaf = "kernel" if len(self.case.about["state"][name]) == 2 else "scale"
+        return "predictor" if module == "predictor" else "projector", layer, LEAVES.get(leaf, leaf)
+
+    def is_of_head(self, name: str) -> bool:
+        return name.startswith("predictor.") or name.split(".")[1] == self.head
+
+    def variables(self, encoder: str) -> dict[str, Any]:
+        state = self.case.state()
+        prefix = f"{encoder}."
+        backbone = {
+            name.removeprefix(prefix): value
+            for name, value in state.items()
+            if name.startswith(prefix) and not self.is_of_head(name)
+        }
+        if self.is_vit:
+            params = dict(pretrained.from_torch(ARCHITECTURE, backbone, **self.options)["params"])
+        else:
+            params = {"stem": {"kernel": backbone["stem.weight"].T, "bias": backbone["stem.bias"]}}
+        made: dict[str, Any] = {"params": params, "batch_stats": {}}
+        for name, value in state.items():
+            if self.is_of_head(name) and name.startswith((prefix, "predictor.")):
+                module, layer, leaf = self.place(name)
+                tree = made["batch_stats" if leaf in LEAVES.values() else "params"].setdefault(module, {})
+                tree.setdefault(layer, {})[leaf] = value.T if leaf == "kernel" else value
+        return jax.tree.map(jnp.asarray, made)
+
+    def official(self, params: Any, encoder: str) -> dict[str, np.ndarray]:
+        """Returns parameters or their gradients by the official names, those of the predictor among the encoder's."""
+        heads = ("projector", "predictor")
+        backbone = {key: value for key, value in params.items() if key not in heads}
+        if self.is_vit:
+            found = pretrained.to_torch(ARCHITECTURE, {"params": backbone})
+        else:
+            found = {"stem.weight": backbone["stem"]["kernel"].T, "stem.bias": backbone["stem"]["bias"]}
+        found = {f"{encoder}.{name}": value for name, value in found.items()}
+        for name in self.case.about["state"]:
+            if self.is_of_head(name) and name.startswith((f"{encoder}.", "predictor.")):
+                module, layer, leaf = self.place(name)
+                if leaf not in LEAVES.values():
+                    value = params[module][layer][leaf]
+                    found[name] = value.T if leaf == "kernel" else value
+        return found
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_model(name: str):
+    case = MODELS[name]
+    about, it = case.about, Subject(case)
+    mine, key = it.objective, jax.random.key(0)
+    online, teacher = it.variables("base_encoder"), it.variables("momentum_encoder")
+    rules = optim.GroupRules(frozen=("^pos_embed$", "^patch_embed/") if it.is_vit else ())
+    step = QUICK(make_train_step(mine, optax.set_to_zero(), lambda step: 0.0, seed=0, rules=rules))
+    batch = {"image": jnp.stack(it.crops, 1), "mask": jnp.ones(len(it.crops[0]))}
+
+    @QUICK
+    def embed(online: Any, teacher: Any, crop: Any) -> Any:
+        return {
+            "q1_eval": mine.embed(online, crop, train=False, key=key)[0],
+            "k1_eval": mine.embed(teacher, crop, train=False, key=key, heads=1)[0],
+            "q1": mine.embed(online, crop, train=True, key=key)[0],
+        }
+
+    @QUICK
+    @jax.grad
+    def gradients(params: Any, average: Any) -> Any:
+        variables = {**online, "params": params}
+        targets = mine.targets(variables, average, {}, {}, batch, key, mine.progress(0))
+        out = mine.loss(variables, batch, targets, key, mine.progress(0), train=True)
+        return out.loss / out.weight
+
+    found = embed(online, teacher, it.crops[0])
+    state = TrainState(jnp.int32(0), online["params"], online["batch_stats"], optax.EmptyState(), teacher, {})
+    # A step that changes no parameter moves the momentum encoder as the official step does at its beginning.
+    moved = step(state, batch, {})[0].ema["params"]
+    after, metrics = step(state.replace(ema={**teacher, "params": moved}), batch, {})
+    found["loss"] = metrics["loss"]
+    grads = gradients(online["params"], {**teacher, "params": moved})
+    for encoder, stats in (("base_encoder", after.batch_stats), ("momentum_encoder", after.ema["batch_stats"])):
+        for official in about["state"]:
+            of = official.startswith(f"{encoder}.") or (encoder == "base_encoder" and official.startswith("predictor."))
+            if of and official.rpartition(".")[2] in LEAVES:
+                module, layer, leaf = it.place(official)
+                found[f"running/{official}"] = stats[module][layer][leaf]
+    assert found.keys() == set(case.names())
+    for key_, result in found.items():
+        near_largest(result, case[key_], VALUES)
+    encoders = it.official(moved, "momentum_encoder")
+    check_summaries(
+        {name: x for name, x in encoders.items() if "predictor" not in name}, about["momentum_after"], VALUES
+    )
+    gradients = {name: x for name, x in it.official(grads, "base_encoder").items() if name not in about["frozen"]}
+    check_summaries(gradients, about["gradients"], GRADIENTS)
