@@ -14,6 +14,7 @@ import types
 from collections.abc import Callable
 from typing import Any
 
+import evaluation_sets
 import jax
 import numpy as np
 import pytest
@@ -27,6 +28,8 @@ from vision_jax.devices import cluster, distributed, sharding
 from vision_jax.errors import CheckpointError
 from vision_jax.runtime import writers
 from vision_jax.runtime.checkpoint import Checkpointer
+from vision_jax.suite.find import find_sets
+from vision_jax.suite.run import Options, run_suite
 
 
 def attempt(function: Callable[[], Any]) -> Any:
@@ -139,6 +142,26 @@ def measured() -> dict[str, Any]:
     return {"results": results, "tables": tables}
 
 
+def suite_of_sets(directory: pathlib.Path) -> dict[str, Any]:
+    """The scores of miniatures of evaluation sets; of one, every process leaves out a damaged image."""
+    if jax.process_index() == 0:
+        evaluation_sets.write_archives(directory / "sets")
+        evaluation_sets.write(directory / "sets", evaluation_sets.corruption_files(("fog",)))
+        damaged = evaluation_sets.png(evaluation_sets.right(0))[:60]
+        for number in range(4):
+            evaluation_sets.write(directory / "sets" / "fog" / "1", {f"n01440764/{number}.JPEG": damaged})
+    sharding.wait_for_all("the sets are written")
+    found = find_sets(directory / "sets")
+    done = [
+        run_suite(evaluation_sets.trained(), found, found.sets(), directory / "suite", Options(8, max_bad))
+        for max_bad in (0, 4)
+    ]
+    sets = json.loads((directory / "suite" / "suite.json").read_text())["sets"]
+    for entry in sets.values():
+        del entry["seconds"]
+    return {"done": done, "sets": sets}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--directory", type=pathlib.Path)
@@ -155,6 +178,7 @@ def main() -> None:
         "data": other_data(),
         "placed": placed(),
         "measured": measured(),
+        "suite": suite_of_sets(arguments.directory),
         "damaged": damaged_shard(arguments.directory),
         "messages": messages,
     }

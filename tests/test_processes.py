@@ -237,3 +237,11 @@ def test_measures_are_those_of_one_process(found: tuple[dict, dict]):
     for process in found:
         assert process["measured"]["results"] == pytest.approx(expected["results"], rel=1e-5)
         assert process["measured"]["tables"] == expected["tables"]
+
+
+@pytest.mark.slow
+def test_a_suite_has_the_results_of_one_process(found: tuple[dict, dict], tmp_path: pathlib.Path):
+    expected = process_cases.suite_of_sets(tmp_path)
+    assert expected["done"] == [False, True]
+    assert expected["sets"]["c/fog/1"]["damaged"] == 4
+    assert [process["suite"] for process in found] == [expected] * 2

@@ -204,6 +204,24 @@ def test_a_source_of_nothing_but_damage_is_an_error():
         load_tolerant(source, 0, np.arange(40), max_bad_records=1000)
 
 
+@pytest.mark.parametrize("bad", [[0, 1], [0, 1, 2, 5], [1, 2], list(range(40))])
+def test_damaged_records_are_left_out(bad: list[int]):
+    """In evaluation; those whose neighbors are damaged too, for which no other record can stand."""
+    source = Source()
+    for index in bad:
+        source.records[index] = (source.records[index][0][:100], 0)
+    whole = load(Source(), order.EvalOrder(40, 40), 0, np.arange(40))
+    with Loader(
+        source, order.EvalOrder(40, 40), TRANSFORM, np.arange(40), 2, max_bad_records=40, leave_out=True
+    ) as loader:
+        batch = loader.start(0)()
+        assert sorted(loader.problems) == bad
+    kept = np.setdiff1d(np.arange(40), bad)
+    assert np.flatnonzero(batch["mask"]).tolist() == kept.tolist()
+    assert (batch["image"][kept] == whole["image"][kept]).all()
+    assert not batch["image"][bad].any()
+
+
 def test_storage_that_fails_is_never_replaced():
     class Failing(Source):
         def __getitem__(self, index: int) -> dict[str, Any]:

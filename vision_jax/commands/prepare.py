@@ -8,6 +8,8 @@ INPUT is one of
   Images of a split that are not in class folders, as INPUT/val/IMAGE, take --labels=val=FILE: a CSV file with a line
   NAME,CLASS for each image, such as ImageNet's LOC_val_solution.csv. In INPUT it is found without the flag, under this
   name and as val.csv or val_labels.csv;
+- a folder with the IDX files of MNIST, Fashion-MNIST and the like, gzipped or not, or with the binary files of CIFAR-10
+  or -100; their splits are train and test;
 - the folder of a data set that tfds has prepared, in TFRecord or ArrayRecord files;
 - tfds:NAME, which tfds downloads and prepares (this needs TensorFlow).
 
@@ -47,8 +49,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--encoding",
         choices=("jpeg", "raw", "original"),
-        default="jpeg",
-        help="jpeg: resized JPEGs (default). raw: decoded pixels, for hosts with few cores. original: bytes untouched",
+        help="jpeg: resized JPEGs (default). raw: decoded pixels, for hosts with few cores. original: bytes untouched "
+        "(default for IDX files and CIFAR, of which each image becomes a PNG)",
     )
     parser.add_argument(
         "--short_side",

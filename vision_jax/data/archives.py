@@ -32,6 +32,12 @@ def is_archive(path: str | os.PathLike[str]) -> bool:
     return os.fspath(path).lower().endswith(_SUFFIXES)
 
 
+def without_suffix(name: str) -> str:
+    """Returns the name of an archive without what says its kind; any other name as it is."""
+    suffix = max((s for s in _SUFFIXES if name.lower().endswith(s)), key=len, default="")
+    return name[: len(name) - len(suffix)]
+
+
 class Archive(Protocol):
     """A file of files.
 

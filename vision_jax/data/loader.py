@@ -214,13 +214,14 @@ class RecordLoader:
         written = {name: out[name][:valid] for name in transform.fields()}
         while len(left_out) < valid:
             # A record that is left out still has a row, for which any other record will do.
-            any_record = next(record for record in records if record is not None)
+            other, any_record = next((row, record) for row, record in enumerate(records) if record is not None)
             try:
                 transform([any_record if r is None else r for r in records], numbers, visits, written)
                 break
             except DecodeError as error:
-                replace(error.row, "decode", str(error))
-                records[error.row] = read(error.row)
+                row = other if error.row in left_out else error.row
+                replace(row, "decode", str(error))
+                records[row] = read(row)
         for rows in out.values():
             rows[sorted(left_out)] = 0
         if "replaced" in out:

@@ -87,7 +87,8 @@ def closing(*sources: Source) -> Iterator[None]:
 class TfdsSource:
     """A split of a data set in tfds' layout, of ArrayRecord or TFRecord files, with one image and one label an example.
 
-    tfds reads only the metadata. TFRecord files are indexed once; see `vision_jax.data.tfrecord`.
+    Records have a `file_name`, bytes, if the examples have one. tfds reads only the metadata. TFRecord files are
+    indexed once; see `vision_jax.data.tfrecord`.
 
     Args:
         directory: the folder with features.json, or a parent that holds no other data set.
@@ -151,10 +152,13 @@ class TfdsSource:
 
     def __getitem__(self, index: int) -> Record:
         features = self._features(index)
-        return {
+        record = {
             "image": features[self._image_key].bytes_list.value[0],
             "label": features[self._label_key].int64_list.value[0],
         }
+        if "file_name" in features:
+            record["file_name"] = features["file_name"].bytes_list.value[0]
+        return record
 
     def describe(self, index: int) -> str:
         name = ""

@@ -264,6 +264,7 @@ class EvalTransform:
         filter: "bilinear" or "bicubic".
         copied: what of a record is a field of the batch as it is.
         max_pixels: larger images are refused before they are decoded.
+        border: pixels that are cut off each side first.
     """
 
     size: int
@@ -272,6 +273,7 @@ class EvalTransform:
     filter: str = "bilinear"
     copied: Copied = LABEL
     max_pixels: int = MAX_PIXELS
+    border: int = 0
 
     def at(self, step: int) -> "EvalTransform":
         """Returns the transform of a step: this one."""
@@ -303,6 +305,10 @@ class EvalTransform:
                 pixels = decode(record["image"], self.channels, max_pixels=self.max_pixels)
             except ValueError as error:
                 raise DecodeError(row, str(error)) from error
+            if self.border:
+                pixels = pixels[self.border : -self.border, self.border : -self.border]
+                if not pixels.size:
+                    raise DecodeError(row, f"it is not larger than its border of {self.border} pixels")
             height, width = pixels.shape[:2]
             longest = 16 * min(height, width)
             if max(height, width) > longest:

@@ -137,9 +137,29 @@ def imagenet_v2_classes(folders: Sequence[str]) -> list[int]:
     return [int(name) for name in folders]
 
 
+def mapped_classes(best: np.ndarray, groups: Sequence[Sequence[int]]) -> np.ndarray:
+    """Returns the best classes of each example as classes of a set whose classes are groups of the model's.
+
+    So ObjectNet's challenge maps predictions (abarbu/objectnet-template-pytorch): all classes of the model compete, and
+    one that is in no group is wrong, but takes its place among the best. Two of the best may be of the same group.
+
+    Args:
+        best: (examples, k) integers; see `top_classes`.
+        groups: for each class of the set, which of the model's classes belong to it; no two have one in common.
+
+    Returns:
+        (examples, k) int32; -1 for what is in no group.
+    """
+    size = 1 + max(int(best.max(initial=0)), *(number for group in groups for number in group))
+    group_of = np.full(size + 1, -1, np.int32)  # the last one is for -1, which no class is
+    for label, group in enumerate(groups):
+        group_of[list(group)] = label
+    return group_of[best]
+
+
 def corruption_errors(
     errors: Mapping[str, Sequence[float]],
-    clean_error: float,
+    clean_error: float | None,
     *,
     baseline: Mapping[str, float] = ALEXNET_ERRORS,
     baseline_clean_error: float = ALEXNET_CLEAN_ERROR,
@@ -153,7 +173,7 @@ def corruption_errors(
 
     Args:
         errors: by corruption, the error at each severity, from 0 to 1.
-        clean_error: on the images without corruption.
+        clean_error: on the images without corruption; None: it is unknown, and there are no relative measures.
         baseline, baseline_clean_error: the errors of the baseline.
 
     Returns:
@@ -171,11 +191,16 @@ def corruption_errors(
         )
     means = {name: float(np.mean(errors[name])) for name in baseline}
     ce = {name: 100 * means[name] / baseline[name] for name in baseline}
-    relative = {name: 100 * (means[name] - clean_error) / (baseline[name] - baseline_clean_error) for name in baseline}
-    return {
+    found = {
         **{f"ce/{name}": value for name, value in ce.items()},
         "mce": float(np.mean(list(ce.values()))),
+        "error": float(np.mean(list(means.values()))),
+    }
+    if clean_error is None:
+        return found
+    relative = {name: 100 * (means[name] - clean_error) / (baseline[name] - baseline_clean_error) for name in baseline}
+    return {
+        **found,
         **{f"relative_ce/{name}": value for name, value in relative.items()},
         "relative_mce": float(np.mean(list(relative.values()))),
-        "error": float(np.mean(list(means.values()))),
     }

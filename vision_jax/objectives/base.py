@@ -118,10 +118,10 @@ class Setup:
         inputs: the configured views of each image.
         mean, std: normalization; see `augment.normalize`.
         augmentation: of images on the devices, and, by mixing, of their targets.
-        augmentations: of each crop, where there are several; the last one is that of all that follow. (): all have
-            `augmentation`.
         ema: the EMA; None: there is none.
         steps_per_epoch, total_steps: of the run.
+        augmentations: of each crop, where there are several; the last one is that of all that follow. (): all have
+            `augmentation`.
     """
 
     model: nn.Module
@@ -129,11 +129,11 @@ class Setup:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     augmentation: augment.Augmentation = NO_AUGMENTATION
-    augmentations: tuple[augment.Augmentation, ...] = ()
     ema: Ema | None = None
     inputs: tuple[View, ...] = (View(),)
     steps_per_epoch: int = 1
     total_steps: int = 1
+    augmentations: tuple[augment.Augmentation, ...] = ()
 
     def augmentation_of(self, crop: int) -> augment.Augmentation:
         """Returns the augmentation of a crop, by its number among all of an image."""

@@ -93,11 +93,12 @@ class ImageNetArchives:
         paths = [path for path in (self._train, self._validation, devkit) if path is not None and path.exists()]
         return {"kind": self.kind, "files": {path.name: path.stat().st_size for path in paths}}
 
-    def index(self, cache: pathlib.Path) -> Index:
+    def index(self, cache: pathlib.Path, *, train_split: bool = True) -> Index:
+        """Lists the records; see `Input`. `train_split=False`: those of the validation images alone."""
         devkit = read_devkit(self._devkit) if self._devkit is not None else None
         splits = {}
         train = None
-        if self._train.exists():
+        if train_split and self._train.exists():
             train = _cached(cache, self._train, _index_train)
         class_names = list(devkit.class_names) if devkit is not None else []
         if train is not None:

@@ -1,7 +1,7 @@
 """What can be prepared: the records of an input, listed without reading the images, and how one is read.
 
 An input answers `name`, `kind`, `identity()` and `index(cache)`. This file has folders of classes and tfds' data sets;
-`vision_jax.preparation.archives` has ImageNet as it is downloaded.
+`archives` has ImageNet as it is downloaded, and `pixels` MNIST's kin and CIFAR.
 """
 
 import dataclasses

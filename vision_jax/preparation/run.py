@@ -21,7 +21,7 @@ import numpy as np
 
 from vision_jax.data import tfds_format
 from vision_jax.errors import DataError
-from vision_jax.preparation import archives, inputs, manifest
+from vision_jax.preparation import archives, inputs, manifest, pixels
 from vision_jax.preparation import shards as shards_lib
 from vision_jax.preparation.convert import Conversion
 from vision_jax.preparation.inputs import Index, Input
@@ -40,10 +40,11 @@ class Options:
 
     Attributes:
         name: None is what the input is called.
+        encoding: None is jpeg, or original where JPEG would harm small images.
     """
 
     name: str | None
-    encoding: str
+    encoding: str | None
     short_side: int
     quality: int
     apply_exif_orientation: bool
@@ -76,7 +77,8 @@ def prepare(
     """
     start = time.monotonic()
     source = open_input(where, options.holdout, labels)
-    options = dataclasses.replace(options, name=options.name or source.name)
+    encoding = options.encoding or ("original" if isinstance(source, pixels.PixelInput) else "jpeg")
+    options = dataclasses.replace(options, name=options.name or source.name, encoding=encoding)
     if not isinstance(source, archives.ImageNetArchives) and _is_below(output, where):
         raise DataError(f"{output} is inside {where}, where it would be taken for input: give another OUTPUT.")
     plan = {"options": dataclasses.asdict(options), "input": source.identity()}
@@ -114,6 +116,8 @@ def open_input(where: str, holdout: float, labels: Mapping[str, str] | None = No
             source = archives.ImageNetArchives(directory)
         elif tfds_format.has_dataset(directory):
             source = inputs.TfdsInput(tfds_format.find_dataset(directory))
+        elif pixels.PixelInput.found_in(directory):
+            source = pixels.PixelInput(directory)
         else:
             return inputs.FolderInput(directory, holdout, labels)
     if holdout:
@@ -263,6 +267,7 @@ def _write(
     Returns:
         the receipts of all, by file, and how many images were read for them now.
     """
+    assert options.encoding is not None  # it has been filled in
     conversion = Conversion(
         encoding=options.encoding,
         short_side=options.short_side,
