@@ -51,7 +51,9 @@ def reduced(recipe: str) -> ConfigDict:
 
 def make(config: ConfigDict) -> tuple[build.Program, object]:
     """Returns the program of a model with one block a stage, and the shapes of the objective's constants."""
-    options = build.all_model_options(config, config.model.num_classes or 10)
+    plan = config_lib.make_plan(config, 16)
+    objective = build.make_objective(config, config.model.num_classes or 10, plan)
+    options = build.all_model_options(config, objective.setup.model.num_classes)
     fields = models.registry.option_names(config.model.name)
     if "depths" in fields:
         options["depths"] = tuple(min(1, depth) for depth in models.create_model(config.model.name).depths)
@@ -60,9 +62,7 @@ def make(config: ConfigDict) -> tuple[build.Program, object]:
     elif "depth" in fields:
         options["depth"] = 10 if config.model.name.startswith("wrn") else 1
     model = models.create_model(config.model.name, dtype=build.compute_dtype(config), **options)
-    plan = config_lib.make_plan(config, 16)
     mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
-    objective = build.make_objective(config, options["num_classes"], plan)
     objective = dataclasses.replace(objective, setup=dataclasses.replace(objective.setup, model=model))
     return build.make_program(config, plan, objective, mesh), build.abstract_constants(objective, mesh)
 

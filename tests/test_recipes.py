@@ -29,16 +29,20 @@ FORMS = dict.fromkeys(("adamw", "lamb", "nadamw"), "decoupled") | dict.fromkeys(
 )
 # Files of which recipes.json has nothing; those of this project's own recipes are not in NUMBERS either.
 SMALL = (
-    *("barlow_twins", "byol", "cifar", "cifar10_fast", "dino", "finetune", "fixres", "mnist", "mocov2", "mocov3"),
-    *("quickstart", "rotnet", "simclr", "simsiam", "swav", "vicreg"),
+    *("barlow_twins", "byol", "cifar", "cifar10_fast", "dino", "finetune", "finetune_mae", "fixres", "mae", "mnist"),
+    *("mocov2", "mocov3", "quickstart", "rotnet", "simclr", "simmim", "simsiam", "swav", "vicreg"),
 )
 _CIFAR = {
     **{"examples": 50_000, "batch_size": 128, "steps": 200 * 390, "undecayed": 0, "weight_decay": 5e-4},
     **{"momentum": 0.9, "nesterov": True, "rates": {0: 0.1, 59.9: 0.1, 60: 0.02, 120: 0.004, 160: 0.0008, 199: 0.0008}},
 }
-# Scales and biases of the 53 norms of ResNet-50, by whose widths its convolutions are: those are its only vectors but
-# for the classifier's biases, which a model without labels does not have, but is counted with here.
+# Scales and biases of the 53 norms of ResNet-50: its only vectors but for the classifier's 1000 biases, which are counted
+# here too, although a model without labels has none.
 _NORMS = 2 * 26_560 + 1000
+_MAE = {
+    **{"examples": 1_281_167, "batch_size": 4096, "steps": 800 * 312, "weight_decay": 0.05, "b2": 0.95},
+    "rates": {0: 0, 20: 1.2e-3, 40: 2.4e-3, 420: 1.2e-3},
+}
 NUMBERS: dict[str, dict[str, Any]] = {
     # uoguelph-mlrg/Cutout, train.py: MultiStepLR, milestones 60, 120 and 160, gamma 0.2.
     **dict.fromkeys(("cifar:cifar10_resnet18", "cifar:cifar100_resnet18"), _CIFAR),
@@ -131,6 +135,28 @@ NUMBERS: dict[str, dict[str, Any]] = {
         **{"examples": 1_281_167, "batch_size": 512, "steps": 31 * 2502, "weight_decay": 1e-4},
         **{"momentum": 0.9, "nesterov": False, "rates": {0: 8e-3, 29.9: 8e-3, 30: 8e-4}},
     },
+    # facebookresearch/mae, PRETRAIN.md and util/lr_sched.py: 1.5e-4 * 4096 / 256, floor(1281167 / 4096) steps an epoch.
+    **dict.fromkeys(("mae:vit_b", "mae:vit_l"), _MAE),
+    # The same, FINETUNE.md: 5e-4 and 1e-3 for 256 images, down to 1e-6; 0.65^13, 0.65^12, 0.65, and of 24 blocks.
+    "finetune_mae:vit_b": {
+        **{"examples": 1_281_167, "batch_size": 1024, "steps": 100 * 1251, "weight_decay": 0.05, "b2": 0.999},
+        "rates": {0: 0, 5: 2e-3, 52.5: 1.0005e-3},
+        "multipliers": [0.003697206, 0.005688009, 0.65, 1.0],
+    },
+    "finetune_mae:vit_l": {
+        **{"examples": 1_281_167, "batch_size": 1024, "steps": 50 * 1251, "weight_decay": 0.05, "b2": 0.999},
+        "rates": {0: 0, 5: 4e-3, 27.5: 2.0005e-3},
+        "multipliers": [0.000752543, 0.001003391, 0.75, 1.0],
+    },
+    # microsoft/SimMIM, configs/ and lr_scheduler.py: times 2048 / 512; timm's cosine also runs during the warm-up.
+    "simmim:swin_b": {
+        **{"examples": 1_281_167, "batch_size": 2048, "steps": 100 * 625, "weight_decay": 0.05, "b2": 0.999},
+        "rates": {0: 4e-6, 5: 4.02e-4, 10: 4e-5 + 3.8e-4 * 1.9510565, 50: 4.2e-4},
+    },
+    "simmim:vit_b": {
+        **{"examples": 1_281_167, "batch_size": 2048, "steps": 800 * 625, "weight_decay": 0.05, "b2": 0.999},
+        "rates": {0: 2e-6, 10: 4e-4, 699: 4e-4, 700: 4e-5},
+    },
 }
 LABELS = np.array([3, 141, 592, 653])
 LOGITS = (np.sin(1 + np.arange(4 * 1000).reshape(4, 1000)) * 3).astype(np.float32)
@@ -195,6 +221,7 @@ def decays_of(config: ConfigDict) -> tuple[int, int]:
         "drop_path_rate",
         "drop_path_uniform",
         "head_bias",
+        "head_std",
         "interpolate_positions",
         "zero_init_last",
         "blur_pool",
@@ -323,6 +350,16 @@ def test_what_a_recipe_comes_to(name: str):
     assert not wrong, "\n".join(f"{key}: {ours} here, {theirs} there" for key, (ours, theirs) in wrong.items())
 
 
+def multipliers_of(config: ConfigDict) -> list[float]:
+    """Returns the learning-rate multipliers of the first and the last layers."""
+    config.model.scan_blocks = True
+    plan = config_lib.make_plan(config, 1_281_167)
+    params = build.variable_shapes(config, build.build_model(config, 1000))["params"]
+    rows = {row.path: row.multiplier for row in build.make_rules(config, plan).table(params)}
+    blocks = rows["blocks/attn/qkv/kernel"]
+    return [rows["pos_embed"], blocks[0], blocks[-1], rows["head/kernel"]]
+
+
 @pytest.mark.parametrize("name", NUMBERS)
 def test_what_a_recipe_for_few_images_or_weights_comes_to(name: str):
     config, expected = recipe(name), dict(NUMBERS[name])
@@ -330,11 +367,13 @@ def test_what_a_recipe_for_few_images_or_weights_comes_to(name: str):
     rates = expected.pop("rates")
     takes = optim.optimizer_arguments(config.optimizer.name) | build.optimizer_options(config)
     ours = {
-        **takes,
-        **{"batch_size": config.batch_size, "steps": plan.total_steps, "weight_decay": config.optimizer.weight_decay},
+        **{"batch_size": config.batch_size, "steps": plan.total_steps},
+        **{"weight_decay": config.optimizer.weight_decay, **takes},
     }
     if "undecayed" in expected:
         ours["undecayed"] = decays_of(config)[1]
+    if "multipliers" in expected:
+        ours["multipliers"] = pytest.approx(multipliers_of(config), rel=1e-6)
     assert {key: ours[key] for key in expected} == expected
     schedule = build.make_schedule(config, plan)
     for epoch, rate in rates.items():

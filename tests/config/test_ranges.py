@@ -48,7 +48,7 @@ TUPLES = {
 }
 STRINGS = {
     *("mesh.rules", "log.trackers", "optimizer.no_decay", "optimizer.no_clip_adaptive", "optimizer.frozen"),
-    "optimizer.constant_rate",
+    *("optimizer.layers", "optimizer.constant_rate"),
 }
 
 

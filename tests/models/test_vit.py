@@ -15,8 +15,8 @@ import vision_jax
 from vision_jax import pretrained
 from vision_jax.errors import ConfigError, DataError
 from vision_jax.models import registry
+from vision_jax.models.positions import sincos2d
 from vision_jax.models.transformer import PatchEmbed, resample_positions
-from vision_jax.models.vit import sincos2d
 
 # A name and a few options make a model that compiles in seconds.
 VIT, DEIT3, DISTILLED = "vit_tiny_patch16_224", "deit3_small_patch16_224", "deit_tiny_distilled_patch16_224"

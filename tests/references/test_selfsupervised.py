@@ -22,9 +22,11 @@ from vision_jax.objectives.barlow_twins import barlow_twins_loss
 from vision_jax.objectives.byol import regression_loss
 from vision_jax.objectives.dino import center_and_sharpen, dino_loss, koleo_loss, move_center
 from vision_jax.objectives.heads import normalize
+from vision_jax.objectives.mae import patch_targets, reconstruction_loss
 from vision_jax.objectives.mocov2 import enqueue, queue_loss
 from vision_jax.objectives.mocov3 import contrastive_loss
 from vision_jax.objectives.simclr import nt_xent
+from vision_jax.objectives.simmim import hidden_error
 from vision_jax.objectives.simsiam import negative_cosine
 from vision_jax.objectives.swav import sinkhorn, swav_loss
 from vision_jax.objectives.vicreg import vicreg_terms
@@ -110,14 +112,29 @@ def swav_value(about: dict[str, Any], x: dict[str, jax.Array]) -> Found:
     return loss, {"assignment": assignments}
 
 
+def mae_loss(about: dict[str, Any], x: dict[str, jax.Array]) -> Found:
+    images = x["image"].transpose(0, 2, 3, 1)
+    targets = patch_targets(images, about["patch"], normalize=about["norm_pix"])
+    loss = reconstruction_loss(x["pred"], targets, x["mask"]).sum() / x["mask"].sum()
+    return loss, {"patches": patch_targets(images, about["patch"], normalize=False)}
+
+
+def simmim_loss(about: dict[str, Any], x: dict[str, jax.Array]) -> Found:
+    differences = (x["reconstruction"] - x["image"]).transpose(0, 2, 3, 1)
+    errors, counts = hidden_error(jnp.abs(differences), x["mask"] > 0)
+    return errors.sum() / counts.sum(), {}
+
+
 LOSS_OF: dict[str, Callable[[dict[str, Any], dict[str, jax.Array]], Found]] = {
     "barlow_twins": barlow_twins_value,
     "byol": byol_loss,
     "dino": dino_value,
     "koleo": koleo_value,
+    "mae": mae_loss,
     "moco_v2": mocov2_loss,
     "moco_v3": mocov3_loss,
     "simclr": simclr_loss,
+    "simmim": simmim_loss,
     "simsiam": simsiam_loss,
     "swav": swav_value,
     "vicreg": vicreg_loss,
@@ -140,11 +157,11 @@ def test_loss(name: str):
     assert float(value) == pytest.approx(float(case["loss"]), rel=LOSS)
     for key, grad in grads.items():
         near_largest(grad, case[f"grad/{key}"], GRADIENT.get(about["method"], 1e-5))
-    compared = {"loss", *inputs, *(f"grad/{key}" for key in grads)}
+    compared = {"loss", "noise", *inputs, *(f"grad/{key}" for key in grads)}
     for key, found in others.items():
         near_largest(found, case[key], HEAD)
         compared.add(key)
-    assert compared == set(case.names())
+    assert compared - {"noise"} == set(case.names()) - {"noise"}  # of which a mask was made
 
 
 def setup() -> Setup:

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from vision_jax import optim, steps
 from vision_jax.assembly.inputs import make_transform
-from vision_jax.assembly.states import abstract_variables, classifier, create_state, heads, partition_rules
+from vision_jax.assembly.states import abstract_variables, classifier, create_state, heads, partition_rules, pooled_norm
 from vision_jax.config.fields import OPTIMIZER_OPTIONS, SCHEDULE_OPTIONS
 from vision_jax.config.plan import Plan
 from vision_jax.data.loader import batch_fields
@@ -64,6 +64,7 @@ def make_rules(config: ConfigDict, plan: Plan) -> optim.GroupRules:
         no_decay=tuple(config.optimizer.no_decay),
         multipliers=tuple(config.optimizer.multipliers),
         layer_decay=config.optimizer.layer_decay,
+        layers=tuple(config.optimizer.layers) or None,
         frozen=tuple(config.optimizer.frozen),
         frozen_until=tuple(
             (pattern, round(epochs * plan.steps_per_epoch)) for pattern, epochs in config.optimizer.frozen_until
@@ -128,7 +129,7 @@ class Program:
     Attributes:
         objective: what is minimized.
         initialize: (variables that training starts from, or None for random ones) -> the state before the first step.
-            What the objective has beside the model, and the classifier, may be missing in them.
+            What the objective has beside the model may be missing in them, and the classifier with its norm.
         train_step: (state, batch, constants) -> (state, metrics).
         abstract_state: the state, with shapes, dtypes and layouts in place of arrays.
     """
@@ -150,7 +151,7 @@ def make_program(config: ConfigDict, plan: Plan, objective: Objective, mesh: Mes
     create = functools.partial(create_state, objective, optimizer, rules, seed=config.seed)
     shapes = jax.eval_shape(create)
     layouts = partition.layouts(partition_rules(config, mesh), mesh, shapes.params, shapes)
-    missing = (*heads(objective), *classifier(objective))
+    missing = (*heads(objective), *classifier(objective), *pooled_norm(objective))
     initialize = jax.jit(
         lambda given=None: create(given=given, missing=missing),
         out_shardings=layouts,

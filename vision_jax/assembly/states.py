@@ -130,11 +130,26 @@ def classifier(objective: Objective) -> tuple[str, ...]:
     return tuple(sorted(set(whole) - set(body)))
 
 
+def pooled_norm(objective: Objective) -> tuple[str, ...]:
+    """Returns the beginnings of the paths of a norm of averaged features, which models of single tokens do not have."""
+    model = _model_parameters(objective.setup.model, objective.setup.image_shape)
+    return tuple(f"{name}/" for name in ("fc_norm",) if name in model)
+
+
 @functools.lru_cache(maxsize=8)
 def _model_parameters(model: nn.Module, image_shape: tuple[int, int, int]) -> Mapping[str, Any]:
     """Returns the shapes and dtypes of the parameters of a model that stands alone."""
     images = jnp.zeros((1, *image_shape), jnp.float32)
     return jax.eval_shape(lambda: model.init(jax.random.key(0), images, train=False))["params"]
+
+
+def heads_alone(objective: Objective) -> dict[str, Any]:
+    """Returns `params` and `batch_stats` of the heads, with shapes and dtypes in place of arrays."""
+    names = {prefix.removesuffix("/") for prefix in heads(objective)}
+    return {
+        collection: {name: values for name, values in tree.items() if name in names}
+        for collection, tree in abstract_variables(objective).items()
+    }
 
 
 def without_heads(objective: Objective, variables: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,13 @@ from ml_collections import ConfigDict
 
 from vision_jax import pretrained
 from vision_jax.assembly.models import all_model_options, make_objective
-from vision_jax.assembly.states import abstract_variables, classifier, partition_rules
+from vision_jax.assembly.states import (
+    abstract_variables,
+    classifier,
+    heads_alone,
+    partition_rules,
+    pooled_norm,
+)
 from vision_jax.devices import distributed, partition, sharding
 from vision_jax.errors import CheckpointError
 from vision_jax.objectives import Objective
@@ -57,7 +63,8 @@ def load_initial(config: ConfigDict, objective: Objective, class_names: Sequence
         mesh: of all devices.
 
     Returns:
-        `params` and `batch_stats` of the model; of another run, without a classifier unless it is of the same classes.
+        `params` and `batch_stats` of the model, and of heads beside it as far as they are there; of another run,
+        without a classifier unless it is of the same classes.
         None, if nothing is named.
 
     Raises:
@@ -68,7 +75,9 @@ def load_initial(config: ConfigDict, objective: Objective, class_names: Sequence
     if not given:
         return None
     if not pretrained.is_workdir(given):
-        return load_pretrained(config, num_classes, classifier_seed=config.seed, class_names=class_names)
+        variables = load_pretrained(config, num_classes, classifier_seed=config.seed, class_names=class_names)
+        beside = pretrained.load_heads(given, heads_alone(objective), objective.official_name)
+        return {name: {**variables[name], **beside[name]} for name in ("params", "batch_stats")}
     checkpointer = Checkpointer(pathlib.Path(given).expanduser() / "checkpoints")
     step, variables = restore_any(checkpointer, mesh)
     about = checkpointer.about(step)
@@ -76,6 +85,8 @@ def load_initial(config: ConfigDict, objective: Objective, class_names: Sequence
     same = about["num_classes"] == num_classes and list(about["class_names"]) == list(class_names)
     if not same:
         variables["params"] = _without(variables["params"], classifier(objective))
+    if pooled_norm(objective) and "fc_norm" not in variables["params"]:
+        log.info("The norm of averaged features is a new one: that run normalizes all tokens.")
     if lacking := set(classifier(objective)) - set(masks.all_paths(variables["params"])):
         log.info("The classifier is a new one (%s): that run has another one, or none.", ", ".join(sorted(lacking)))
     return variables

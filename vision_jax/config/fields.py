@@ -49,16 +49,21 @@ def default_config() -> ConfigDict:
     model.drop_path_rate = placeholder(float)
     # Initial bias of the classifier; a large negative one suits a sigmoid loss over many classes.
     model.head_bias = placeholder(float)
+    # Standard deviation of a vision transformer's initial classifier; a small one suits pretrained weights.
+    model.head_std = placeholder(float)
     # Train auxiliary classifiers too; `loss.auxiliary_weight` is their weight.
     model.aux_logits = placeholder(bool)
     # How a transformer pools its tokens: token (the class token) or avg (the mean of the patch tokens).
     model.global_pool = placeholder(str)
-    # Position embedding of a transformer: learned, or the fixed sincos2d.
+    # Position embedding of a transformer: learned, or the fixed sincos2d; mae and mocov3 begin as the tables of these
+    # methods, and are fixed where pos_embed is in optimizer.frozen.
     model.positions = placeholder(str)
     # Whether a transformer has a class token; without one, global_pool is avg.
     model.class_token = placeholder(bool)
     # Interpolate a transformer's learned positions for images of other sizes than data.image_size, such as small crops.
     model.interpolate_positions = placeholder(bool)
+    # Height and width of Swin's windows, in positions.
+    model.window_size = placeholder(int)
     # Initial LayerScale of a transformer's residual branches; and whether all blocks have the same `drop_path_rate`.
     model.layer_scale = placeholder(float)
     model.drop_path_uniform = placeholder(bool)
@@ -225,6 +230,9 @@ def default_config() -> ConfigDict:
     optimizer.constant_rate = ()
     # Layer-wise learning rate decay: ratio of each layer's rate to that of the next one; None: one rate for all.
     optimizer.layer_decay = placeholder(float)
+    # What its layers are: path patterns from the first layer to the last, where what a pattern captures, such as the
+    # number of a block, makes layers of its own; what none matches is the head. (): timm's layers.
+    optimizer.layers = ()
     # Parameters that are frozen at first, as (pattern, epochs) pairs: until then they have neither updates nor decay.
     optimizer.frozen_until = ()
     # Gradient clipping, by value, adaptively (AGC), of each parameter by its own norm, or by global norm; None: none.
@@ -401,8 +409,8 @@ def default_config() -> ConfigDict:
 # Fields of config.model that are passed to the model if they are set.
 MODEL_OPTIONS = (
     *("bn_group_size", "small_stem", "blur_pool", "zero_init_last", "drop_rate", "proj_drop_rate"),
-    *("drop_path_rate", "drop_path_uniform", "layer_scale", "head_bias", "aux_logits"),
-    *("global_pool", "positions", "class_token", "interpolate_positions", "scan_blocks", "remat"),
+    *("drop_path_rate", "drop_path_uniform", "layer_scale", "head_bias", "head_std", "aux_logits", "global_pool"),
+    *("positions", "class_token", "interpolate_positions", "window_size", "scan_blocks", "remat"),
 )
 
 

@@ -58,7 +58,7 @@ _WEIGHTS = ("model.pretrained", "distill.pretrained")
 
 # What tuples hold that do not hold numbers.
 _NAMES = ("log.trackers",)
-_PATTERNS = ("optimizer.no_decay", "optimizer.no_clip_adaptive", "optimizer.frozen", "optimizer.constant_rate")
+_PATTERNS = tuple(f"optimizer.{name}" for name in ("no_decay", "no_clip_adaptive", "frozen", "layers", "constant_rate"))
 
 
 _PAIRS: dict[str, tuple[type | tuple[type, ...], str]] = {
@@ -74,6 +74,7 @@ _STRING_PAIRS = {"mesh.rules": "(pattern, layout)"}
 
 _POSITIVE = (
     *("batch_size", "epochs", "total_steps", "model.num_classes", "data.image_size", "data.prefetch"),
+    "model.window_size",
     *("data.num_threads", "data.synthetic_train_examples", "data.synthetic_val_examples"),
     *("data.train_examples", "data.repeats", "data.eval_size", "data.max_pixels"),
     *("optimizer.sam_rho", "optimizer.sam_every", "optimizer.accumulate", "distill.temperature"),
@@ -94,7 +95,7 @@ _NOT_NEGATIVE = (
     *("augment.mixup", "augment.cutmix", "augment.cutout", "augment.shift", "augment.col_out"),
     "augment.mix_group",
     *("optimizer.weight_decay_end", "loss.auxiliary_weight", "ema_start_epochs", "watchdog_seconds"),
-    "model.layer_scale",
+    *("model.layer_scale", "model.head_std"),
 )
 
 
@@ -343,6 +344,8 @@ def _check_ranges(config: ConfigDict) -> Iterator[str]:
             f"model.pretrained_classes is {config.model.pretrained_classes!r}, but there are no weights: set "
             "model.pretrained too, or neither."
         )
+    if config.optimizer.layers and config.optimizer.layer_decay is None:
+        yield f"optimizer.layers is {tuple(config.optimizer.layers)}, but optimizer.layer_decay is not set: set both."
     profiled = config.log.profile_steps
     if profiled and not (
         len(profiled) == 2 and all(isinstance(step, int) for step in profiled) and 1 <= profiled[0] <= profiled[1]

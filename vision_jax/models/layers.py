@@ -21,6 +21,19 @@ dense_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 transformer_init = nn.initializers.normal(0.02)
 
 
+def xavier_init(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
+    """Returns weights that are uniform within sqrt(6 / (inputs + outputs)) (Glorot and Bengio 2010).
+
+    A kernel that projects patches, (height, width, channels, features), counts as the matrix that it is.
+    """
+    return uniform_init(math.sqrt(6 / (math.prod(shape[:-1]) + shape[-1])))(key, shape, dtype)
+
+
+def uniform_init(bound: float) -> nn.initializers.Initializer:
+    """Returns what makes numbers that are uniform from -bound to bound."""
+    return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
 # A scope of operations that are no part of a model's own, and that `devices/flops.py` does not count: what is computed
 # so that less has to be kept.
 NOT_COUNTED = "not_counted"

@@ -170,8 +170,8 @@ def input_of(model: nn.Module) -> InputSpec:
 # Options of models that do not make them another architecture.
 _OPTIONS = (
     *("num_classes", "in_channels", "dtype", "drop_rate", "drop_path_rate", "proj_drop_rate", "drop_path_uniform"),
-    *("bn_group_size", "img_size", "zero_init_last", "head_bias", "interpolate_positions", "scan_blocks", "remat"),
-    "aux_logits",
+    *("bn_group_size", "img_size", "zero_init_last", "head_bias", "head_std", "weight_init", "interpolate_positions"),
+    *("scan_blocks", "remat", "aux_logits"),
 )
 
 

@@ -67,8 +67,8 @@ class NormedPatchEmbed(PatchEmbed):
     """Patches, projected and normalized."""
 
     @nn.compact
-    def __call__(self, images: jax.Array) -> jax.Array:
-        return _LayerNorm(dtype=self.dtype, name="norm")(super().__call__(images))
+    def __call__(self, images: jax.Array, kept: jax.Array | None = None) -> jax.Array:
+        return _LayerNorm(dtype=self.dtype, name="norm")(super().__call__(images, kept))
 
 
 class WindowAttention(nn.Module):
@@ -240,13 +240,35 @@ class SwinTransformer(ImageModel, kw_only=True):
     def gradcam_layer(self) -> str:
         return "norm"
 
+    @property
+    def patch_size(self) -> int:
+        return PATCH_SIZE
+
     def feature_maps(self, images: jax.Array, *, train: bool) -> dict[int, jax.Array]:
-        maps = self.layers(capture(self, self.patch_embed(self.prepare(images)), "patch_embed"), train)
-        return {PATCH_SIZE * 2**i: x for i, x in enumerate(maps)}
+        return self._maps(self.patch_embed(self.prepare(images)), train)
 
     def features(self, images: jax.Array, *, train: bool) -> jax.Array:
-        maps = self.feature_maps(images, train=train)
-        return global_mean(capture(self, self.norm(maps[max(maps)]), "norm"))
+        return global_mean(self._last(self.feature_maps(images, train=train)))
+
+    def encode_hidden(self, images: jax.Array, hidden: jax.Array, token: jax.Array, *, train: bool) -> jax.Array:
+        """Returns the last map of features, normalized, where some patches are replaced by a token.
+
+        Args:
+            images: (batch, height, width, channels).
+            hidden: (batch, height / 4, width / 4) bool.
+            token: (embed_dim,).
+            train: drop branches.
+        """
+        patches = self.patch_embed(self.prepare(images))
+        patches = jnp.where(hidden[..., None], token.astype(self.dtype), patches)
+        return self._last(self._maps(patches, train))
+
+    def _maps(self, patches: jax.Array, train: bool) -> dict[int, jax.Array]:
+        maps = self.layers(capture(self, patches, "patch_embed"), train)
+        return {PATCH_SIZE * 2**i: x for i, x in enumerate(maps)}
+
+    def _last(self, maps: dict[int, jax.Array]) -> jax.Array:
+        return capture(self, self.norm(maps[max(maps)]), "norm")
 
     def classify(self, features: jax.Array, *, train: bool) -> jax.Array:
         return self.head(features, train)

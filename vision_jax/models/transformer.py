@@ -23,17 +23,75 @@ from vision_jax.models.layers import (
 )
 
 
+def to_patches(images: jax.Array, size: int) -> jax.Array:
+    """Cuts images, (batch, height, width, channels), into squares.
+
+    Returns:
+        (batch, height / size, width / size, size, size, channels).
+
+    Raises:
+        ValueError: if the images cannot be divided so.
+    """
+    batch, height, width, channels = images.shape
+    if height % size or width % size:
+        raise ValueError(f"images of {height} x {width} pixels cannot be divided into patches of {size} x {size}")
+    return images.reshape(batch, height // size, size, width // size, size, channels).swapaxes(2, 3)
+
+
+def take_tokens(x: jax.Array, numbers: jax.Array) -> jax.Array:
+    """Returns some tokens of each example.
+
+    Each is fetched as a whole, which is what accelerators can do; and in the backward pass they are put back.
+
+    Args:
+        x: (batch, tokens, features).
+        numbers: (batch, taken) int32, from 0 to tokens - 1; those of an example differ.
+
+    Returns:
+        (batch, taken, features).
+    """
+    return jax.vmap(lambda x, i: x.at[i].get(unique_indices=True, mode="promise_in_bounds"))(x, numbers)
+
+
+@jax.custom_vjp
+def permute_tokens(x: jax.Array, numbers: jax.Array, inverse: jax.Array) -> jax.Array:
+    """Returns all tokens of each example in another order: `take_tokens` of a permutation, whose inverse is known.
+
+    With it, tokens are fetched in the backward pass too, while TPUs would put them back one after the other.
+
+    Args:
+        x: (batch, tokens, features).
+        numbers: (batch, tokens) int32, of which each has all numbers.
+        inverse: (batch, tokens) int32, the position of each number in `numbers`.
+    """
+    del inverse
+    return take_tokens(x, numbers)
+
+
+def _permute_forward(x: jax.Array, numbers: jax.Array, inverse: jax.Array) -> tuple[jax.Array, Any]:
+    return take_tokens(x, numbers), (numbers, inverse)
+
+
+def _permute_backward(kept: Any, gradient: jax.Array) -> tuple[jax.Array, None, None]:
+    numbers, inverse = kept
+    return permute_tokens(gradient, inverse, numbers), None, None
+
+
+permute_tokens.defvjp(_permute_forward, _permute_backward)
+
+
 class _Projection(nn.Module):
     """A dense layer on patches, (..., size, size, channels), whose kernel is that of a convolution."""
 
     features: int
     dtype: Any
     kernel_init: nn.initializers.Initializer
+    bias_init: nn.initializers.Initializer
 
     @nn.compact
     def __call__(self, patches: jax.Array) -> jax.Array:
         kernel = self.param("kernel", self.kernel_init, (*patches.shape[-3:], self.features), jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+        bias = self.param("bias", self.bias_init, (self.features,), jnp.float32)
         flat = patches.reshape(*patches.shape[:-3], -1).astype(self.dtype)
         return flat @ kernel.reshape(-1, self.features).astype(self.dtype) + bias.astype(self.dtype)
 
@@ -48,26 +106,33 @@ class PatchEmbed(nn.Module):
         features: of each patch, in the result.
         dtype: what it computes in.
         kernel_init: of the projection; torch's default for convolutions unless given.
+        bias_init: of the projection.
     """
 
     patch_size: int
     features: int
     dtype: Any = jnp.float32
     kernel_init: nn.initializers.Initializer = dense_init
+    bias_init: nn.initializers.Initializer = nn.initializers.zeros
 
     @nn.compact
-    def __call__(self, images: jax.Array) -> jax.Array:
+    def __call__(self, images: jax.Array, kept: jax.Array | None = None) -> jax.Array:
         """Returns (batch, height / patch_size, width / patch_size, features).
+
+        Args:
+            images: (batch, height, width, channels).
+            kept: (batch, kept) int32, the numbers of the patches that are wanted, row by row from the top left; the
+                result is (batch, kept, features). None: all.
 
         Raises:
             ValueError: if the images cannot be divided into patches.
         """
-        size = self.patch_size
-        batch, height, width, channels = images.shape
-        if height % size or width % size:
-            raise ValueError(f"images of {height} x {width} pixels cannot be divided into patches of {size} x {size}")
-        patches = images.reshape(batch, height // size, size, width // size, size, channels).swapaxes(2, 3)
-        return _Projection(self.features, self.dtype, self.kernel_init, name="proj")(patches)
+        patches = to_patches(images, self.patch_size)
+        if kept is not None:
+            batch, height, width, *square = patches.shape
+            rows = patches.reshape(batch, height * width, math.prod(square))
+            patches = take_tokens(rows, kept).reshape(*kept.shape, *square)
+        return _Projection(self.features, self.dtype, self.kernel_init, self.bias_init, name="proj")(patches)
 
 
 class Mlp(nn.Module):
@@ -266,16 +331,18 @@ class QueryKeyValue(nn.Module):
     Attributes:
         num_heads: of each of the three; they divide `in_features` among themselves.
         dtype: what it computes in.
+        kernel_init: of the one matrix.
     """
 
     num_heads: int
     dtype: Any
+    kernel_init: nn.initializers.Initializer = transformer_init
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Returns (..., 3, num_heads, in_features / num_heads)."""
         features = x.shape[-1]
-        kernel = self.param("kernel", transformer_init, (features, 3 * features), jnp.float32)
+        kernel = self.param("kernel", self.kernel_init, (features, 3 * features), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (3 * features,), jnp.float32)
         shape = (3, self.num_heads, features // self.num_heads)
         kernel = over_tensor_axis(kernel.astype(self.dtype).reshape(features, *shape), 2)

@@ -5,15 +5,15 @@ Registers are those of Darcet et al. 2023 (arXiv:2309.16588); average pooling an
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from vision_jax.errors import ConfigError
+from vision_jax.errors import ConfigError, suggest
 from vision_jax.models import registry
 from vision_jax.models.layers import (
     ATTENTION,
@@ -26,7 +26,10 @@ from vision_jax.models.layers import (
     global_mean,
     maybe_remat,
     transformer_init,
+    uniform_init,
+    xavier_init,
 )
+from vision_jax.models.positions import TABLES, positions_init, sincos2d
 from vision_jax.models.registry import HALVES, InputSpec
 from vision_jax.models.transformer import LayerScale, Mlp, PatchEmbed, QueryKeyValue, attend, interpolate_positions
 from vision_jax.models.vit_weights import from_big_vision, resample, to_authors, to_torchvision
@@ -39,18 +42,20 @@ class Attention(nn.Module):
         num_heads: each sees an equal share of the features.
         drop_rate: probability of dropping a unit of the result, in training.
         dtype: what it computes in; the softmax is in float32.
+        kernel_init: of its matrices.
     """
 
     num_heads: int
     drop_rate: float
     dtype: Any
+    kernel_init: nn.initializers.Initializer = transformer_init
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         batch, tokens, features = x.shape
-        qkv = QueryKeyValue(self.num_heads, self.dtype, name="qkv")(x)
+        qkv = QueryKeyValue(self.num_heads, self.dtype, self.kernel_init, name="qkv")(x)
         x = attend(self, qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]).reshape(batch, tokens, features)
-        x = nn.Dense(features, dtype=self.dtype, kernel_init=transformer_init, name="proj")(x)
+        x = nn.Dense(features, dtype=self.dtype, kernel_init=self.kernel_init, name="proj")(x)
         return nn.Dropout(self.drop_rate)(x, deterministic=not train)
 
 
@@ -64,6 +69,7 @@ class Block(nn.Module):
         proj_drop_rate: probability of dropping a unit after a dense layer, in training.
         drop_path_rate: probability of dropping a branch, in training.
         dtype: what it computes in.
+        kernel_init: of the matrices.
     """
 
     num_heads: int
@@ -72,6 +78,7 @@ class Block(nn.Module):
     proj_drop_rate: float
     drop_path_rate: float
     dtype: Any
+    kernel_init: nn.initializers.Initializer = transformer_init
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool, drop_path_rate: jax.Array | None = None) -> jax.Array:
@@ -90,9 +97,10 @@ class Block(nn.Module):
             return jnp.where(keep, y / (1 - rate), 0).astype(y.dtype)
 
         y = capture(self, norm(name="norm1")(x), "norm1")
-        y = Attention(self.num_heads, self.proj_drop_rate, self.dtype, name="attn")(y, train)
+        y = Attention(self.num_heads, self.proj_drop_rate, self.dtype, self.kernel_init, name="attn")(y, train)
         x = x + drop(scale(y, "ls1"))
-        y = Mlp(self.mlp_features, self.dtype, self.proj_drop_rate, name="mlp")(norm(name="norm2")(x), train)
+        mlp = Mlp(self.mlp_features, self.dtype, self.proj_drop_rate, self.kernel_init, name="mlp")
+        y = mlp(norm(name="norm2")(x), train)
         return x + drop(scale(y, "ls2"))
 
 
@@ -119,7 +127,8 @@ class VisionTransformer(ImageModel, kw_only=True):
         global_pool: the features are "token": the class token; "avg": the average of the patches.
         class_token: there is one; with "avg" it only takes part in attention.
         num_registers: further tokens that only take part in attention.
-        positions: "learned" embeddings; "sincos2d": fixed ones, as big_vision computes them, for patches alone.
+        positions: "learned" embeddings; "sincos2d": fixed ones, as big_vision computes them, for patches alone; "mae",
+            "mocov3": learned ones that begin as `sincos2d` tables, and are fixed where `pos_embed` is frozen.
         no_embed_class: learned positions are for patches alone too.
         interpolate_positions: images may have other sizes than `img_size`: learned positions are then interpolated.
         norm_after_pooling: normalize the pooled features instead of all tokens; None: with "avg".
@@ -130,6 +139,9 @@ class VisionTransformer(ImageModel, kw_only=True):
         remat: rematerialize the activations within blocks (gradient checkpointing), to save memory; see `maybe_remat`.
         scan_blocks: compile one block instead of all. Parameters are stacked along a first axis.
         head_bias: where the biases of the classifier begin.
+        head_std: standard deviation of its initial weights.
+        weight_init: the other initial weights: "normal", as in timm, or "xavier", as in masked autoencoders, which also
+            begin with larger tokens and, as torch does by itself, with random biases of the projection of patches.
     """
 
     patch_size: int
@@ -151,12 +163,16 @@ class VisionTransformer(ImageModel, kw_only=True):
     remat: bool | str = False
     scan_blocks: bool = False
     head_bias: float = 0.0
+    head_std: float = 0.02
+    weight_init: str = "normal"
 
     def __post_init__(self) -> None:
+        if self.weight_init not in ("normal", "xavier"):
+            raise ConfigError(f"weight_init is {self.weight_init!r}: there are normal and xavier.")
         if self.global_pool not in ("token", "avg"):
             raise ConfigError(f"global_pool is {self.global_pool!r}: there are token and avg.")
-        if self.positions not in ("learned", "sincos2d"):
-            raise ConfigError(f"positions is {self.positions!r}: there are learned and sincos2d.")
+        if self.positions not in ("learned", *TABLES):
+            raise ConfigError(f"positions is {self.positions!r}: {suggest(self.positions, ('learned', *TABLES))}")
         if self.global_pool == "token" and not self.class_token:
             raise ConfigError("Without class_token, global_pool must be avg.")
         super().__post_init__()
@@ -175,15 +191,27 @@ class VisionTransformer(ImageModel, kw_only=True):
     def num_prefix_tokens(self) -> int:
         return sum(self.tokens().values())
 
+    @property
+    def norms_all_tokens(self) -> bool:
+        """Whether the last norm is that of all tokens; else, it is that of the pooled features."""
+        return self.global_pool != "avg" if self.norm_after_pooling is None else not self.norm_after_pooling
+
     def setup(self) -> None:
-        self.patch_embed = PatchEmbed(self.patch_size, self.embed_dim, self.dtype)
+        kernel_init: Any = transformer_init
+        token_init = nn.initializers.normal(1e-6)
+        patch_inits: tuple[Any, ...] = ()
+        if self.weight_init == "xavier":
+            kernel_init, token_init = xavier_init, nn.initializers.normal(0.02)
+            patch_inits = (xavier_init, uniform_init(1 / math.sqrt(self.in_channels * self.patch_size**2)))
+        self.patch_embed = PatchEmbed(self.patch_size, self.embed_dim, self.dtype, *patch_inits)
         for name, count in self.tokens().items():
-            init = nn.initializers.normal(1e-6)
-            setattr(self, name, self.param(name, init, (1, count, self.embed_dim), jnp.float32))
-        if self.positions == "learned":
-            length = (self.img_size // self.patch_size) ** 2
-            length += 0 if self.no_embed_class else self.num_prefix_tokens
-            self.pos_embed = self.param("pos_embed", transformer_init, (1, length, self.embed_dim), jnp.float32)
+            setattr(self, name, self.param(name, token_init, (1, count, self.embed_dim), jnp.float32))
+        if self.positions != "sincos2d":
+            grid = self.img_size // self.patch_size
+            before = 0 if self.no_embed_class else self.num_prefix_tokens
+            shape = (1, before + grid**2, self.embed_dim)
+            init = transformer_init if self.positions == "learned" else positions_init(self.positions, grid)
+            self.pos_embed = self.param("pos_embed", init, shape, jnp.float32)
 
         block = functools.partial(
             maybe_remat(Block, self.remat),
@@ -192,44 +220,69 @@ class VisionTransformer(ImageModel, kw_only=True):
             layer_scale=self.layer_scale,
             proj_drop_rate=self.proj_drop_rate,
             dtype=self.dtype,
+            kernel_init=kernel_init,
         )
         if self.scan_blocks:
             self.blocks = block(drop_path_rate=0.0)
         else:
             self.blocks = Blocks(block, tuple(self._drop_path_rates()))
         norm = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, use_fast_variance=False)
-        after = self.global_pool == "avg" if self.norm_after_pooling is None else self.norm_after_pooling
-        self.norm: nn.Module | None = None if after else norm
-        self.fc_norm: nn.Module | None = norm if after else None
+        self.norm: nn.Module | None = norm if self.norms_all_tokens else None
+        self.fc_norm: nn.Module | None = None if self.norms_all_tokens else norm
         self.dropout = nn.Dropout(self.drop_rate)
         if self.num_classes:
             self.head = self.make_head()
 
     def make_head(self) -> nn.Module:
         """Returns a new classifier."""
-        bias_init = nn.initializers.constant(self.head_bias)
-        return Classifier(self.num_classes, kernel_init=transformer_init, bias_init=bias_init)
+        kernel_init, bias_init = nn.initializers.normal(self.head_std), nn.initializers.constant(self.head_bias)
+        return Classifier(self.num_classes, kernel_init=kernel_init, bias_init=bias_init)
 
-    def encode(self, images: jax.Array, *, train: bool) -> tuple[jax.Array, jax.Array]:
+    def encode(
+        self,
+        images: jax.Array,
+        *,
+        train: bool,
+        kept: jax.Array | None = None,
+        hidden: tuple[jax.Array, jax.Array] | None = None,
+    ) -> tuple[jax.Array, jax.Array]:
         """Returns what becomes of the tokens before the patches, and of the patches.
 
+        Args:
+            images: (batch, height, width, channels).
+            train: apply dropout.
+            kept: (batch, kept) int32, the numbers of the patches that are encoded, row by row from the top left. They
+                alone are computed, and see each other. None: all.
+            hidden: which patches are replaced by a token, before positions are added: (batch, rows, columns) bool and
+                (features,). None: none.
+
         Returns:
-            (batch, tokens, features) and (batch, height / patch_size, width / patch_size, features).
+            (batch, tokens, features) and (batch, height / patch_size, width / patch_size, features), or with `kept`
+            (batch, kept, features).
         """
-        patches = self.patch_embed(self.prepare(images))
+        patches = self.patch_embed(self.prepare(images), kept)
+        if hidden is not None:
+            patches = jnp.where(hidden[0][..., None], hidden[1].astype(self.dtype), patches)
         batch, count = len(patches), self.num_prefix_tokens
-        before = [getattr(self, name).astype(self.dtype) for name in self.tokens()]
-        before = [jnp.broadcast_to(token, (batch, *token.shape[1:])) for token in before]
         x = capture(self, patches.reshape(batch, -1, self.embed_dim), "patch_embed")
-        positions = self._positions(*patches.shape[1:3])
-        if positions.shape[1] == x.shape[1]:
-            x = jnp.concatenate([*before, x + positions], axis=1)
-        else:
-            x = jnp.concatenate([*before, x], axis=1) + positions
+        height, width = (length // self.patch_size for length in images.shape[1:3])
+        positions = self._positions(height, width)[0]
+        of_tokens, of_patches = jnp.split(positions, [len(positions) - height * width])
+        if kept is not None:  # in float32, in which their gradients are then added up
+            of_patches = of_patches.astype(jnp.float32).at[kept].get(mode="promise_in_bounds").astype(self.dtype)
+        x = x + of_patches
+        if count:
+            before = jnp.concatenate([getattr(self, name).astype(self.dtype) for name in self.tokens()], axis=1)
+            before = before + of_tokens if len(of_tokens) else before
+            x = jnp.concatenate([jnp.broadcast_to(before, (batch, count, self.embed_dim)), x], axis=1)
         x = self._scan(x, train) if self.scan_blocks else self.blocks(x, train)
         if self.norm is not None:
             x = capture(self, self.norm(x), "norm")
         return x[:, :count], x[:, count:].reshape(patches.shape)
+
+    def encode_hidden(self, images: jax.Array, hidden: jax.Array, token: jax.Array, *, train: bool) -> jax.Array:
+        """Returns the map of features where some patches are hidden behind a token; arguments as of `encode`."""
+        return self.encode(images, train=train, hidden=(hidden, token))[1]
 
     def _drop_path_rates(self) -> list[float]:
         if self.drop_path_uniform:
@@ -276,20 +329,6 @@ class VisionTransformer(ImageModel, kw_only=True):
 
     def classify(self, features: jax.Array, *, train: bool) -> jax.Array:
         return self.head(self.dropout(features, deterministic=not train))
-
-
-def sincos2d(height: int, width: int, features: int) -> np.ndarray:
-    """Returns fixed embeddings of positions, (1, height * width, features) float32.
-
-    Sines and cosines of the column, then of the row, with wavelengths from 2 pi to 20000 pi. MoCo v3 (Chen et al. 2021,
-    arXiv:2104.02057) began with such ones; these are big_vision's.
-    """
-    if features % 4 or features < 8:
-        raise ConfigError(f"positions sincos2d need features in fours, at least 8; there are {features}.")
-    frequencies = 10_000.0 ** -np.linspace(0, 1, features // 4)
-    rows, columns = np.indices((height, width)).reshape(2, -1, 1) * frequencies
-    parts = [np.sin(columns), np.cos(columns), np.sin(rows), np.cos(rows)]
-    return np.concatenate(parts, axis=1, dtype=np.float32)[None]
 
 
 # embed_dim, depth, num_heads

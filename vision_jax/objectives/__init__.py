@@ -6,10 +6,12 @@ from vision_jax.objectives.byol import Byol
 from vision_jax.objectives.classification import Classification
 from vision_jax.objectives.dino import Dino
 from vision_jax.objectives.distillation import Distillation
+from vision_jax.objectives.mae import MAE
 from vision_jax.objectives.mocov2 import MoCoV2
 from vision_jax.objectives.mocov3 import MoCoV3
 from vision_jax.objectives.rotation import Rotation
 from vision_jax.objectives.simclr import SimCLR
+from vision_jax.objectives.simmim import SimMIM
 from vision_jax.objectives.simsiam import SimSiam
 from vision_jax.objectives.swav import SwAV
 from vision_jax.objectives.vicreg import VICReg
@@ -20,10 +22,12 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "classification": Classification,
     "dino": Dino,
     "distillation": Distillation,
+    "mae": MAE,
     "mocov2": MoCoV2,
     "mocov3": MoCoV3,
     "rotation": Rotation,
     "simclr": SimCLR,
+    "simmim": SimMIM,
     "simsiam": SimSiam,
     "swav": SwAV,
     "vicreg": VICReg,

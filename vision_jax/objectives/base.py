@@ -184,6 +184,15 @@ class Objective:
         images = jnp.zeros((1, *self.setup.image_shape), jnp.float32)
         return dict(self.setup.model.init(key, images, train=False))
 
+    def official_name(self, name: str) -> str | None:
+        """Returns the name that a tensor of its heads has in files of the method's authors; None: they are not read.
+
+        Args:
+            name: here, as torch would call it, such as "projector.0.weight".
+        """
+        del name
+        return None
+
     def init_extra(self, variables: Variables) -> Any:
         """Returns the initial state without gradients, such as a queue or a center: a pytree; empty for most."""
         del variables

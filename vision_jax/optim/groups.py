@@ -189,7 +189,7 @@ class GroupRules:
         for field, patterns in self._patterns().items():
             named = [pattern for pattern in patterns if (field, pattern) != ("no_clip_adaptive", masks.CLASSIFIER)]
             masks.check_patterns(f"optimizer.{field}", named, paths)
-        masks.check_patterns("layers", self.layers or (), paths)
+        masks.check_patterns("optimizer.layers", self.layers or (), paths)
 
     def table(self, params: Any) -> list[Row]:
         """Returns the rules that apply to each parameter, in the order of `jax.tree.leaves`.

@@ -6,12 +6,13 @@ statistics, and kernels are transposed. Numbers are never changed: what `to_torc
 
 `files` reads, on the host and without torch; `naming` finds a model's tensors in what was read; `classes` says which
 class of the weights is which of the data; `adapt` makes them fit another number of classes, channels or pixels; and
-`convert` does it all.
+`convert` does it all. `heads` reads what a method keeps beside the model.
 """
 
 from vision_jax.pretrained.classes import Classes, display_names, imagenet_classes, map_classes, read_class_names
 from vision_jax.pretrained.convert import classes_of, from_torch, load, to_torch
 from vision_jax.pretrained.files import is_workdir
+from vision_jax.pretrained.heads import load_heads
 
 __all__ = [
     "Classes",
@@ -21,6 +22,7 @@ __all__ = [
     "imagenet_classes",
     "is_workdir",
     "load",
+    "load_heads",
     "map_classes",
     "read_class_names",
     "to_torch",
