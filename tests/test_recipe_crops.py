@@ -22,15 +22,18 @@ VIEWS = {
     "barlow_twins": "barlow_twins",
     "byol:r50_300": "byol",
     "dino:vit_s16": "dino",
+    "mae:vit_b": "mae",
     "mocov2:r50_200": "moco_v2",
+    "mocov3:vit_b": "moco_v3_vit",
     "simclr:r50_800": "simclr",
+    "simmim:vit_b": "simmim",
     "simsiam:b512": "moco_v2",
     "swav:ep800": "swav",
     "swav:two_crops_400": "swav_2x224",
     "vicreg:r50_1000": "barlow_twins",
 }
-# Cases without a recipe: masked images, MoCo v3 for vision transformers, DINO's ResNet-50 with six small crops.
-WITHOUT = ("mae", "simmim", "moco_v3_vit", "dino_resnet50")
+# Cases without a recipe: DINO's ResNet-50 with six small crops, where the official command has eight.
+WITHOUT = ("dino_resnet50",)
 # What is done as the sources do it by another implementation: brightness that is added, and so on; see `views_of`.
 STYLES: dict[str, dict[str, Any]] = {
     "pillow": {"blur": "Pillow ImageFilter.GaussianBlur(radius=sigma)", "solarize": (128, "uint8"), "jitter": {}},
@@ -74,12 +77,13 @@ def operations(config: ConfigDict, view: View, fields: augment.AugmentConfig) ->
         name: [round(max(0.0, 1 - strength), 6), round(1 + strength, 6)]
         for name, strength in zip(("brightness", "contrast", "saturation"), fields.color_jitter, strict=False)
     }
-    ranges["hue"] = [-fields.color_jitter[3], fields.color_jitter[3]]
+    if fields.color_jitter:
+        ranges["hue"] = [-fields.color_jitter[3], fields.color_jitter[3]]
     if style["jitter"].get("brightness_mode") == "additive":
         ranges["brightness"] = [-fields.color_jitter[0], fields.color_jitter[0]]
     made = [
         {"op": "flip", "p": fields.flip},
-        {"op": "color_jitter", "p": fields.color_jitter_prob, **ranges, **style["jitter"]},
+        {"op": "color_jitter", "p": fields.color_jitter_prob if ranges else 0.0, **ranges, **style["jitter"]},
         {"op": "grayscale", "p": fields.greyscale},
     ]
     taps = f"{2 * (view.size // 20) + 1} taps, zero padding"

@@ -36,8 +36,8 @@ _CIFAR = {
     **{"examples": 50_000, "batch_size": 128, "steps": 200 * 390, "undecayed": 0, "weight_decay": 5e-4},
     **{"momentum": 0.9, "nesterov": True, "rates": {0: 0.1, 59.9: 0.1, 60: 0.02, 120: 0.004, 160: 0.0008, 199: 0.0008}},
 }
-# Scales and biases of the 53 norms of ResNet-50: its only vectors but for the classifier's 1000 biases, which are counted
-# here too, although a model without labels has none.
+# Scales and biases of the 53 norms of ResNet-50: its only vectors but for the 1000 biases of a classifier, which count
+# here, although a model without labels has none.
 _NORMS = 2 * 26_560 + 1000
 _MAE = {
     **{"examples": 1_281_167, "batch_size": 4096, "steps": 800 * 312, "weight_decay": 0.05, "b2": 0.95},
@@ -99,6 +99,11 @@ NUMBERS: dict[str, dict[str, Any]] = {
     },
     "mocov3:r50_300": {"examples": 1_281_167, "weight_decay": 1e-6, "rates": {5: 2.4, 10: 4.8, 155: 2.4}},
     "mocov3:r50_1000": {"examples": 1_281_167, "weight_decay": 1.5e-6, "rates": {10: 4.8, 505: 2.4}},
+    "mocov3:vit_s": {
+        **{"examples": 1_281_167, "batch_size": 4096, "steps": 300 * 312, "undecayed": 0, "weight_decay": 0.1},
+        **{"b1": 0.9, "b2": 0.999, "eps": 1e-8, "rates": {0: 0, 20: 1.2e-3, 40: 2.4e-3, 170: 1.2e-3}},
+    },
+    "mocov3:vit_b": {"examples": 1_281_167, "weight_decay": 0.1, "rates": {40: 2.4e-3, 170: 1.2e-3}},
     # google-deepmind/deepmind-research, byol/configs/byol.py and utils/schedules.py.
     "byol:r50_40": {"examples": 1_281_167, "weight_decay": 1e-6, "rates": {10: 7.2, 25: 3.6}},
     "byol:r50_100": {"examples": 1_281_167, "weight_decay": 1e-6, "rates": {5: 3.6, 10: 7.2, 55: 3.6}},

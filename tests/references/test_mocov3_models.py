@@ -1,6 +1,7 @@
 """MoCo v3 as a whole against models.npz: embeddings, loss, gradients, momentum encoder, running statistics."""
 
 import functools
+import json
 from typing import Any
 
 import flax.linen as nn
@@ -9,21 +10,25 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from references.common import Case, check_summaries, near_largest, read_cases
+from references.common import Case, check_summaries, files, near_largest, read_cases
+from test_recipes import recipe
 
 import vision_jax
-from vision_jax import optim, pretrained
+from vision_jax import build, optim, pretrained
+from vision_jax import config as config_lib
+from vision_jax.assembly.states import abstract_variables
 from vision_jax.data.views import View
 from vision_jax.objectives import Setup
 from vision_jax.objectives.mocov3 import MoCoV3
 from vision_jax.state import TrainState
 from vision_jax.steps import make_train_step
 
-# What a fresh model has for positions is a matter of the model.
-MODELS = {
-    name: case
-    for name, case in read_cases("ssl", "models*.npz").items()
-    if case.about["method"] == "moco_v3" and not case.name.endswith("_positions")
+MODELS = {name: case for name, case in read_cases("ssl", "models*.npz").items() if case.about["method"] == "moco_v3"}
+GROUPS = {
+    f"{path.name}:{name}": about
+    for path in files("ssl", "parameter_groups*.json")
+    for name, about in json.loads(path.read_text()).items()
+    if about["method"].startswith("moco v3")
 }
 VALUES, GRADIENTS = 3e-5, 1e-4
 QUICK = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # seconds less
@@ -130,9 +135,47 @@ class Subject:
         return found
 
 
+def check_positions(case: Case) -> None:
+    """A fresh model of the recipe has the table that stays fixed."""
+    names = ("img_size", "patch_size", "embed_dim", "depth", "num_heads")
+    options = {name: case.about["config"][name] for name in names}
+    model = vision_jax.create_model(ARCHITECTURE, positions=recipe("mocov3:vit_s").model.positions, **options)
+    images = jnp.zeros((1, options["img_size"], options["img_size"], 3))
+    params = model.init(jax.random.key(0), images, train=False)["params"]
+    near_largest(params["pos_embed"], case["pos_embed"], 1e-6)
+    assert case.names() == ["pos_embed"]
+
+
+@pytest.mark.parametrize("name", GROUPS)
+def test_parameter_groups(name: str):
+    """Those of the recipe's rules: what is trained, and that all of it decays; in the blocks that the case has."""
+    about = GROUPS[name]
+    config = recipe("mocov3:vit_s")
+    plan = config_lib.make_plan(config, 10**6)
+    rows = build.make_rules(config, plan).table(abstract_variables(build.make_objective(config, 1000, plan))["params"])
+
+    def official(path: str) -> str:
+        *modules, leaf = path.split("/")
+        leaf = {"kernel": "weight", "scale": "weight"}.get(leaf, leaf)
+        if modules and modules[0] == "projector":
+            modules[0] = "head"
+        return ".".join(([] if modules and modules[0] == "predictor" else ["base_encoder"]) + [*modules, leaf])
+
+    found = {official(row.path): [row.decays, row.multiplier] for row in rows if not row.frozen}
+    blocks = {key.split(".")[2] for key in about["groups"] if ".blocks." in key}
+    assert {key: x for key, x in found.items() if ".blocks." not in key or key.split(".")[2] in blocks} == about[
+        "groups"
+    ]
+    frozen = {official(row.path) for row in rows if row.frozen}
+    assert frozen == {key for key in about["frozen"] if not key.startswith("momentum_encoder.")}
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_model(name: str):
     case = MODELS[name]
+    if case.name.endswith("_positions"):
+        check_positions(case)
+        return
     about, it = case.about, Subject(case)
     mine, key = it.objective, jax.random.key(0)
     online, teacher = it.variables("base_encoder"), it.variables("momentum_encoder")

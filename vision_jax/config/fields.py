@@ -58,6 +58,10 @@ def default_config() -> ConfigDict:
     # Position embedding of a transformer: learned, or the fixed sincos2d; mae and mocov3 begin as the tables of these
     # methods, and are fixed where pos_embed is in optimizer.frozen.
     model.positions = placeholder(str)
+    # Initial weights of a vision transformer: normal, as in timm; xavier, as in MAE; or mocov3.
+    model.weight_init = placeholder(str)
+    # Heads of a vision transformer's attention.
+    model.num_heads = placeholder(int)
     # Whether a transformer has a class token; without one, global_pool is avg.
     model.class_token = placeholder(bool)
     # Interpolate a transformer's learned positions for images of other sizes than data.image_size, such as small crops.
@@ -410,12 +414,13 @@ def default_config() -> ConfigDict:
 MODEL_OPTIONS = (
     *("bn_group_size", "small_stem", "blur_pool", "zero_init_last", "drop_rate", "proj_drop_rate"),
     *("drop_path_rate", "drop_path_uniform", "layer_scale", "head_bias", "head_std", "aux_logits", "global_pool"),
-    *("positions", "class_token", "interpolate_positions", "window_size", "scan_blocks", "remat"),
+    *("positions", "class_token", "interpolate_positions", "window_size", "weight_init", "num_heads"),
+    *("scan_blocks", "remat"),
 )
 
 
 # Fields of config.optimizer that are passed to the optimizer if they are set.
-OPTIMIZER_OPTIONS = (*("momentum", "nesterov", "b1", "b2", "eps", "decay", "mu_dtype", "by_rank", "classic_momentum"),)
+OPTIMIZER_OPTIONS = ("momentum", "nesterov", "b1", "b2", "eps", "decay", "mu_dtype", "by_rank", "classic_momentum")
 
 
 # Fields of config.schedule that are passed to the schedule if they are set, and their names there.

@@ -74,7 +74,7 @@ _STRING_PAIRS = {"mesh.rules": "(pattern, layout)"}
 
 _POSITIVE = (
     *("batch_size", "epochs", "total_steps", "model.num_classes", "data.image_size", "data.prefetch"),
-    "model.window_size",
+    *("model.window_size", "model.num_heads"),
     *("data.num_threads", "data.synthetic_train_examples", "data.synthetic_val_examples"),
     *("data.train_examples", "data.repeats", "data.eval_size", "data.max_pixels"),
     *("optimizer.sam_rho", "optimizer.sam_every", "optimizer.accumulate", "distill.temperature"),
@@ -402,6 +402,9 @@ def _check_names(config: ConfigDict) -> Iterator[str]:
         else:
             if path == "model.name":
                 yield from _check_options(config.model, "model", dict.fromkeys(MODEL_OPTIONS), fields)
+                heads = getattr(models.create_model(name), "num_heads", None)
+                if config.model.num_heads is not None and isinstance(heads, tuple):
+                    yield f"model.num_heads is {config.model.num_heads}, but {name} has {heads}: leave it unset."
             elif name and config.distill.model_input:
                 channels = models.registry.entry(name).input.channels
                 if channels != config.data.channels:
