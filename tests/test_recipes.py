@@ -29,13 +29,16 @@ FORMS = dict.fromkeys(("adamw", "lamb", "nadamw"), "decoupled") | dict.fromkeys(
 )
 # Files of which recipes.json has nothing; those of this project's own recipes are not in NUMBERS either.
 SMALL = (
-    *("cifar", "cifar10_fast", "dino", "finetune", "finetune_mae", "fixres", "mae", "mnist", "quickstart", "simmim"),
-    "swav",
+    *("barlow_twins", "byol", "cifar", "cifar10_fast", "dino", "finetune", "finetune_mae", "fixres", "mae", "mnist"),
+    *("mocov2", "mocov3", "quickstart", "rotnet", "simclr", "simmim", "simsiam", "swav", "vicreg"),
 )
 _CIFAR = {
     **{"examples": 50_000, "batch_size": 128, "steps": 200 * 390, "undecayed": 0, "weight_decay": 5e-4},
     **{"momentum": 0.9, "nesterov": True, "rates": {0: 0.1, 59.9: 0.1, 60: 0.02, 120: 0.004, 160: 0.0008, 199: 0.0008}},
 }
+# Scales and biases of the 53 norms of ResNet-50: its only vectors but for the 1000 biases of a classifier, which count
+# here, although a model without labels has none.
+_NORMS = 2 * 26_560 + 1000
 _MAE = {
     **{"examples": 1_281_167, "batch_size": 4096, "steps": 800 * 312, "weight_decay": 0.05, "b2": 0.95},
     "rates": {0: 0, 20: 1.2e-3, 40: 2.4e-3, 420: 1.2e-3},
@@ -73,6 +76,64 @@ NUMBERS: dict[str, dict[str, Any]] = {
     "swav:b256_400": {
         **{"examples": 1_281_167, "batch_size": 256, "steps": 400 * 5004, "undecayed": 0, "weight_decay": 1e-6},
         **{"momentum": 0.9, "nesterov": False, "rates": {0: 0.6, 200: (0.6 + 0.0006) / 2}},
+    },
+    # google-research/simclr, run.py and model_util.py: .3 * 4096 / 256, ten epochs of warm-up, then a half cosine.
+    "simclr:r50_100": {
+        **{"examples": 1_281_167, "batch_size": 4096, "steps": 100 * 312, "undecayed": _NORMS, "weight_decay": 1e-6},
+        **{"momentum": 0.9, "by_rank": True, "classic_momentum": True, "rates": {0: 0, 5: 2.4, 10: 4.8, 55: 2.4}},
+    },
+    "simclr:r50_800": {
+        **{"examples": 1_281_167, "batch_size": 4096, "steps": 800 * 312, "undecayed": _NORMS, "weight_decay": 1e-4},
+        **{"by_rank": True, "classic_momentum": True, "rates": {10: 4.8, 405: 2.4}},
+    },
+    # facebookresearch/moco, main_moco.py with --cos: .03 * .5 * (1 + cos(pi * epoch / epochs)), of whole epochs.
+    "mocov2:r50_200": {
+        **{"examples": 1_281_167, "batch_size": 256, "steps": 200 * 5004, "undecayed": 0, "weight_decay": 1e-4},
+        **{"momentum": 0.9, "nesterov": False, "rates": {0: 0.03, 0.9: 0.03, 50: 0.015 * (1 + 0.5**0.5), 100: 0.015}},
+    },
+    "mocov2:r50_800": {"examples": 1_281_167, "steps": 800 * 5004, "rates": {400: 0.015, 400.9: 0.015}},
+    # facebookresearch/moco-v3, CONFIG.md and main_moco.py.
+    "mocov3:r50_100": {
+        **{"examples": 1_281_167, "batch_size": 4096, "steps": 100 * 312, "undecayed": _NORMS, "weight_decay": 1e-6},
+        **{"momentum": 0.9, "by_rank": True, "classic_momentum": False, "rates": {0: 0, 5: 4.8, 10: 9.6, 55: 4.8}},
+    },
+    "mocov3:r50_300": {"examples": 1_281_167, "weight_decay": 1e-6, "rates": {5: 2.4, 10: 4.8, 155: 2.4}},
+    "mocov3:r50_1000": {"examples": 1_281_167, "weight_decay": 1.5e-6, "rates": {10: 4.8, 505: 2.4}},
+    "mocov3:vit_s": {
+        **{"examples": 1_281_167, "batch_size": 4096, "steps": 300 * 312, "undecayed": 0, "weight_decay": 0.1},
+        **{"b1": 0.9, "b2": 0.999, "eps": 1e-8, "rates": {0: 0, 20: 1.2e-3, 40: 2.4e-3, 170: 1.2e-3}},
+    },
+    "mocov3:vit_b": {"examples": 1_281_167, "weight_decay": 0.1, "rates": {40: 2.4e-3, 170: 1.2e-3}},
+    # google-deepmind/deepmind-research, byol/configs/byol.py and utils/schedules.py.
+    "byol:r50_40": {"examples": 1_281_167, "weight_decay": 1e-6, "rates": {10: 7.2, 25: 3.6}},
+    "byol:r50_100": {"examples": 1_281_167, "weight_decay": 1e-6, "rates": {5: 3.6, 10: 7.2, 55: 3.6}},
+    "byol:r50_300": {
+        **{"examples": 1_281_167, "batch_size": 4096, "steps": 300 * 312, "undecayed": _NORMS, "weight_decay": 1e-6},
+        **{"momentum": 0.9, "by_rank": True, "classic_momentum": False, "rates": {0: 0, 10: 4.8, 155: 2.4}},
+    },
+    "byol:r50_1000": {"examples": 1_281_167, "weight_decay": 1.5e-6, "rates": {10: 3.2, 505: 1.6}},
+    # facebookresearch/simsiam, README.md and main_simsiam.py: .05 * batch / 256, of whole epochs.
+    "simsiam:b512": {
+        **{"examples": 1_281_167, "batch_size": 512, "steps": 100 * 2502, "undecayed": 0, "weight_decay": 1e-4},
+        **{"momentum": 0.9, "nesterov": False, "rates": {0: 0.1, 0.9: 0.1, 50: 0.05, 50.9: 0.05}},
+    },
+    "simsiam:b256": {"examples": 1_281_167, "batch_size": 256, "rates": {0: 0.05, 50: 0.025}},
+    # facebookresearch/barlowtwins, main.py: .2 * 2048 / 256, and a thousandth of it at the end.
+    "barlow_twins": {
+        **{"examples": 1_281_167, "batch_size": 2048, "steps": 1000 * 625, "undecayed": _NORMS, "weight_decay": 1e-6},
+        **{"momentum": 0.9, "by_rank": True, "rates": {0: 0, 5: 0.8, 10: 1.6, 505: 0.8008, 1000: 0.0016}},
+    },
+    # facebookresearch/vicreg, README.md and main_vicreg.py.
+    "vicreg:r50_1000": {
+        **{"examples": 1_281_167, "batch_size": 2048, "steps": 1000 * 625, "undecayed": _NORMS, "weight_decay": 1e-6},
+        **{"momentum": 0.9, "by_rank": True, "rates": {0: 0, 5: 0.8, 10: 1.6, 505: 0.8008, 1000: 0.0016}},
+    },
+    "vicreg:r50_100": {"examples": 1_281_167, "batch_size": 512, "rates": {10: 0.6, 55: 0.3003, 100: 0.0006}},
+    # facebookresearch/vissl, rotnet_8gpu_resnet.yaml: four inputs of an image, so a fourth of its batch and epochs.
+    "rotnet": {
+        **{"examples": 1_281_167, "batch_size": 64, "steps": 525_472, "undecayed": 2 * 26_560, "weight_decay": 1e-4},
+        **{"momentum": 0.9, "nesterov": False},
+        "rates": {0: 0.1, 7: 0.1, 8: 0.01, 15: 0.001, 23: 1e-4, 25: 1e-5, 26: 1e-5},
     },
     # facebookresearch/FixRes, README.md and imnet_finetune/train.py: 8 * 1e-3 * 512 / 512, StepLR(step_size=30).
     "fixres:resnet50": {

@@ -18,7 +18,7 @@ from stored_features import SIZE, clusters, random_model, store
 import vision_jax
 from vision_jax import features, pretrained
 from vision_jax.commands import features as command_line
-from vision_jax.data import tfds_format
+from vision_jax.data import order, tfds_format
 from vision_jax.data.images import ImageSource
 from vision_jax.data.sources import SubsetSource, TfdsSource
 from vision_jax.errors import ConfigError, DataError
@@ -245,7 +245,7 @@ def test_measures_against_scikit_learn(splits):
     (train, val) = splits
     x, y, queries, wanted = (np.asarray(v) for v in (train.features, train.labels, val.features, val.labels))
     options = features.Protocols(k=7, temperature=0.2, ridge_l2=10.0, logistic_l2s=(0.1, 1000.0))
-    found = features.measure(["knn", "ridge", "logistic"], train, val, options)
+    found = features.measure(["knn", "ridge", "logistic", "probe"], train, val, options)
 
     def weights(distances):
         return np.exp((1 - distances) / 0.2)
@@ -255,16 +255,20 @@ def test_measures_against_scikit_learn(splits):
     mean, std = x.mean(0), x.std(0)
     ridge = sklearn.linear_model.RidgeClassifier(alpha=10.0).fit((x - mean) / std, y)
     assert found["ridge"]["top1"] == pytest.approx(ridge.score((queries - mean) / std, wanted), abs=0.01)
-    held_out = np.arange(400) % 5 == 4
+    held_out = np.isin(np.arange(400), order.permutation(0, 0, 400)[:80])
     scores = {}
     for l2 in options.logistic_l2s:
         model = sklearn.linear_model.LogisticRegression(C=1 / l2, max_iter=2000).fit(x[~held_out], y[~held_out])
         scores[l2] = model.score(x[held_out], y[held_out])
     best = max(scores, key=scores.get)
     model = sklearn.linear_model.LogisticRegression(C=1 / best, max_iter=2000).fit(x, y)
-    assert found["logistic"] == {"top1": pytest.approx(model.score(queries, wanted), abs=0.01), "l2": best}
+    accuracy = model.score(queries, wanted)
+    assert (found["logistic"]["top1"], found["logistic"]["l2"]) == (pytest.approx(accuracy, abs=0.01), best)
+    tried = found["probe"]["rates"]
+    chosen = tried["learning_rates"].index(found["probe"]["learning_rate"])
+    assert found["probe"]["top1"] == tried["top1"][chosen] == max(tried["top1"]) == pytest.approx(accuracy, abs=0.05)
     one = features.measure(["logistic"], train, val, features.Protocols(logistic_l2s=(best,)))
-    assert one["logistic"] == found["logistic"]
+    assert one["logistic"] == {name: found["logistic"][name] for name in ("top1", "top5", "l2")}
 
 
 def test_what_cannot_be_measured(splits, tmp_path: pathlib.Path):
@@ -312,7 +316,7 @@ def test_the_command(weights: pathlib.Path, image_folder: pathlib.Path, tmp_path
     results = json.loads((tmp_path / "m.json").read_text())
     train = features.read(tmp_path / "train")
     assert results["knn"] == features.measure(["knn"], train, stored, features.Protocols(k=3))["knn"]
-    assert f"knn          {results['knn']['top1']:8.2%}  k=3, temperature=0.07" in printed
+    assert f"knn          {results['knn']['top1']:8.2%}  {results['knn']['top5']:.2%}  k=3, temperature=0.07" in printed
     (image_folder / "train" / "ant" / "ant0.jpg").write_bytes(b"nothing")
     assert command_line.main([*model, *data, "--split=train", f"--output={tmp_path / 'b'}", "--max_bad=1"]) == 0
     assert "84 features of 23 images, 1 damaged ones left out" in capsys.readouterr().out

@@ -72,6 +72,51 @@ def deit_augmentation(config: ConfigDict) -> None:
     config.augment.cutmix = 1.0
 
 
+def selfsupervised(model: str, name: str, **options: object) -> ConfigDict:
+    """Returns what recipes of two crops of each image begin with: `imagenet` for an objective with these options."""
+    config = imagenet(model)
+    config.objective = objective(name, **options)
+    config.checkpoint.best_metric = "val/loss"
+    return config
+
+
+def mocov2_augmentation(config: ConfigDict) -> None:
+    """Sets the two crops of MoCo v2 (Chen et al. 2020, arXiv:2003.04297), which are alike; SimSiam took them over."""
+    config.data.views = "2x224:0.2-1"
+    config.data.train_filter = "pillow-bilinear"
+    config.augment.color_jitter = (0.4, 0.4, 0.4, 0.1)
+    config.augment.color_jitter_prob = 0.8
+    config.augment.greyscale = 0.2
+    config.augment.blur = 0.5
+
+
+def byol_augmentation(config: ConfigDict) -> None:
+    """Sets the color augmentation of BYOL's two crops (Grill et al. 2020, arXiv:2006.07733), which many took over."""
+    config.data.views = "2x224:0.08-1"
+    config.augment.color_jitter = (0.4, 0.4, 0.2, 0.1)
+    config.augment.color_jitter_prob = 0.8
+    config.augment.greyscale = 0.2
+    config.augment.crops = "blur=1|blur=0.1,solarize=0.2"
+
+
+def lars(config: ConfigDict, learning_rate: float, weight_decay: float) -> None:
+    """Sets LARS as MoCo v3, BYOL, Barlow Twins, VICReg and SimCLR have it: biases and norms neither decay nor adapt.
+
+    Args:
+        config: the configuration.
+        learning_rate: for a batch of 256, from which it is scaled linearly. It rises in ten epochs, and falls on a half
+            cosine.
+        weight_decay: of kernels.
+    """
+    config.optimizer.name = "lars"
+    config.optimizer.by_rank = True
+    config.optimizer.momentum = 0.9
+    config.optimizer.learning_rate = learning_rate
+    config.optimizer.learning_rate_batch_size = 256
+    config.optimizer.weight_decay = weight_decay
+    config.schedule.warmup_epochs = 10.0
+
+
 def rising_sizes(
     size: int, scale: float, start: float, end: float, step: int = 16
 ) -> tuple[tuple[float, ...], tuple[int, ...]]:

@@ -47,12 +47,8 @@ TUPLES = {
     "schedule.points": [((-1e9, 1.0), (2, 0.5)), ((0, 1.0), (2, -1e9))],
 }
 STRINGS = {
-    "mesh.rules",
-    "optimizer.no_decay",
-    "optimizer.no_clip_adaptive",
-    "optimizer.frozen",
-    "optimizer.layers",
-    "log.trackers",
+    *("mesh.rules", "log.trackers", "optimizer.no_decay", "optimizer.no_clip_adaptive", "optimizer.frozen"),
+    *("optimizer.layers", "optimizer.constant_rate"),
 }
 
 

@@ -1,6 +1,7 @@
 import argparse
 import functools
 import logging
+import math
 import pathlib
 import pickle
 import zipfile
@@ -152,6 +153,29 @@ def test_where_positions_are_added():
         apply(VIT, learned, images(), no_embed_class=True),
         atol=1e-5,
     )
+
+
+def test_initial_weights_of_mocov3():
+    """Uniform within the bounds of its official code, where queries, keys and values are a matrix each."""
+    model = vision_jax.create_model(VIT, depth=1, embed_dim=64, num_heads=4, weight_init="mocov3", positions="mocov3")
+    params = model.init(jax.random.key(0), jnp.zeros((1, 224, 224, 3)), train=False)["params"]
+    block = params["blocks"]["0"]
+    for kernel, summed in (
+        (params["patch_embed"]["proj"]["kernel"], 3 * 16 * 16 + 64),
+        (block["attn"]["qkv"]["kernel"], 64 + 64),
+        (block["attn"]["proj"]["kernel"], 64 + 64),
+        (block["mlp"]["fc1"]["kernel"], 64 + 256),
+    ):
+        bound = math.sqrt(6 / summed)
+        assert 0.97 * bound < np.abs(kernel).max() <= bound
+        assert np.std(kernel) == pytest.approx(bound / math.sqrt(3), rel=0.05)
+    assert 0 < np.abs(params["cls_token"]).max() < 1e-5
+    assert not any(np.any(x) for path, x in jax.tree.leaves_with_path(params) if path[-1].key == "bias")
+
+
+def test_heads_divide_the_features():
+    with pytest.raises(ConfigError, match="num_heads is 5, which does not divide the 192 features"):
+        vision_jax.create_model(VIT, num_heads=5)
 
 
 def test_fixed_positions():

@@ -149,6 +149,54 @@ def test_lars_clips_against_the_scheduled_rate():
         np.testing.assert_allclose(params["w"], p, rtol=1e-5, atol=1e-6)
 
 
+LARS = {"weight_decay": 1e-6, "momentum": 0.9, "decay_mask": {"w": True, "b": False}}
+
+
+def test_lars_by_rank_worked_out_by_hand():
+    """Ratio 0.001 * 5 / sqrt(0.3) = 0.009128651, then 0.009098307; LARC's, of |g| + wd * |p|, is 0.009128626."""
+    params = {"w": jnp.array([[3.0, 0.0], [0.0, 4.0]]), "b": jnp.array([1.0, 2.0])}
+    grads = {"w": jnp.array([[0.1, 0.2], [0.3, 0.4]]), "b": jnp.array([0.1, -0.1])}
+    optimizer = create_optimizer("lars", 4.8, by_rank=True, **LARS)
+    state = optimizer.init(params)
+    for w, b in (
+        ([[2.995618, -0.008764], [-0.013145, 3.982473]], [0.52, 2.48]),
+        ([[2.987307, -0.025385], [-0.038078, 3.949229]], [0.52 - 0.912, 2.48 + 0.912]),
+    ):
+        updates, state = optimizer.update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+        np.testing.assert_allclose(params["w"], w, atol=2e-6)
+        np.testing.assert_allclose(params["b"], b, rtol=1e-6)
+    larc = create_optimizer("lars", 1.0, always_adapt=True, **LARS | {"decay_mask": None, "momentum": 0.0})
+    first = {"w": jnp.array([[3.0, 0.0], [0.0, 4.0]]), "b": jnp.array([1.0, 2.0])}
+    updates, _ = larc.update(grads, larc.init(first), first)
+    np.testing.assert_allclose(-updates["w"], 0.009128626 * (grads["w"] + 1e-6 * first["w"]), rtol=1e-6)
+    assert (np.abs(updates["b"]) < 0.03).all()  # which is adapted too
+
+
+def test_lars_with_the_rate_in_its_momentum():
+    """As in SimCLR's code, v = 0.9 v + lr r (g + wd p), p -= v; equal to the other form for a rate that is constant."""
+    rate = lambda t: 0.1 / (1 + t)  # noqa: E731
+    found = run(create_optimizer("lars", rate, by_rank=True, classic_momentum=True, **LARS), 3)
+    other = run(create_optimizer("lars", rate, by_rank=True, **LARS), 3)
+    p = {name: value(name, 0).astype(np.float64) for name in SHAPES}
+    v = dict.fromkeys(SHAPES, 0.0)
+    for t, params in enumerate(found):
+        for name in SHAPES:
+            g = value(name, t + 1).astype(np.float64)
+            if name == "w":
+                g = g + 1e-6 * p[name]
+                g = 0.001 * np.linalg.norm(p[name]) / np.linalg.norm(g) * g
+            v[name] = 0.9 * v[name] + 0.1 / (1 + t) * g
+            p[name] = p[name] - v[name]
+            np.testing.assert_allclose(params[name], p[name], rtol=1e-5, atol=1e-6)
+    assert np.abs(found[2]["b"] - other[2]["b"]).max() > 1e-2
+    constant = [
+        run(create_optimizer("lars", 0.1, by_rank=True, classic_momentum=classic, **LARS), 3)[-1]["w"]
+        for classic in (True, False)
+    ]
+    np.testing.assert_allclose(*constant, rtol=1e-6)
+
+
 @pytest.mark.parametrize("name", list_optimizers())
 def test_bfloat16_momentum(name: str):
     """It halves the state of the first moment and changes little; the second moment stays in float32."""

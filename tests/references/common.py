@@ -5,6 +5,7 @@ import math
 import os
 import pathlib
 import zlib
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -88,6 +89,20 @@ def fill(name: str, shape: tuple[int, ...], variance: float = 1.0) -> np.ndarray
 def seeded(seed: int, shape: tuple[int, ...]) -> np.ndarray:
     """Standard normal float32 numbers of a seed."""
     return np.random.Generator(np.random.PCG64(seed)).standard_normal(shape, dtype=np.float32)
+
+
+def check_summaries(
+    found: dict[str, Any], expected: dict[str, list[float]], tolerance: float, absent: Collection[str] = ()
+) -> None:
+    """Compares tensors with the norm of each, and with its product with numbers that belong to its name."""
+    assert found.keys() == expected.keys() - set(absent)
+    largest = max(norm for norm, _ in expected.values())
+    for name, value in found.items():
+        norm, product = expected[name]
+        value = np.asarray(value, np.float64)
+        probe = seeded(zlib.crc32(f"probe of {name}".encode()), value.shape)
+        assert abs(np.linalg.norm(value) - norm) <= tolerance * largest, name
+        assert abs((value * probe).sum() - product) <= tolerance * largest * np.sqrt(value.size), name
 
 
 class Case:

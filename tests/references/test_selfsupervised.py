@@ -1,4 +1,4 @@
-"""Self-supervised methods against losses.npz and heads.npz: one test for each case; see README.md."""
+"""Self-supervised methods against losses.npz, heads.npz and schedules.npz: one test for each case; see README.md."""
 
 import dataclasses
 import functools
@@ -12,8 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from references.common import Case, near_largest, read_cases, seeded
+from test_recipes import recipe
 
 import vision_jax
+from vision_jax import build
+from vision_jax import config as config_lib
 from vision_jax.objectives import OBJECTIVES, Setup
 from vision_jax.objectives.barlow_twins import barlow_twins_loss
 from vision_jax.objectives.byol import regression_loss
@@ -29,7 +32,19 @@ from vision_jax.objectives.swav import sinkhorn, swav_loss
 from vision_jax.objectives.vicreg import vicreg_terms
 
 LOSSES, HEADS = read_cases("ssl", "losses*.npz"), read_cases("ssl", "heads*.npz")
-LOSS, GRADIENT, HEAD = 1e-5, {"barlow_twins": 1e-4, "vicreg": 1e-4}, 2e-5
+# Those of other methods are in test_dino_models.py and test_masked.py.
+SCHEDULES = {
+    name: case
+    for name, case in read_cases("ssl", "schedules*.npz").items()
+    if case.about["method"] not in ("dino", "mae")
+}
+LOSS, GRADIENT, HEAD, SCHEDULE = 1e-5, {"barlow_twins": 1e-4, "vicreg": 1e-4}, 2e-5, 1e-6
+RECIPES = {
+    "barlow_twins": "barlow_twins",
+    "byol": "byol:r50_100",
+    "moco_v3": "mocov3:r50_100",
+    "vicreg": "vicreg:r50_100",
+}
 
 # What a method makes of the inputs of a case: its loss, and what else there is to be compared, by name.
 Found = tuple[jax.Array, dict[str, Any]]
@@ -301,3 +316,37 @@ def test_head(name: str):
         assert np.linalg.norm(grad) == pytest.approx(norm, abs=HEAD * largest)
         assert (grad * probe).sum() == pytest.approx(product, abs=HEAD * largest * np.sqrt(grad.size))
     assert compared == set(case.names())
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_schedule(name: str):
+    """That of the recipes, with the case's numbers."""
+    case = SCHEDULES[name]
+    about = case.about
+    config = recipe(RECIPES[about["method"]])
+    config.batch_size = about.get("batch_size", 256)
+    if (total := about.get("total_steps")) is not None:
+        per_epoch, steps = 1, case["steps"]
+        config.epochs, config.schedule.warmup_epochs = float(total), float(about.get("warmup_steps", 0))
+    else:
+        per_epoch, unit = about.get("iterations_per_epoch", 100), about["unit"].partition(" ")[0]
+        steps = case["steps"] if unit == "iteration" else np.rint(per_epoch * case["steps"]).astype(int)
+        config.epochs, config.schedule.warmup_epochs = float(about["epochs"]), float(about.get("warmup_epochs", 0))
+    if about["kind"] != "teacher_momentum":
+        config.optimizer.learning_rate = about.get("base") or about["base_weights"]
+    plan = config_lib.make_plan(config, per_epoch * config.batch_size)
+    if about["kind"] == "teacher_momentum":
+        config.objective.momentum = about["base"]
+        mine = build.make_objective(config, 1000, plan)
+        # BYOL's teacher moves after the update, that of MoCo before the keys of the next step.
+        after = steps if about["method"] == "moco_v3" else steps + 1
+        found = [mine.ema_decay(mine.progress(jnp.int32(step))) for step in after]
+    else:
+        found = build.make_schedule(config, plan)(steps)
+    if about["kind"].endswith("1-D parameters"):
+        assert (config.optimizer.learning_rate, about["base_1d"]) == (0.2, 0.0048)
+        params = {"conv1": {"kernel": np.zeros((2, 2))}, "bn1": {"scale": np.zeros(2), "bias": np.zeros(2)}}
+        multipliers = {row.path: row.multiplier for row in build.make_rules(config, plan).table(params)}
+        assert multipliers["bn1/scale"] == multipliers["bn1/bias"]
+        found = np.stack([found * multipliers[path] for path in ("conv1/kernel", "bn1/bias")], 1)
+    near_largest(np.asarray(found, np.float64), case["values"], SCHEDULE)

@@ -69,6 +69,7 @@ def make_rules(config: ConfigDict, plan: Plan) -> optim.GroupRules:
         frozen_until=tuple(
             (pattern, round(epochs * plan.steps_per_epoch)) for pattern, epochs in config.optimizer.frozen_until
         ),
+        constant_rate=tuple(config.optimizer.constant_rate),
         no_clip_adaptive=tuple(config.optimizer.no_clip_adaptive),
     )
 
@@ -85,10 +86,9 @@ def make_optimizer(config: ConfigDict, plan: Plan, params: Any) -> optax.Gradien
     weight_decay: optax.ScalarOrSchedule = config.optimizer.weight_decay
     if (end := config.optimizer.weight_decay_end) is not None:
         weight_decay = optim.interpolate_cosine(config.optimizer.weight_decay, end, plan.total_steps)
-    learning_rate = make_schedule(config, plan)
 
-    def create(start: int) -> optax.GradientTransformation:
-        """Returns the optimizer of parameters that are frozen for so many updates."""
+    def create(learning_rate: optax.ScalarOrSchedule, start: int) -> optax.GradientTransformation:
+        """Returns the optimizer of parameters with this learning rate that are frozen for so many updates."""
         return optim.create_optimizer(
             config.optimizer.name,
             optim.shift_schedule(learning_rate, start),
@@ -99,7 +99,11 @@ def make_optimizer(config: ConfigDict, plan: Plan, params: Any) -> optax.Gradien
             **optimizer_options(config),
         )
 
-    optimizer = optim.begin_late(create, {row.path: row.begins for row in rules.table(params)})
+    starts = {row.path: row.begins for row in rules.table(params)}
+    optimizer = optim.begin_late(functools.partial(create, make_schedule(config, plan)), starts)
+    if rules.constant_rate:
+        constant = optim.begin_late(functools.partial(create, plan.learning_rate), starts)
+        optimizer = optax.partition({"scheduled": optimizer, "constant": constant}, rules.rates)
     clips = optim.create_clipping(
         value=config.optimizer.clip_value,
         adaptive=config.optimizer.clip_adaptive,

@@ -16,14 +16,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from vision_jax.augment import mixing
-from vision_jax.augment.color import color_jitter, greyscale
+from vision_jax.augment import color, float_color, mixing, transforms
+from vision_jax.augment.blur import pillow_blur
 from vision_jax.augment.erasing import cutout, random_erasing
 from vision_jax.augment.notation import Transform, create_policy
-from vision_jax.augment.transforms import col_out, gaussian_blur, random_flip, random_shift, solarize
+from vision_jax.augment.transforms import col_out, random_flip, random_shift
 from vision_jax.errors import ConfigError, suggest
 
 ERASE_MODES = ("const", "pixel")
+BLUR_SIGMA = (0.1, 2.0)  # range of the standard deviation, in pixels
 # Each stage has its own key, derived from its index here, so that switching one on or off does not affect the others.
 _STAGES = ("flip", "policy", "color_jitter", "greyscale", "blur", "solarize", "erase", "cutout", "shift")
 # The same for operations on the whole batch, where numbers from 0 on are the positions of examples; see
@@ -44,6 +45,9 @@ class AugmentConfig:
         greyscale: probability of grayscale.
         solarize: probability of solarization, at 128.
         blur: probability of a Gaussian blur with a sigma of 0.1 to 2 pixels.
+        style: how color jitter, grayscale, solarization and blur are done: pillow: in 8 bits, as by torchvision with
+            Pillow; simclr: in floating point by TensorFlow's formulas, as in version 2 of SimCLR's code; byol: the
+            same, but brightness is added, as in BYOL and version 1 of SimCLR's code. See `color` and `float_color`.
         erase: probability of random erasing.
         erase_mode: const: erase to the mean; pixel: to normal noise.
         erase_count: maximum number of boxes.
@@ -67,6 +71,7 @@ class AugmentConfig:
     greyscale: float = 0.0
     solarize: float = 0.0
     blur: float = 0.0
+    style: str = "pillow"
     erase: float = 0.0
     erase_mode: str = "const"
     erase_count: int = 1
@@ -115,6 +120,32 @@ def parse_crops(text: str, base: AugmentConfig) -> tuple[AugmentConfig, ...]:
 
 
 @dataclass(frozen=True)
+class _Style:
+    """The functions of a style; see `AugmentConfig`.
+
+    Attributes:
+        floating: they take floats from 0 to 1, else uint8.
+        color_jitter: (key, image, strengths) -> image.
+        greyscale, solarize: image -> image.
+        blur: (image, sigma) -> image.
+    """
+
+    floating: bool
+    color_jitter: Callable[..., jax.Array]
+    greyscale: Callable[[jax.Array], jax.Array]
+    blur: Callable[[jax.Array, jax.Array], jax.Array]
+    solarize: Callable[[jax.Array], jax.Array]
+
+
+_FLOATS = (float_color.greyscale, float_color.blur, float_color.solarize)
+_STYLES = {
+    "pillow": _Style(False, color.color_jitter, color.greyscale, pillow_blur, transforms.solarize),
+    "simclr": _Style(True, float_color.color_jitter, *_FLOATS),
+    "byol": _Style(True, functools.partial(float_color.color_jitter, adds_brightness=True), *_FLOATS),
+}
+
+
+@dataclass(frozen=True)
 class Augmentation:
     """The augmentation functions of a step; see `create_augmentation`. Stages that are off are not traced.
 
@@ -143,16 +174,26 @@ class Augmentation:
             image = random_flip(_stage_key(key, "flip"), image, config.flip)
         if self.policy is not None:
             image = self.policy(_stage_key(key, "policy"), image)
-        if config.color_jitter:
-            jitter = lambda key, image: color_jitter(key, image, config.color_jitter)  # noqa: E731
-            image = _randomly(_stage_key(key, "color_jitter"), image, config.color_jitter_prob, jitter)
-        if config.greyscale:
-            image = _randomly(_stage_key(key, "greyscale"), image, config.greyscale, lambda _, image: greyscale(image))
-        if config.blur:
-            image = _randomly(_stage_key(key, "blur"), image, config.blur, _random_blur)
-        if config.solarize:
-            image = _randomly(_stage_key(key, "solarize"), image, config.solarize, lambda _, image: solarize(image))
-        return image
+        return self._recolor(key, image)
+
+    def _recolor(self, key: jax.Array, image: jax.Array) -> jax.Array:
+        """Applies color jitter, grayscale, blur and solarization; arguments as for `augment_image`."""
+        config, style = self.config, _STYLES[self.config.style]
+        stages: dict[str, tuple[float, Callable[[jax.Array, jax.Array], jax.Array]]] = {
+            "color_jitter": (
+                config.color_jitter_prob if config.color_jitter else 0.0,
+                lambda key, image: style.color_jitter(key, image, config.color_jitter),
+            ),
+            "greyscale": (config.greyscale, lambda _, image: style.greyscale(image)),
+            "blur": (config.blur, lambda key, image: style.blur(image, _random_sigma(key))),
+            "solarize": (config.solarize, lambda _, image: style.solarize(image)),
+        }
+        stages = {name: stage for name, stage in stages.items() if stage[0]}
+        floating = bool(stages) and style.floating
+        image = image.astype(jnp.float32) / 255 if floating else image
+        for name, (probability, transform) in stages.items():
+            image = _randomly(_stage_key(key, name), image, probability, transform)
+        return jnp.round(255 * image).astype(jnp.uint8) if floating else image
 
     def after_normalize(self, key: jax.Array, image: jax.Array) -> jax.Array:
         """Applies everything after normalization; to be vmapped.
@@ -223,7 +264,12 @@ def create_augmentation(config: AugmentConfig) -> Augmentation:
     Raises:
         ConfigError: if there is no such policy or mode, or the color jitter has too many or too few strengths.
     """
-    choices_of = {"erase_mode": ERASE_MODES, "mix_mode": mixing.MODES, "shift_mode": ("constant", "reflect")}
+    choices_of = {
+        "style": tuple(_STYLES),
+        "erase_mode": ERASE_MODES,
+        "mix_mode": mixing.MODES,
+        "shift_mode": ("constant", "reflect"),
+    }
     for name, choices in choices_of.items():
         if getattr(config, name) not in choices:
             raise ConfigError(f"augment.{name} is {getattr(config, name)!r}: {suggest(getattr(config, name), choices)}")
@@ -255,5 +301,5 @@ def _randomly(key: jax.Array, image: jax.Array, probability: float, transform: C
     return jnp.where(jax.random.bernoulli(apply_key, probability), transform(key, image), image)
 
 
-def _random_blur(key: jax.Array, image: jax.Array) -> jax.Array:
-    return gaussian_blur(image, jax.random.uniform(key, minval=0.1, maxval=2.0))
+def _random_sigma(key: jax.Array) -> jax.Array:
+    return jax.random.uniform(key, minval=BLUR_SIGMA[0], maxval=BLUR_SIGMA[1])

@@ -11,10 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vision_jax.augment.blur import pillow_blur
 from vision_jax.augment.color import greyscale
 from vision_jax.augment.ops import OPERATIONS, apply_operations
 from vision_jax.augment.tables import Scale, SubPolicy
-from vision_jax.augment.transforms import gaussian_blur, solarize
+from vision_jax.augment.transforms import solarize
 
 
 def levels_of_table(key: jax.Array, levels: jax.Array) -> jax.Array:
@@ -169,5 +170,5 @@ def three_augment(key: jax.Array, image: jax.Array) -> jax.Array:
     """
     choice_key, sigma_key = jax.random.split(key)
     choice = jax.random.randint(choice_key, (), 0, 3)
-    blurred = gaussian_blur(image, jax.random.uniform(sigma_key, minval=0.1, maxval=2.0))
+    blurred = pillow_blur(image, jax.random.uniform(sigma_key, minval=0.1, maxval=2.0))
     return jnp.select([choice == 0, choice == 1], [greyscale(image), solarize(image)], blurred)

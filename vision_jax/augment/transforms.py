@@ -86,33 +86,6 @@ def solarize(image: jax.Array, threshold: int = 128) -> jax.Array:
     return jnp.where(image < threshold, image, 255 - image)
 
 
-def gaussian_blur(image: jax.Array, sigma: jax.typing.ArrayLike, radius: int = 6) -> jax.Array:
-    """Blurs an image. At the borders, the outermost pixels are repeated, as in Pillow.
-
-    Pillow's own blur is an approximation of a Gaussian, by three means over boxes; this is one, cut off at `radius`.
-
-    Args:
-        image: (height, width, channels) uint8.
-        sigma: () the standard deviation in pixels, positive.
-        radius: of the kernel in pixels; three times the largest sigma is enough.
-
-    Returns:
-        (height, width, channels) uint8, rounded.
-    """
-    offsets = jnp.arange(-radius, radius + 1)
-    weights = jnp.exp(-0.5 * (offsets / sigma) ** 2)
-    weights /= weights.sum()
-    height, width, _ = image.shape
-    padded = jnp.pad(image, ((radius, radius), (radius, radius), (0, 0)), mode="edge").astype(jnp.float32)
-    rows = jnp.zeros((height, *padded.shape[1:]))
-    for i in range(2 * radius + 1):
-        rows += weights[i] * padded[i : i + height]
-    blurred = jnp.zeros(image.shape)
-    for i in range(2 * radius + 1):
-        blurred += weights[i] * rows[:, i : i + width]
-    return jnp.round(blurred).astype(jnp.uint8)
-
-
 def normalize(images: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
     """Returns (images / 255 - mean) / std.
 

@@ -139,10 +139,13 @@ def measure(arguments: argparse.Namespace) -> int:
     backend.start()
     results = features.measure([kind for kind in arguments.measure.split(",") if kind], train, validation, options)
     print(f"{train.about.model}, {train.about.origin}: {len(train):,} and {len(validation):,} images")
-    print(f"{'':12}{'top-1':>9}")
+    print(f"{'':12}{'top-1':>9}{'top-5':>9}")
     for kind, found in results.items():
-        settings = ", ".join(f"{name}={value:g}" for name, value in found.items() if name != "top1")
-        print(f"{kind:12}{found['top1']:9.2%}  {settings}")
+        chosen = {
+            name: value for name, value in found.items() if not (name.startswith("top") or isinstance(value, dict))
+        }
+        settings = ", ".join(f"{name}={value:g}" for name, value in chosen.items())
+        print(f"{kind:12}{found['top1']:9.2%}{found['top5']:9.2%}  {settings}")
     common.write_json(arguments.json, {"train": arguments.train, "val": arguments.val, **results})
     return 0
 

@@ -58,6 +58,10 @@ def default_config() -> ConfigDict:
     # Position embedding of a transformer: learned, or the fixed sincos2d; mae and mocov3 begin as the tables of these
     # methods, and are fixed where pos_embed is in optimizer.frozen.
     model.positions = placeholder(str)
+    # Initial weights of a vision transformer: normal, as in timm; xavier, as in MAE; or mocov3.
+    model.weight_init = placeholder(str)
+    # Heads of a vision transformer's attention.
+    model.num_heads = placeholder(int)
     # Whether a transformer has a class token; without one, global_pool is avg.
     model.class_token = placeholder(bool)
     # Interpolate a transformer's learned positions for images of other sizes than data.image_size, such as small crops.
@@ -176,6 +180,9 @@ def default_config() -> ConfigDict:
     augment.greyscale = 0.0
     augment.solarize = 0.0
     augment.blur = 0.0
+    # How these and the color jitter are done: in 8 bits as by Pillow (pillow), or in floating point as in the code of
+    # simclr (version 2) or byol, where brightness is added. vision_jax/augment/float_color.py has the formulas.
+    augment.style = "pillow"
     # Random erasing after normalization: probability; fill, const (the mean) or pixel (noise); maximum number of boxes.
     augment.erase = 0.0
     augment.erase_mode = "const"
@@ -223,6 +230,8 @@ def default_config() -> ConfigDict:
     optimizer.no_decay = ()
     optimizer.frozen = ()
     optimizer.multipliers = ()
+    # Parameters whose learning rate leaves the schedule, and is the peak in every step.
+    optimizer.constant_rate = ()
     # Layer-wise learning rate decay: ratio of each layer's rate to that of the next one; None: one rate for all.
     optimizer.layer_decay = placeholder(float)
     # What its layers are: path patterns from the first layer to the last, where what a pattern captures, such as the
@@ -238,7 +247,8 @@ def default_config() -> ConfigDict:
     optimizer.clip_parameter_norm = placeholder(float)
     optimizer.clip_global_norm = placeholder(float)
     # Arguments of the optimizer, in optax's names; None: its default. Not every optimizer has each. `decay` is torch's
-    # alpha of RMSprop, and `mu_dtype` the dtype of the first moment.
+    # alpha of RMSprop, and `mu_dtype` the dtype of the first moment. Of LARS, `by_rank` is the form of MoCo v3, BYOL,
+    # Barlow Twins, VICReg and MAE, which adapts all but vectors, and `classic_momentum` that of SimCLR.
     optimizer.momentum = placeholder(float)
     optimizer.nesterov = placeholder(bool)
     optimizer.b1 = placeholder(float)
@@ -246,6 +256,8 @@ def default_config() -> ConfigDict:
     optimizer.eps = placeholder(float)
     optimizer.decay = placeholder(float)
     optimizer.mu_dtype = placeholder(str)
+    optimizer.by_rank = placeholder(bool)
+    optimizer.classic_momentum = placeholder(bool)
     # Sharpness-aware minimization: rho, the radius of the perturbation (None: no SAM), applied every `sam_every` steps.
     optimizer.sam_rho = placeholder(float)
     optimizer.sam_every = 1
@@ -402,12 +414,13 @@ def default_config() -> ConfigDict:
 MODEL_OPTIONS = (
     *("bn_group_size", "small_stem", "blur_pool", "zero_init_last", "drop_rate", "proj_drop_rate"),
     *("drop_path_rate", "drop_path_uniform", "layer_scale", "head_bias", "head_std", "aux_logits", "global_pool"),
-    *("positions", "class_token", "interpolate_positions", "window_size", "scan_blocks", "remat"),
+    *("positions", "class_token", "interpolate_positions", "window_size", "weight_init", "num_heads"),
+    *("scan_blocks", "remat"),
 )
 
 
 # Fields of config.optimizer that are passed to the optimizer if they are set.
-OPTIMIZER_OPTIONS = ("momentum", "nesterov", "b1", "b2", "eps", "decay", "mu_dtype")
+OPTIMIZER_OPTIONS = ("momentum", "nesterov", "b1", "b2", "eps", "decay", "mu_dtype", "by_rank", "classic_momentum")
 
 
 # Fields of config.schedule that are passed to the schedule if they are set, and their names there.

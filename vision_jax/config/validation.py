@@ -58,7 +58,7 @@ _WEIGHTS = ("model.pretrained", "distill.pretrained")
 
 # What tuples hold that do not hold numbers.
 _NAMES = ("log.trackers",)
-_PATTERNS = ("optimizer.no_decay", "optimizer.no_clip_adaptive", "optimizer.frozen", "optimizer.layers")
+_PATTERNS = tuple(f"optimizer.{name}" for name in ("no_decay", "no_clip_adaptive", "frozen", "layers", "constant_rate"))
 
 
 _PAIRS: dict[str, tuple[type | tuple[type, ...], str]] = {
@@ -74,7 +74,7 @@ _STRING_PAIRS = {"mesh.rules": "(pattern, layout)"}
 
 _POSITIVE = (
     *("batch_size", "epochs", "total_steps", "model.num_classes", "data.image_size", "data.prefetch"),
-    "model.window_size",
+    *("model.window_size", "model.num_heads"),
     *("data.num_threads", "data.synthetic_train_examples", "data.synthetic_val_examples"),
     *("data.train_examples", "data.repeats", "data.eval_size", "data.max_pixels"),
     *("optimizer.sam_rho", "optimizer.sam_every", "optimizer.accumulate", "distill.temperature"),
@@ -380,6 +380,8 @@ def _check_names(config: ConfigDict) -> Iterator[str]:
     else:
         takes = optim.optimizer_arguments(config.optimizer.name)
         yield from _check_options(config.optimizer, "optimizer", dict.fromkeys(OPTIMIZER_OPTIONS), takes)
+    if config.optimizer.name == "sophia" and config.optimizer.constant_rate:
+        yield "optimizer.constant_rate is set, and sophia cannot split the parameters: leave it unset."
     if config.schedule.name not in optim.list_schedules():
         yield f"schedule.name is {config.schedule.name!r}: {suggest(config.schedule.name, optim.list_schedules())}"
     else:
@@ -400,6 +402,9 @@ def _check_names(config: ConfigDict) -> Iterator[str]:
         else:
             if path == "model.name":
                 yield from _check_options(config.model, "model", dict.fromkeys(MODEL_OPTIONS), fields)
+                heads = getattr(models.create_model(name), "num_heads", None)
+                if config.model.num_heads is not None and isinstance(heads, tuple):
+                    yield f"model.num_heads is {config.model.num_heads}, but {name} has {heads}: leave it unset."
             elif name and config.distill.model_input:
                 channels = models.registry.entry(name).input.channels
                 if channels != config.data.channels:

@@ -1,6 +1,7 @@
 """The evaluators of frozen features: nearest neighbors, ridge and logistic regression, and linear probes."""
 
 import dataclasses
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,85 @@ RATES = {
     "sgd": (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1),
     "lars": (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0),
 }
+
+Found = dict[str, float | Table]  # `top1`, `top5`, what was chosen, and tables of what it was chosen from
+
+
+def vote(train: Split, validation: Split, num_classes: int, k: int, temperature: float) -> Found:
+    """Returns how well neighbors classify; see `Knn` for the options."""
+    similarities, numbers = features.nearest(validation.features, train.features, k, cosine=True)
+
+    def votes(rows: slice) -> jax.Array:
+        labels = jnp.asarray(train.labels[numbers[rows]])
+        found = features.neighbor_votes(jnp.asarray(similarities[rows]), labels, num_classes, temperature)
+        return jnp.where(found > 0, found, -jnp.inf)
+
+    return accuracy(votes, validation.labels)
+
+
+def regress(train: Split, validation: Split, num_classes: int, l2: float) -> Found:
+    """Returns how well ridge regression classifies; see `Ridge` for the options."""
+    ridge = features.fit_ridge(jnp.asarray(train.features), jnp.asarray(train.labels), num_classes, l2)
+    return accuracy(lambda rows: features.ridge_scores(ridge, validation.features[rows]), validation.labels)
+
+
+def choose_logistic(
+    train: Split, validation: Split, num_classes: int, l2s: Sequence[float], held_out: float, seed: int
+) -> Found:
+    """Returns how well logistic regression classifies; see `Logistic` for the options.
+
+    Args:
+        train, validation: what it learns from, and what it classifies.
+        num_classes: number of classes.
+        l2s: penalties.
+        held_out: the share of the training examples that chooses among them.
+        seed: of the choice of these examples.
+
+    Raises:
+        DataError: if there are too few.
+    """
+    x, y = jnp.asarray(train.features), jnp.asarray(train.labels)
+    l2, more = l2s[0], {}
+    if len(l2s) == 1:
+        linear = features.fit_logistic(x, y, num_classes, l2)
+    else:
+        out, rest = np.split(order.permutation(seed, 0, len(y)), [round(held_out * len(y))])
+        if not len(out) or not len(rest):
+            raise DataError(
+                f"held_out is {held_out}, which leaves none of {len(y)} training examples on one side: give another "
+                "share, or a single l2."
+            )
+        sweep = features.sweep_logistic((x[rest], y[rest]), (x[out], y[out]), num_classes, l2s)
+        l2, linear = l2s[sweep.chosen], sweep.linear
+        more = {"penalties": {"l2": list(l2s), "held_out_top1": sweep.accuracies}}
+    found = accuracy(
+        lambda rows: features.linear_scores(linear, jnp.asarray(validation.features[rows])), validation.labels
+    )
+    return {**found, "l2": l2, **more}
+
+
+def choose_probe(
+    train: Split,
+    validation: Split,
+    num_classes: int,
+    rates: Sequence[float],
+    recipe: Recipe,
+    seed: int,
+    *,
+    before_epoch: Callable[[], object] = lambda: None,
+) -> Found:
+    """Returns how well the best of several linear probes classifies; see `LinearProbes`, and `probe.train_probes`."""
+    probes = train_probes(
+        train.features, train.labels, num_classes, rates, recipe, seed=seed, before_epoch=before_epoch
+    )
+    top1, top5 = accuracies(lambda rows: probes.scores(jnp.asarray(validation.features[rows])), validation.labels)
+    best = int(np.argmax(top1))
+    return {
+        "top1": float(top1[best]),
+        "top5": float(top5[best]),
+        "learning_rate": rates[best],
+        "rates": {"learning_rates": list(rates), "top1": top1.tolist(), "top5": top5.tolist()},
+    }
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -42,15 +122,8 @@ class Knn(FrozenFeatures):
         check_integer(self, "k")
         check_positive(self, "temperature")
 
-    def learn(self, train: Split, validation: Split, num_classes: int) -> dict[str, float | Table]:
-        similarities, numbers = features.nearest(validation.features, train.features, self.k, cosine=True)
-
-        def votes(rows: slice) -> jax.Array:
-            labels = jnp.asarray(train.labels[numbers[rows]])
-            found = features.neighbor_votes(jnp.asarray(similarities[rows]), labels, num_classes, self.temperature)
-            return jnp.where(found > 0, found, -jnp.inf)
-
-        return accuracy(votes, validation.labels)
+    def learn(self, train: Split, validation: Split, num_classes: int) -> Found:
+        return vote(train, validation, num_classes, self.k, self.temperature)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -81,9 +154,8 @@ class Ridge(FrozenFeatures):
         first = np.searchsorted(labels[numbers], labels[numbers])
         return np.sort(numbers[np.arange(len(numbers)) - first < self.shots])
 
-    def learn(self, train: Split, validation: Split, num_classes: int) -> dict[str, float | Table]:
-        ridge = features.fit_ridge(jnp.asarray(train.features), jnp.asarray(train.labels), num_classes, self.l2)
-        return accuracy(lambda rows: features.ridge_scores(ridge, validation.features[rows]), validation.labels)
+    def learn(self, train: Split, validation: Split, num_classes: int) -> Found:
+        return regress(train, validation, num_classes, self.l2)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -104,25 +176,8 @@ class Logistic(FrozenFeatures):
         if not 0 < self.held_out < 1:
             raise ConfigError(f"held_out is {self.held_out}: it is a share, between 0 and 1.")
 
-    def learn(self, train: Split, validation: Split, num_classes: int) -> dict[str, float | Table]:
-        x, y = jnp.asarray(train.features), jnp.asarray(train.labels)
-        l2, more = self.l2[0], {}
-        if len(self.l2) == 1:
-            linear = features.fit_logistic(x, y, num_classes, l2)
-        else:
-            out, rest = np.split(order.permutation(self.context.seed, 0, len(y)), [round(self.held_out * len(y))])
-            if not len(out) or not len(rest):
-                raise DataError(
-                    f"held_out is {self.held_out}, which leaves none of {len(y)} training examples on one side: give "
-                    "another share, or a single l2."
-                )
-            sweep = features.sweep_logistic((x[rest], y[rest]), (x[out], y[out]), num_classes, self.l2)
-            l2, linear = self.l2[sweep.chosen], sweep.linear
-            more = {"penalties": {"l2": list(self.l2), "held_out_top1": sweep.accuracies}}
-        found = accuracy(
-            lambda rows: features.linear_scores(linear, jnp.asarray(validation.features[rows])), validation.labels
-        )
-        return {**found, "l2": l2, **more}
+    def learn(self, train: Split, validation: Split, num_classes: int) -> Found:
+        return choose_logistic(train, validation, num_classes, self.l2, self.held_out, self.context.seed)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -156,22 +211,6 @@ class LinearProbes(FrozenFeatures):
         """Returns how the probes are trained."""
         return Recipe(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Recipe)})
 
-    def learn(self, train: Split, validation: Split, num_classes: int) -> dict[str, float | Table]:
-        rates = self.learning_rates or RATES[self.optimizer]
-        probes = train_probes(
-            train.features,
-            train.labels,
-            num_classes,
-            rates,
-            self.recipe(),
-            seed=self.context.seed,
-            before_epoch=self.stop_if_told,
-        )
-        top1, top5 = accuracies(lambda rows: probes.scores(jnp.asarray(validation.features[rows])), validation.labels)
-        best = int(np.argmax(top1))
-        return {
-            "top1": float(top1[best]),
-            "top5": float(top5[best]),
-            "learning_rate": rates[best],
-            "rates": {"learning_rates": list(rates), "top1": top1.tolist(), "top5": top5.tolist()},
-        }
+    def learn(self, train: Split, validation: Split, num_classes: int) -> Found:
+        rates, seed = self.learning_rates or RATES[self.optimizer], self.context.seed
+        return choose_probe(train, validation, num_classes, rates, self.recipe(), seed, before_epoch=self.stop_if_told)

@@ -315,11 +315,9 @@ def _file(kind: str, number: int) -> str:
 
 
 def _is_ours(name: str) -> bool:
-    """Returns whether a file may be what a writer left that was killed in its first shard."""
-    return (
-        re.fullmatch(r"\.?(features|labels|names)-\d{5,}\.(npy|jsonl)(\.tmp)?|\.(features|progress)\.json\.tmp", name)
-        is not None
-    )
+    """Returns whether a file is one of features, of which a writer may have been killed in its first shard."""
+    written = r"\.?(features|labels|names)-\d{5,}\.(npy|jsonl)(\.tmp)?|\.(features|progress)\.json\.tmp"
+    return re.fullmatch(rf"{written}|neighbors\.(usearch|json)", name) is not None
 
 
 def _read_json(path: pathlib.Path) -> tuple[About, list[Shard | None]]:
@@ -372,7 +370,7 @@ class ShardWriter:
             DataError: if it cannot be read.
         """
         kept = next((path for name in (COMPLETE, PROGRESS) if (path := self.directory / name).is_file()), None)
-        if kept is None:
+        if kept is None:  # an index may be left of features that were deleted
             if others := sorted(path.name for path in self.directory.glob("*") if not _is_ours(path.name)):
                 raise ConfigError(
                     f"--output is {self.directory}, which holds no features but {others[0]}: give another folder."

@@ -6,19 +6,16 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from vision_jax.errors import ConfigError, DataError, suggest
-from vision_jax.evaluators import features as protocols
-from vision_jax.evaluators.probe import OPTIMIZERS, Recipe, train_probes
-from vision_jax.evaluators.protocols import RATES, accuracies
+from vision_jax.evaluators import protocols
+from vision_jax.evaluators.frozen import Split
+from vision_jax.evaluators.probe import OPTIMIZERS, Recipe
+from vision_jax.evaluators.protocols import Found
 from vision_jax.features.files import Features
 
 log = logging.getLogger(__name__)
-
-_HELD_OUT = 5  # one in so many training examples chooses the penalty of logistic regression
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,17 +29,19 @@ class Protocols:
         logistic_l2s: penalties of logistic regression, of which one is chosen by part of the training examples.
         probe_optimizer: of linear probes: sgd, DINO's, or lars, MAE's, with batch norm; see `probe.Recipe`.
         probe_rates: their learning rates, of which the best one counts; (): those of `evaluators.protocols.RATES`.
+        seed: of the training examples that choose, and of the probes.
 
     Raises:
         ConfigError: if one of them cannot be.
     """
 
-    k: int = 20
-    temperature: float = 0.07
-    ridge_l2: float = 1024.0
-    logistic_l2s: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
+    k: int = protocols.Knn.k
+    temperature: float = protocols.Knn.temperature
+    ridge_l2: float = protocols.Ridge.l2
+    logistic_l2s: tuple[float, ...] = protocols.Logistic.l2
     probe_optimizer: str = "sgd"
     probe_rates: tuple[float, ...] = ()
+    seed: int = 0
 
     def __post_init__(self) -> None:
         if self.k < 1:
@@ -61,51 +60,29 @@ class Protocols:
                 raise ConfigError(f"--{name} is {', '.join(map(str, values))}: give positive numbers.")
 
 
-def _knn(train: Features, validation: Features, options: Protocols) -> dict[str, Any]:
-    items: Any = train.features
-    queries: Any = validation.features
-    similarities, numbers = protocols.nearest(queries, items, options.k, cosine=True)
-    votes = protocols.neighbor_votes(
-        similarities, _labels(train)[numbers], train.about.num_classes, options.temperature
+def _knn(train: Split, validation: Split, classes: int, options: Protocols) -> Found:
+    k = min(options.k, len(train.labels))
+    found = protocols.vote(train, validation, classes, k, options.temperature)
+    return {**found, "k": k, "temperature": options.temperature}
+
+
+def _ridge(train: Split, validation: Split, classes: int, options: Protocols) -> Found:
+    return {**protocols.regress(train, validation, classes, options.ridge_l2), "l2": options.ridge_l2}
+
+
+def _logistic(train: Split, validation: Split, classes: int, options: Protocols) -> Found:
+    return protocols.choose_logistic(
+        train, validation, classes, options.logistic_l2s, protocols.Logistic.held_out, options.seed
     )
-    top1 = protocols.top1(votes, _labels(validation))
-    return {"top1": top1, "k": similarities.shape[1], "temperature": options.temperature}
 
 
-def _ridge(train: Features, validation: Features, options: Protocols) -> dict[str, Any]:
-    fitted = protocols.fit_ridge(_rows(train), _labels(train), train.about.num_classes, options.ridge_l2)
-    scores = protocols.ridge_scores(fitted, _rows(validation))
-    return {"top1": protocols.top1(scores, _labels(validation)), "l2": options.ridge_l2}
-
-
-def _logistic(train: Features, validation: Features, options: Protocols) -> dict[str, Any]:
-    """Chooses the penalty by a part of the training examples, and fits it to all of them."""
-    features, labels, classes, l2s = _rows(train), _labels(train), train.about.num_classes, options.logistic_l2s
-    if len(l2s) == 1:
-        l2, linear = l2s[0], protocols.fit_logistic(features, labels, classes, l2s[0])
-    else:
-        held_out = np.arange(len(labels)) % _HELD_OUT == _HELD_OUT - 1
-        if not held_out.any():
-            raise DataError(f"{len(labels)} training examples are too few to choose --logistic_l2s by: give one alone.")
-        fitted, chosen_by = ((features[here], labels[here]) for here in (~held_out, held_out))
-        sweep = protocols.sweep_logistic(fitted, chosen_by, classes, l2s)
-        l2, linear = l2s[sweep.chosen], sweep.linear
-    scores = protocols.linear_scores(linear, _rows(validation))
-    return {"top1": protocols.top1(scores, _labels(validation)), "l2": l2}
-
-
-def _probe(train: Features, validation: Features, options: Protocols) -> dict[str, Any]:
-    """Trains a probe for each learning rate, and takes the one that is best on the validation features."""
+def _probe(train: Split, validation: Split, classes: int, options: Protocols) -> Found:
+    rates = options.probe_rates or protocols.RATES[options.probe_optimizer]
     recipe = Recipe(optimizer=options.probe_optimizer, normalize=options.probe_optimizer == "lars")
-    rates = options.probe_rates or RATES[options.probe_optimizer]
-    labels, wanted = np.asarray(train.labels), np.asarray(validation.labels)
-    probes = train_probes(np.asarray(train.features), labels, train.about.num_classes, rates, recipe)
-    top1, _ = accuracies(lambda rows: probes.scores(jnp.asarray(validation.features[rows])), wanted)
-    best = int(np.argmax(top1))
-    return {"top1": float(top1[best]), "learning_rate": rates[best]}
+    return protocols.choose_probe(train, validation, classes, rates, recipe, options.seed)
 
 
-MEASURES: Mapping[str, Callable[[Features, Features, Protocols], dict[str, Any]]] = {
+MEASURES: Mapping[str, Callable[[Split, Split, int, Protocols], Found]] = {
     "knn": _knn,
     "ridge": _ridge,
     "logistic": _logistic,
@@ -115,8 +92,11 @@ MEASURES: Mapping[str, Callable[[Features, Features, Protocols], dict[str, Any]]
 
 def measure(
     kinds: Sequence[str], train: Features, validation: Features, options: Protocols | None = None
-) -> dict[str, dict[str, Any]]:
-    """Returns what each measure finds: `top1`, the share of validation images that are classified rightly, and options.
+) -> dict[str, Found]:
+    """Returns what each measure finds: `top1` and `top5`, shares of the validation images, what was chosen, and tables.
+
+    With the same seed and options, it is what the evaluations of the same kinds find in training (`config.evals`), up
+    to the dtype of the files.
 
     Args:
         kinds: names in `MEASURES`.
@@ -136,8 +116,15 @@ def measure(
     results = {}
     for kind in kinds:
         log.info("%s: %d images are classified by %d.", kind, len(validation), len(train))
-        results[kind] = MEASURES[kind](train, validation, options or Protocols())
+        # Neighbors are looked for in the files; what is fitted has its features in memory, and on the device.
+        first, second = (_split(each, in_memory=kind != "knn") for each in (train, validation))
+        results[kind] = MEASURES[kind](first, second, train.about.num_classes, options or Protocols())
     return results
+
+
+def _split(features: Features, *, in_memory: bool) -> Split:
+    rows: Any = np.asarray(features.features, np.float32) if in_memory else features.features
+    return Split(rows, np.asarray(features.labels))
 
 
 def check_same_model(features: Features, others: Features) -> None:
@@ -169,11 +156,3 @@ def check_same_classes(*several: Features) -> None:
                 f"The labels in {several[0].directory} and {features.directory} are of other classes "
                 f"({first.num_classes} and {about.num_classes}, or of other names): use splits of one data set."
             )
-
-
-def _rows(features: Features) -> jax.Array:
-    return jnp.asarray(np.asarray(features.features, np.float32))
-
-
-def _labels(features: Features) -> jax.Array:
-    return jnp.asarray(features.labels)

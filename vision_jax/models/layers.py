@@ -29,6 +29,11 @@ def xavier_init(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) 
     return uniform_init(math.sqrt(6 / (math.prod(shape[:-1]) + shape[-1])))(key, shape, dtype)
 
 
+def xavier_thirds_init(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
+    """Returns `xavier_init` of three matrices next to each other: queries, keys and values of (inputs, 3 * outputs)."""
+    return uniform_init(math.sqrt(6 / (shape[0] + shape[1] / 3)))(key, shape, dtype)
+
+
 def uniform_init(bound: float) -> nn.initializers.Initializer:
     """Returns what makes numbers that are uniform from -bound to bound."""
     return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)

@@ -28,11 +28,14 @@ from vision_jax.models.layers import (
     transformer_init,
     uniform_init,
     xavier_init,
+    xavier_thirds_init,
 )
 from vision_jax.models.positions import TABLES, positions_init, sincos2d
 from vision_jax.models.registry import HALVES, InputSpec
 from vision_jax.models.transformer import LayerScale, Mlp, PatchEmbed, QueryKeyValue, attend, interpolate_positions
 from vision_jax.models.vit_weights import from_big_vision, resample, to_authors, to_torchvision
+
+INITS = ("normal", "xavier", "mocov3")  # `VisionTransformer.weight_init`
 
 
 class Attention(nn.Module):
@@ -43,17 +46,19 @@ class Attention(nn.Module):
         drop_rate: probability of dropping a unit of the result, in training.
         dtype: what it computes in; the softmax is in float32.
         kernel_init: of its matrices.
+        qkv_init: of the one for queries, keys and values; None: the same.
     """
 
     num_heads: int
     drop_rate: float
     dtype: Any
     kernel_init: nn.initializers.Initializer = transformer_init
+    qkv_init: nn.initializers.Initializer | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         batch, tokens, features = x.shape
-        qkv = QueryKeyValue(self.num_heads, self.dtype, self.kernel_init, name="qkv")(x)
+        qkv = QueryKeyValue(self.num_heads, self.dtype, self.qkv_init or self.kernel_init, name="qkv")(x)
         x = attend(self, qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]).reshape(batch, tokens, features)
         x = nn.Dense(features, dtype=self.dtype, kernel_init=self.kernel_init, name="proj")(x)
         return nn.Dropout(self.drop_rate)(x, deterministic=not train)
@@ -69,7 +74,7 @@ class Block(nn.Module):
         proj_drop_rate: probability of dropping a unit after a dense layer, in training.
         drop_path_rate: probability of dropping a branch, in training.
         dtype: what it computes in.
-        kernel_init: of the matrices.
+        kernel_init, qkv_init: of the matrices; see `Attention`.
     """
 
     num_heads: int
@@ -79,6 +84,7 @@ class Block(nn.Module):
     drop_path_rate: float
     dtype: Any
     kernel_init: nn.initializers.Initializer = transformer_init
+    qkv_init: nn.initializers.Initializer | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool, drop_path_rate: jax.Array | None = None) -> jax.Array:
@@ -97,7 +103,8 @@ class Block(nn.Module):
             return jnp.where(keep, y / (1 - rate), 0).astype(y.dtype)
 
         y = capture(self, norm(name="norm1")(x), "norm1")
-        y = Attention(self.num_heads, self.proj_drop_rate, self.dtype, self.kernel_init, name="attn")(y, train)
+        inits = (self.kernel_init, self.qkv_init)
+        y = Attention(self.num_heads, self.proj_drop_rate, self.dtype, *inits, name="attn")(y, train)
         x = x + drop(scale(y, "ls1"))
         mlp = Mlp(self.mlp_features, self.dtype, self.proj_drop_rate, self.kernel_init, name="mlp")
         y = mlp(norm(name="norm2")(x), train)
@@ -140,8 +147,9 @@ class VisionTransformer(ImageModel, kw_only=True):
         scan_blocks: compile one block instead of all. Parameters are stacked along a first axis.
         head_bias: where the biases of the classifier begin.
         head_std: standard deviation of its initial weights.
-        weight_init: the other initial weights: "normal", as in timm, or "xavier", as in masked autoencoders, which also
-            begin with larger tokens and, as torch does by itself, with random biases of the projection of patches.
+        weight_init: the other initial weights: "normal", as in timm; "xavier", as in masked autoencoders, which also
+            begin with larger tokens and, as torch does by itself, with random biases of the projection of patches;
+            "mocov3": uniform as well, where queries, keys and values are a matrix each (Chen et al. 2021).
     """
 
     patch_size: int
@@ -167,8 +175,10 @@ class VisionTransformer(ImageModel, kw_only=True):
     weight_init: str = "normal"
 
     def __post_init__(self) -> None:
-        if self.weight_init not in ("normal", "xavier"):
-            raise ConfigError(f"weight_init is {self.weight_init!r}: there are normal and xavier.")
+        if self.weight_init not in INITS:
+            raise ConfigError(f"weight_init is {self.weight_init!r}: {suggest(self.weight_init, INITS)}")
+        if self.embed_dim % self.num_heads:
+            raise ConfigError(f"num_heads is {self.num_heads}, which does not divide the {self.embed_dim} features.")
         if self.global_pool not in ("token", "avg"):
             raise ConfigError(f"global_pool is {self.global_pool!r}: there are token and avg.")
         if self.positions not in ("learned", *TABLES):
@@ -200,9 +210,12 @@ class VisionTransformer(ImageModel, kw_only=True):
         kernel_init: Any = transformer_init
         token_init = nn.initializers.normal(1e-6)
         patch_inits: tuple[Any, ...] = ()
+        qkv_init: Any = None
         if self.weight_init == "xavier":
             kernel_init, token_init = xavier_init, nn.initializers.normal(0.02)
             patch_inits = (xavier_init, uniform_init(1 / math.sqrt(self.in_channels * self.patch_size**2)))
+        elif self.weight_init == "mocov3":
+            kernel_init, qkv_init, patch_inits = xavier_init, xavier_thirds_init, (xavier_init,)
         self.patch_embed = PatchEmbed(self.patch_size, self.embed_dim, self.dtype, *patch_inits)
         for name, count in self.tokens().items():
             setattr(self, name, self.param(name, token_init, (1, count, self.embed_dim), jnp.float32))
@@ -221,6 +234,7 @@ class VisionTransformer(ImageModel, kw_only=True):
             proj_drop_rate=self.proj_drop_rate,
             dtype=self.dtype,
             kernel_init=kernel_init,
+            qkv_init=qkv_init,
         )
         if self.scan_blocks:
             self.blocks = block(drop_path_rate=0.0)

@@ -63,6 +63,7 @@ class SimCLR(CropsObjective):
         hidden: widths of the projector's hidden layers.
         out: width of the embedding.
         temperature: of the loss.
+        scale: factor of the loss; 2 is that of the official code, which shows in what LARS does not adapt.
     """
 
     couples: ClassVar[bool] = True
@@ -71,6 +72,7 @@ class SimCLR(CropsObjective):
     hidden: tuple[int, ...] = (2048, 2048)
     out: int = 128
     temperature: float = 0.1
+    scale: float = 1.0
 
     @property
     def heads(self) -> Mapping[str, nn.Module]:
@@ -88,6 +90,6 @@ class SimCLR(CropsObjective):
         z = z.reshape(len(images), 2, -1)
         mask = None if train else views["mask"]
         values, found = nt_xent(z[:, 0], z[:, 1], self.temperature, mask)
-        value, weight = total(values, mask)
+        value, weight = total(self.scale * values, mask)
         metrics = {"pair_top1": total(found, mask), "spread": (spread(z[:, 0], mask), jnp.float32(1))}
         return Out(value, weight, {"batch_stats": stats}, metrics)

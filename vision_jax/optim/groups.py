@@ -103,6 +103,7 @@ class Row:
         frozen: whether it is frozen.
         layer: its layer, if the learning rate decays by layer; for stacked blocks, one per block.
         begins: the number of updates before it has its first one.
+        constant: whether its learning rate is the peak in every step.
     """
 
     path: str
@@ -112,6 +113,7 @@ class Row:
     frozen: bool
     layer: int | tuple[int, ...] | None
     begins: int = 0
+    constant: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,6 +132,7 @@ class GroupRules:
             are not parameters and keep being updated.
         frozen_until: (pattern, steps) pairs: parameters that are frozen for so many updates, and then trained as if
             the optimizer began; see `begin_late`. If several match, the last to begin counts.
+        constant_rate: patterns of parameters whose learning rate does not follow the schedule.
         no_clip_adaptive: patterns of parameters exempt from adaptive clipping.
 
     Every pattern must match at least one path, except for the default of `no_clip_adaptive`: a rule that matches
@@ -144,6 +147,7 @@ class GroupRules:
     layers: tuple[str, ...] | None = None
     frozen: tuple[str, ...] = ()
     frozen_until: tuple[tuple[str, int], ...] = ()
+    constant_rate: tuple[str, ...] = ()
     no_clip_adaptive: tuple[str, ...] = (masks.CLASSIFIER,)
 
     def __post_init__(self) -> None:
@@ -168,6 +172,7 @@ class GroupRules:
             "multipliers": multiplied,
             "frozen": self.frozen,
             "frozen_until": tuple(pattern for pattern, _ in self.frozen_until),
+            "constant_rate": self.constant_rate,
             "no_clip_adaptive": self.no_clip_adaptive,
         }
 
@@ -228,6 +233,12 @@ class GroupRules:
                 f"frozen_until matches only some of the blocks stacked in {path}, of which all must begin at once: "
                 "change the pattern, or set scan_blocks to False."
             )
+        constant = {masks.matches(name, self.constant_rate) for name in paths}
+        if len(constant) > 1:
+            raise ConfigError(
+                f"constant_rate matches only some of the blocks stacked in {path}, of which all must have the same: "
+                "change the pattern, or set scan_blocks to False."
+            )
         layers = tuple(ids[name] for name in paths) if ids else None
         stacked = masks.is_stacked(path)
         return Row(
@@ -238,6 +249,7 @@ class GroupRules:
             frozen=all(frozen),
             layer=layers if layers is None or stacked else layers[0],
             begins=starts.pop(),
+            constant=constant.pop(),
         )
 
     def split(self, params: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -260,6 +272,15 @@ class GroupRules:
 
     def _is_frozen(self, path: str, x: Any) -> bool:
         return all(masks.matches(name, self.frozen) for name in masks.block_paths(path, x.shape))
+
+    def rates(self, params: Any) -> Any:
+        """Returns a tree of labels for `optax.partition`: "constant" or, if its rate has a schedule, "scheduled"."""
+
+        def label(path: Any, x: Any) -> str:
+            paths = masks.block_paths(masks.path_string(path), x.shape)
+            return "constant" if any(masks.matches(name, self.constant_rate) for name in paths) else "scheduled"
+
+        return jax.tree_util.tree_map_with_path(label, params)
 
     def clip_adaptive_mask(self, params: Any) -> Any:
         """Returns a tree of booleans for `create_optimizer`: which parameters are clipped adaptively."""
@@ -372,6 +393,7 @@ def format_table(rows: Sequence[Row], more: Mapping[str, Sequence[str]] | None =
                 "frozen"
                 if row.frozen
                 else " to ".join(f"x {x:.4g}" for x in dict.fromkeys((numbers[0], numbers[-1])))
+                + (", constant" if row.constant else "")
                 + (f" from step {row.begins}" if row.begins else ""),
                 "" if layers[0] is None else " to ".join(str(x) for x in dict.fromkeys((layers[0], layers[-1]))),
                 *further,

@@ -280,6 +280,7 @@ def lars(
     trust_clip: bool = False,
     always_adapt: bool = False,
     by_rank: bool = False,
+    classic_momentum: bool = False,
     mu_dtype: Any = None,
 ) -> Transformation:
     """Returns LARS (You et al. 2017, arXiv:1708.03888) as timm has it.
@@ -293,6 +294,8 @@ def lars(
         always_adapt: parameters that do not decay have a ratio too; otherwise theirs is 1.
         by_rank: as in the scripts of MoCo v3, Barlow Twins, VICReg and MAE: parameters of two and more dimensions have
             a ratio, whether or not they decay, and others have none; r = trust_coefficient * |p| / |g + wd * p|.
+        classic_momentum: the learning rate is part of the momentum, as in SimCLR's code: m = momentum * m + lr * r * (g
+            + wd * p); p -= m. So a change of the rate acts on what is added from then on.
     """
 
     def adapt(count: jax.Array, grads: Any, params: Any) -> Any:
@@ -313,9 +316,8 @@ def lars(
 
         return jax.tree_util.tree_map_with_path(adapted, decay.of(params), grads, params)
 
-    return optax.chain(
-        _by_step(adapt), _trace(momentum, nesterov, mu_dtype), optax.scale_by_learning_rate(learning_rate)
-    )
+    parts = [_trace(momentum, nesterov, mu_dtype), optax.scale_by_learning_rate(learning_rate)]
+    return optax.chain(_by_step(adapt), *(reversed(parts) if classic_momentum else parts))
 
 
 def lion(

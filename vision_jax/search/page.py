@@ -1,17 +1,17 @@
 """The results of a search as one HTML page, which needs no other file: pictures are within it."""
 
-import base64
 import functools
-import html
-import re
 from collections.abc import Callable, Sequence
 
+import numpy as np
+
+from vision_jax.data.decode import decode
 from vision_jax.features import Features
-from vision_jax.search.pictures import Pictures, thumbnail
+from vision_jax.report.markup import Markup, element, image
+from vision_jax.search.pictures import Pictures
 from vision_jax.search.program import Found, Match
 
-# What HTML cannot contain: control characters, and surrogates, which stand for bytes of odd file names.
-_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
+_SIZE = 192  # pixels, which are enough to decode for a thumbnail
 _STYLE = """
 :root { color-scheme: light dark; --page: #fff; --card: #f5f6f8; --ink: #1b1f24; --muted: #59616b; --line: #d3d8de;
   --bad: #a8430a; }
@@ -65,41 +65,38 @@ def make_page(
     for each in found:
         if each.error is None:
             shown = _picture(read_query(each.number), each.query)
-            body = f"<ol>\n{''.join(_match(rank, m, picture(m.row)) for rank, m in enumerate(each.matches, 1))}</ol>"
+            body = element("ol", *(_match(rank, m, picture(m.row)) for rank, m in enumerate(each.matches, 1)))
         else:
-            shown, body = _NO_PICTURE, f'<p class="bad">damaged: {_text(each.error)}</p>'
-        sections.append(f"<section>\n<header>{shown}<h2>{_text(each.query)}</h2></header>\n{body}\n</section>\n")
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>Similar images</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<h1>Similar images</h1>\n"
-        f'<p class="about">{_text(about.model)}, {_text(about.origin)}. {len(features):,} images: '
-        f"{_text(about.images)}. {_text(how)}</p>\n{''.join(sections)}</body>\n</html>\n"
+            shown, body = _picture(None, ""), element("p", f"damaged: {each.error}", class_="bad")
+        sections.append(element("section", element("header", shown, element("h2", each.query)), body))
+    origin = f"{about.model}, {about.origin}. {len(features):,} images: {about.images}. {how}"
+    page = element(
+        "html",
+        element(
+            "head",
+            element("meta", charset="utf-8"),
+            element("meta", name="viewport", content="width=device-width, initial-scale=1"),
+            element("title", "Similar images"),
+            element("style", Markup(_STYLE)),
+        ),
+        element("body", element("h1", "Similar images"), element("p", origin, class_="about"), *sections),
+        lang="en",
     )
+    return f"<!doctype html>\n{page}\n"
 
 
-def _match(rank: int, match: Match, picture: str) -> str:
-    label = "" if match.label is None else f"<p>{_text(match.label)}</p>"
-    return (
-        f'<li>{picture}<p class="cosine"><span class="rank">{rank}</span>{match.cosine:.4f}</p>{label}'
-        f'<p class="name">{_text(match.name)}</p></li>\n'
-    )
+def _match(rank: int, match: Match, picture: Markup) -> Markup:
+    cosine = element("p", element("span", rank, class_="rank"), f"{match.cosine:.4f}", class_="cosine")
+    label = () if match.label is None else element("p", match.label)
+    return element("li", picture, cosine, label, element("p", match.name, class_="name"))
 
 
-_NO_PICTURE = '<div class="picture none">no picture</div>'
-
-
-def _picture(data: bytes | None, name: str) -> str:
-    """Returns the HTML of a thumbnail."""
-    small = None if data is None else thumbnail(data)
-    if small is None:
-        return _NO_PICTURE
-    content, media_type = small
-    pixels = ' class="pixels"' if media_type == "image/png" else ""
-    source = f"data:{media_type};base64,{base64.b64encode(content).decode()}"
-    return f'<div class="picture"><img{pixels} alt="{_text(name)}" src="{source}"></div>'
-
-
-def _text(value: str) -> str:
-    """Returns text as HTML."""
-    return html.escape(_UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", value))
+def _picture(data: bytes | None, name: str) -> Markup:
+    """Returns a thumbnail; without an image, or for one that is damaged, its place."""
+    try:
+        if data is not None:
+            pixels = np.ascontiguousarray(decode(data, 3, least_size=(_SIZE, _SIZE)))
+            return element("div", image(pixels, name), class_="picture")
+    except ValueError:
+        pass  # a result that has been damaged since
+    return element("div", "no picture", class_="picture none")

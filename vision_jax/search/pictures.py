@@ -1,23 +1,15 @@
 """The images themselves, of results that are named: by their record in the data, or by their path."""
 
-import io
 import logging
 import pathlib
 
-import numpy as np
-import PIL.Image
-
 from vision_jax.data import archives
 from vision_jax.data.archives import Archive, open_archive
-from vision_jax.data.decode import decode
 from vision_jax.data.sources import Source
 from vision_jax.errors import DataError
 from vision_jax.features import Features
 
 log = logging.getLogger(__name__)
-
-_LARGEST = 192  # pixels of a thumbnail's longer side
-_TINY = 64  # up to this size, an image is kept as it is
 
 
 class Pictures:
@@ -57,23 +49,3 @@ class Pictures:
                     self._archives[folder] = open_archive(folder)
                 return self._archives[folder].read(path.relative_to(folder).as_posix())
         return path.read_bytes()
-
-
-def thumbnail(data: bytes) -> tuple[bytes, str] | None:
-    """Returns a small picture of an encoded image, as a file, and its media type; None if it is damaged.
-
-    A tiny image is kept in all its pixels.
-    """
-    try:
-        pixels = decode(data, 3, least_size=(_LARGEST, _LARGEST))
-    except ValueError:
-        return None
-    image = PIL.Image.fromarray(np.ascontiguousarray(pixels))
-    lossless = max(image.size) <= _TINY
-    image.thumbnail((_LARGEST, _LARGEST))
-    file = io.BytesIO()
-    if lossless:
-        image.save(file, "PNG", optimize=True)
-        return file.getvalue(), "image/png"
-    image.save(file, "JPEG", quality=85)
-    return file.getvalue(), "image/jpeg"
