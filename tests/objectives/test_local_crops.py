@@ -132,6 +132,7 @@ class Stop:
         return False
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", ["dino", pytest.param("swav", marks=pytest.mark.exhaustive)])
 def test_a_run_that_is_resumed_ends_bitwise_the_same(name: str, tmp_path: pathlib.Path):
     """With its teacher, center or queue, and the optimizer of what begins late."""

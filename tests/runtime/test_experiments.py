@@ -235,6 +235,7 @@ def test_what_the_environment_names_is_used(tmp_path: pathlib.Path, monkeypatch:
     assert client.get_run(there).data.metrics == {"train/loss": 0.25}
 
 
+@pytest.mark.exhaustive
 def test_mlflow_keeps_runs_in_a_sqlite_file(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch):
     """Which is its default, and what the extra's other two packages are for."""
     pytest.importorskip("mlflow")
