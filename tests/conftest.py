@@ -27,6 +27,7 @@ import PIL.Image
 import pytest
 
 from vision_jax.data.loader import batch_fields
+from vision_jax.data.sources import digest_of
 from vision_jax.data.transforms import EvalTransform
 from vision_jax.data.views import Field
 
@@ -36,6 +37,7 @@ COMPILED.mkdir(mode=0o700, parents=True, exist_ok=True)
 # Of these files, one process runs all tests: they share a run or compiled programs.
 ONE_PROCESS_EACH = (
     "tests/augment/test_ops.py",
+    "tests/evaluators/test_frozen.py",
     "tests/report/test_report.py",
     "tests/test_processes.py",
     "tests/test_recipes.py",
@@ -100,6 +102,9 @@ class Pictures:
 
     def describe(self, index: int) -> str:
         return f"picture {index}"
+
+    def fingerprint(self) -> str:
+        return digest_of(self.records)
 
 
 @pytest.fixture(scope="session")

@@ -22,8 +22,9 @@ import small_vit
 from conftest import Pictures
 from jax.experimental import multihost_utils
 from jax.sharding import PartitionSpec
+from stored_features import random_model
 
-from vision_jax import build, config, evaluate, train
+from vision_jax import build, config, evaluate, features, train
 from vision_jax.devices import cluster, distributed, sharding
 from vision_jax.errors import CheckpointError
 from vision_jax.runtime import writers
@@ -126,9 +127,12 @@ def measured() -> dict[str, Any]:
     """The measures of a random classifier, and its tables; 21 examples leave a part of the last batch empty."""
     fields = config.default_config()
     fields.model.name, fields.data.image_size, fields.data.eval_resize, fields.eval.batch_size = "lenet5", 16, 16, 8
+    fields.data.max_bad_eval_records = 1
     with fields.unlocked():
         fields.evals = {"classes": {"kind": "per_class"}, "calibration": {"kind": "calibration"}}
         fields.evals.neighbors = {"kind": "knn", "k": 3, "train_examples": 17}
+        fields.evals.shots = {"kind": "ridge", "shots": 2}
+        fields.evals.probe = {"kind": "linear_probe", "epochs": 2, "batch_size": 8, "learning_rates": (0.1, 1.0)}
     mesh = sharding.make_mesh(fields.mesh)
     source = Pictures(np.random.RandomState(1).randint(0, 5, 21).tolist(), size=20, num_classes=5)
     objective = build.make_objective(fields, 5)
@@ -137,9 +141,21 @@ def measured() -> dict[str, Any]:
     )
     tables: dict[str, Any] = {}
     train = Pictures(np.random.RandomState(2).randint(0, 5, 19).tolist(), size=20, num_classes=5)
+    train.records[18] = (b"\xff\xd8 no image", 0)
     evaluators = build.make_evaluators(fields, objective, mesh, source, train_source=train)
     results = evaluate.measure(evaluators, objective, {"": variables}, keep_tables=tables.update)
     return {"results": results, "tables": tables}
+
+
+def stored(directory: pathlib.Path) -> list[str]:
+    """Features of 21 pictures, one of which is damaged, in shards of nine; then of more of them than the files have."""
+    trained = random_model()
+    source = Pictures([i % 3 for i in range(21)], size=20, num_classes=3)
+    source.records[20] = (b"nothing", 0)
+    options = features.Options(dtype="float32", shard_size=9, batch_size=8, max_bad=1)
+    features.extract(trained, features.Images(source, "pictures"), directory / "features", options)
+    del source.records[0]
+    return attempt(lambda: features.extract(trained, features.Images(source, "pictures"), directory / "features"))
 
 
 def suite_of_sets(directory: pathlib.Path) -> dict[str, Any]:
@@ -178,8 +194,10 @@ def main() -> None:
         "data": other_data(),
         "placed": placed(),
         "measured": measured(),
+        "stored": stored(arguments.directory),
         "suite": suite_of_sets(arguments.directory),
         "damaged": damaged_shard(arguments.directory),
+        "directory": str(arguments.directory),
         "messages": messages,
     }
     (arguments.directory / f"process_{index}.json").write_text(json.dumps(found))

@@ -19,7 +19,19 @@ FLOORS = (
     ("steps", "recipes"),
     ("assembly",),
     ("build",),
-    ("position", "preparation", "benchmark", "report", "train", "evaluate", "dry_run", "predict", "suite"),
+    (
+        "position",
+        "preparation",
+        "benchmark",
+        "report",
+        "train",
+        "evaluate",
+        "dry_run",
+        "predict",
+        "features",
+        "search",
+        "suite",
+    ),
     ("commands", "main", "__main__"),
 )
 APART = {"data", "augment", "models", "optim"}  # which do not know each other

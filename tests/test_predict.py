@@ -17,6 +17,7 @@ from conftest import Command, picture
 
 import vision_jax
 from vision_jax import pretrained
+from vision_jax.commands import common
 from vision_jax.commands import predict as command_line
 from vision_jax.data.transforms import EvalTransform, Preprocessing
 from vision_jax.errors import ConfigError, DataError
@@ -121,7 +122,7 @@ def test_the_classes_of_weights(weights: pathlib.Path):
 def test_files_of_predictions(kind: str, variables: dict, weights: pathlib.Path, photos: pathlib.Path, tmp_path):
     output = tmp_path / f"found.{kind}"
     arguments = ["--model=lenet5", f"--pretrained={weights}", "--topk=2", f"--output={output}", str(photos)]
-    assert command_line.main(arguments) == command_line.DAMAGED
+    assert command_line.main(arguments) == common.DAMAGED
     best = [int(np.argmax(expected(variables, photos / f"{i:02d}.png"))) if i != 10 else None for i in range(22)]
     match kind:
         case "csv":

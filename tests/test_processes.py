@@ -1,5 +1,6 @@
 """Several processes train as one does."""
 
+import dataclasses
 import json
 import pathlib
 import re
@@ -9,10 +10,12 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import process_cases
 import pytest
 from conftest import COMPILED, LONG_EVALUATION, REPOSITORY, Command, encode, picture, records
 
+from vision_jax import features
 from vision_jax.data import order, tfds_format
 from vision_jax.errors import STATUS_HANG
 
@@ -228,6 +231,23 @@ def test_weights_of_the_host_are_placed_without_collectives(found: tuple[dict, d
 def test_incomplete_flags(command: Command, tmp_path: pathlib.Path):
     printed = command(*ARGUMENTS, f"--workdir={tmp_path}", "--num_processes=2", status=1)
     assert "Several processes need all of --coordinator_address, --num_processes and --process_id" in printed
+
+
+@pytest.mark.slow
+def test_features_are_those_of_one_process(found: tuple[dict, dict], tmp_path: pathlib.Path):
+    process_cases.stored(tmp_path)
+    one, two = (
+        features.read(path, verify=True)
+        for path in (tmp_path / "features", pathlib.Path(found[0]["directory"]) / "features")
+    )
+    np.testing.assert_allclose(np.asarray(one.features), np.asarray(two.features), rtol=1e-5, atol=1e-6)
+    assert one.names == two.names == [f"picture {i}" for i in range(20)]
+    assert one.labels.tolist() == two.labels.tolist() == [i % 3 for i in range(20)]
+    assert dataclasses.replace(two.about, batch_size=8) == dataclasses.replace(one.about, batch_size=8)
+    for process in found:
+        kind, text = process["stored"]
+        assert kind == "ConfigError"
+        assert "the number of images is 21 there, and 20 here" in text
 
 
 @pytest.mark.slow

@@ -9,8 +9,16 @@ STATUS_PREEMPTED = 75  # saved after SIGTERM: sysexits calls it a temporary fail
 STATUS_HANG = 79  # ended by the watchdog; sysexits ends with 78, and shells and signals begin at 126
 
 
+def printable(text: str) -> str:
+    """Returns a text in which what is no UTF-8, as names of files may hold it, is replaced."""
+    return text.encode("utf-8", "replace").decode()
+
+
 class VisionJaxError(Exception):
     """The base of the errors below; `main` prints its message without a traceback and exits with status 1."""
+
+    def __init__(self, message: str = ""):
+        super().__init__(printable(message))
 
 
 class ConfigError(VisionJaxError):

@@ -73,7 +73,7 @@ def _evaluate_step(
         if build.evaluates_objective(model.config):
             with model.watchdog.suspended():  # storage may be slow
                 constants = build.load_constants(model.objective, model.mesh)
-        with _training_split(model.config) as train_source:
+        with _training_split(model.config, model.source) as train_source:
             evaluators = build.make_evaluators(
                 model.config,
                 model.objective,
@@ -89,11 +89,11 @@ def _evaluate_step(
 
 
 @contextlib.contextmanager
-def _training_split(config: ConfigDict) -> Iterator[Source | None]:
+def _training_split(config: ConfigDict, validation: Source) -> Iterator[Source | None]:
     """Gives the training split, if an evaluation learns from it; else None.
 
     Raises:
-        DataError: if it is missing, empty or malformed.
+        DataError: if it is missing, empty or malformed, or has other classes than the validation split.
     """
     if not build.learns_from_training(config):
         yield None
@@ -101,6 +101,7 @@ def _training_split(config: ConfigDict) -> Iterator[Source | None]:
     source = build.create_source(config, train=True)
     distributed.check_agreement({}, {"training data": source})
     with closing(source):
+        check_classes(source, validation.num_classes, validation.class_names, config.data.train_split)
         yield source
 
 
@@ -184,7 +185,7 @@ def evaluate_pretrained(config: ConfigDict, *, preemption: Preemption | None = N
             )
         layouts = partition.layouts(build.partition_rules(config, mesh), mesh, variables["params"], variables)
         variables = sharding.place(variables, layouts)
-        with _training_split(config) as train_source:
+        with _training_split(config, source) as train_source:
             evaluators = build.make_evaluators(
                 config, objective, mesh, source, train_source=train_source, preemption=preemption, watchdog=watchdog
             )
@@ -211,15 +212,17 @@ def measure(
     """
     results: dict[str, float] = {}
     tables: dict[str, Table] = {}
-    for name, evaluator in evaluators.items():
-        for metric, value in evaluator(objective, variables).items():
-            if isinstance(value, dict):
-                tables[f"{name}/{metric}"] = value
-            else:
-                results[f"{name}/{metric}"] = value
-    for evaluator in evaluators.values():
-        if evaluator.context.train is not None:
-            evaluator.context.train.clear()
+    try:
+        for name, evaluator in evaluators.items():
+            for metric, value in evaluator(objective, variables).items():
+                if isinstance(value, dict):
+                    tables[f"{name}/{metric}"] = value
+                else:
+                    results[f"{name}/{metric}"] = value
+    finally:
+        for evaluator in evaluators.values():
+            if evaluator.context.train is not None:
+                evaluator.context.train.clear()  # the features, which may fill much of the memory
     if tables and keep_tables is not None:
         keep_tables(tables)
     return distributed.from_first(lambda: results)
@@ -237,7 +240,7 @@ def format_results(results: Mapping[str, float]) -> str:
         rows = [f"{'' if name == 'val' else name:{first}}{heading}{'examples':>10}"]
         for prefix, label in (("", "weights"), ("ema_", "EMA")):
             if prefix + columns[0] in values:
-                cells = "".join(f"{_cell(metric, values[prefix + metric]):>{width[metric]}}" for metric in columns)
+                cells = "".join(f"{_cell(metric, values.get(prefix + metric)):>{width[metric]}}" for metric in columns)
                 rows.append(f"{label:{first}}{cells}{int(values['count']):10d}")
         tables.append("\n".join(rows))
     return "\n".join(tables)
@@ -248,6 +251,8 @@ def _heading(metric: str) -> str:
 
 
 def _cell(metric: str, value: float | None) -> str:
-    if value is None:  # was not finite when it was written
+    if value is None:  # was not finite when it was written, or could not be measured
         return "nan"
-    return f"{value:.2%}" if metric.startswith("top") else f"{value:.4f}"
+    if metric.startswith("top"):
+        return f"{value:.2%}"
+    return f"{value:.4f}" if value == 0 or abs(value) >= 1e-3 else f"{value:.1e}"

@@ -117,6 +117,7 @@ def test_stored_field_that_is_unknown():
         ({"epochs": float("inf")}, "epochs is inf; it takes a finite number"),
         ({"optimizer.frozen": (1.0,)}, "optimizer.frozen is [1.0]; it takes strings, regular expressions"),
         ({"optimizer.multipliers": (("fc", "ten"),)}, "has ['fc', 'ten'] in it; it takes pairs of (pattern, factor)"),
+        ({"optimizer.layers": (r"^stem/",)}, "but optimizer.layer_decay is not set: set both"),
         ({"schedule.points": (1.0, 2.0)}, "schedule.points has 1.0 in it; it takes pairs of (epoch, share"),
         ({"optimizer.accumulate": 3}, "optimizer.accumulate is 3, which does not divide batch_size=256"),
         ({"optimizer.accumulate": 64}, "its micro-batches of 4 examples are not divisible by 8 devices"),

@@ -12,7 +12,6 @@ import sklearn.metrics
 
 from vision_jax.errors import DataError
 from vision_jax.evaluators import features, ood, retrieval
-from vision_jax.evaluators import probe as probe_lib
 
 
 def clusters(examples: int, dim: int, classes: int, seed: int = 0):
@@ -154,10 +153,10 @@ def test_normalized_features_have_norm_one():
 def test_a_probe_learns():
     x, labels = clusters(200, 8, 3)
     optimizer = optax.sgd(0.5)
-    probe = probe_lib.LinearProbe(3)
+    probe = features.LinearProbe(3)
     variables = probe.init(jax.random.key(0), x, train=False)
-    step = probe_lib.make_probe_step(probe, optimizer)
-    state = probe_lib.ProbeState(variables["params"], variables["batch_stats"], optimizer.init(variables["params"]))
+    step = features.make_probe_step(probe, optimizer)
+    state = features.ProbeState(variables["params"], variables["batch_stats"], optimizer.init(variables["params"]))
     losses = []
     for _ in range(60):
         state, loss = step(state, x, labels)

@@ -139,6 +139,7 @@ def test_initial_weights():
         ({"patch_size": 5}, {}, "data.image_size is 16, which patches of 5 pixels do not divide"),
         ({}, {"mask_ratio": 0.97}, "objective.mask_ratio is 0.97: of 16 patches it keeps 0"),
         ({}, {"mask_ratio": 0.0}, "objective.mask_ratio is 0.0: of 16 patches it keeps 16"),
+        ({}, {"decoder_heads": 0}, "objective.decoder_heads is 0, which must be positive"),
         ({}, {"decoder_width": 30, "decoder_heads": 4}, "objective.decoder_width is 30: it must be a multiple"),
     ],
 )
@@ -192,12 +193,12 @@ def given(config: Any) -> Any:
     return build.load_initial(config, build.make_objective(config, 10), [str(i) for i in range(10)], mesh)
 
 
-def start(config: Any) -> Any:
-    """The parameters that a run begins with."""
+def start(config: Any, params: Any = None) -> Any:
+    """The parameters that a run begins with; `params`: those of another run."""
     mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
     plan = config_lib.make_plan(config, 10_000)
     program = build.make_program(config, plan, build.make_objective(config, 10, plan), mesh)
-    return program.initialize(given(config)).params
+    return program.initialize({"params": params} if params else given(config)).params
 
 
 def test_official_weights(tmp_path: Any, caplog: pytest.LogCaptureFixture):
@@ -206,7 +207,7 @@ def test_official_weights(tmp_path: Any, caplog: pytest.LogCaptureFixture):
     state = official_state(config_of())
     wrapped = {f"model.module.{name}": value for name, value in state.items()}
     np.savez(tmp_path / "whole.npz", **wrapped)
-    params = start(config_of(**{"model.pretrained": str(tmp_path / "whole.npz")}))
+    params = pretrained_params = start(config_of(**{"model.pretrained": str(tmp_path / "whole.npz")}))
     np.testing.assert_array_equal(params["cls_token"], state["cls_token"])
     np.testing.assert_array_equal(params["decoder"]["mask_token"], state["mask_token"])
     np.testing.assert_array_equal(params["decoder"]["pos_embed"], state["decoder_pos_embed"])
@@ -227,7 +228,11 @@ def test_official_weights(tmp_path: Any, caplog: pytest.LogCaptureFixture):
     np.testing.assert_array_equal(params["pos_embed"], state["pos_embed"])
     np.testing.assert_array_equal(params["fc_norm"]["scale"], 1)
     assert 1e-5 < np.std(params["head"]["kernel"]) < 3e-5
-    assert "decoder" not in params
+    assert params.keys() & {"decoder", "norm"} == set()
+    again = start(classifier, pretrained_params)  # as from the workdir of the pre-training
+    np.testing.assert_array_equal(again["fc_norm"]["scale"], 1)
+    np.testing.assert_array_equal(again["cls_token"], params["cls_token"])
+    assert jax.tree.structure(again) == jax.tree.structure(params)
 
     other = config_of(**{"model.pretrained": str(tmp_path / "whole.npz")})
     other.objective.decoder_width = 16

@@ -14,7 +14,6 @@ from references import common
 from references.common import Case, near, near_largest, read_cases
 
 from vision_jax.evaluators import features, per_class
-from vision_jax.evaluators import probe as probe_lib
 from vision_jax.metrics import in_top_k
 from vision_jax.optim import GroupRules, create_optimizer
 
@@ -98,7 +97,7 @@ def check_linear_probe_lars(case: Case) -> None:
     about = case.about
     weight, bias = (next(name for name in about["state"] if name.endswith(f".{last}")) for last in ("weight", "bias"))
     kernel, offset = (common.fill(name, about["state"][name]) for name in (weight, bias))
-    probe = probe_lib.LinearProbe(len(offset), momentum=1 - about["bn_momentum"], epsilon=about["bn_eps"])
+    probe = features.LinearProbe(len(offset), momentum=1 - about["bn_momentum"], epsilon=about["bn_eps"])
     variables = probe.init(jax.random.key(0), case["x"], train=False)
     params = {"fc": {"kernel": jnp.asarray(kernel.T), "bias": jnp.asarray(offset)}}
     assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, variables["params"])
@@ -122,8 +121,8 @@ def check_linear_probe_lars(case: Case) -> None:
     grads = jax.grad(loss)(params)["fc"]
     near_largest(grads["kernel"].T, case[f"grad/{weight}"], STEPS)
     near_largest(grads["bias"], case[f"grad/{bias}"], STEPS)
-    step = probe_lib.make_probe_step(probe, optimizer)
-    state = probe_lib.ProbeState(params, variables["batch_stats"], optimizer.init(params))
+    step = features.make_probe_step(probe, optimizer)
+    state = features.ProbeState(params, variables["batch_stats"], optimizer.init(params))
     for number in range(1, about["steps"] + 1):
         state, value = step(state, case["x"], case["labels"])
         near(value, about["losses"][number - 1], STEPS)

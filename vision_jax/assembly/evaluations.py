@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from vision_jax.assembly.inputs import make_eval_transform
 from vision_jax.config.plan import eval_kind, eval_options
 from vision_jax.data.sources import Source
+from vision_jax.errors import DataError
 from vision_jax.evaluators import EVALUATORS, Bank, Context, Evaluator, FrozenFeatures, LogitsEvaluator
 from vision_jax.objectives import Objective
 from vision_jax.runtime.preemption import Preemption
@@ -25,6 +26,21 @@ def learns_from_training(config: ConfigDict) -> bool:
     return any(issubclass(EVALUATORS[eval_kind(config, name)], FrozenFeatures) for name in config.evals)
 
 
+def check_train_examples(config: ConfigDict, source: Source) -> None:
+    """Checks that no evaluation asks for more training examples than there are.
+
+    Raises:
+        DataError: if one does.
+    """
+    for name in config.evals:
+        wanted = eval_options(config, name).get("train_examples")
+        if wanted is not None and wanted > len(source):
+            raise DataError(
+                f"evals.{name}.train_examples is {wanted}, more than the {len(source)} of the split "
+                f"{config.data.train_split!r}: lower it, or leave it unset."
+            )
+
+
 def make_context(
     config: ConfigDict,
     mesh: Mesh,
@@ -37,6 +53,9 @@ def make_context(
 ) -> Context:
     """Returns what every evaluator of a configuration gets; the arguments are those of `make_evaluators`."""
     data = config.data
+    train = None
+    if train_source is not None:  # what the training tolerates in it, an evaluation does, too
+        train = Bank(train_source, max(data.max_bad_records, data.max_bad_eval_records))
     return Context(
         mesh=mesh,
         source=source,
@@ -46,7 +65,7 @@ def make_context(
         std=tuple(data.std),
         seed=config.seed,
         constants=constants or {},
-        train=None if train_source is None else Bank(train_source),
+        train=train,
         num_workers=data.num_workers,
         num_threads=data.num_threads,
         max_bad_records=data.max_bad_eval_records,
@@ -78,7 +97,12 @@ def make_evaluators(
         constants: of the objective.
         preemption: asked before each batch whether to stop, and while waiting for one; None: nobody is asked.
         watchdog: told of each batch; None: nobody is.
+
+    Raises:
+        DataError: if an evaluation asks for more training examples than there are.
     """
+    if train_source is not None:
+        check_train_examples(config, train_source)
     context = make_context(
         config,
         mesh,

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from vision_jax import config as config_lib
 from vision_jax import pretrained
 from vision_jax.assembly.inputs import make_eval_transform
-from vision_jax.assembly.models import check_sizes, make_objective
+from vision_jax.assembly.models import check_sizes, make_objective, model_options
 from vision_jax.assembly.states import partition_rules
 from vision_jax.assembly.weights import load_pretrained, restore_variables
 from vision_jax.config import command_line
@@ -29,6 +29,9 @@ from vision_jax.runtime import digests
 from vision_jax.runtime.checkpoint import Checkpointer, choose_checkpoints
 
 log = logging.getLogger(__name__)
+
+# What `data.model_input` sets.
+_MODEL_INPUT = ("image_size", "channels", "mean", "std", "eval_crop", "eval_filter")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -75,9 +78,9 @@ class TrainedModel:
 
     @functools.cached_property
     def digest(self) -> str:
-        """What tells these weights and their preprocessing from others, however they are sharded."""
+        """What tells this model, its weights and their preprocessing from others, however they are sharded."""
         arrays = digests.describe(dict(self.variables))
-        return digest_of(self.name, self.preprocessing, arrays)
+        return digest_of(self.name, model_options(self.config), self.preprocessing, arrays)
 
 
 def checkpoint_config(about: Mapping[str, Any]) -> ConfigDict:
@@ -170,8 +173,12 @@ def from_file(
 
 def _settle(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
     """Returns a configuration with what `data.model_input` asks for, and then the overrides; checked."""
-    config = config_lib.resolve(config)
-    config.data.model_input = False  # it has been done, and would undo overrides
-    config = command_line.override(config, overrides)
+    if config.data.model_input:
+        asked = config_lib.resolve(config).data
+        with config.ignore_type():
+            config.data.update({name: asked[name] for name in _MODEL_INPUT})
+        config.data.model_input = False  # it has been done, and would undo overrides
+    # Fields that are not set have types until they are resolved, which flags need.
+    config = config_lib.resolve(command_line.override(config, overrides))
     config_lib.validate(config, jax.device_count(), train=False)
     return config

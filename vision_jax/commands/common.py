@@ -1,18 +1,21 @@
 """What the commands that use a trained model share: its flags, starting on the devices, and errors."""
 
 import argparse
+import json
 import logging
 import os
 import pathlib
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vision_jax.errors import ConfigError, VisionJaxError, check_no_url
 from vision_jax.runtime import console
 
 if TYPE_CHECKING:
     from vision_jax.build import TrainedModel
+
+DAMAGED = 3  # the exit status of a command that is done, but for images that are damaged
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -72,6 +75,18 @@ def check_model_arguments(arguments: argparse.Namespace) -> None:
             raise ConfigError(f"--workdir is {arguments.workdir}, which is not the workdir of a run: no checkpoints/.")
 
 
+def refuse(arguments: argparse.Namespace, names: Sequence[str], instead: str) -> None:
+    """Checks that flags were not given.
+
+    Raises:
+        ConfigError: if one was; `instead` says what it is for.
+    """
+    for name in names:
+        if value := getattr(arguments, name):
+            flag = "IMAGE" if name == "paths" else f"--{name}"
+            raise ConfigError(f"{flag} is {value!r}, which is {instead}.")
+
+
 def keep_compiled() -> None:
     """Keeps compiled programs for the next time, where JAX's own variable or vision_jax's cache says."""
     from vision_jax.devices import backend
@@ -91,6 +106,20 @@ def load_model(arguments: argparse.Namespace, *, classifier: bool = True) -> "Tr
         return build.from_workdir(arguments.workdir, arguments.step, arguments.weights, arguments.overrides)
     names = pretrained.read_class_names(arguments.classes)
     return build.from_file(arguments.model, arguments.pretrained, names, arguments.overrides, classifier=classifier)
+
+
+def write_json(path: str | None, results: Any) -> None:
+    """Writes results to the file of --json, if it was given.
+
+    Raises:
+        ConfigError: if it cannot be written.
+    """
+    if path is None:
+        return
+    try:
+        pathlib.Path(path).write_text(json.dumps(results, indent=2) + "\n")
+    except OSError as error:
+        raise ConfigError(f"--json is {path!r}, which cannot be written: {error.strerror}.") from error
 
 
 def run(command: Callable[[], int]) -> int:

@@ -15,14 +15,13 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from vision_jax.commands import common
-from vision_jax.errors import ConfigError, DataError, check_no_url, check_output
+from vision_jax.errors import ConfigError, DataError, check_no_url, check_output, printable
 
 if TYPE_CHECKING:
     from vision_jax.predict import Prediction
 
     Write = Callable[[Prediction], None]
 
-DAMAGED = 3  # the exit status if some images are damaged
 _FORMATS = {".txt": "text", ".csv": "csv", ".jsonl": "jsonl", ".parquet": "parquet"}
 _ROWS = 4096  # of a row group of Parquet
 
@@ -84,7 +83,7 @@ def predict(arguments: argparse.Namespace) -> int:
             progress.update({})
     if damaged:
         print(f"{damaged} of {len(source)} images are damaged, as named above.", file=sys.stderr)
-    return DAMAGED if damaged else 0
+    return common.DAMAGED if damaged else 0
 
 
 def _output_format(given: str | None, output: pathlib.Path | None) -> str:
@@ -134,19 +133,14 @@ def _lines(kind: str, file: Any, topk: int) -> "Write":
         elif kind == "csv":
             cells = [cell for c in prediction.classes for cell in (c.number, c.name, f"{c.probability:.6g}")]
             cells += [""] * (3 * topk - len(cells))
-            rows.writerow([_printable(prediction.path), *cells, prediction.error or ""])
+            rows.writerow([printable(prediction.path), *cells, prediction.error or ""])
         elif prediction.error is not None:
-            print(f"{_printable(prediction.path)}: damaged: {prediction.error}", file=file)
+            print(f"{printable(prediction.path)}: damaged: {prediction.error}", file=file)
         else:
             classes = ", ".join(f"{c.name} {c.probability:.1%}" for c in prediction.classes)
-            print(f"{_printable(prediction.path)}: {classes}", file=file)
+            print(f"{printable(prediction.path)}: {classes}", file=file)
 
     return write
-
-
-def _printable(path: str) -> str:
-    """Returns a path with what is no UTF-8 in it replaced."""
-    return path.encode("utf-8", "replace").decode()
 
 
 def _as_dict(prediction: "Prediction") -> dict[str, Any]:
@@ -175,7 +169,7 @@ def _parquet(output: pathlib.Path) -> Iterator["Write"]:
             pending.clear()
 
         def write(prediction: "Prediction") -> None:
-            pending.append(_as_dict(prediction) | {"image": _printable(prediction.path)})
+            pending.append(_as_dict(prediction) | {"image": printable(prediction.path)})
             if len(pending) >= _ROWS:
                 flush()
 

@@ -87,8 +87,8 @@ def closing(*sources: Source) -> Iterator[None]:
 class TfdsSource:
     """A split of a data set in tfds' layout, of ArrayRecord or TFRecord files, with one image and one label an example.
 
-    Records have a `file_name`, bytes, if the examples have one. tfds reads only the metadata. TFRecord files are
-    indexed once; see `vision_jax.data.tfrecord`.
+    tfds reads only the metadata. TFRecord files are indexed once; see `vision_jax.data.tfrecord`. Where the examples
+    have a `file_name`, as `prepare` writes it, so have the records, as bytes.
 
     Args:
         directory: the folder with features.json, or a parent that holds no other data set.
@@ -104,6 +104,7 @@ class TfdsSource:
         self._image_key, self._label_key = tfds_format.image_and_label(info.features, self.directory)
         self.num_classes: int = info.features[self._label_key].num_classes
         self.class_names: list[str] = list(info.features[self._label_key].names or ())
+        self.has_file_names = "file_name" in info.features
         for part in split.split("+"):
             if (name := part.partition("[")[0].strip()) not in info.splits:
                 raise DataError(f"{self.directory} has no split {name!r}: {suggest(name, list(info.splits))}")
@@ -156,15 +157,16 @@ class TfdsSource:
             "image": features[self._image_key].bytes_list.value[0],
             "label": features[self._label_key].int64_list.value[0],
         }
-        if "file_name" in features:
-            record["file_name"] = features["file_name"].bytes_list.value[0]
+        if self.has_file_names and (values := features["file_name"].bytes_list.value):
+            record["file_name"] = values[0]
         return record
 
     def describe(self, index: int) -> str:
         name = ""
-        with contextlib.suppress(Exception):  # perhaps the record is described because it cannot be read
-            if values := self._features(index)["file_name"].bytes_list.value:
-                name = f" ({values[0].decode(errors='replace')})"
+        if self.has_file_names:
+            with contextlib.suppress(Exception):  # perhaps the record is described because it cannot be read
+                if values := self._features(index)["file_name"].bytes_list.value:
+                    name = f" ({values[0].decode(errors='replace')})"
         return f"record {index}{name} of the split {self.split!r} in {self.directory}"
 
     def fingerprint(self) -> str:
@@ -450,7 +452,7 @@ def _label_cache(source: Source) -> pathlib.Path | None:
 
 def _read_labels(source: Source, num_threads: int | None) -> np.ndarray:
     """Reads all records for their labels."""
-    log.info("Reading the labels of %d records, since the sampling is balanced by class.", len(source))
+    log.info("Reading the labels of %d records.", len(source))
     labels = np.empty(len(source), np.int32)
 
     def read(first: int) -> None:
@@ -460,7 +462,7 @@ def _read_labels(source: Source, num_threads: int | None) -> np.ndarray:
             except Exception as error:  # whatever a format's reader raises
                 raise DataError(f"Cannot read {source.describe(index)}: {error}. Repair or remove it.") from error
             if "label" not in record:
-                raise DataError(f"{source.describe(index)} has no label, which balanced sampling needs.")
+                raise DataError(f"{source.describe(index)} has no label, and records are to be chosen by their labels.")
             check_record(source, index, record)
             labels[index] = record["label"]
 

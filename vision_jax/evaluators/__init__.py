@@ -1,22 +1,23 @@
 """Evaluators by kind, one file each; `base` has their interface.
 
-`suites`, `features`, `retrieval` and `ood` are pure functions: how evaluation sets are scored, and measures of features
-and of scores.
+`protocols` has those of frozen features. `suites`, `features` with `neighbors` and `probe`, `retrieval` and `ood` are
+pure functions: how evaluation sets are scored, and measures of features and of scores.
 """
 
 from vision_jax.evaluators.base import Bank, Context, Evaluator, Table, collect, run_pass
 from vision_jax.evaluators.calibration import Calibration
 from vision_jax.evaluators.classification import Classification
-from vision_jax.evaluators.frozen import FrozenFeatures, Knn, LinearProbeAccuracy, Logistic, Ridge
+from vision_jax.evaluators.frozen import FrozenFeatures
 from vision_jax.evaluators.logits import LogitsEvaluator
 from vision_jax.evaluators.objective import ObjectiveLoss
 from vision_jax.evaluators.per_class import PerClass
+from vision_jax.evaluators.protocols import Knn, LinearProbes, Logistic, Ridge
 
 EVALUATORS: dict[str, type[Evaluator]] = {
     "calibration": Calibration,
     "classification": Classification,
     "knn": Knn,
-    "linear_probe": LinearProbeAccuracy,
+    "linear_probe": LinearProbes,
     "logistic": Logistic,
     "objective": ObjectiveLoss,
     "per_class": PerClass,

@@ -41,10 +41,11 @@ class Bank:
 
     Args:
         source: the training split.
+        max_bad_records: number of damaged records that each process may leave out.
     """
 
-    def __init__(self, source: Source):
-        self.source = source
+    def __init__(self, source: Source, max_bad_records: int = 0):
+        self.source, self.max_bad_records = source, max_bad_records
         self._of: list[Any] = []
         self._kept: dict[Any, Any] = {}
 
@@ -159,6 +160,17 @@ class Context:
                 yield batch
                 progress.update({})
 
+    def check_count(self, count: int) -> int:
+        """Returns the number of examples counted, after checking it; warns if damaged records were left out."""
+        there = len(self.source)
+        if not 0 <= there - count <= self.max_bad_records * jax.process_count():
+            raise AssertionError(f"{count} examples were counted, and there are {there}.")
+        if not count:
+            raise DataError(f"All {there} examples are damaged: nothing is left to be measured.")
+        if count < there:
+            log.warning("%d of %d examples are damaged and left out: means are over the others.", there - count, there)
+        return count
+
 
 def _never() -> bool:
     return False
@@ -188,15 +200,8 @@ class Evaluator:
         return self._programs[id(objective)][1]
 
     def check_count(self, count: int) -> int:
-        """Returns the number of examples counted, after checking it; warns if damaged records were left out."""
-        there, context = len(self.context.source), self.context
-        if not 0 <= there - count <= context.max_bad_records * jax.process_count():
-            raise AssertionError(f"{count} examples were counted, and there are {there}.")
-        if not count:
-            raise DataError(f"All {there} examples are damaged: nothing is left to be measured.")
-        if count < there:
-            log.warning("%d of %d examples are damaged and left out: means are over the others.", there - count, there)
-        return count
+        """Returns the number of examples counted; see `Context.check_count`."""
+        return self.context.check_count(count)
 
     def __call__(self, objective: Objective, variables: Prefixed) -> Mapping[str, float | Table]:
         """Returns the metrics and tables, under prefix + name, and `count`, the examples that were counted.
@@ -278,4 +283,5 @@ def collect(
         take(rows, mask)
     if not keep:
         return None
-    return {name: np.concatenate([rows[name] for rows in kept]) for name in kept[0]}
+    # Parts are dropped as they are joined, since features of a large split may fill much of the memory.
+    return {name: np.concatenate([rows.pop(name) for rows in kept]) for name in list(kept[0])}

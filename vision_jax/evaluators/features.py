@@ -1,7 +1,8 @@
-"""Protocols that measure frozen features: nearest neighbors, few-shot ridge regression, logistic regression.
+"""Protocols that measure frozen features: nearest neighbors, few-shot ridge regression, logistic regression, a probe.
 
-Pure functions of arrays. Products of matrices are computed in full float32, also where the hardware would round. The
-linear probe, which is trained step by step, is in `probe`.
+Pure functions of arrays. Products of matrices are computed in full float32, also where the hardware would round. Those
+of nearest neighbors are in `neighbors`, and those of the probe, which is trained step by step, in `probe`; this module
+has all of them.
 """
 
 import functools
@@ -13,94 +14,31 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from vision_jax.errors import DataError
+from vision_jax.evaluators.neighbors import nearest, neighbor_votes, normalize
+from vision_jax.evaluators.probe import LinearProbe, ProbeState, make_probe_step, train_probes
 from vision_jax.losses import softmax_cross_entropy
 
+__all__ = [
+    "Linear",
+    "LinearProbe",
+    "ProbeState",
+    "Ridge",
+    "Sweep",
+    "fit_logistic",
+    "fit_ridge",
+    "linear_scores",
+    "logistic_objective",
+    "make_probe_step",
+    "nearest",
+    "neighbor_votes",
+    "normalize",
+    "ridge_scores",
+    "sweep_logistic",
+    "top1",
+    "train_probes",
+]
+
 _matmul = functools.partial(jnp.matmul, precision="highest")
-
-
-def normalize(features: jax.Array) -> jax.Array:
-    """Returns features, (n, dim), divided by their Euclidean norms, in float32; zeros remain zeros."""
-    features = jnp.asarray(features, jnp.float32)
-    norms = jnp.linalg.norm(features, axis=-1, keepdims=True)
-    return features / jnp.where(norms > 0, norms, 1)
-
-
-# ---- Nearest neighbors
-
-
-@functools.partial(jax.jit, static_argnames="k")
-def _merge(
-    best: tuple[jax.Array, jax.Array], queries: jax.Array, items: jax.Array, start: jax.Array, k: int
-) -> tuple[jax.Array, jax.Array]:
-    """Merges the neighbors found so far, (similarities, numbers), with those among more items, numbered from `start`.
-
-    Those found so far are first, so that of equally similar items the first remains the nearer one.
-    """
-    similarities = jnp.concatenate([best[0], _matmul(queries, items.T)], -1)
-    numbers = jnp.broadcast_to(start + jnp.arange(len(items), dtype=jnp.int32), (len(queries), len(items)))
-    numbers = jnp.concatenate([best[1], numbers], -1)
-    similarities, order = jax.lax.top_k(similarities, k)
-    return similarities, jnp.take_along_axis(numbers, order, -1)
-
-
-def nearest(
-    queries: jax.Array, items: jax.Array, k: int, *, query_block: int = 1024, item_block: int = 16384
-) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the k nearest items of each query by the inner product: of normalized features, the cosine.
-
-    The search is exact, and needs memory for query_block * item_block similarities.
-
-    Args:
-        queries: (queries, dim) float.
-        items: (items, dim) float.
-        k: number of neighbors; all items if there are fewer.
-        query_block, item_block: rows per matrix product.
-
-    Returns:
-        similarities, (queries, k) float32, and the numbers of the items, (queries, k) int32, the nearest first; of
-        equally similar items, the first is the nearer one.
-
-    Raises:
-        DataError: if k is not positive, or there are no items.
-    """
-    k = min(k, len(items))
-    if k < 1:
-        raise DataError(f"{k} neighbors among {len(items)} items cannot be found: there must be at least one of each.")
-    found = []
-    for row in range(0, len(queries), query_block):
-        part = jnp.asarray(queries[row : row + query_block], jnp.float32)
-        best = jnp.full((len(part), k), -jnp.inf), jnp.full((len(part), k), -1, jnp.int32)
-        for start in range(0, len(items), item_block):
-            block = jnp.asarray(items[start : start + item_block], jnp.float32)
-            best = _merge(best, part, block, jnp.int32(start), k)
-        found.append(jax.device_get(best))
-    similarities, numbers = (np.concatenate(parts) for parts in zip(*found, strict=True))
-    return similarities, numbers
-
-
-@functools.partial(jax.jit, static_argnames="num_classes")
-def neighbor_votes(
-    similarities: jax.Array, labels: jax.Array, num_classes: int, temperature: float | jax.Array = 0.07
-) -> jax.Array:
-    """Returns the votes of neighbors for their classes, each weighing exp(similarity / temperature).
-
-    These are the weights of DINO (Caron et al. 2021, arXiv:2104.14294), and, before it, Wu et al. (2018,
-    arXiv:1805.01978); an infinite temperature counts neighbors. Votes are divided by the largest weight of their
-    query, which changes no order, so that no temperature overflows.
-
-    Args:
-        similarities: (queries, k) float, the largest first; cosines in the paper.
-        labels: (queries, k) integers, classes of the neighbors.
-        num_classes: number of classes.
-        temperature: a positive number.
-
-    Returns:
-        (queries, num_classes) float32.
-    """
-    weights = jnp.exp((similarities - similarities[:, :1]) / temperature)
-    rows = jnp.arange(len(labels))[:, None]
-    return jnp.zeros((len(labels), num_classes), jnp.float32).at[rows, labels].add(weights)
 
 
 # ---- Few-shot ridge regression

@@ -3,6 +3,7 @@
 Products of matrices are computed in full float32, also where the hardware would round.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -13,9 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from vision_jax.data import order
 from vision_jax.errors import ConfigError, DataError, suggest
 from vision_jax.losses import softmax_cross_entropy
-from vision_jax.optim import create_optimizer
+from vision_jax.optim import create_optimizer, create_schedule
 
 OPTIMIZERS = ("sgd", "lars")
 
@@ -99,104 +101,138 @@ def _gradients(
     return value, batch_stats, grads
 
 
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How linear probes are trained; without weight decay, and with a learning rate that falls on a half cosine to 0.
+
+    The defaults are DINO's (Caron et al. 2021, arXiv:2104.14294). MAE's (He et al. 2021, arXiv:2111.06377) are
+    `Recipe("lars", epochs=90, warmup_epochs=10, batch_size=16384, normalize=True)`, with a learning rate of 0.1.
+
+    Attributes:
+        optimizer: "sgd", or "lars", whose trust ratios are those of MAE's script (`by_rank`).
+        epochs: passes over the examples. The last, incomplete batch of each is left out.
+        warmup_epochs: at the beginning, in which the learning rate rises linearly from 0.
+        batch_size: examples of a step, or all if there are fewer.
+        momentum: of the optimizer.
+        normalize: begin with a batch norm without scale and bias.
+
+    Raises:
+        ConfigError: if one of them cannot be.
+    """
+
+    optimizer: str = "sgd"
+    epochs: int = 100
+    warmup_epochs: float = 0.0
+    batch_size: int = 1024
+    momentum: float = 0.9
+    normalize: bool = False
+
+    def __post_init__(self) -> None:
+        if self.optimizer not in OPTIMIZERS:
+            raise ConfigError(f"optimizer is {self.optimizer!r}: {suggest(self.optimizer, OPTIMIZERS)}")
+        for name in ("epochs", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}: give 1 or more.")
+        if not 0 <= self.warmup_epochs < self.epochs:
+            raise ConfigError(f"warmup_epochs is {self.warmup_epochs}: give 0 or more, and less than {self.epochs}.")
+        if not 0 <= self.momentum < 1:
+            raise ConfigError(f"momentum is {self.momentum}: give 0 or more, and less than 1.")
+
+
 class Probes(NamedTuple):
     """Linear probes that were trained side by side; the first axis of each array is that of their learning rates."""
 
     module: LinearProbe
     variables: Any
 
-    def hits(self, features: jax.Array, labels: jax.Array, block: int = 4096) -> np.ndarray:
-        """Returns how many examples each probe has right among its best class and its five best, (2, rates) int64.
-
-        Args:
-            features: (n, dim) float.
-            labels: (n,) integers.
-            block: rows that are computed at once.
-        """
-        total = np.zeros((2, len(jax.tree.leaves(self.variables)[0])), np.int64)
-        for start in range(0, len(labels), block):
-            rows = slice(start, start + block)
-            total += np.asarray(_hits(self.module, self.variables, features[rows], labels[rows]))
-        return total
+    def scores(self, features: jax.Array) -> jax.Array:
+        """Returns the logits, (rates, n, classes) float32, of features, (n, dim)."""
+        return _scores(self.module, self.variables, features)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _hits(module: LinearProbe, variables: Any, features: jax.Array, labels: jax.Array) -> jax.Array:
-    logits: Any = jax.vmap(lambda v: module.apply(v, features, train=False))(variables)
-    best = jax.lax.top_k(logits, min(5, logits.shape[-1]))[1] == labels[:, None]
-    return jnp.stack([best[..., 0].sum(-1), best.any(-1).sum(-1)])
+def _scores(module: LinearProbe, variables: Any, features: jax.Array) -> Any:
+    return jax.vmap(lambda values: module.apply(values, features, train=False))(variables)
 
 
 def train_probes(
-    features: jax.Array,
-    labels: jax.Array,
+    features: jax.Array | np.ndarray,
+    labels: jax.Array | np.ndarray,
     num_classes: int,
     learning_rates: Sequence[float],
+    recipe: Recipe,
     *,
-    epochs: int,
-    batch_size: int = 1024,
-    optimizer: str = "sgd",
-    normalize: bool = False,
-    momentum: float = 0.9,
     seed: int = 0,
+    before_epoch: Callable[[], object] = lambda: None,
 ) -> Probes:
     """Trains a linear probe for each of several learning rates, on the same batches, in one pass.
 
-    The rate falls on a half cosine to 0, from its value at the first step on; there is no weight decay. That is DINO's
-    probe with `sgd` (Caron et al. 2021, arXiv:2104.14294), and MAE's (He et al. 2021, arXiv:2111.06377), but for its
-    warm-up, with `lars` and `normalize`. Rates are those of steps: multiply the sources' by batch_size / 256.
+    The device holds the features, and of each probe the weights and their momentum. An epoch takes 4 * rates *
+    examples * dim * num_classes operations in float32.
 
     Args:
         features: (examples, dim) float.
         labels: (examples,) integers.
         num_classes: number of classes.
-        learning_rates: one for each probe.
-        epochs: passes over the examples.
-        batch_size: of a step, or all examples if there are fewer. The last incomplete batch of an epoch is left out.
-        optimizer: of `OPTIMIZERS`.
-        normalize: begin with a batch norm without scale and bias.
-        momentum: of the optimizer.
-        seed: of the initial weights and of the order of the examples.
+        learning_rates: one for each probe, for batches of 256 examples: that of a step is rate * batch size / 256.
+        recipe: the rest.
+        seed: of the initial weights and, with the epoch, of the order of the examples (`order.permutation`).
+        before_epoch: called before each epoch; it may raise something, to stop.
 
     Raises:
-        ConfigError: for an unknown optimizer.
         DataError: if there are no examples.
     """
-    if optimizer not in OPTIMIZERS:
-        raise ConfigError(f"The probe's optimizer is {optimizer!r}: {suggest(optimizer, OPTIMIZERS)}")
     count = len(labels)
     if not count:
         raise DataError("There are no examples to train a probe on.")
-    batch_size = min(batch_size, count)
+    batch_size = min(recipe.batch_size, count)
     per_epoch = count // batch_size
-    # The rate of each probe comes last: what comes before it is the same for all.
-    options: dict[str, Any] = {"by_rank": True} if optimizer == "lars" else {}
-    chain = create_optimizer(optimizer, 1.0, weight_decay=0.0, momentum=momentum, **options)
-    module = LinearProbe(num_classes, normalize=normalize)
+    module, optimizer, run_epoch = _program(recipe, num_classes, per_epoch)
     variables = module.init(jax.random.key(seed), jnp.zeros((1, features.shape[1])), train=False)
-    params, stats = variables["params"], variables.get("batch_stats", {})
-    initial = ProbeState(params, stats, chain.init(params))
-    rates = jnp.asarray(learning_rates, jnp.float32)
+    params = variables["params"]
+    initial = ProbeState(params, variables.get("batch_stats", {}), optimizer.init(params))
+    rates = jnp.asarray(learning_rates, jnp.float32) * (batch_size / 256)
     states = jax.tree.map(lambda x: jnp.broadcast_to(x, (len(rates), *x.shape)), initial)
-    features, labels = jnp.asarray(features, jnp.float32), jnp.asarray(labels, jnp.int32)
-
-    def update(state: ProbeState, rate: jax.Array, x: jax.Array, y: jax.Array) -> ProbeState:
-        _, batch_stats, grads = _gradients(module, state, x, y)
-        updates, opt_state = chain.update(grads, state.opt_state, state.params)
-        scaled = jax.tree.map(lambda u: rate * u, updates)
-        return ProbeState(optax.apply_updates(state.params, scaled), batch_stats, opt_state)
-
-    @jax.jit
-    def epoch(states: ProbeState, rows: jax.Array, first: jax.Array) -> ProbeState:
-        def step(states: ProbeState, part: tuple[jax.Array, jax.Array]) -> tuple[ProbeState, None]:
-            chosen, number = part
-            share = (1 + jnp.cos(jnp.pi * number / (epochs * per_epoch))) / 2
-            x, y = features[chosen], labels[chosen]
-            return jax.vmap(update, (0, 0, None, None))(states, share * rates, x, y), None
-
-        return jax.lax.scan(step, states, (rows, first + jnp.arange(per_epoch)))[0]
-
-    for number in range(epochs):
-        order = np.random.default_rng((seed, number)).permutation(count)[: per_epoch * batch_size]
-        states = epoch(states, jnp.asarray(order.reshape(per_epoch, batch_size)), jnp.int32(number * per_epoch))
+    features, labels = jnp.asarray(features), jnp.asarray(labels, jnp.int32)
+    for epoch in range(recipe.epochs):
+        before_epoch()
+        rows = order.permutation(seed, epoch, count)[: per_epoch * batch_size].reshape(per_epoch, batch_size)
+        states = run_epoch(states, rates, features, labels, rows)
     return Probes(module, {"params": states.params, "batch_stats": states.batch_stats})
+
+
+@functools.lru_cache(maxsize=4)  # so that the next evaluation compiles nothing
+def _program(
+    recipe: Recipe, num_classes: int, per_epoch: int
+) -> tuple[LinearProbe, optax.GradientTransformation, Callable[..., ProbeState]]:
+    """Returns the probe, its optimizer with a peak learning rate of 1, and an epoch of all probes, jitted.
+
+    The updates of both optimizers are proportional to the learning rate, and their states do not depend on it. So the
+    rate of each probe is multiplied in at the end, and all else is the same for all.
+    """
+    schedule = create_schedule(
+        "cosine",
+        1.0,
+        total_steps=recipe.epochs * per_epoch,
+        warmup_steps=round(recipe.warmup_epochs * per_epoch),
+    )
+    options: dict[str, Any] = {"by_rank": True} if recipe.optimizer == "lars" else {}
+    optimizer = create_optimizer(recipe.optimizer, schedule, momentum=recipe.momentum, **options)
+    module = LinearProbe(num_classes, normalize=recipe.normalize)
+
+    def update(state: ProbeState, rate: jax.Array, features: jax.Array, labels: jax.Array) -> ProbeState:
+        _, batch_stats, grads = _gradients(module, state, features, labels)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        updates = jax.tree.map(lambda u: rate * u, updates)
+        return ProbeState(optax.apply_updates(state.params, updates), batch_stats, opt_state)
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def run_epoch(
+        states: ProbeState, rates: jax.Array, features: jax.Array, labels: jax.Array, rows: jax.Array
+    ) -> ProbeState:
+        def step(states: ProbeState, chosen: jax.Array) -> tuple[ProbeState, None]:
+            return jax.vmap(update, (0, 0, None, None))(states, rates, features[chosen], labels[chosen]), None
+
+        return jax.lax.scan(step, states, rows)[0]
+
+    return module, optimizer, run_epoch

@@ -67,8 +67,8 @@ class Decoder(nn.Module):
         Args:
             before: (batch, tokens, features), a class token and the like, encoded.
             kept: (batch, kept, features), encoded patches.
-            order: (batch, patches) int32, the numbers of the patches that are kept and, behind them, of those that were
-                removed.
+            order: (batch, patches) int32, the numbers of the patches that are kept and, behind them, of those that
+                were removed.
             train: for dropout, of which there is none.
         """
         dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=xavier_init)
@@ -99,7 +99,8 @@ class Decoder(nn.Module):
 class MAE(MaskedObjective):
     """A masked autoencoder: the backbone, a vision transformer, encodes a quarter of the patches, and sees no others.
 
-    The published positions are `model.positions=mae`, and fixed: freeze pos_embed, which is also in the decoder.
+    The published positions are `model.positions=mae`, and fixed: freeze pos_embed, which the decoder has too. The
+    weights begin as published, whatever the model's own `weight_init`.
 
     Attributes:
         mask_ratio: share of the patches that is removed.
@@ -128,6 +129,9 @@ class MAE(MaskedObjective):
                 f"objective.mask_ratio is {self.mask_ratio}: of {self.cells} patches it keeps {self.kept}, and there "
                 "must be some to keep and some to reconstruct."
             )
+        for option in ("decoder_width", "decoder_depth", "decoder_heads"):
+            if getattr(self, option) < 1:
+                raise ConfigError(f"objective.{option} is {getattr(self, option)}, which must be positive.")
         if self.decoder_width % self.decoder_heads or self.decoder_width % 4:
             raise ConfigError(
                 f"objective.decoder_width is {self.decoder_width}: it must be a multiple of objective.decoder_heads="
@@ -180,7 +184,7 @@ class MAE(MaskedObjective):
         Args:
             variables: `params`.
             images: (batch, height, width, channels), normalized.
-            order: (batch, patches) int32, the patches of each image.
+            order: (batch, patches) int32, the numbers of the patches of each image; the first ones are kept.
             key: of dropout.
             train: apply dropout.
 

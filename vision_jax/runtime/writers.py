@@ -32,7 +32,7 @@ def write_atomically(path: pathlib.Path, text: str) -> None:
     path = path.resolve()
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        with temporary.open("w") as file:
+        with temporary.open("w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
@@ -44,12 +44,13 @@ def write_atomically(path: pathlib.Path, text: str) -> None:
 
 
 @contextlib.contextmanager
-def open_workdir(workdir: pathlib.Path, *, enabled: bool = True) -> Iterator[None]:
+def open_workdir(workdir: pathlib.Path, *, enabled: bool = True, flag: str = "--workdir") -> Iterator[None]:
     """Creates the workdir, or checks that it is usable, and locks it. Nothing in it is changed.
 
     Args:
-        workdir: of the run.
+        workdir: of the run, or another folder that one process alone may write to.
         enabled: False does nothing: one process does this for all.
+        flag: by which the user named it.
 
     Raises:
         CheckpointError: if it cannot be used.
@@ -64,20 +65,21 @@ def open_workdir(workdir: pathlib.Path, *, enabled: bool = True) -> Iterator[Non
         probe.unlink()
         lock = os.open(workdir, os.O_RDONLY)
     except OSError as error:
-        raise CheckpointError(f"Cannot use the workdir {workdir}: {error}. Give another --workdir.") from error
+        what = flag.removeprefix("--")
+        raise CheckpointError(f"Cannot use the {what} {workdir}: {error}. Give another {flag}.") from error
     try:
-        _lock(lock, workdir)
+        _lock(lock, workdir, flag)
         yield
     finally:
         os.close(lock)  # releases the lock, as the end of the process would
 
 
-def _lock(descriptor: int, workdir: pathlib.Path) -> None:
+def _lock(descriptor: int, workdir: pathlib.Path, flag: str) -> None:
     """Locks an open directory for this process."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        raise CheckpointError(f"Another run is using {workdir}: wait for it, or give another --workdir.") from error
+        raise CheckpointError(f"Another run is using {workdir}: wait for it, or give another {flag}.") from error
     except OSError as error:  # some network file systems have no locks
         log.warning("%s cannot be locked (%s): make sure that no other run uses it.", workdir, error)
 
