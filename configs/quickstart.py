@@ -12,7 +12,6 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from vision_jax import recipes
-from vision_jax.config import default_config
 
 # By optimizer: learning rate, weight decay and further arguments.
 VARIANTS: dict[str, tuple[float, float, dict[str, Any]]] = {
@@ -30,24 +29,11 @@ VARIANTS: dict[str, tuple[float, float, dict[str, Any]]] = {
 
 def get_config(variant: str = "sgd") -> ConfigDict:
     learning_rate, weight_decay, arguments = recipes.choose(VARIANTS, variant)
-    config = default_config()
+    config = recipes.digits("lenet5")
     config.batch_size = 64
     config.epochs = 60.0
-    config.dtype = "float32"
     config.label_smoothing = 0.1
     config.ema_decay = 0.99
-
-    config.model.name = "lenet5"
-
-    config.data.source = "digits"
-    config.data.image_size = 28
-    config.data.channels = 1
-    config.data.mean = (0.3,)
-    config.data.std = (0.35,)
-    config.data.crop_scale = (0.6, 1.0)
-    config.data.eval_resize = 28
-
-    config.augment.flip = 0.0
 
     config.optimizer.name = variant
     config.optimizer.learning_rate = learning_rate
@@ -56,5 +42,4 @@ def get_config(variant: str = "sgd") -> ConfigDict:
     config.schedule.warmup_epochs = 3.0
 
     config.eval.every_epochs = 20.0
-    config.eval.batch_size = 128
     return config

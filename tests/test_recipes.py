@@ -29,7 +29,19 @@ FORMS = dict.fromkeys(("adamw", "lamb", "nadamw"), "decoupled") | dict.fromkeys(
 )
 # Files of which recipes.json has nothing; those of this project's own recipes are not in NUMBERS either.
 SMALL = (
-    *("barlow_twins", "byol", "cifar", "cifar10_fast", "dino", "finetune", "finetune_mae", "fixres", "mae", "mnist"),
+    *(
+        "barlow_twins",
+        "byol",
+        "cifar",
+        "cifar10_fast",
+        "digits_selfsupervised",
+        "dino",
+        "finetune",
+        "finetune_mae",
+        "fixres",
+        "mae",
+        "mnist",
+    ),
     *("mocov2", "mocov3", "quickstart", "rotnet", "simclr", "simmim", "simsiam", "swav", "vicreg"),
 )
 _CIFAR = {

@@ -31,6 +31,23 @@ def imagenet(model: str) -> ConfigDict:
     return config
 
 
+def digits(model: str) -> ConfigDict:
+    """Returns what recipes for scikit-learn's handwritten digits begin with: `default_config()` for a model of them."""
+    config = default_config()
+    config.dtype = "float32"
+    config.model.name = model
+    config.data.source = "digits"
+    config.data.image_size = 28
+    config.data.channels = 1
+    config.data.mean = (0.3,)
+    config.data.std = (0.35,)
+    config.data.crop_scale = (0.6, 1.0)
+    config.data.eval_resize = 28
+    config.augment.flip = 0.0
+    config.eval.batch_size = 128
+    return config
+
+
 def nvidia(
     model: str, epochs: float, *, mixup: float = 0.0, batch_size: int = 2048, weight_decay: float = 1 / 32768
 ) -> ConfigDict:

@@ -79,6 +79,10 @@ def test_stored_field_that_is_unknown():
         ({"model.name": "resnet5"}, "There is no model 'resnet5': did you mean resnet50"),
         ({"model.name": "?"}, "There is no model '?': python -m vision_jax models lists them all."),
         ({"model.name": "lenet5", "model.small_stem": True}, "lenet5 has no such option"),
+        (
+            {"model.name": "swin_tiny_patch4_window7_224", "model.num_heads": 6},
+            "model.num_heads is 6, but swin_tiny_patch4_window7_224 has (3, 6, 12, 24)",
+        ),
         ({"model.bn_group_size": 96}, "does not divide batch_size=256"),
         ({"mesh.data": 4}, "mesh.data=4, mesh.fsdp=1, mesh.tensor=1 make 4 devices, but there are 8"),
         ({"data.source": "digit"}, "did you mean digits"),
@@ -182,7 +186,7 @@ def test_fields_that_are_none_or_missing_or_unknown():
     with pytest.raises(ConfigError) as caught:
         config_lib.validate(config, num_devices=8)
     assert str(caught.value).splitlines()[1:] == [
-        "  - model.nam is no field of the configuration: did you mean model.name or model.remat or model.num_classes?",
+        "  - model.nam is no field of the configuration: did you mean model.name or model.remat or model.num_heads?",
         "  - model.name is missing: start from vision_jax.config.default_config().",
         "  - augment.flip is 'often'; it takes a float.",
         "  - batch_size is None; it takes a int, such as 256.",

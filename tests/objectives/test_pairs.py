@@ -71,6 +71,19 @@ def test_padding_does_not_count(name: str):
         assert float(value) == pytest.approx(float(expected[key]), rel=2e-5, abs=1e-6), key
 
 
+def test_the_scale_of_simclr():
+    """The official code's loss is twice the paper's; other metrics are the same."""
+    variables = build.initialize(objective("simclr"), jax.random.key(0))
+    views = {"image": jnp.asarray(CROPS[:4], jnp.float32) / 255, "mask": jnp.ones(4)}
+    outs = []
+    for scale in (1.0, 2.0):
+        mine = objective("simclr", scale=scale)
+        outs.append(mine.loss(variables, views, (), jax.random.key(1), mine.progress(jnp.int32(0)), train=True))
+    assert float(outs[1].loss) == pytest.approx(2 * float(outs[0].loss), rel=1e-6)
+    assert outs[1].weight == outs[0].weight == 4
+    assert outs[1].metrics["pair_top1"] == outs[0].metrics["pair_top1"]
+
+
 # The others have nothing that these do not have.
 OF_ALL_KINDS = ("barlow_twins", "mocov2")
 

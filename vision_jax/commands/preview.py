@@ -49,6 +49,8 @@ _FIELDS: dict[str, dict[str, object]] = {
     "greyscale": {"greyscale": 0.5},
     "solarize": {"solarize": 0.5},
     "blur": {"blur": 1.0},
+    "simclr": {"style": "simclr", "color_jitter": (0.8, 0.8, 0.8, 0.2), "greyscale": 0.2, "blur": 0.5},
+    "byol": {"style": "byol", "color_jitter": (0.4, 0.4, 0.2, 0.1), "greyscale": 0.2, "blur": 0.5, "solarize": 0.2},
     "erase const": {"erase": 1.0},
     "erase pixel, 3": {"erase": 1.0, "erase_mode": "pixel", "erase_count": 3},
     "mixup 0.8, elem": {"mixup": 0.8, "mix_mode": "elem"},
