@@ -289,18 +289,23 @@ def test_head(name: str):
             variables["params"].pop(module)
     assert jax.tree.map(jnp.shape, variables["params"]) == jax.tree.map(jnp.shape, shapes["params"])
 
-    def apply(params: Any, x: Any) -> Any:
-        return head.apply({**variables, "params": params}, x, train=True, mutable=["batch_stats"])
+    @jax.jit  # one program compiles sooner than each of its operations
+    def run(variables: Any, x: Any) -> Any:
+        def loss(params: Any, x: Any) -> Any:
+            out, updates = head.apply({**variables, "params": params}, x, train=True, mutable=["batch_stats"])
+            return (out * cotangent).sum(), (out, updates)
 
-    out, updates = apply(variables["params"], x)
+        grads, (out, updates) = jax.grad(loss, (0, 1), has_aux=True)(variables["params"], x)
+        return out, updates, head.apply(variables, x, train=False), grads
+
+    out, updates, evaluated, (grads, of_x) = run(variables, x)
     near_largest(out, case["out_train"], HEAD)
-    near_largest(head.apply(variables, x, train=False), case["out_eval"], HEAD)
+    near_largest(evaluated, case["out_eval"], HEAD)
     running = {key.removeprefix("running/") for key in case.names() if key.startswith("running/")}
     for key in running:
         module, leaf = places[key]
         near_largest(at(updates["batch_stats"], module)[leaf] + offsets.get(key, 0), case[f"running/{key}"], HEAD)
 
-    grads, of_x = jax.grad(lambda params, x: (apply(params, x)[0] * cotangent).sum(), (0, 1))(variables["params"], x)
     compared = {"out_train", "out_eval", *(f"running/{key}" for key in running)}
     if "grad/x" in case.names():  # it is not stored where it is large
         near_largest(of_x, case["grad/x"], HEAD)
