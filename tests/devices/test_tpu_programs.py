@@ -1,5 +1,6 @@
 """What the compiler makes of steps for a TPU: no pixel is fetched on its own, and how many bytes are moved."""
 
+import functools
 import importlib.util
 import math
 import pathlib
@@ -16,6 +17,7 @@ import vision_jax
 from vision_jax import augment, build, dry_run, optim, steps
 from vision_jax.config import loading
 from vision_jax.devices import compilation, topology
+from vision_jax.models.transformer import attention
 from vision_jax.objectives import OBJECTIVES, Setup
 
 pytestmark = [
@@ -88,6 +90,20 @@ def test_policies_move_bytes_not_pixels(chip: jax.sharding.Sharding, policy: str
     assert max(gathered(compiled.as_text()), default=0) < BATCH * SIZE  # the tables of what is drawn are small
     of_image = compiled.cost_analysis()["bytes accessed"] / (BATCH * SIZE * SIZE * 3)
     assert of_image < most, of_image
+
+
+def test_maps_of_attention_are_recomputed(chip: jax.sharding.Sharding):
+    """The compiler does not find that the second product of a map is the first one, and keep that."""
+    heads = jax.ShapeDtypeStruct((2, 64, 3, 64), jnp.bfloat16, sharding=chip)
+    a_product = 2 * 2 * 3 * 64 * 64 * 64
+
+    def operations(recompute: bool) -> float:
+        attend = functools.partial(attention, bias=None, recompute=recompute)
+        slope = jax.jit(jax.grad(lambda *heads: jnp.sin(attend(*heads)).astype(jnp.float32).sum(), (0, 1, 2)))
+        traced = slope.trace(heads, heads, heads)
+        return float(traced.lower(lowering_platforms=("tpu",)).compile().cost_analysis()["flops"])
+
+    assert operations(recompute=True) == pytest.approx(operations(recompute=False) + a_product, rel=0.05)
 
 
 @pytest.mark.parametrize(("name", "policy", "most"), [("small_vit", "rand-m9", 820), ("small_resnet", "", 2450)])

@@ -1,6 +1,7 @@
 import functools
 import math
 from types import SimpleNamespace
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -224,8 +225,12 @@ def test_a_product_of_gelu_keeps_its_argument_alone():
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 2e-5), ("bfloat16", 4e-2)])
-@pytest.mark.parametrize("bias_shape", [None, (1, 3, 7, 7), (2, 1, 1, 7)])
-def test_attention_and_its_derivative(bias_shape: tuple[int, ...] | None, dtype: str, tolerance: float):
+@pytest.mark.parametrize(
+    ("bias_shape", "recompute"), [(None, False), (None, True), ((1, 3, 7, 7), False), ((2, 1, 1, 7), True)]
+)
+def test_attention_and_its_derivative(
+    bias_shape: tuple[int, ...] | None, recompute: bool, dtype: str, tolerance: float
+):
     """As JAX's own and what differentiating that gives, in float32."""
     random = np.random.RandomState(0)
     query, key, value, weights = (jnp.asarray(random.standard_normal((2, 7, 3, 8)), dtype) for _ in range(4))
@@ -236,13 +241,21 @@ def test_attention_and_its_derivative(bias_shape: tuple[int, ...] | None, dtype:
 
     arguments = (query, key, value, bias)
     wide = jax.tree.map(lambda x: x.astype(jnp.float32), arguments)
-    ours = jax.value_and_grad(lambda a: loss(attention, a))(arguments)
+    ours = jax.value_and_grad(lambda a: loss(functools.partial(attention, recompute=recompute), a))(arguments)
     expected = jax.value_and_grad(lambda a: loss(jax.nn.dot_product_attention, a))(wide)
     leaves = zip(*map(jax.tree.leaves, (ours[1], expected[1], arguments)), strict=True)
     for actual, wanted, argument in leaves:
         assert actual.dtype == argument.dtype
         np.testing.assert_allclose(np.float32(actual), wanted, rtol=tolerance, atol=tolerance)
     np.testing.assert_allclose(ours[0], expected[0], rtol=tolerance, atol=10 * tolerance)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_attention_that_is_recomputed_keeps_no_map(recompute: bool):
+    heads = jax.ShapeDtypeStruct((2, 64, 3, 8), jnp.float32)
+    function = functools.partial(attention, bias=None, recompute=recompute)
+    kept = jax.eval_shape(lambda *arguments: jax.vjp(function, *arguments)[1], heads, heads, heads)
+    assert any(x.shape[-2:] == (64, 64) for x in jax.tree.leaves(kept)) != recompute
 
 
 def a_gpu(version: str = "PJRT C API\ncuda 12090", capability: str = "9.0", kind: str = "cpu") -> SimpleNamespace:
@@ -287,7 +300,12 @@ def test_which_attention_cudnn_computes(
     assert flops.count(step.jaxpr) == of_fused == 6 * 2 * 8 * 3 * 14 * 14 * features
 
 
-def test_a_second_derivative_where_the_kernel_has_none(monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize(
+    "function",
+    [transformer._flash, functools.partial(attention, bias=None, recompute=True)],
+    ids=["of a kernel that has none", "of what is recomputed"],
+)
+def test_the_second_derivative_of_attention(function: Any, monkeypatch: pytest.MonkeyPatch):
     @jax.custom_vjp
     def kernel(*arguments):
         return jax.nn.dot_product_attention(*arguments)
@@ -313,5 +331,5 @@ def test_a_second_derivative_where_the_kernel_has_none(monkeypatch: pytest.Monke
 
         return jax.grad(slope, (0, 1, 2))(query, key, value)
 
-    for ours, expected in zip(curvature(transformer._flash), curvature(jax.nn.dot_product_attention), strict=True):
+    for ours, expected in zip(curvature(function), curvature(jax.nn.dot_product_attention), strict=True):
         np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-5)

@@ -12,6 +12,7 @@ import numpy as np
 from vision_jax.errors import DataError
 from vision_jax.models.layers import (
     ATTENTION,
+    NOT_COUNTED,
     capture,
     dense_init,
     dot_after_gelu,
@@ -164,7 +165,9 @@ class Mlp(nn.Module):
         return nn.Dropout(self.drop_rate)(y, deterministic=not train)
 
 
-def attention(query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Array | None) -> jax.Array:
+def attention(
+    query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Array | None, recompute: bool = False
+) -> jax.Array:
     """Returns softmax(query key^T / sqrt(features) + bias) value; arguments and result as `attend`'s.
 
     This is the place that chooses what computes it: cuDNN's kernel (Dao et al. 2022, arXiv:2205.14135), which has no
@@ -173,7 +176,7 @@ def attention(query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Arra
     """
     if bias is None and _has_flash_kernel(query.dtype, query.shape[-1]):
         return _flash(query, key, value)
-    return _fused(query, key, value, bias)
+    return _fused(query, key, value, bias, recompute)
 
 
 def _has_flash_kernel(dtype: Any, features: int) -> bool:
@@ -219,7 +222,7 @@ def _flash_backward_forward(kept: Any, gradient: jax.Array) -> tuple[tuple[jax.A
 
 def _flash_backward_backward(kept: Any, gradients: tuple[jax.Array, ...]) -> tuple[Any, jax.Array]:
     def backward(arguments: tuple[jax.Array, ...], gradient: jax.Array) -> tuple[jax.Array, ...]:
-        return jax.vjp(functools.partial(_fused, bias=None), *arguments)[1](gradient)
+        return jax.vjp(lambda *heads: _fused(*heads, None, False), *arguments)[1](gradient)
 
     arguments, gradient = jax.vjp(backward, *kept)[1](gradients)
     return (arguments, None), gradient
@@ -229,16 +232,17 @@ _flash.defvjp(_flash_forward, _flash_backward)
 _flash_backward.defvjp(_flash_backward_forward, _flash_backward_backward)
 
 
-@jax.custom_vjp
-def _fused(query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Array | None) -> jax.Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _fused(query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Array | None, recompute: bool) -> jax.Array:
     """`attention` by products and a softmax.
 
     The backward pass is written out, so that maps of (batch, heads, tokens, tokens), which are what costs most on
-    accelerators, exist in the compute dtype alone: only the probabilities are kept. Sums and softmax are in float32.
-    The derivative of the softmax needs the sum over keys of probability times gradient, which is that over features of
-    result times gradient (Dao et al. 2022, arXiv:2205.14135, appendix B).
+    accelerators, exist in the compute dtype alone: only the probabilities are kept, or with `recompute` not even these,
+    but the logarithm of the sum of each row's exponentials. Sums and softmax are in float32. The derivative of the
+    softmax needs the sum over keys of probability times gradient, which is that over features of result times gradient
+    (Dao et al. 2022, arXiv:2205.14135, appendix B).
     """
-    return _fused_forward(query, key, value, bias)[0]
+    return _fused_forward(query, key, value, bias, recompute)[0]
 
 
 def _logits(query: jax.Array, key: jax.Array, bias: jax.Array | None) -> jax.Array:
@@ -253,17 +257,35 @@ def _written(values: jax.Array, bias: jax.Array | None) -> Any:
     return jnp.float32 if bias is None else values.dtype
 
 
+def _rounded_logits(query: jax.Array, key: jax.Array, bias: jax.Array | None) -> jax.Array:
+    """Returns `_logits` as they are written to memory, in the compute dtype, for a softmax in float32."""
+    return _logits(query, key, bias).astype(query.dtype).astype(jnp.float32)
+
+
 def _fused_forward(
-    query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Array | None
+    query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Array | None, recompute: bool
 ) -> tuple[jax.Array, tuple[Any, ...]]:
-    logits = _logits(query, key, bias).astype(value.dtype).astype(jnp.float32)  # written to memory as the former
-    probabilities = jax.nn.softmax(logits).astype(value.dtype)
+    logits = _rounded_logits(query, key, bias)
+    largest = jax.lax.stop_gradient(logits.max(-1, keepdims=True))
+    exponentials = jnp.exp(logits - largest)
+    total = exponentials.sum(-1, keepdims=True)
+    probabilities = (exponentials / total).astype(value.dtype)
     result = jnp.einsum("bhqk,bkhf->bqhf", probabilities, value)
-    return result, (query, key, value, bias, probabilities, result)
+    of_map = largest + jnp.log(total) if recompute else probabilities
+    return result, (query, key, value, bias, of_map, result)
 
 
-def _fused_backward(kept: tuple[Any, ...], gradient: jax.Array) -> tuple[jax.Array | None, ...]:
-    query, key, value, bias, probabilities, result = kept
+def _fused_backward(recompute: bool, kept: tuple[Any, ...], gradient: jax.Array) -> tuple[jax.Array | None, ...]:
+    query, key, value, bias, of_map, result = kept
+    if recompute:
+        # Without the barrier, the compiler would find that it has computed this map before, and keep it. One of two
+        # factors behind it is enough: what is behind it, a TPU lays out anew for the products a second time.
+        query, gradient = jax.lax.optimization_barrier((query, gradient))
+        with jax.named_scope(NOT_COUNTED):
+            logits = _rounded_logits(query, key, bias)
+        probabilities = jnp.exp(logits - of_map).astype(value.dtype)
+    else:
+        probabilities = of_map
     sums = (gradient.astype(jnp.float32) * result.astype(jnp.float32)).sum(-1).swapaxes(1, 2)
     by_probability = jnp.einsum("bqhf,bkhf->bhqk", gradient, value, preferred_element_type=_written(value, bias))
     by_product = probabilities.astype(jnp.float32) * (by_probability.astype(jnp.float32) - sums[..., None])
@@ -291,6 +313,7 @@ def attend(
     bias: jax.Array | None = None,
     *,
     groups: int | None = None,
+    recompute: bool = False,
 ) -> jax.Array:
     """Returns softmax(query key^T / sqrt(features) + bias) value, with the softmax in float32.
 
@@ -303,12 +326,13 @@ def attend(
         query, key, value: (batch, tokens, heads, features).
         bias: to be broadcast to (batch, heads, tokens, tokens), or None.
         groups: of the heads, such as windows, which have an axis of their own in what is captured.
+        recompute: compute the probabilities anew in the backward pass instead of keeping them, where they exist.
 
     Returns:
         (batch, tokens, heads, features). Captured are (batch, heads, tokens, tokens) float32, or (batch, groups,
         heads / groups, tokens, tokens).
     """
-    result = attention(query, key, value, bias)
+    result = attention(query, key, value, bias, recompute)
     if not (is_captured(module, ATTENTION) or is_perturbed(module)):
         return result
     probabilities = jax.nn.softmax(_logits(query, key, bias))
