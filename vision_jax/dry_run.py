@@ -38,13 +38,21 @@ class Traced:
     constants: dict[str, Any]
     step: jax.stages.Traced
 
+    def compile(self) -> jax.stages.Compiled:
+        """Compiles the step for the devices of the mesh, here or not.
+
+        Raises:
+            ConfigError: if the compiler finds that it does not fit into a device's memory.
+        """
+        return compilation.compile_step(self.step, topologies.compiler_options(self.mesh))
+
 
 def trace(config: ConfigDict, topology: str | None = None) -> Traced:
     """Checks the input of a run as training does, and traces its step. Nothing is put on the devices.
 
     Args:
         config: of the run.
-        topology: TPU slices that it would run on (`devices/topology.py`); None: the devices that there are.
+        topology: TPU slices or GPUs that it would run on (`devices/topology.py`); None: the devices that there are.
 
     Raises:
         ConfigError, DataError: for input that cannot work.
@@ -52,7 +60,7 @@ def trace(config: ConfigDict, topology: str | None = None) -> Traced:
     devices = topologies.describe(topology) if topology else jax.devices()
     if topology and config.dtype == "auto":
         config = config.copy_and_resolve_references()
-        config.dtype = "bfloat16"  # which `auto` is on TPUs
+        config.dtype = "bfloat16"  # which `auto` is on TPUs and GPUs
     checked = train.check_input(config, len(devices))
     config, plan = checked.config, checked.plan
     with closing(checked.train_source, checked.val_source):
@@ -73,7 +81,7 @@ def describe(config: ConfigDict, topology: str | None = None) -> tuple[str, cost
 
     Args:
         config: of the run.
-        topology: TPU slices that it would run on (`devices/topology.py`); None: the devices that there are.
+        topology: TPU slices or GPUs that it would run on (`devices/topology.py`); None: the devices that there are.
 
     Returns:
         a text, and the cost of a step where the compiler tells it.
@@ -119,7 +127,7 @@ def _costs(traced: Traced) -> tuple[str, cost.Cost | None]:
         "batch": batch,
     }
     rows = [(name, partition.bytes_per_device(part)) for name, part in parts.items()]
-    step_cost = cost.measure(traced.step, compilation.compile_step(traced.step), mesh, config.batch_size)
+    step_cost = cost.measure(traced.step, traced.compile(), mesh, config.batch_size)
     if step_cost is not None:
         rows.append(("compiled: state and batch", step_cost.argument_bytes))
         rows.append(("compiled: temporaries", step_cost.temp_bytes))
@@ -153,9 +161,13 @@ def _time(step_cost: cost.Cost, mesh: Mesh, dtype: jnp.dtype) -> list[str]:
     if device.platform == "cpu":
         return []
     moved = step_cost.bytes_accessed
+    # cuDNN can be asked for its kernel of attention only where there is a GPU.
+    whose = (
+        "counted from the program, with attention as products" if device.platform == "gpu" else "as its compiler counts"
+    )
     lines = [
         f"A device reads and writes {moved / 1e9:.4g} GB a step, {moved / step_cost.images / 1e6:.4g} MB an image "
-        "(as its compiler counts: the bodies of loops once)."
+        f"({whose}, the bodies of loops once)."
     ]
     received = ", ".join(f"{name} {size / 1e6:.4g} MB" for name, size in sorted(step_cost.collective_bytes.items()))
     lines.append(f"It receives from others: {received or 'nothing'}.")
@@ -164,7 +176,7 @@ def _time(step_cost: cost.Cost, mesh: Mesh, dtype: jnp.dtype) -> list[str]:
         longest = max(seconds, key=lambda name: seconds[name])
         times = ", ".join(f"{name} {1e3 * value:.4g} ms" for name, value in seconds.items())
         lines.append(
-            f"At the peak rates of a {device.device_kind}: {times}. The longest, {longest}, leaves at most "
+            f"At the peak rates of this device ({device.device_kind}): {times}. The longest, {longest}, leaves at most "
             f"{step_cost.images / seconds[longest]:,.0f} images/s a device."
         )
     return lines

@@ -43,7 +43,9 @@ _MODE = flags.DEFINE_enum(
     "dry_run: print what would be trained, parameter by parameter, and do nothing.",
 )
 _TOPOLOGY = flags.DEFINE_string(
-    "topology", None, "--mode=dry_run: TPU slices that are not here, such as v5e:4x4; default: the devices there are."
+    "topology",
+    None,
+    "--mode=dry_run: TPU slices or GPUs that are not here, such as v5e:4x4 or h100:8; default: the devices there are.",
 )
 _JSON = flags.DEFINE_string("json", None, "--mode=dry_run: a file for the cost of a step, as JSON.")
 _STEP = flags.DEFINE_string("step", None, "--mode=eval: which checkpoint, a number or `best`; default: the latest.")
@@ -67,7 +69,9 @@ def run() -> int:
             workdir = _workdir()
             _check_start(_CONFIG.value)
             if _TOPOLOGY.value is not None:
-                os.environ["JAX_PLATFORMS"] = "cpu"  # the devices that there are stay free
+                from vision_jax.devices import backend
+
+                backend.leave_devices_free()
             console.configure_logging()
             spec = cluster.discover(
                 os.environ,

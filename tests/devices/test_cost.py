@@ -95,6 +95,18 @@ def test_a_scope_is_a_whole_name():
     assert cost.bytes_by_part(PROGRAM, ("while",))["while"] > 0
 
 
+def test_kernels_of_libraries_count_without_their_scratch_space():
+    text = """ENTRY %main (x: bf16[4,8], w: bf16[8,2]) -> bf16[4,2] {
+  %x = bf16[4,8]{1,0} parameter(0)
+  %w = bf16[8,2]{1,0} parameter(1)
+  %product = (bf16[4,2]{1,0}, s8[4096]{0}) custom-call(%x, %w), custom_call_target="__cublas$lt$matmul"
+  %annotation = bf16[4,2]{1,0} custom-call(%x), custom_call_target="Sharding"
+  ROOT %result = bf16[4,2]{1,0} get-tuple-element(%product), index=0
+}
+"""
+    assert sum(cost.bytes_by_part(text, ()).values()) == 2 * (4 * 8 + 8 * 2 + 4 * 2)
+
+
 @pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="libtpu, XLA's compiler for TPUs, is not installed"
 )

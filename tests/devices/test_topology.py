@@ -1,4 +1,4 @@
-"""TPU slices that are not here, and what a step costs on them."""
+"""TPU slices and GPUs that are not here, and what a step costs on them."""
 
 import importlib.util
 import json
@@ -24,16 +24,25 @@ REPOSITORY = pathlib.Path(__file__).parent.parent.parent
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="libtpu, XLA's compiler for TPUs, is not installed"
 )
+needs_cuda_compiler = pytest.mark.skipif(
+    importlib.util.find_spec("jax_plugins") is None or importlib.util.find_spec("jax_plugins.xla_cuda12") is None,
+    reason="jax-cuda12-plugin, XLA's compiler for NVIDIA GPUs, is not installed",
+)
 ONE_AXIS = {"data": -1, "fsdp": 1, "tensor": 1}
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("v9:2x2", "The topology 'v9:2x2' is not known. Give chips along each dimension, such as v2:4x4, "),
+        (
+            "v9:2x2",
+            "The topology 'v9:2x2' is not known. Give TPU chips along each dimension, such as v2:4x4, .* h100:8,",
+        ),
         ("v5e", "The topology 'v5e' is not known"),
         ("v5e:0x4", "The topology 'v5e:0x4' is not known"),
         ("v5e:2x2x2", "The topology 'v5e:2x2x2' has 3 dimensions, and a v5e 2."),
+        ("h100", "The topology 'h100' is not known"),
+        ("h100:4x2", "The topology 'h100:4x2' has 2 dimensions, and a h100 1."),
         ("v5p:4x4", "The topology 'v5p:4x4' has 2 dimensions, and a v5p 3."),
         pytest.param("v5e:3x3", "XLA does not know the topology 'v5e:3x3': .*not divisible", marks=needs_libtpu),
     ],
@@ -47,6 +56,10 @@ def test_the_compiler_may_be_missing(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"needs XLA's compiler for TPUs, .*: pip install -e '\.\[tpu\]'$"):
         topology.describe("v5e:2x2")
+    with pytest.raises(
+        ConfigError, match=r"needs XLA's compiler for NVIDIA GPUs, .*: pip install -e '\.\[cuda-compiler\]'"
+    ):
+        topology.describe("h100:8")
 
 
 @needs_libtpu
@@ -72,28 +85,46 @@ def test_slices(name: str, count: int, kind: str, slices: int):
     assert len(set(order)) == slices
 
 
-@needs_libtpu
-def test_a_step_on_a_slice():
+@needs_cuda_compiler
+@pytest.mark.parametrize("name", topology.GPUS)
+def test_gpus(name: str):
+    """Twice two of them; what the compiler is told of their memory is what the table of chips says."""
+    devices = topology.describe(f"2x{name}:2")
+    assert len(devices) == 4
+    assert {(device.platform, device.device_kind) for device in devices} == {("gpu", topology.GPUS[name].kind)}
+    assert topology.compiler_options(sharding.make_mesh(ONE_AXIS, devices))
+    chip = flops.find_chip(topology.GPUS[name].kind)
+    assert topology.GPUS[name].memory == pytest.approx(2**30 * chip.memory, rel=1e-3)
+    assert topology.GPUS[name].bandwidth == pytest.approx(1e9 * chip.bandwidth, rel=5e-3)
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param("v5e:2x2", marks=needs_libtpu), pytest.param("h100:4", marks=needs_cuda_compiler)]
+)
+def test_a_step_on_a_slice(name: str):
     """Four chips' shares of a product, and the all-reduce of its gradient; the bytes are those of the arrays."""
-    mesh = sharding.make_mesh(ONE_AXIS, topology.describe("v5e:2x2"))
+    mesh = sharding.make_mesh(ONE_AXIS, topology.describe(name))
     state = jax.ShapeDtypeStruct((1024, 512), jnp.float32, sharding=sharding.replicated(mesh))
     batch = jax.ShapeDtypeStruct(
         (256, 1024), jnp.bfloat16, sharding=NamedSharding(mesh, PartitionSpec(sharding.BATCH_AXES))
     )
 
     def step(weights: jax.Array, batch: jax.Array) -> tuple[jax.Array, jax.Array]:
-        loss, gradient = jax.value_and_grad(lambda w: (batch @ w.astype(jnp.bfloat16)).astype(jnp.float32).sum())(
-            weights
-        )
-        return weights - gradient, loss
+        def loss(weights: jax.Array) -> jax.Array:
+            return jnp.square(batch @ weights.astype(jnp.bfloat16)).astype(jnp.float32).sum()
+
+        value, gradient = jax.value_and_grad(loss)(weights)
+        return weights - gradient, value
 
     traced = compilation.trace_step(mesh, step, state, batch)
-    found = cost.measure(traced, compilation.compile_step(traced), mesh, 256)
+    compiled = compilation.compile_step(traced, topology.compiler_options(mesh))
+    found = cost.measure(traced, compiled, mesh, 256)
     assert (found.chips, found.images) == (4, 64)
     assert found.argument_bytes == 1024 * 512 * 4 + 64 * 1024 * 2
     assert found.collective_bytes["all-reduce"] in (1024 * 512 * 2 + 4, 1024 * 512 * 4 + 4)  # in bfloat16 or float32
-    assert found.bytes_accessed >= 2 * 1024 * 512 * 4  # reads the weights and writes them
-    assert 4 * found.product_flops == flops.count(traced.jaxpr)
+    # It reads the weights and writes them, and twice the batch. A TPU copies to on-chip memory besides.
+    assert 2 * found.argument_bytes <= found.bytes_accessed <= 16 * found.argument_bytes
+    assert 4 * found.product_flops == flops.count(traced.jaxpr) == 2 * 2 * 256 * 1024 * 512
 
 
 @needs_libtpu
@@ -137,6 +168,19 @@ def test_a_dry_run_for_a_slice():
     assert re.search(r"It receives from others: .*all-reduce [\d.]+ MB", text)
     assert json.loads(json.dumps(vars(found)))["images"] == config.batch_size / 8
     assert config.dtype == "auto"  # the caller's is untouched
+
+
+@needs_cuda_compiler
+def test_a_dry_run_for_gpus():
+    config = loading.load(str(REPOSITORY / "configs" / "quickstart.py"))
+    config.data.source, config.dtype = "synthetic", "auto"
+    text, found = dry_run.describe(config, "h100:8")
+    assert "computing in bfloat16" in text
+    assert "Mesh: data=8, fsdp=1, tensor=1, of h100:8 (NVIDIA H100 80GB HBM3), which is not here." in text
+    assert re.search(
+        r"At the peak rates of this device \(NVIDIA H100 80GB HBM3\): products .* memory .* interconnect", text
+    )
+    assert found.images == config.batch_size / 8
 
 
 def test_collectives_are_counted_by_what_they_give():

@@ -124,9 +124,7 @@ def test_steps_move_bytes_not_pixels(name: str, policy: str, most: float, monkey
     config.augment.update({"policy": policy, "flip": 0.5, "mixup": 0.2, "cutmix": 1.0})
     programs = []
     compile_step = compilation.compile_step
-    monkeypatch.setattr(
-        compilation, "compile_step", lambda traced: programs.append(compile_step(traced)) or programs[-1]
-    )
+    monkeypatch.setattr(compilation, "compile_step", lambda *step: programs.append(compile_step(*step)) or programs[-1])
     _, found = dry_run.describe(config, "v5e:1x1")
     assert max(gathered(programs[0].as_text()), default=0) < BATCH * SIZE
     of_image = found.bytes_accessed / (BATCH * SIZE * SIZE * 3)

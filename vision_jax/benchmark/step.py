@@ -107,7 +107,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "how many; but those of the digits, which need no files",
     )
     add("--batch_size", type=positive(int), help="over all devices; default: the configuration's")
-    add("--topology", help="compile for TPU slices that are not here, such as v5e:2x2, and print the table of costs")
+    add(
+        "--topology",
+        help="compile for TPU slices or GPUs that are not here, such as v5e:2x2 or h100:8; print the table of costs",
+    )
     add("--steps", type=positive(int), help=f"in a round; default: {STEPS}")
     add("--rounds", type=positive(int), help=f"default: {ROUNDS}")
     add("--json", metavar="FILE", help="write the results there, too")
@@ -130,7 +133,9 @@ def run(arguments: argparse.Namespace) -> None:
         for name in ("steps", "rounds"):
             if (value := getattr(arguments, name)) is not None:
                 raise ConfigError(f"--{name} is {value}, but with --topology nothing is timed: leave it out.")
-        os.environ["JAX_PLATFORMS"] = "cpu"  # the devices that there are stay free
+        from vision_jax.devices import backend
+
+        backend.leave_devices_free()
         problem = ""
     else:
         arguments.steps, arguments.rounds = arguments.steps or STEPS, arguments.rounds or ROUNDS

@@ -26,7 +26,7 @@ class Job:
         name: the config file, and its variant.
         traced: its step.
         trace_seconds: how long checking the configuration and tracing took.
-        topology: the TPU slices that it is for; None: the devices that there are.
+        topology: the TPU slices or GPUs that it is for; None: the devices that there are.
     """
 
     name: str
@@ -104,7 +104,7 @@ class TrainStep:
         self._device = traced.mesh.devices.flat[0]
         self._earlier_peak = self._allocator_peak()
         start = time.perf_counter()
-        self._compiled = compilation.compile_step(traced.step)
+        self._compiled = traced.compile()
         self.compile_seconds = job.trace_seconds + time.perf_counter() - start
         rows = random_rows(traced.batch, traced.checked.train_source.num_classes)
         with compilation.out_of_memory_explained():
@@ -187,7 +187,7 @@ def estimate(job: Job) -> Estimate:
     """
     traced = job.traced
     start = time.perf_counter()
-    compiled = compilation.compile_step(traced.step)
+    compiled = traced.compile()
     seconds = job.trace_seconds + time.perf_counter() - start
     found = cost.measure(traced.step, compiled, traced.mesh, job.batch_size)
     kind = traced.mesh.devices.flat[0].device_kind

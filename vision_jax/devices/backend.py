@@ -31,6 +31,12 @@ def start() -> None:
         raise ConfigError(f"JAX cannot use the devices of this machine: {said}.") from error
 
 
+def leave_devices_free() -> None:
+    """Makes JAX start on the CPU alone, for programs that are only compiled; before its backend is initialized."""
+    os.environ["JAX_PLATFORMS"] = "cpu"  # of processes that this one starts
+    jax.config.update("jax_platforms", "cpu")  # a config file may have imported JAX, which then has read the variable
+
+
 def enable_compilation_cache(directory: str | None) -> None:
     """Keeps compiled programs between runs: in `directory`, by default vision_jax's cache; nowhere if it is empty."""
     if directory == "":

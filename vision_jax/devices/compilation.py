@@ -34,17 +34,21 @@ def trace_step(mesh: Mesh, step: Callable[..., Any], abstract_state: Any, *argum
         return jitted.trace(abstract_state, *arguments)
 
 
-def compile_step(traced: jax.stages.Traced) -> jax.stages.Compiled:
+def compile_step(traced: jax.stages.Traced, options: Mapping[str, bool] | None = None) -> jax.stages.Compiled:
     """Compiles the training step ahead of time, and logs the time that took, and the step's FLOPs and memory.
 
     It is compiled for the devices of the shardings that it was traced with, also if those are not here (`topology.py`).
+
+    Args:
+        traced: by `trace_step`.
+        options: of XLA, by name, for this program.
 
     Raises:
         ConfigError: if the compiler finds that it does not fit into a device's memory.
     """
     start = time.perf_counter()
     with out_of_memory_explained():
-        compiled = traced.lower().compile()
+        compiled = traced.lower().compile(dict(options) if options else None)
     parts = [f"The training step was compiled in {time.perf_counter() - start:.1f} s"]
     parts.append(f"{flops.count(traced.jaxpr) / 1e9:.4g} GFLOP per step")
     if (memory := compiled.memory_analysis()) is not None:

@@ -1,8 +1,10 @@
 """What a compiled step costs a device, as far as its compiler says, and the time that takes at the device's peak rates.
 
-The compiler's account counts the bytes that each fused operation reads and writes. It counts the body of a loop once,
-however often it runs, and nothing within custom calls, such as Pallas kernels. Products are counted as traced instead
-(`flops.py`), where a loop's body counts as often as it runs.
+The account of the compiler for TPUs counts the bytes that each fused operation reads and writes. It counts the body of
+a loop once, however often it runs, and nothing within custom calls, such as Pallas kernels. The compiler for GPUs gives
+no such account for a device that is not here: its bytes are counted from the program, in the same way, with what the
+kernels of cuDNN and cuBLAS are given. Products are counted as traced instead (`flops.py`), where a loop's body counts
+as often as it runs.
 """
 
 import collections
@@ -35,6 +37,7 @@ _ARRAY = re.compile(
 _FREE = ("tuple", "get-tuple-element", "bitcast", "parameter", "constant", "partition-id", "custom-call")
 _SLICES = ("slice", "dynamic-slice", "gather")
 _COPIES = ("copy", "copy-start", "slice-start", "transpose")
+_LIBRARIES = ("__cudnn$", "__cublas$")  # whose kernels are custom calls; the last part of their result is scratch space
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +47,7 @@ class Cost:
     Attributes:
         chips: the number of devices.
         images: that a device processes.
-        flops: operations, as the compiler counts them.
+        flops: operations, as the compiler counts them; `product_flops` where it does not.
         product_flops: operations of the convolutions and matrix products, counted as in `flops.py`.
         bytes_accessed: read from and written to memory.
         argument_bytes: of the state and the batch.
@@ -70,18 +73,21 @@ def measure(traced: jax.stages.Traced, compiled: jax.stages.Compiled, mesh: Mesh
         mesh: of its devices.
         batch_size: of the global batch.
     """
-    memory, counted = compiled.memory_analysis(), compiled.cost_analysis()
+    memory, counted, text = compiled.memory_analysis(), compiled.cost_analysis(), compiled.as_text() or ""
+    products = flops.count(traced.jaxpr) / mesh.size
+    if counted is None and mesh.devices.flat[0].platform == "gpu":
+        counted = {"flops": products, "bytes accessed": sum(bytes_by_part(text, ()).values())}
     if memory is None or not counted or "bytes accessed" not in counted:
         return None
     return Cost(
         chips=mesh.size,
         images=batch_size / mesh.size,
         flops=float(counted.get("flops", 0.0)),
-        product_flops=flops.count(traced.jaxpr) / mesh.size,
+        product_flops=products,
         bytes_accessed=float(counted["bytes accessed"]),
         argument_bytes=memory.argument_size_in_bytes,
         temp_bytes=memory.temp_size_in_bytes,
-        collective_bytes=count_collectives(compiled.as_text() or ""),
+        collective_bytes=count_collectives(text),
     )
 
 
@@ -158,7 +164,12 @@ class _Instruction:
     @property
     def size(self) -> int:
         """Bytes of its result."""
-        return sum(self.arrays)
+        return sum(self.arrays[:-1] if self.is_library and len(self.arrays) > 1 else self.arrays)
+
+    @property
+    def is_library(self) -> bool:
+        """Whether it is a kernel of cuDNN or cuBLAS."""
+        return any(f'custom_call_target="{name}' in self.rest for name in _LIBRARIES)
 
     @property
     def called(self) -> str:
@@ -222,7 +233,7 @@ class _Program:
             instruction: one of them.
         """
         opcode = instruction.opcode
-        if opcode in _FREE or opcode.endswith("-done"):
+        if (opcode in _FREE and not instruction.is_library) or opcode.endswith("-done"):
             return 0
         if opcode in ("copy-start", "slice-start", "collective-permute-start"):
             return 2 * min(instruction.arrays[:2])  # its result has both what is read and what is written
@@ -279,12 +290,13 @@ def bytes_by_part(text: str, scopes: Sequence[str]) -> dict[str, int]:
     """Returns the bytes that a device reads and writes in a compiled training step, by the part of the step.
 
     An instruction counts with its result and its operands, a fusion as one instruction, and of what is sliced or
-    updated in place only the slice. The bodies of loops and all branches of conditionals count once, and custom calls
-    not at all. The compiler for TPUs counts alike, except that an asynchronous copy between memories counts twice in
-    its total, and once here. For a small ResNet, and ViT-S/16 with and without a loop over its blocks, on a v5e, these
-    bytes add up to 0.70, 0.77 and 0.69 of the compiler's total; with such copies counted twice, to 0.97, 1.01 and 0.91.
-    Of tiny images (16 pixels) with RandAugment they are only 0.26: of such fusions its total has more. So take them as
-    shares. On-chip memory counts like the other, as it does for the compiler.
+    updated in place only the slice. The bodies of loops and all branches of conditionals count once, and of custom
+    calls the kernels of cuDNN and cuBLAS alone. The compiler for TPUs counts alike, except that an asynchronous copy
+    between memories counts twice in its total, and once here. For a small ResNet, and ViT-S/16 with and without a loop
+    over its blocks, on a v5e, these bytes add up to 0.70, 0.77 and 0.69 of the compiler's total; with such copies
+    counted twice, to 0.97, 1.01 and 0.91. Of tiny images (16 pixels) with RandAugment they are only 0.26: of such
+    fusions its total has more. So take them as shares. On-chip memory counts like the other, as it does for the
+    compiler.
 
     Args:
         text: of the program; its shapes are those of one device.

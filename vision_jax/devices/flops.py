@@ -85,7 +85,8 @@ class Chip:
         single: the same in float32 as JAX computes it by default: bfloat16 on TPUs, TensorFloat-32 on GPUs that have
             it.
         source: of the figures.
-        memory: gibibytes of its own memory, all that there is; None: not in this table.
+        memory: gibibytes of its own memory, all that there is (for GPUs, as in XLA's description of them); None: not in
+            this table.
         bandwidth: gigabytes (10^9) per second to and from that memory; None: not in this table.
         interconnect: gigabytes per second that it sends to the others of its slice over all links together; None: not
             in this table.
@@ -139,10 +140,15 @@ CHIPS = (
     Chip(("Tesla T4",), 65.0, 8.1, "NVIDIA T4 data sheet"),
     Chip(
         (
-            *("NVIDIA A100-SXM4-40GB", "NVIDIA A100-SXM4-80GB", "NVIDIA A100-PCIE-40GB", "NVIDIA A100 80GB PCIe"),
-            *("A100-SXM4-40GB", "A100-SXM4-80GB", "A100-PCIE-40GB"),  # of older drivers
+            *("NVIDIA A100-SXM4-40GB", "NVIDIA A100-PCIE-40GB", "NVIDIA A100 80GB PCIe"),
+            *("A100-SXM4-40GB", "A100-PCIE-40GB"),  # of older drivers
         ),
         *(312.0, 156.0, "NVIDIA A100 data sheet"),
+    ),
+    Chip(
+        ("NVIDIA A100-SXM4-80GB", "A100-SXM4-80GB"),
+        *(312.0, 156.0, "NVIDIA A100 data sheet; half of NVLink's bandwidth is that of one direction"),
+        *(79.3, 2039, 300),
     ),
     Chip(("NVIDIA A10",), 125.0, 62.5, "NVIDIA A10 data sheet"),
     Chip(("NVIDIA A10G",), 70.0, 35.0, "NVIDIA A10G data sheet (for AWS)"),
@@ -154,16 +160,20 @@ CHIPS = (
     Chip(("NVIDIA GeForce RTX 4090",), 165.2, 82.6, "NVIDIA Ada whitepaper"),
     Chip(("NVIDIA L4",), 121.0, 60.0, "NVIDIA L4 data sheet (half of the figures with sparsity)"),
     Chip(("NVIDIA L40S",), 362.0, 183.0, "NVIDIA L40S data sheet"),
-    Chip(("NVIDIA H100 80GB HBM3",), 989.4, 494.7, f"{_HOPPER}, SXM"),
+    Chip(("NVIDIA H100 80GB HBM3",), 989.4, 494.7, f"{_HOPPER}, SXM", 79.1, 3350, 450),
     Chip(("NVIDIA H100 PCIe",), 756.0, 378.0, f"{_HOPPER}, PCIe"),
     Chip(("NVIDIA H100 NVL", "NVIDIA H200 NVL"), 835.5, 417.5, "NVIDIA H100 NVL and H200 NVL data sheets"),
+    Chip(("NVIDIA GH200 480GB",), 989.4, 494.7, "NVIDIA GH200 data sheet (half of the figures with sparsity)"),
     Chip(
-        ("NVIDIA H200", "NVIDIA GH200 480GB"),
-        989.4,
-        494.7,
-        "NVIDIA H200 and GH200 data sheets (half of those with sparsity)",
+        ("NVIDIA H200",),
+        *(989.4, 494.7, "NVIDIA H200 data sheet (half of the figures with sparsity)"),
+        *(141.0, 4800, 450),
     ),
-    Chip(("NVIDIA B200",), 2250.0, 1125.0, "NVIDIA HGX B200 data sheet (an eighth; half of those with sparsity)"),
+    Chip(
+        ("NVIDIA B200",),
+        *(2250.0, 1125.0, "NVIDIA HGX B200 data sheet (an eighth; half of those with sparsity)"),
+        *(178.3, 7700, 900),
+    ),
     Chip(("NVIDIA GB200",), 2500.0, 1250.0, "NVIDIA GB200 NVL72 data sheet (half of the figures with sparsity)"),
 )
 
