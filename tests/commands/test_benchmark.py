@@ -3,6 +3,7 @@ import io
 import itertools
 import json
 import pathlib
+import random
 import time
 
 import numpy as np
@@ -95,7 +96,7 @@ def test_command_measures_ours_beside_pillow(
     assert budget["simulated_rate"] > 0
     printed = capsys.readouterr().out
     assert f"{pillow['images_per_second']:9.0f}" in printed
-    assert "torch      not installed (pip install torch)" in printed
+    assert "torch         not installed (pip install torch)" in printed
 
 
 def test_command_measures_views_of_one_decoding(tmp_path: pathlib.Path):
@@ -107,6 +108,21 @@ def test_command_measures_views_of_one_decoding(tmp_path: pathlib.Path):
     assert 0 < run["loaders"]["vision_jax"]["error"] < 4  # small crops are cut out of pixels that were halved
     assert run["loaders"]["vision_jax"]["rounds"][0]["images"] % 4 == 0  # images, not crops
     assert "problem" in run["loaders"]["tf.data"]
+
+
+def test_what_torch_pipelines_do_on_the_host():
+    """Of a grey square, jitter changes only the brightness, by factors of 0.6 to 1.4, and the rest changes nothing."""
+    random.seed(0)
+    square = PIL.Image.new("RGB", (8, 8), (100, 100, 100))
+    values = []
+    for _ in range(300):
+        pixels = np.asarray(photos.augment_by_pillow(square))
+        assert pixels.shape == (8, 8, 3)
+        assert (pixels == pixels[0, 0, 0]).all()
+        values.append(int(pixels[0, 0, 0]))
+    assert 60 <= min(values) < 65
+    assert 135 < max(values) <= 140
+    assert 0.15 < values.count(100) / 300 < 0.3  # without jitter
 
 
 def test_error_tells_other_crops(job: Job):

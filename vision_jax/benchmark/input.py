@@ -44,7 +44,8 @@ class Result:
     Attributes:
         cores: that the loader could use.
         rounds: its measurements; empty if `problem`.
-        error: mean absolute difference of its crops from Pillow's antialiased ones, in levels of 255.
+        error: mean absolute difference of its crops from Pillow's antialiased ones, in levels of 255; nan of a loader
+            that changes their pixels, too.
         problem: why it could not be measured.
     """
 
@@ -241,6 +242,8 @@ def compare(job: Job, encoding: str, names: list[str], rounds: int, seconds: flo
             else:
                 with _failures_noted(name, result):
                     workers[name] = stack.enter_context(Worker(name, job))
+                    if loader.augments:
+                        continue
                     expected = photos.reference(job.dataset, workers[name].records.tolist(), job.filter)
                     differences = [
                         np.abs(crop.astype(np.int16) - right).ravel()
@@ -279,7 +282,7 @@ def _as_dict(result: Result, ours: Result) -> dict[str, Any]:
         "ratio": statistics.median(result.ratios(ours)),
         "images_per_cpu_second": result.per_cpu_second,
         "cpu_ratio": ours.per_cpu_second / result.per_cpu_second,
-        "error": result.error,
+        "error": None if math.isnan(result.error) else result.error,
         "rounds": [dataclasses.asdict(measurement) for measurement in result.rounds],
     }
 
@@ -288,18 +291,19 @@ def _format_table(results: dict[str, Result]) -> str:
     """Returns the comparison, a line for each loader."""
     ours = results[OURS]
     lines = [
-        f"{'loader':<11}{'images/s':>9} {'(rounds)':<14}{'/core':>7}{'ours/its':>10} {'(rounds)':<13}"
+        f"{'loader':<14}{'images/s':>9} {'(rounds)':<14}{'/core':>7}{'ours/its':>10} {'(rounds)':<13}"
         f"{'/CPU s':>7}{'ours/its':>10}{'error':>7}"
     ]
     for name, result in results.items():
         if result.problem:
-            lines.append(f"{name:<11}{result.problem}")
+            lines.append(f"{name:<14}{result.problem}")
             continue
         ratios = result.ratios(ours)
+        error = "-" if math.isnan(result.error) else f"{result.error:.2f}"
         lines.append(
-            f"{name:<11}{result.rate:9.0f} {span(result.rates, 0):<14}{result.rate / result.cores:7.0f}"
+            f"{name:<14}{result.rate:9.0f} {span(result.rates, 0):<14}{result.rate / result.cores:7.0f}"
             f"{statistics.median(ratios):10.2f} {span(ratios, 2):<13}{result.per_cpu_second:7.0f}"
-            f"{ours.per_cpu_second / result.per_cpu_second:10.2f}{result.error:7.2f}"
+            f"{ours.per_cpu_second / result.per_cpu_second:10.2f}{error:>7}"
         )
     return "\n".join(lines)
 

@@ -62,6 +62,7 @@ class Loader:
         single_core: it uses one core, whatever `threads` is.
         encodings: of `photos.ENCODINGS`, those that it can decode.
         all_views: whether it can cut several crops out of one decoding, with either filter; here, that is.
+        augments: whether it changes the pixels of the crops, too, so that they are not compared with Pillow's.
     """
 
     open: Callable[[Job], Batches]
@@ -71,6 +72,7 @@ class Loader:
     single_core: bool = False
     encodings: tuple[str, ...] = photos.ENCODINGS
     all_views: bool = False
+    augments: bool = False
 
     def is_installed(self) -> bool:
         parent = self.module.rpartition(".")[0]
@@ -176,12 +178,15 @@ class _TorchCrops:
     dataset: photos.Dataset
     filter: str
     with_torchvision: bool
+    augments: bool
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, record: int) -> Any:
         """Returns a list of all crops, (3, size, size) uint8 from torchvision, or (size, size, 3) without it."""
+        if self.augments:
+            return list(photos.pillow_crops(self.dataset, record, self.filter, photos.augment_by_pillow))
         if not self.with_torchvision:
             return list(photos.pillow_crops(self.dataset, record, self.filter))
         import PIL.Image
@@ -206,16 +211,20 @@ class _Endless:
         return (records.tolist() for records in _in_order(self.job))
 
 
-def _torch(job: Job) -> Batches:
+def _torch(job: Job, augments: bool = False) -> Batches:
     import torch.utils.data
 
-    with_torchvision = importlib.util.find_spec("torchvision") is not None
-    dataset: Any = _TorchCrops(job.dataset, job.filter, with_torchvision)
+    with_torchvision = importlib.util.find_spec("torchvision") is not None and not augments
+    dataset: Any = _TorchCrops(job.dataset, job.filter, with_torchvision, augments)
     sampler: Any = _Endless(job)
     batches = iter(torch.utils.data.DataLoader(dataset, batch_sampler=sampler, num_workers=job.threads))
     for records in _in_order(job):
         crops = next(batches)
         yield records, tuple((crop.permute(0, 2, 3, 1) if with_torchvision else crop).numpy() for crop in crops)
+
+
+def _torch_augment(job: Job) -> Batches:
+    return _torch(job, augments=True)
 
 
 def _grain(job: Job) -> Batches:
@@ -301,6 +310,14 @@ LOADERS = {
         ("torch",),
         "files, in order; Pillow, as torchvision's RandomResizedCrop (antialiased); worker processes",
         all_views=True,
+    ),
+    "torch_augment": Loader(
+        _torch_augment,
+        "torch",
+        ("torch",),
+        "torch, and flips, color jitter, grayscale and blur by Pillow in its workers, which ours leaves to the step",
+        all_views=True,
+        augments=True,
     ),
     "pillow": Loader(
         _pillow,

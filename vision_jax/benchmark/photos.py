@@ -5,10 +5,13 @@ import concurrent.futures
 import dataclasses
 import io
 import pathlib
-from collections.abc import Sequence
+import random
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import PIL.Image
+import PIL.ImageEnhance
+import PIL.ImageFilter
 
 from vision_jax.data import decode
 from vision_jax.data.crops import choose_crops
@@ -190,8 +193,16 @@ def reference(dataset: Dataset, records: Sequence[int], filter_name: str) -> Cro
     return tuple(np.stack(one) for one in zip(*crops, strict=True))
 
 
-def pillow_crops(dataset: Dataset, record: int, filter_name: str) -> Crops:
+def pillow_crops(
+    dataset: Dataset, record: int, filter_name: str, change: Callable[[PIL.Image.Image], PIL.Image.Image] | None = None
+) -> Crops:
     """Does what torchvision's RandomResizedCrop does to a Pillow image, with given crops of one decoding.
+
+    Args:
+        dataset: the pictures.
+        record: which one.
+        filter_name: bilinear or bicubic.
+        change: what is done to each crop afterwards.
 
     Returns:
         for each crop, (size, size, 3) uint8.
@@ -201,5 +212,32 @@ def pillow_crops(dataset: Dataset, record: int, filter_name: str) -> Crops:
     crops = []
     for (top, left, height, width), size in zip(dataset.boxes[record].tolist(), dataset.crop_sizes, strict=True):
         crop = image.crop((left, top, left + width, top + height))
-        crops.append(np.asarray(crop.resize((size, size), PIL.Image.Resampling[filter_name.upper()])))
+        crop = crop.resize((size, size), PIL.Image.Resampling[filter_name.upper()])
+        crops.append(np.asarray(change(crop) if change else crop))
     return tuple(crops)
+
+
+def augment_by_pillow(crop: PIL.Image.Image) -> PIL.Image.Image:
+    """Does to a crop what MoCo v2, SwAV and DINO do to one in the workers of a data loader, by torchvision with Pillow.
+
+    Flip (probability 0.5), color jitter (0.4, 0.4, 0.2, 0.1; probability 0.8; in random order), grayscale (0.2), and a
+    Gaussian blur of radius 0.1 to 2 (0.5, which is nearly what DINO's ten crops have on average).
+    """
+    if random.random() < 0.5:
+        crop = crop.transpose(PIL.Image.Transpose.FLIP_LEFT_RIGHT)
+    if random.random() < 0.8:
+        operations = ["Brightness", "Contrast", "Color", "hue"]
+        for operation in random.sample(operations, len(operations)):
+            if operation == "hue":
+                hue, saturation, value = crop.convert("HSV").split()
+                # As torchvision does: uint8 that wraps around.
+                moved = np.asarray(hue) + np.array(int(random.uniform(-0.1, 0.1) * 255)).astype(np.uint8)
+                crop = PIL.Image.merge("HSV", (PIL.Image.fromarray(moved), saturation, value)).convert("RGB")
+            else:
+                strength = 0.2 if operation == "Color" else 0.4
+                crop = getattr(PIL.ImageEnhance, operation)(crop).enhance(random.uniform(1 - strength, 1 + strength))
+    if random.random() < 0.2:
+        crop = crop.convert("L").convert("RGB")
+    if random.random() < 0.5:
+        crop = crop.filter(PIL.ImageFilter.GaussianBlur(random.uniform(0.1, 2.0)))
+    return crop
