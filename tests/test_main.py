@@ -322,6 +322,7 @@ def test_a_dry_run_prints_what_would_be_trained(command: Command, tmp_path: path
     assert not (tmp_path / "w").exists()
     assert "has no variant 'lam'" in command("--mode=dry_run", "--config=configs/quickstart.py:lam", status=2)
     assert "has no field 'beta'" in command(arguments[0], "--config.optimizer.beta=4", status=2)
+    assert "options of evaluations" in command(arguments[0], "--config.evals.val.k=4", status=2)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(command: Command, tmp_path: pathlib.Path):

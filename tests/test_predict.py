@@ -166,6 +166,7 @@ def test_files_of_predictions(kind: str, variables: dict, weights: pathlib.Path,
         (["--workdir=.", "x.jpg"], "--workdir is ., which is not the workdir of a run"),
         (["--workdir=gs://x", "x.jpg"], "--workdir is 'gs://x': URLs"),
         (["--model=lenet5", "--pretrained=WEIGHTS", "x.jpg"], "There is no x.jpg"),
+        (["--model=lenet5", "--pretrained=WEIGHTS", ""], "One of the names of images is empty"),
         (["--model=lenet", "--pretrained=WEIGHTS", "PHOTOS"], "There is no model 'lenet'"),
         (["--model=lenet5", "--pretrained=WEIGHTS", "--topk=0", "PHOTOS"], "--topk is 0"),
         (["--model=lenet5", "--pretrained=WEIGHTS", "--output=x.doc", "PHOTOS"], "--output is x.doc: end its name in"),
@@ -185,6 +186,19 @@ def test_what_cannot_be_predicted(
     out, err = capsys.readouterr()
     assert message in err.splitlines()[-1]
     assert not out
+
+
+def test_a_line_is_a_line_whatever_a_file_is_called(weights: pathlib.Path, photos: pathlib.Path, tmp_path, capsys):
+    name, shown = "a\nb \x1b[31mé.png", "a\\nb \\x1b[31mé.png"
+    (tmp_path / name).write_bytes((photos / "00.png").read_bytes())
+    (tmp_path / f"damaged {name}").write_bytes((photos / "10.png").read_bytes())
+    assert command_line.main(["--model=lenet5", f"--pretrained={weights}", str(tmp_path)]) == common.DAMAGED
+    out, err = capsys.readouterr()
+    first, second = out.splitlines()
+    assert first.startswith(f"{tmp_path}/{shown}: digit ")
+    assert second.startswith(f"{tmp_path}/damaged {shown}: damaged: ")
+    assert "\x1b" not in err
+    assert any(f"damaged {shown}: " in line for line in err.splitlines())
 
 
 def test_the_commands_predictions_have_the_accuracy_of_the_evaluation(command: Command, tmp_path: pathlib.Path):

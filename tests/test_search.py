@@ -165,6 +165,8 @@ def test_measures_by_hand(tmp_path: pathlib.Path):
     precision = [(1 / 2 + 2 / 4) / 2, 1 / 3, (1 / 2 + 2 / 4) / 2, 1 / 3, (1 / 2 + 2 / 4) / 2]
     assert found["map"] == pytest.approx(np.mean(precision))
     assert (found["recall@1"], found["recall@2"], found["queries"]) == (0, pytest.approx(3 / 5), 5)
+    again = store(tmp_path / "again", rows.astype(np.float32), [0, 1, 0, 1, 0])
+    assert search.measure(stored, again, ks=(1, 2)) == found  # not by finding itself
     # A query at 12 degrees, of class 1, sees 10, 20, 0, 100, 115: classes 1 0 0 1 0.
     query = np.array([[np.cos(np.deg2rad(12)), np.sin(np.deg2rad(12))]], np.float32)
     asked = store(tmp_path / "b", query, [1], num_classes=2)

@@ -17,6 +17,7 @@ from stored_features import SIZE, clusters, random_model, store
 
 import vision_jax
 from vision_jax import features, pretrained
+from vision_jax.commands import common
 from vision_jax.commands import features as command_line
 from vision_jax.data import order, tfds_format
 from vision_jax.data.images import ImageSource
@@ -146,6 +147,17 @@ def test_damaged_files_are_refused_and_made_again(trained, photos: pathlib.Path,
         features.read(photos)
 
 
+def test_a_data_set_of_tfds_is_no_damaged_features(trained, photos: pathlib.Path, tmp_path: pathlib.Path):
+    """tfds too calls a file features.json: nobody is told to delete the data set."""
+    (tmp_path / "features.json").write_text('{"pythonClassName": "FeaturesDict", "featuresDict": {}}')
+    message = "of another program, such as tfds: .* holds no features"
+    with pytest.raises(DataError, match=message):
+        features.read(tmp_path)
+    with pytest.raises(DataError, match=message):
+        features.extract(trained, Images(Pictured(photos), "photos"), tmp_path, OPTIONS)
+    assert [path.name for path in tmp_path.iterdir()] == ["features.json"]
+
+
 def test_other_features_are_not_gone_on_with(trained, photos: pathlib.Path, whole: pathlib.Path):
     before = contents(whole)
     images = Images(Pictured(photos), "photos")
@@ -271,7 +283,7 @@ def test_measures_against_scikit_learn(splits):
     assert one["logistic"] == {name: found["logistic"][name] for name in ("top1", "top5", "l2")}
 
 
-def test_what_cannot_be_measured(splits, tmp_path: pathlib.Path):
+def test_what_cannot_be_measured(splits, tmp_path: pathlib.Path, caplog):
     train, val = splits
     x, y = clusters(20, 8, 5, seed=2)
     others = store(tmp_path / "digest", x, y, digest="1", model="other")
@@ -286,6 +298,8 @@ def test_what_cannot_be_measured(splits, tmp_path: pathlib.Path):
             features.measure(["knn"], train, validation)
     with pytest.raises(ConfigError, match="There is no measure 'kn': did you mean knn"):
         features.measure(["kn"], train, val)
+    assert features.measure(["knn"], train, train, features.Protocols(k=1))["knn"]["top1"] == 1
+    assert "these are no results on unseen images" in caplog.text
     for options, message in (({"k": 0}, "--k is 0"), ({"ridge_l2": -1.0}, "--ridge_l2 is -1.0: give positive")):
         with pytest.raises(ConfigError, match=message):
             features.Protocols(**options)
@@ -336,6 +350,7 @@ def test_the_command(weights: pathlib.Path, image_folder: pathlib.Path, tmp_path
         (["MODEL", "--split=train", "--output=x"], "--split=train of what?"),
         (["MODEL", "--split=test", "--output=x", "--config.data.source=synthetic"], "--split is 'test', and synthetic"),
         (["MODEL", "nowhere.jpg", "--output=x"], "There is no nowhere.jpg"),
+        (["--measure=", "--train=PHOTOS", "--val=PHOTOS"], "--measure is '': give knn"),
         (["--measure=knn", "--train=PHOTOS"], "--measure needs --train=DIR and --val=DIR"),
         (["--measure=knn", "--train=PHOTOS", "--val=PHOTOS"], "holds no features"),
         (["--measure=knn", "--train=PHOTOS", "--val=PHOTOS", "--split=train"], "--split is 'train', which is not for"),
@@ -351,6 +366,14 @@ def test_what_the_command_refuses(arguments, message, weights: pathlib.Path, pho
     assert message in err.splitlines()[-1]
     assert not out
     assert not (tmp_path / "x").exists()
+
+
+def test_numbers_with_commas(capsys):
+    assert (common.integers("1,5,"), common.floats("1e-3,2")) == ((1, 5), (1e-3, 2.0))
+    for value, message in (("", "'' is not a number"), ("1,x", "'x' is not a number")):
+        with pytest.raises(SystemExit, match="2"):
+            command_line.main(["--measure=logistic", "--train=t", "--val=v", f"--logistic_l2s={value}"])
+        assert f"argument --logistic_l2s: {message}" in capsys.readouterr().err
 
 
 def test_one_process_alone_writes(trained, photos: pathlib.Path, tmp_path: pathlib.Path):

@@ -14,6 +14,14 @@ def printable(text: str) -> str:
     return text.encode("utf-8", "replace").decode()
 
 
+def one_line(text: str) -> str:
+    """Returns a `printable` text, with escapes such as \\n for what moves the cursor or controls a terminal.
+
+    Names of files and of members of archives may hold that too, and are shown within a line.
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in printable(text))
+
+
 class VisionJaxError(Exception):
     """The base of the errors below; `main` prints its message without a traceback and exits with status 1."""
 

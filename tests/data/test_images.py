@@ -75,6 +75,7 @@ def test_files_count_whatever_they_are_called_and_in_their_order(tmp_path: pathl
         (lambda path: path.with_name("gone"), "There is no"),
         (lambda path: path.mkdir() or path, "holds no image"),
         (lambda path: path.with_suffix(".tar").write_bytes(b"x" * 700) and path.with_suffix(".tar"), "no tar file"),
+        (lambda path: path.with_suffix(".zip").write_bytes(b"x" * 700) and path.with_suffix(".zip"), "is no zip file"),
         (lambda path: path.with_suffix(".tgz").write_bytes(b"\x1f\x8bx") and path.with_suffix(".tgz"), "cut off"),
     ],
 )
@@ -88,7 +89,7 @@ def test_truncated_archives(suffix: str, tmp_path: pathlib.Path):
     path = tmp_path / f"x{suffix}"
     WRITERS[path.name](path)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 3])
-    with pytest.raises(DataError, match=r"truncated|cut off|damaged|no tar file"):
+    with pytest.raises(DataError, match=r"truncated|cut off|damaged|no tar file|no zip file"):
         archives.open_archive(path)
 
 

@@ -11,6 +11,7 @@ import evaluation_sets
 import numpy as np
 import pytest
 from evaluation_sets import REAL, VALIDATION, WNIDS, A, png
+from stored_features import random_model
 
 from vision_jax.commands import common
 from vision_jax.commands import suite as command
@@ -300,6 +301,9 @@ def test_other_classes_are_refused():
         class_columns(few)
     with pytest.raises(ConfigError, match="990 of ImageNet's are not among"):
         class_columns(dataclasses.replace(few, class_names=WNIDS[:10]))
+    # Of a self-supervised run: its data set has classes, and the model has none.
+    with pytest.raises(ConfigError, match="The model, lenet5, has no classifier"):
+        class_columns(dataclasses.replace(random_model(objective="rotation"), class_names=WNIDS[:10]))
 
 
 @pytest.mark.parametrize(

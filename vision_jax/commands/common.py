@@ -33,6 +33,27 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--classes", help="a file with the names of its classes, one per line, or `imagenet`")
 
 
+def integers(text: str) -> tuple[int, ...]:
+    """Reads the value of a flag, integers with commas."""
+    return tuple(map(int, _parts(text, int, "an integer")))
+
+
+def floats(text: str) -> tuple[float, ...]:
+    """Reads the value of a flag, numbers with commas."""
+    return tuple(map(float, _parts(text, float, "a number")))
+
+
+def _parts(text: str, kind: Callable[[str], float], words: str) -> list[str]:
+    """Returns the parts between commas, of which there is at least one, and which `kind` can read."""
+    parts = [part for part in text.split(",") if part]
+    for part in parts or [text]:
+        try:
+            kind(part)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(f"{part!r} is not {words}: give one, or several with commas") from error
+    return parts
+
+
 def add_process_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags by which several processes share the work."""
     group = parser.add_argument_group(

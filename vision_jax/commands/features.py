@@ -46,18 +46,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     group.add_argument("--k", type=int, help="knn: how many neighbors vote (default: 20)")
     group.add_argument("--temperature", type=float, help="knn: of their votes (default: 0.07)")
     group.add_argument("--ridge_l2", type=float, help="ridge: the penalty (default: 1024)")
-    group.add_argument("--logistic_l2s", type=_floats, help="logistic: penalties to choose from (0.0001, …, 100)")
+    group.add_argument("--logistic_l2s", type=common.floats, help="logistic: penalties to choose from (0.0001, …, 100)")
     group.add_argument("--probe_optimizer", help="probe: sgd (default), or lars, with batch norm before it")
-    group.add_argument("--probe_rates", type=_floats, help="probe: learning rates for batches of 256")
+    group.add_argument("--probe_rates", type=common.floats, help="probe: learning rates for batches of 256")
     group.add_argument("--json", help="a file for the results")
     arguments = common.parse(parser, argv)
     if arguments.measure is not None:
         return common.run(lambda: measure(arguments))
     return common.run_in_processes(arguments, lambda: extract(arguments))
-
-
-def _floats(text: str) -> tuple[float, ...]:
-    return tuple(float(part) for part in text.split(",") if part)
 
 
 def extract(arguments: argparse.Namespace) -> int:
@@ -125,6 +121,9 @@ def measure(arguments: argparse.Namespace) -> int:
         DataError: if the features are missing, damaged, or do not fit.
     """
     common.refuse(arguments, ("paths", *_EXTRACTION, "workdir", "model", "overrides"), "not for --measure")
+    kinds = [kind for kind in arguments.measure.split(",") if kind]
+    if not kinds:
+        raise ConfigError(f"--measure is {arguments.measure!r}: give knn, ridge, logistic, probe, or several of them.")
     if not arguments.train or not arguments.val:
         raise ConfigError("--measure needs --train=DIR and --val=DIR, the features of two splits.")
     if arguments.json is not None:
@@ -137,7 +136,7 @@ def measure(arguments: argparse.Namespace) -> int:
     options = _protocols(arguments)
     train, validation = (features.read(path) for path in (arguments.train, arguments.val))
     backend.start()
-    results = features.measure([kind for kind in arguments.measure.split(",") if kind], train, validation, options)
+    results = features.measure(kinds, train, validation, options)
     print(f"{train.about.model}, {train.about.origin}: {len(train):,} and {len(validation):,} images")
     print(f"{'':12}{'top-1':>9}{'top-5':>9}")
     for kind, found in results.items():

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from vision_jax.commands import common
-from vision_jax.errors import ConfigError, DataError, check_no_url, check_output, printable
+from vision_jax.errors import ConfigError, DataError, check_no_url, check_output, one_line, printable
 
 if TYPE_CHECKING:
     from vision_jax.predict import Prediction
@@ -135,10 +135,10 @@ def _lines(kind: str, file: Any, topk: int) -> "Write":
             cells += [""] * (3 * topk - len(cells))
             rows.writerow([printable(prediction.path), *cells, prediction.error or ""])
         elif prediction.error is not None:
-            print(f"{printable(prediction.path)}: damaged: {prediction.error}", file=file)
+            print(f"{one_line(prediction.path)}: damaged: {prediction.error}", file=file)
         else:
             classes = ", ".join(f"{c.name} {c.probability:.1%}" for c in prediction.classes)
-            print(f"{printable(prediction.path)}: {classes}", file=file)
+            print(f"{one_line(prediction.path)}: {classes}", file=file)
 
     return write
 

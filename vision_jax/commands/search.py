@@ -20,7 +20,7 @@ from collections.abc import Sequence, Set
 from typing import TYPE_CHECKING, Any
 
 from vision_jax.commands import common
-from vision_jax.errors import ConfigError, DataError, check_no_url, check_output, printable
+from vision_jax.errors import ConfigError, DataError, check_no_url, check_output, one_line, printable
 from vision_jax.runtime.writers import write_atomically
 
 if TYPE_CHECKING:
@@ -55,14 +55,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     group = parser.add_argument_group("measures of a search, by the labels")
     group.add_argument("--measure", action="store_true", help="print recall@k, mAP and others")
     group.add_argument("--queries", help="features to search by; default: each image of the index, for the others")
-    group.add_argument("--ks", type=_integers, help="of recall@k (default: 1,5,10)")
+    group.add_argument("--ks", type=common.integers, help="of recall@k (default: 1,5,10)")
     group.add_argument("--json", help="a file for the measures")
     arguments = common.parse(parser, argv)
     return common.run(lambda: (measure if arguments.measure else search)(arguments))
-
-
-def _integers(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split(",") if part)
 
 
 def measure(arguments: argparse.Namespace) -> int:
@@ -176,7 +172,7 @@ def _tell_missing(missing: Set[str]) -> None:
     if missing:
         print(
             f"{len(missing)} of the images that were found have no picture, since they are not there any more or "
-            f"cannot be read, such as {printable(min(missing))}.",
+            f"cannot be read, such as {one_line(min(missing))}.",
             file=sys.stderr,
         )
 
@@ -185,10 +181,10 @@ def _as_text(found: Sequence["Found"]) -> str:
     """Returns a table for each query."""
     lines = []
     for each in found:
-        lines.append(printable(each.query) + ("" if each.error is None else f": damaged: {each.error}"))
+        lines.append(one_line(each.query) + ("" if each.error is None else f": damaged: {each.error}"))
         for rank, match in enumerate(each.matches, 1):
             label = "" if match.label is None else f"  [{match.label}]"
-            lines.append(f"{rank:6}  {match.cosine:7.4f}  {printable(match.name)}{label}")
+            lines.append(f"{rank:6}  {match.cosine:7.4f}  {one_line(match.name)}{label}")
     return "".join(f"{line}\n" for line in lines)
 
 

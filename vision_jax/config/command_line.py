@@ -107,5 +107,9 @@ def field_problem(error: Exception) -> str:
         return hint
     if isinstance(error, AttributeError | KeyError):
         field = loading.first_line(error).rpartition("Attempting to lookup: ")[2].strip("'")
-        return f"the configuration has no field {field!r}; vision_jax/config/fields.py lists all of them."
+        return (
+            f"the configuration has no field {field!r}; vision_jax/config/fields.py lists all of them. Further "
+            "evaluations, and options of evaluations and of the objective, are added in a recipe: docs/evaluation.md "
+            "shows how."
+        )
     return f"{type(error).__name__} in a flag --config.FIELD: {loading.first_line(error)}"

@@ -68,6 +68,8 @@ def open_archive(path: pathlib.Path) -> Archive:
     try:
         if zipfile.is_zipfile(path):
             return ZipArchive(path)
+        if os.fspath(path).lower().endswith(".zip"):
+            raise DataError(f"{path} is no zip file, or is cut off. Copy or download it again.")
         return TarArchive(path)
     except OSError as error:
         raise DataError(f"Cannot read {path}: {error}.") from error

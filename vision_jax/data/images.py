@@ -40,10 +40,13 @@ class ImageSource:
                 archives (tar, compressed or not, and zip). `vision_jax.data.listing` says what is an image there.
 
         Raises:
-            DataError: if one does not exist or cannot be listed, or a folder or archive holds no image.
+            DataError: if one is empty, does not exist or cannot be listed, or a folder or archive holds no image.
         """
         items: list[tuple[Archive | None, str]] = []
-        for path in map(pathlib.Path, paths):
+        for given in paths:
+            if not os.fspath(given):  # as of an unset variable of a shell; pathlib takes it for the current folder
+                raise DataError("One of the names of images is empty: give image files, folders or archives.")
+            path = pathlib.Path(given)
             if path.is_dir():
                 names, left_out = listing.list_images(path)
                 listing.log_left_out(path, left_out)

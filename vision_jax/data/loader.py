@@ -20,7 +20,7 @@ from vision_jax.data.decode import DecodeError
 from vision_jax.data.order import random_bits
 from vision_jax.data.sources import Record, Source, check_record
 from vision_jax.data.views import Field
-from vision_jax.errors import DataError, Interrupted, printable
+from vision_jax.errors import DataError, Interrupted, one_line, printable
 
 if TYPE_CHECKING:
     import jax  # for types alone: processes that only load do without it
@@ -261,7 +261,7 @@ class RecordLoader:
                 return
             self.problems[number] = problem
             found = len(self.problems)
-        message = printable(f"Cannot {failed} {self.source.describe(number)}: {problem}")
+        message = printable(f"Cannot {failed} {one_line(self.source.describe(number))}: {problem}")
         what = "It is left out" if self.leave_out else "Others stand for it from now on"
         if found <= self.max_bad_records:
             log.warning("%s. %s (%d of at most %d).", message, what, found, self.max_bad_records)

@@ -324,6 +324,8 @@ def _read_json(path: pathlib.Path) -> tuple[About, list[Shard | None]]:
     """Reads what `_write_json` wrote."""
     try:
         values = json.loads(path.read_text())
+        if isinstance(values, dict) and "format" not in values:  # tfds has a file of this name in each data set
+            raise DataError(f"{path} is a file of another program, such as tfds: {path.parent} holds no features.")
         version = values.pop("format")
         if version != FORMAT:
             raise DataError(f"{path} is of format {version}, and this version reads {FORMAT}: make the features again.")

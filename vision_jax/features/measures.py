@@ -113,6 +113,8 @@ def measure(
             raise ConfigError(f"There is no measure {kind!r}: {suggest(kind, MEASURES)}")
     check_same_model(train, validation)
     check_same_classes(train, validation)
+    if train.digest == validation.digest:
+        log.warning("The images that are classified are those of --train: these are no results on unseen images.")
     results = {}
     for kind in kinds:
         log.info("%s: %d images are classified by %d.", kind, len(validation), len(train))

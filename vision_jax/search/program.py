@@ -130,7 +130,8 @@ def measure(features: Features, queries: Features | None = None, ks: Sequence[in
 
     Args:
         features: what is searched, with labels.
-        queries: with labels; None: each image searches among the others.
+        queries: with labels; None: each image searches among the others. So it does if they are the same features:
+            no image is counted as found by itself.
         ks: of recall@k and share@k.
 
     Raises:
@@ -139,6 +140,9 @@ def measure(features: Features, queries: Features | None = None, ks: Sequence[in
     check_same_classes(features, *([] if queries is None else [queries]))
     items, labels = _unit(features), np.asarray(features.labels)
     block = max(1, min(256, _MOST_SORTED // len(items)))
+    if queries is not None and queries.digest == features.digest:
+        log.info("The queries are the images that are searched: each of them searches among the others.")
+        queries = None
     if queries is None:
         return retrieval.rank_by_class(items, labels, ks=ks, block=block).means()
     check_same_model(queries, features)

@@ -63,6 +63,8 @@ def class_columns(trained: TrainedModel) -> np.ndarray | None:
     """
     classes, names = pretrained.imagenet_classes(), trained.class_names
     needed = f"the evaluation sets need ImageNet's {len(classes):,}"
+    if not trained.num_classes:
+        raise ConfigError(f"The model, {trained.name}, has no classifier: {needed} classes.")
     if not names:
         if trained.num_classes != len(classes):
             raise ConfigError(f"The model has {trained.num_classes} classes, of unknown names: {needed}.")
