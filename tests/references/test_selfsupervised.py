@@ -8,7 +8,7 @@ import pathlib
 from typing import Any
 
 import pytest
-from references.common import Case, files, load_cases
+from references.common import files, load_cases
 from references.selfsupervised import heads, losses, models, parameter_groups, schedules, views
 
 # By the beginning of a file's name. Those of other tests are not read here.

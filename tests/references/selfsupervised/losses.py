@@ -7,7 +7,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from references.common import Case, near_largest
 
 import vision_jax
@@ -221,7 +220,8 @@ def check(case: Case) -> None:
         return jax.value_and_grad(loss, has_aux=True)(online)
 
     (value, found), grads = run(online, inputs)
-    assert float(value) == pytest.approx(float(case["loss"]), rel=LOSS)
+    # Means of cosines cancel: they have the errors of numbers that are larger than they are.
+    near_largest(value, case["loss"], LOSS, floor=1e-2)
     if "ptr_after" in about:
         assert int(found.pop("ptr_after")) == about["ptr_after"]
     for key, grad in grads.items():

@@ -1,4 +1,4 @@
-"""Whole models: masked autoencoders, DINO and MoCo v3, from their official weights; a step of training of the latter."""
+"""Whole models, from their official weights: masked autoencoders, and DINO and MoCo v3 with a step of training."""
 
 import pathlib
 import tempfile
@@ -210,8 +210,7 @@ class Distilled:
         head = params["projector"]
         backbone = {key: x for key, x in params.items() if key != "projector"}
         found = {
-            f"{prefix}backbone.{name}": value
-            for name, value in pretrained.to_torch(BASE, {"params": backbone}).items()
+            f"{prefix}backbone.{name}": value for name, value in pretrained.to_torch(BASE, {"params": backbone}).items()
         }
         for number, leaves in head["mlp"].items():
             for leaf, value in leaves.items():

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ml_collections import ConfigDict
+from references.selfsupervised.models import autoencoder
 from test_recipes import recipe
 
 from vision_jax import build, pretrained
@@ -43,15 +44,9 @@ def mae_fine_tuning(about: dict[str, Any]) -> Groups:
 
 
 def mae_pretraining(about: dict[str, Any]) -> Groups:
-    sizes, config = about["config"], recipe("mae:vit_b")
-    config.data.image_size = sizes["img_size"]
-    for name in ("patch_size", "embed_dim", "depth", "num_heads"):
-        config.model[name] = sizes[name]
-    for name, official in (("width", "embed_dim"), ("depth", "depth"), ("heads", "num_heads")):
-        config.objective[f"decoder_{name}"] = sizes[f"decoder_{official}"]
-    mine = objective_of(config)
+    mine = autoencoder({"mask_ratio": 0.75, **about["config"]})
     return groups_of(
-        config,
+        recipe("mae:vit_b"),
         abstract_variables(mine)["params"],
         lambda name: mine.official_name(name) if "decoder" in name else name,
     )

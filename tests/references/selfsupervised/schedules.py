@@ -21,7 +21,15 @@ RECIPES = {
     "moco_v3": "mocov3:r50_100",
     "vicreg": "vicreg:r50_100",
 }
-# How many of the rates that are written down are those of batches of 256 images.
+KINDS = {
+    "barlow_twins": ("lr of weights, lr of 1-D parameters",),
+    "byol": ("lr", "teacher_momentum"),
+    "dino": ("lr", "weight_decay", "teacher_momentum", "teacher_temperature"),
+    "mae": ("lr",),
+    "moco_v3": ("lr", "teacher_momentum"),
+    "vicreg": ("lr",),
+}
+# The rates that are written down are those of batches of 256 images.
 SCALED = ("byol", "barlow_twins", "vicreg")
 PUBLISHED_BARLOW_TWINS = (0.2, 0.0048)  # the recipe's own
 
@@ -49,12 +57,10 @@ def configure(about: dict[str, Any]) -> ConfigDict:
         config.optimizer.weight_decay, config.optimizer.weight_decay_end = about["base"], about["final"]
     elif kind == "teacher_momentum":
         config.objective.momentum, config.objective.momentum_end = about["base"], about.get("final", 1.0)
-    elif kind == "teacher_temperature":
+    else:
         config.objective.teacher_temperature_start = about["warmup"]
         config.objective.teacher_temperature = about["final"]
         config.objective.teacher_temperature_epochs = about["warmup_epochs"]
-    else:
-        raise AssertionError(f"There is no reader for schedules of {kind}.")
     return config
 
 
@@ -84,12 +90,10 @@ def values_at(config: ConfigDict, about: dict[str, Any], per_epoch: int, steps: 
 
 def check(case: Case) -> None:
     about, steps = case.about, case["steps"]
-    kinds = {"lr", "teacher_momentum"} | ({"weight_decay", "teacher_temperature"} & {about["kind"]})
-    kinds |= {"lr of weights, lr of 1-D parameters"} if about["method"] == "barlow_twins" else set()
-    assert about["method"] in RECIPES, f"There is no reader for schedules of {about['method']}."
-    assert about["kind"] in kinds, f"There is no reader for schedules of {about['kind']}."
+    method, kind = about["method"], about["kind"]
+    assert kind in KINDS.get(method, ()), f"There is no reader for {kind} of {method}."
     config = configure(about)
-    if about["kind"] == "teacher_temperature":
+    if kind == "teacher_temperature":
         # By epochs: it is the same in the first and the last step of each.
         for step in (0, 6):
             near_largest(values_at(config, about, 7, 7 * steps + step), case["values"], SCHEDULE, floor=0)
