@@ -79,6 +79,16 @@ NUMBERS: dict[str, dict[str, Any]] = {
         **{"examples": 1_281_167, "batch_size": 512, "steps": 100 * 2502, "weight_decay": 1e-4},
         **{"momentum": 0.9, "nesterov": False, "rates": {0: 0, 10: 0.06, 55: (0.06 + 1e-6) / 2}},
     },
+    # The arguments of the released weights.
+    "dino:vit_s16_800": {
+        **{"examples": 1_281_167, "batch_size": 1024, "steps": 800 * 1251, "weight_decay": 0.04},
+        "rates": {0: 0, 10: 2e-3, 405: (2e-3 + 1e-5) / 2},
+    },
+    "dino:r50_800": {
+        **{"examples": 1_281_167, "batch_size": 4080, "steps": 800 * 314, "weight_decay": 1e-6, "momentum": 0.9},
+        **{"by_rank": True, "classic_momentum": False},
+        "rates": {0: 0, 10: 0.3 * 4080 / 256, 405: (0.3 * 4080 / 256 + 0.0048) / 2},
+    },
     # facebookresearch/swav, README.md, scripts and main_swav.py: np.linspace(.3, 4.8, 10 * n), then a cosine to .0048.
     "swav:ep800": {
         **{"examples": 1_281_167, "batch_size": 4096, "steps": 800 * 312, "undecayed": 0, "weight_decay": 1e-6},

@@ -28,12 +28,12 @@ def near(found: object, expected: object, tolerance: float) -> None:
     assert (error <= tolerance).all(), f"off by {error.max():.2e}, more than {tolerance}"
 
 
-def near_largest(found: object, expected: object, tolerance: float) -> None:
-    """Asserts that numbers agree, relatively to the largest of them."""
+def near_largest(found: object, expected: object, tolerance: float, floor: float = 1e-3) -> None:
+    """Asserts that numbers agree, relatively to the largest of them, or to `floor` if that is larger."""
     found, expected = np.asarray(found, np.float64), np.asarray(expected, np.float64)
     assert found.shape == expected.shape
-    error = np.abs(found - expected).max() / np.abs(expected).max()
-    assert error <= tolerance, f"off by {error:.2e}, more than {tolerance}"
+    error, largest = np.abs(found - expected).max(), max(np.abs(expected).max(), floor)
+    assert error <= tolerance * largest, f"off by {error:.2e}, more than {tolerance} of {largest:.2e}"
 
 
 def _generator(name: str) -> np.random.Generator:
@@ -94,7 +94,10 @@ def seeded(seed: int, shape: tuple[int, ...]) -> np.ndarray:
 def check_summaries(
     found: dict[str, Any], expected: dict[str, list[float]], tolerance: float, absent: Collection[str] = ()
 ) -> None:
-    """Compares tensors with the norm of each, and with its product with numbers that belong to its name."""
+    """Compares tensors with the norm of each, and with its product with numbers that belong to its name.
+
+    The latter may be off by more: by as much as the error of a tensor makes of random numbers.
+    """
     assert found.keys() == expected.keys() - set(absent)
     largest = max(norm for norm, _ in expected.values())
     for name, value in found.items():
@@ -102,7 +105,7 @@ def check_summaries(
         value = np.asarray(value, np.float64)
         probe = seeded(zlib.crc32(f"probe of {name}".encode()), value.shape)
         assert abs(np.linalg.norm(value) - norm) <= tolerance * largest, name
-        assert abs((value * probe).sum() - product) <= tolerance * largest * np.sqrt(value.size), name
+        assert abs((value * probe).sum() - product) <= 5 * tolerance * largest, name
 
 
 class Case:
@@ -122,11 +125,11 @@ class Case:
         """An input that is not stored, float32."""
         return seeded(*self.about["seeded"][name])
 
-    def state(self) -> dict[str, np.ndarray]:
-        """The state dict that is not stored, float32."""
+    def state(self, part: str | None = None) -> dict[str, np.ndarray]:
+        """The state dict that is not stored, or one of several, float32."""
         about = self.about
         found = {}
-        for name, shape in about["state"].items():
+        for name, shape in (about["state"] if part is None else about["state"][part]).items():
             if (constant := about.get("constants", {}).get(name)) is not None:
                 found[name] = np.full(shape, constant, np.float32)
             else:
@@ -136,9 +139,10 @@ class Case:
 
 def read_cases(folder: str, pattern: str) -> dict[str, Case]:
     """Returns the cases of npz files by FILE:CASE."""
-    found = {}
-    for path in files(folder, pattern):
-        file = np.load(path)
-        for name, about in json.loads(str(file["cases"])).items():
-            found[f"{path.name}:{name}"] = Case(file, name, about)
-    return found
+    return {f"{path.name}:{name}": case for path in files(folder, pattern) for name, case in load_cases(path).items()}
+
+
+def load_cases(path: pathlib.Path) -> dict[str, Case]:
+    """Returns the cases of an npz file by name."""
+    file = np.load(path)
+    return {name: Case(file, name, about) for name, about in json.loads(str(file["cases"])).items()}

@@ -1,40 +1,39 @@
-"""The crops of self-supervised recipes, against what their sources' own transforms say (references/ssl/views.json)."""
+"""Crops: those of the recipes, operation by operation, against what their sources' own transforms say."""
 
 import itertools
-import json
 import re
 from typing import Any
 
-import pytest
 from ml_collections import ConfigDict
-from references.common import files
-from test_recipes import recipe
+from test_recipes import recipe, variants
 
-from vision_jax import augment
+from vision_jax import augment, build
+from vision_jax import config as config_lib
 from vision_jax.assembly.inputs import make_views
 from vision_jax.augment.pipeline import BLUR_SIGMA
 from vision_jax.config.plan import augmentation_fields
 from vision_jax.data.views import View
 
-CASES = {name: case for path in files("ssl", "views*.json") for name, case in json.loads(path.read_text()).items()}
-# The case of references/ssl/views.json that a recipe's crops are those of.
-VIEWS = {
-    "barlow_twins": "barlow_twins",
-    "byol:r50_300": "byol",
-    "dino:vit_s16": "dino",
-    "mae:vit_b": "mae",
-    "mocov2:r50_200": "moco_v2",
-    "mocov3:vit_b": "moco_v3_vit",
-    "simclr:r50_800": "simclr",
-    "simmim:vit_b": "simmim",
-    "simsiam:b512": "moco_v2",
-    "swav:ep800": "swav",
-    "swav:two_crops_400": "swav_2x224",
-    "vicreg:r50_1000": "barlow_twins",
+# The recipes that have the crops of a case, all of which are compared with it.
+RECIPES = {
+    "barlow_twins": ("barlow_twins", "vicreg:r50_1000", "vicreg:r50_100"),
+    "byol": ("byol:r50_40", "byol:r50_100", "byol:r50_300", "byol:r50_1000"),
+    "dino": ("dino:vit_s16", "dino:vit_s16_100"),
+    "dino_resnet50": ("dino:r50_800",),
+    "mae": ("mae:vit_b", "mae:vit_l"),
+    "moco_v2": ("mocov2:r50_200", "mocov2:r50_800", "simsiam:b512", "simsiam:b256"),
+    "moco_v3_vit": ("mocov3:vit_s", "mocov3:vit_b"),
+    "simclr": ("simclr:r50_800",),
+    "simmim": ("simmim:vit_b",),
+    "swav": ("swav:ep800", "swav:ep400", "swav:ep200", "swav:ep100", "swav:b256_400", "swav:b256_200"),
+    "swav_2x224": ("swav:two_crops_400",),
 }
-# Cases without a recipe: DINO's ResNet-50 with six small crops, where the official command has eight.
-WITHOUT = ("dino_resnet50",)
-# What is done as the sources do it by another implementation: brightness that is added, and so on; see `views_of`.
+# The file of configs/ that has the recipes of a method.
+FILES = {
+    **{name: name for name in ("barlow_twins", "byol", "dino", "mae", "simclr", "simmim", "simsiam", "swav", "vicreg")},
+    **{"moco_v2": "mocov2", "moco_v3": "mocov3"},
+}
+# What is done as the sources do it by another implementation: brightness that is added, and so on.
 STYLES: dict[str, dict[str, Any]] = {
     "pillow": {"blur": "Pillow ImageFilter.GaussianBlur(radius=sigma)", "solarize": (128, "uint8"), "jitter": {}},
     "simclr": {"jitter": {"brightness_mode": "multiplicative"}},
@@ -98,6 +97,7 @@ def operations(config: ConfigDict, view: View, fields: augment.AugmentConfig) ->
 
 def plain(view: dict[str, Any]) -> dict[str, Any]:
     """Returns a view of views.json without notes and what does nothing, and with the flip before all others."""
+    assert view.keys() == {"name", "count", "ops", "order"}
     assert [op["op"] for op in view["ops"]] == view["order"]
     ops = [
         {key: value for key, value in op.items() if key != "note"}
@@ -110,14 +110,54 @@ def plain(view: dict[str, Any]) -> dict[str, Any]:
         if "taps" in op.get("kernel", ""):
             op["kernel"] = re.sub(r" \(.*\)", "", op["kernel"])
     ops = [op for op in ops if op.get("p", 1)]
+    assert ops[0]["op"] == "random_resized_crop"
     flips = [op for op in ops if op["op"] == "flip"]
     return {"count": view["count"], "ops": [ops[0], *flips, *(op for op in ops[1:] if op["op"] != "flip")]}
 
 
-@pytest.mark.parametrize("name", VIEWS)
-def test_the_crops_of_a_recipe(name: str):
-    assert views_of(recipe(name)) == [plain(view) for view in CASES[VIEWS[name]]["views"]]
+def with_sizes(config: ConfigDict, views: list[dict[str, Any]]) -> ConfigDict:
+    """Returns a recipe with the number, sizes and areas of the crops of a case, and all else its own."""
+    crops = [view["ops"][0] for view in views for _ in range(view["count"])]
+    groups = [
+        (len(list(group)), *key) for key, group in itertools.groupby(crops, lambda op: (op["size"][0], *op["scale"]))
+    ]
+    if config.data.views:
+        config.data.views = ",".join(f"{n}x{size}:{first}-{last}" for n, size, first, last in groups)
+        config.data.image_size = groups[0][1]
+    else:
+        ((_, config.data.image_size, *config.data.crop_scale),) = groups
+    return config
 
 
-def test_every_case_is_that_of_a_recipe():
-    assert {*VIEWS.values(), *WITHOUT} == CASES.keys()
+def mask_of(config: ConfigDict) -> dict[str, Any]:
+    """Returns what is hidden of an image, as views.json describes it."""
+    mine: Any = build.make_objective(config, 1000, config_lib.make_plan(config, 10**6))
+    of = {"mask_patch": mine.mask_size, "ratio": mine.mask_ratio, "masked_of": [mine.count, mine.cells]}
+    return of | {"model_patch": mine.setup.model.patch_size}
+
+
+def check(name: str, about: dict[str, Any]) -> None:
+    """Compares a case with all recipes that have its crops.
+
+    A case that none of `RECIPES` is for has to be that of another recipe of the same method, at least but for the
+    number, sizes and areas of its crops.
+    """
+    assert about.keys() <= {"method", "sources", "note", "views", "mask"}
+    assert about["method"] in FILES, f"There is no reader for crops of {about['method']}."
+    expected = [plain(view) for view in about["views"]]
+    mask = about.get("mask")
+    if name in RECIPES:
+        for recipe_name in RECIPES[name]:
+            config = recipe(recipe_name)
+            assert views_of(config) == expected, recipe_name
+            assert mask is None or mask_of(config) == mask, recipe_name
+        return
+    configs = [recipe(other) for other in variants(FILES[about["method"]])]
+    if not any(views_of(config) == expected for config in configs):
+        configs = [with_sizes(config, expected) for config in configs]
+    fitting = [config for config in configs if views_of(config) == expected]
+    assert fitting, f"No recipe of {about['method']} has these crops, but such as {views_of(configs[0])}"
+    if mask is not None:
+        for config in fitting:
+            config.objective.update({"mask_size": mask["mask_patch"], "mask_ratio": mask["ratio"]})
+        assert any(mask_of(config) == mask for config in fitting)
