@@ -35,6 +35,7 @@ SMALL = (
         "cifar",
         "cifar10_fast",
         "digits_selfsupervised",
+        "fashion_selfsupervised",
         "dino",
         "finetune",
         "finetune_mae",

@@ -369,6 +369,7 @@ class VisionTransformer(ImageModel, kw_only=True):
 
 # embed_dim, depth, num_heads
 SIZES = {
+    "pico": (96, 4, 3),
     "wee": (256, 14, 4),
     "tiny": (192, 12, 3),
     "little": (320, 14, 5),
@@ -402,6 +403,7 @@ def register_variant(
 
 # size, patch_size, image sizes; without class token: registers
 VARIANTS: tuple[tuple[str, int, tuple[int, ...], int], ...] = (
+    ("pico", 4, (28,), 0),  # this project's, for MNIST and the like; without published weights
     ("tiny", 16, (224, 384), 0),
     ("small", 32, (224, 384), 0),
     ("small", 16, (224, 384), 0),
@@ -426,7 +428,7 @@ VARIANTS: tuple[tuple[str, int, tuple[int, ...], int], ...] = (
     ("base", 16, (256,), 4),
 )
 MLP_RATIOS = {"giant": 48 / 11, "gigantic": 64 / 13, "wee": 5.0, "little": 5.6}
-CROPS = {224: 0.9, 256: 0.95, 384: 1.0}
+CROPS = {28: 1.0, 224: 0.9, 256: 0.95, 384: 1.0}
 INPUTS = {
     "vit_small_patch8_224": InputSpec(crop_pct=0.9),
     "vit_base_patch16_reg4_gap_256": InputSpec(256, HALVES, HALVES, crop_pct=0.9),
