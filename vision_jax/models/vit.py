@@ -403,7 +403,7 @@ def register_variant(
 
 # size, patch_size, image sizes; without class token: registers
 VARIANTS: tuple[tuple[str, int, tuple[int, ...], int], ...] = (
-    ("pico", 4, (28,), 0),  # this project's, for MNIST and the like; without published weights
+    ("pico", 7, (28,), 0),  # this project's, for MNIST and the like; without published weights
     ("tiny", 16, (224, 384), 0),
     ("small", 32, (224, 384), 0),
     ("small", 16, (224, 384), 0),
