@@ -34,7 +34,9 @@ VARIANTS: dict[str, Variant] = {
     "simclr": Variant("lenet5", "simclr", CROPS, {"hidden": (256,), "out": 64, "temperature": 0.2}),
     "byol": Variant("lenet5", "byol", CROPS, {"hidden": 256, "out": 64}),
     "dino": Variant("lenet5", "dino", SMALL_CROPS, {"hidden": (256,), "bottleneck": 64, "out": 1024, "momentum": 0.99}),
-    "mae": Variant(VIT, "mae", "", {"normalize_pixels": False, "decoder_width": 64, "decoder_depth": 1, "decoder_heads": 2}),
+    "mae": Variant(
+        VIT, "mae", "", {"normalize_pixels": False, "decoder_width": 64, "decoder_depth": 1, "decoder_heads": 2}
+    ),
     "lenet5": Variant("lenet5"),
     "vit": Variant(VIT),
 }
