@@ -54,7 +54,7 @@ def load(
     """
     known, file = entry(name), _read(name, path)
     try:
-        return _convert(known, file, options, classifier_seed, classes)
+        return _convert(known, file, {**known.defaults, **options}, classifier_seed, classes)
     except DataError as error:
         raise DataError(f"{file.path}: {error}") from error
 
@@ -96,7 +96,8 @@ def from_torch(
         DataError: if tensors are missing, left over or of another shape; it names some of them.
         ConfigError: for an unknown name or option.
     """
-    return _convert(entry(name), files.from_content(state_dict), options, classifier_seed, classes)
+    known = entry(name)
+    return _convert(known, files.from_content(state_dict), {**known.defaults, **options}, classifier_seed, classes)
 
 
 def _convert(
