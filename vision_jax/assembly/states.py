@@ -96,7 +96,8 @@ def _merge(variables: Mapping[str, Any], given: Mapping[str, Any], missing: Sequ
                 lacking.append(text)
             return x
         if flat[name, text].shape != x.shape:
-            raise DataError(f"{text} has the shape {flat[name, text].shape} in the weights, and {x.shape} here.")
+            hint = ": set the options of the objective to those of the file" if name == "extra" else ""
+            raise DataError(f"{text} has the shape {flat[name, text].shape} in the weights, and {x.shape} here{hint}.")
         return jnp.asarray(flat[name, text], x.dtype)
 
     merged = {

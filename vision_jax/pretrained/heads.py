@@ -93,7 +93,7 @@ def load_heads(
     taught = {tensor: name for tensor, own in tensors.items() if (name := official.teachers(own)) is not None}
     place = naming.find(file.tensors, {"authors": [*tensors.values(), *taught.values(), *official.state]})
     method = methods.method_of(file.tensors)
-    if method and objective and method.objective != objective:
+    if method and objective and method.objective != objective and variables.get("params"):
         log.warning(
             "%s is a checkpoint of %s (%s), not of %s: only its backbone is used, and what is beside it is new.",
             *(file, method.title, method.objective, objective),
@@ -116,8 +116,8 @@ def load_heads(
     if wrong:
         raise DataError(
             f"{file}: {len(wrong)} of the {count} tensors beside the backbone do not fit, such as "
-            f"{naming.some(wrong)}: set the options of the objective to those of the file. All of them must be there "
-            "to go on; a file of the backbone alone begins with new ones."
+            f"{naming.some(wrong, '; ')}: set the options of the objective to those of the file. All of them must be "
+            "there to go on; a file of the backbone alone begins with new ones."
         )
     log.info("%s: %d tensors beside the backbone are read, such as %s.", file, count, next(iter(tensors.values())))
     return Beside(
