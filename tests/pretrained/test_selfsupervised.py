@@ -6,12 +6,14 @@ The networks are small: a residual one of two blocks, and a transformer of one.
 
 import functools
 import itertools
+import json
 import logging
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import small_resnet
 import small_vit
@@ -21,12 +23,14 @@ import vision_jax
 from vision_jax import build, pretrained, recipes
 from vision_jax import config as config_lib
 from vision_jax.assembly.states import abstract_variables
+from vision_jax.commands import export
 from vision_jax.devices import sharding
 from vision_jax.errors import DataError
 from vision_jax.models import registry
 from vision_jax.objectives import OBJECTIVES, Setup
 from vision_jax.pretrained.methods import method_of
 from vision_jax.pretrained.tensors import tensors_of
+from vision_jax.runtime.checkpoint import Checkpointer
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -52,14 +56,17 @@ def resnet() -> Shapes:
     return {**shapes, "layer2.0.downsample.0.weight": (128, 64, 1, 1), **norm("layer2.0.downsample.1", 128)}
 
 
-def vit() -> Shapes:
-    """The small transformer, as timm calls its tensors: 32 features of four patches of gray images."""
-    shapes: Shapes = {"cls_token": (1, 1, 32), "pos_embed": (1, 5, 32)}
-    shapes |= {"patch_embed.proj.weight": (32, 1, 4, 4), "patch_embed.proj.bias": (32,)}
-    for name in ("blocks.0.norm1", "blocks.0.norm2", "norm"):
-        shapes |= {f"{name}.weight": (32,), f"{name}.bias": (32,)}
-    shapes |= {**linear("blocks.0.attn.qkv", 32, 96), **linear("blocks.0.attn.proj", 32, 32)}
-    return shapes | {**linear("blocks.0.mlp.fc1", 32, 128), **linear("blocks.0.mlp.fc2", 128, 32)}
+def vit(width: int = 32, depth: int = 1, patch: int = 4, channels: int = 1) -> Shapes:
+    """A transformer of four patches, as timm calls its tensors; by default the small one, of gray images."""
+    shapes: Shapes = {"cls_token": (1, 1, width), "pos_embed": (1, 5, width)}
+    shapes |= {"patch_embed.proj.weight": (width, channels, patch, patch), "patch_embed.proj.bias": (width,)}
+    blocks = [f"blocks.{i}." for i in range(depth)]
+    for name in ("norm", *(f"{block}norm{i}" for block in blocks for i in (1, 2))):
+        shapes |= {f"{name}.weight": (width,), f"{name}.bias": (width,)}
+    for block in blocks:
+        shapes |= {**linear(f"{block}attn.qkv", width, 3 * width), **linear(f"{block}attn.proj", width, width)}
+        shapes |= {**linear(f"{block}mlp.fc1", width, 4 * width), **linear(f"{block}mlp.fc2", 4 * width, width)}
+    return shapes
 
 
 def moco_v2_head(width: int, out: int) -> Shapes:
@@ -524,3 +531,40 @@ def test_timms_names_of_weights():
     values = {key: np.ones(shape, np.float32) for key, shape in vit().items()}
     params = pretrained.from_torch("vit_small_patch16_224.dino", values, **options)["params"]
     assert "head" not in params
+
+
+def test_export_of_a_run_without_labels(tmp_path: Any, capsys: pytest.CaptureFixture):
+    """The file has the backbone alone, of the network or of its teacher, under timm's names, and begins a training."""
+    config = configuration("dino", None)
+    config.model.name, config.model.scan_blocks, config.model.pretrained = "vit_tiny_patch16_224", True, None
+    config.data.image_size, config.data.views = 32, "2x32:0.2-1"
+    objective = build.make_objective(config, 10, config_lib.make_plan(config, 1437))
+    options = {"xla_backend_optimization_level": 0}
+    state = jax.jit(lambda: build.create_state(objective, optax.sgd(0.1), seed=0), compiler_options=options)()
+    values = jax.device_get(state.variables)
+    average = jax.tree.map(lambda x: x + 1, values)
+    state = state.replace(step=jnp.int32(3), ema=jax.tree.map(jnp.asarray, average))
+    about = {"config": json.loads(config_lib.to_json(config)), "num_classes": 10, "class_names": list("0123456789")}
+    with Checkpointer(tmp_path / "run" / "checkpoints") as checkpointer:
+        checkpointer.save(3, state, about)
+    expected = vit(192, 12, 16)
+    for weights, variables in (("raw", values), ("ema", average)):
+        path = tmp_path / f"{weights}.safetensors"
+        export.export(tmp_path / "run", path, weights=weights)
+        written = capsys.readouterr().out
+        assert (
+            f"vit_tiny_patch16_224, step 3, {weights} weights, without a classifier (for timm: num_classes=0)"
+            in written
+        )
+        file = pretrained.read(path)
+        assert {name: tensor.shape for name, tensor in file.tensors.items()} == expected
+        assert file.class_names == ()
+        for name, value in flat(variables).items():
+            if not name.startswith("projector."):
+                np.testing.assert_array_equal(file.tensors[name], value)
+    config = classifier("vit_tiny_patch16_224", path)
+    config.data.image_size, config.model.scan_blocks = 32, True
+    again = flat(given(config)[1])
+    for name in expected:
+        np.testing.assert_array_equal(again.pop(name), file.tensors[name])
+    assert again.keys() == {"head.weight", "head.bias"}

@@ -21,7 +21,7 @@ from vision_jax.assembly.states import (
 )
 from vision_jax.config.plan import objective_name
 from vision_jax.devices import distributed, partition, sharding
-from vision_jax.errors import CheckpointError
+from vision_jax.errors import CheckpointError, DataError
 from vision_jax.objectives import Objective
 from vision_jax.optim import masks
 from vision_jax.runtime.checkpoint import Checkpointer
@@ -113,10 +113,14 @@ def _load_file(config: ConfigDict, objective: Objective, class_names: Sequence[s
     if not beside.found:
         return load(file, beside.heads)
     if beside.teacher is None:
-        return objective.from_official(load(file, beside.heads), beside.state)
-    network, teacher = pretrained.networks(file, official)
-    given = {**load(network, beside.heads), "ema": load(teacher, beside.teacher)}
-    return objective.from_official(given, beside.state)
+        given = load(file, beside.heads)
+    else:
+        network, teacher = pretrained.networks(file, official)
+        given = {**load(network, beside.heads), "ema": load(teacher, beside.teacher)}
+    try:
+        return objective.from_official(given, beside.state)
+    except DataError as error:
+        raise DataError(f"{file}: {error}") from error
 
 
 def _without(tree: Mapping[str, Any], paths: Sequence[str], prefix: str = "") -> dict[str, Any]:
@@ -214,6 +218,8 @@ def restore_variables(
     item = {"step": jax.ShapeDtypeStruct((), jnp.int32), **shapes}
     if any(name.startswith("model/ema/") for name in about["arrays"]):
         item["ema"] = shapes
+    if any(name.startswith("model/extra/") for name in about["arrays"]):  # it is stored with them, and must be read too
+        item["extra"] = jax.eval_shape(objective.init_extra, shapes)
     layouts = partition.layouts(partition_rules(config, mesh), mesh, shapes["params"], item)
     restored = checkpointer.restore_item(step, "model", sharding.abstract(item, layouts))
     variables = {"": {name: restored[name] for name in shapes}}

@@ -98,6 +98,7 @@ def load_heads(
             "%s is a checkpoint of %s (%s), not of %s: only its backbone is used, and what is beside it is new.",
             *(file, method.title, method.objective, objective),
         )
+        return Beside({"params": {}, "batch_stats": {}})
     if not any(place.prefix + name in file.tensors for name in tensors.values()):
         if tensors and method and method.objective == objective:
             raise DataError(
