@@ -122,7 +122,7 @@ def check_autoencoder(case: Case) -> None:
         path = pathlib.Path(folder) / "mae.npz"
         np.savez(path, **case.state())
         backbone = pretrained.load(BASE, path, num_classes=0, **sizes(config))
-        decoder = pretrained.load_heads(path, heads_alone(one), one.official_name)
+        decoder = pretrained.load_heads(path, heads_alone(one), one.official).heads
     params = {**backbone["params"], **decoder["params"]}
     assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, abstract_variables(one)["params"])
     images, order = jnp.asarray(image(case, "image")), jnp.argsort(case["noise"], axis=1)
@@ -175,7 +175,7 @@ def official_autoencoder(params: Any, mine: Any) -> dict[str, np.ndarray]:
         leaf: Any = {"params": params}
         for part in tensor.path:
             leaf = leaf[part]
-        found[mine.official_name(tensor.name)] = tensor.to_torch(leaf)
+        found[mine.official.name_of(tensor.name)] = tensor.to_torch(leaf)
     return found
 
 
