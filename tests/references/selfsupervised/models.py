@@ -287,6 +287,14 @@ def check_dino(case: Case) -> None:
     about, it = case.about, Distilled(case)
     mine, rows, locals_ = it.objective, len(it.crops[0]), it.config["locals"]
     student, teacher = it.variables("student", "student.module."), it.variables("teacher", "teacher.")
+    # A checkpoint with these weights gives the heads that the numbers below are of.
+    checkpoint = {**case.state("student"), **case.state("teacher"), "dino_loss.center": case["center"].reshape(1, -1)}
+    heads = [
+        {kind: {"projector": part["projector"]} if "projector" in part else {} for kind, part in variables.items()}
+        for variables in (student, teacher)
+    ]
+    read = pretrained.load_heads(pretrained.files.from_content(checkpoint), heads[0], mine.official, "dino")
+    jax.tree.map(np.testing.assert_array_equal, [read.heads, read.teacher], heads)
     extra = {"center": jnp.asarray(case["center"])}
     optimizer, learning_rate, frozen = it.training(student["params"])
     optimizer = recording(optimizer)
