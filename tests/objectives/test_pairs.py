@@ -16,6 +16,7 @@ from vision_jax.data.views import View
 from vision_jax.devices import sharding
 from vision_jax.errors import ConfigError
 from vision_jax.objectives import OBJECTIVES, Setup
+from vision_jax.objectives.mocov2 import enqueue
 from vision_jax.steps import make_train_step
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -222,3 +223,10 @@ def test_a_queue_is_a_multiple_of_the_batch():
     state = build.create_state(mine, optax.sgd(0.1), seed=0)
     with pytest.raises(ConfigError, match=r"objective\.queue is 40, which the batch of 16 does not divide"):
         jax.eval_shape(make_train_step(mine, optax.sgd(0.1), lambda step: 0.1, seed=0), state, BATCH)
+
+
+def test_the_queue_goes_on_from_the_position_of_another_batch():
+    """At its end, keys go on at its beginning, in the place of the oldest ones."""
+    queue, position = enqueue(jnp.zeros((8, 1)), jnp.int32(6), jnp.arange(1.0, 5.0)[:, None])
+    assert queue[:, 0].tolist() == [3, 4, 0, 0, 0, 0, 1, 2]
+    assert int(position) == 2

@@ -94,7 +94,7 @@ def test_official_weights_of_swin(tmp_path: Any):
     np.savez(tmp_path / "simmim.npz", **saved)
     loaded = pretrained.load("swin_base_patch4_window7_224", tmp_path / "simmim.npz", num_classes=0, **options)
     jax.tree.map(np.testing.assert_array_equal, loaded["params"], backbone)
-    heads = pretrained.load_heads(tmp_path / "simmim.npz", heads_alone(mine), mine.official_name)["params"]["decoder"]
+    heads = pretrained.load_heads(tmp_path / "simmim.npz", heads_alone(mine), mine.official).heads["params"]["decoder"]
     np.testing.assert_array_equal(heads["mask_token"], decoder["mask_token"] + 1)
     np.testing.assert_array_equal(heads["0"]["kernel"], decoder["0"]["kernel"])
     np.testing.assert_array_equal(heads["0"]["bias"], 2)

@@ -35,19 +35,26 @@ def create_state(
         optimizer: makes its own part of the state, for the parameters that are trained.
         rules: say which these are; None: all.
         seed: decides the initial parameters.
-        given, missing: see `initialize`.
+        given, missing: see `initialize`. Of a run of the objective that is gone on with, `given` may also have "ema",
+            the average, and "extra", of the state without gradients; else these begin anew.
     """
     variables = initialize(objective, jax.random.key(seed), given, missing)
     step = jnp.zeros((), jnp.int32)
     keeps_average = objective.ema_decay(objective.progress(step)) is not None
     trained, _ = (rules or optim.GroupRules()).split(variables["params"])
+    ema = jax.tree.map(jnp.copy, variables) if keeps_average else None
+    if ema is not None and given is not None and "ema" in given:
+        ema = _merge(ema, given["ema"], missing)
+    extra = objective.init_extra(variables)
+    if given is not None and "extra" in given:
+        extra = _merge({"extra": extra}, {"extra": given["extra"]}, ("",))["extra"]
     return TrainState(
         step=step,
         params=variables["params"],
         batch_stats=variables["batch_stats"],
         opt_state=optimizer.init(trained),
-        ema=jax.tree.map(jnp.copy, variables) if keeps_average else None,
-        extra=objective.init_extra(variables),
+        ema=ema,
+        extra=extra,
     )
 
 
@@ -70,11 +77,14 @@ def initialize(
         DataError: if something is neither given nor may be missing, or has another shape.
     """
     variables = init_variables(objective, key)
-    if given is None:
-        return variables
+    return variables if given is None else _merge(variables, given, missing)
+
+
+def _merge(variables: Mapping[str, Any], given: Mapping[str, Any], missing: Sequence[str]) -> dict[str, Any]:
+    """Returns collections of arrays with those values that are given; see `initialize`."""
     flat = {
         (name, masks.path_string(path)): x
-        for name in ("params", "batch_stats")
+        for name in variables
         for path, x in jax.tree_util.tree_leaves_with_path(given.get(name, {}))
     }
     lacking: list[str] = []
@@ -86,12 +96,13 @@ def initialize(
                 lacking.append(text)
             return x
         if flat[name, text].shape != x.shape:
-            raise DataError(f"{text} has the shape {flat[name, text].shape} in the weights, and {x.shape} here.")
+            hint = ": set the options of the objective to those of the file" if name == "extra" else ""
+            raise DataError(f"{text} has the shape {flat[name, text].shape} in the weights, and {x.shape} here{hint}.")
         return jnp.asarray(flat[name, text], x.dtype)
 
     merged = {
-        name: jax.tree_util.tree_map_with_path(functools.partial(choose, name), variables[name])
-        for name in ("params", "batch_stats")
+        name: jax.tree_util.tree_map_with_path(functools.partial(choose, name), tree)
+        for name, tree in variables.items()
     }
     if lacking:
         raise DataError(

@@ -19,8 +19,9 @@ from vision_jax.assembly.states import (
     partition_rules,
     pooled_norm,
 )
+from vision_jax.config.plan import objective_name
 from vision_jax.devices import distributed, partition, sharding
-from vision_jax.errors import CheckpointError
+from vision_jax.errors import CheckpointError, DataError
 from vision_jax.objectives import Objective
 from vision_jax.optim import masks
 from vision_jax.runtime.checkpoint import Checkpointer
@@ -29,7 +30,12 @@ log = logging.getLogger(__name__)
 
 
 def load_pretrained(
-    config: ConfigDict, num_classes: int, *, classifier_seed: int | None, class_names: Sequence[str] = ()
+    config: ConfigDict,
+    num_classes: int,
+    *,
+    classifier_seed: int | None,
+    class_names: Sequence[str] = (),
+    file: pretrained.WeightFile | None = None,
 ) -> dict[str, Any]:
     """Reads the weights that `config.model.pretrained` names.
 
@@ -38,6 +44,7 @@ def load_pretrained(
         num_classes: of the model.
         classifier_seed: see `pretrained.from_torch`.
         class_names: of the data; empty: unknown.
+        file: what has been read of it already, or a part of that; None: it is read.
 
     Returns:
         the model's variables, in the memory of the host.
@@ -49,7 +56,7 @@ def load_pretrained(
     log.info("Weights: %s.", config.model.pretrained)
     classes = pretrained.Classes(class_names, pretrained.read_class_names(config.model.pretrained_classes))
     return pretrained.load(
-        config.model.name, config.model.pretrained, classifier_seed=classifier_seed, classes=classes, **options
+        config.model.name, file or config.model.pretrained, classifier_seed=classifier_seed, classes=classes, **options
     )
 
 
@@ -64,7 +71,8 @@ def load_initial(config: ConfigDict, objective: Objective, class_names: Sequence
 
     Returns:
         `params` and `batch_stats` of the model, and of heads beside it as far as they are there; of another run,
-        without a classifier unless it is of the same classes.
+        without a classifier unless it is of the same classes. Of a file of the objective's authors that has all that is
+        needed to go on, also "ema", the variables of the teacher, and "extra", of the state without gradients.
         None, if nothing is named.
 
     Raises:
@@ -75,9 +83,7 @@ def load_initial(config: ConfigDict, objective: Objective, class_names: Sequence
     if not given:
         return None
     if not pretrained.is_workdir(given):
-        variables = load_pretrained(config, num_classes, classifier_seed=config.seed, class_names=class_names)
-        beside = pretrained.load_heads(given, heads_alone(objective), objective.official_name)
-        return {name: {**variables[name], **beside[name]} for name in ("params", "batch_stats")}
+        return _load_file(config, objective, class_names)
     checkpointer = Checkpointer(pathlib.Path(given).expanduser() / "checkpoints")
     step, variables = restore_any(checkpointer, mesh)
     about = checkpointer.about(step)
@@ -90,6 +96,31 @@ def load_initial(config: ConfigDict, objective: Objective, class_names: Sequence
     if lacking := set(classifier(objective)) - set(masks.all_paths(variables["params"])):
         log.info("The classifier is a new one (%s): that run has another one, or none.", ", ".join(sorted(lacking)))
     return variables
+
+
+def _load_file(config: ConfigDict, objective: Objective, class_names: Sequence[str]) -> dict[str, Any]:
+    """Reads what a file has for a training: the model, and all that is beside it, if it is the objective's."""
+    num_classes = objective.setup.model.num_classes
+    file, official = pretrained.read(config.model.pretrained), objective.official
+    beside = pretrained.load_heads(file, heads_alone(objective), official, objective_name(config))
+
+    def load(part: pretrained.WeightFile, heads: Mapping[str, Any]) -> dict[str, Any]:
+        variables = load_pretrained(
+            config, num_classes, classifier_seed=config.seed, class_names=class_names, file=part
+        )
+        return {name: {**variables[name], **heads[name]} for name in ("params", "batch_stats")}
+
+    if not beside.found:
+        return load(file, beside.heads)
+    if beside.teacher is None:
+        given = load(file, beside.heads)
+    else:
+        network, teacher = pretrained.networks(file, official)
+        given = {**load(network, beside.heads), "ema": load(teacher, beside.teacher)}
+    try:
+        return objective.from_official(given, beside.state)
+    except DataError as error:
+        raise DataError(f"{file}: {error}") from error
 
 
 def _without(tree: Mapping[str, Any], paths: Sequence[str], prefix: str = "") -> dict[str, Any]:
@@ -187,6 +218,8 @@ def restore_variables(
     item = {"step": jax.ShapeDtypeStruct((), jnp.int32), **shapes}
     if any(name.startswith("model/ema/") for name in about["arrays"]):
         item["ema"] = shapes
+    if any(name.startswith("model/extra/") for name in about["arrays"]):  # it is stored with them, and must be read too
+        item["extra"] = jax.eval_shape(objective.init_extra, shapes)
     layouts = partition.layouts(partition_rules(config, mesh), mesh, shapes["params"], item)
     restored = checkpointer.restore_item(step, "model", sharding.abstract(item, layouts))
     variables = {"": {name: restored[name] for name in shapes}}

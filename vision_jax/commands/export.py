@@ -49,6 +49,7 @@ def export(
     from vision_jax import build, pretrained
     from vision_jax import config as config_lib
     from vision_jax.devices import backend, sharding
+    from vision_jax.models import registry
     from vision_jax.runtime.checkpoint import Checkpointer, choose_checkpoints
 
     workdir, output = pathlib.Path(workdir), pathlib.Path(output).expanduser()
@@ -65,14 +66,16 @@ def export(
     prefix = {"raw": "", "ema": "ema_", None: "ema_" if "ema_" in variables else ""}[weights]
     if prefix not in variables:
         raise CheckpointError(f"The checkpoint of step {chosen} in {workdir} has no moving average: use --weights=raw.")
-    name = config.model.name
+    name = registry.entry(config.model.name).name
     model_variables = build.without_heads(objective, variables[prefix])
     state = pretrained.to_torch(name, jax.device_get(model_variables), library)
+    # Of a training without labels, it is the backbone.
+    classes = about["num_classes"] if objective.setup.model.num_classes else 0
     metadata = {
         "format": "pt",  # what transformers and timm ask for
         "architecture": name,
-        "num_classes": str(about["num_classes"]),
-        "class_names": json.dumps(list(about["class_names"])),
+        "num_classes": str(classes),
+        "class_names": json.dumps(list(about["class_names"]) if classes else []),
         "step": str(chosen),
         "weights": "ema" if prefix else "raw",
         "mean": str(tuple(config.data.mean)),
@@ -88,7 +91,8 @@ def export(
         with contextlib.suppress(OSError):  # what could not be made cannot be removed
             temporary.unlink(missing_ok=True)
         raise CheckpointError(f"Cannot write {output}: {error}") from error
-    print(f"{output}: {name}, step {chosen}, {metadata['weights']} weights, {about['num_classes']} classes")
+    what = f"{classes} classes" if classes else "without a classifier (for timm: num_classes=0)"
+    print(f"{output}: {name}, step {chosen}, {metadata['weights']} weights, {what}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

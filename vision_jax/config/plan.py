@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -22,12 +23,21 @@ def resolve(config: ConfigDict) -> ConfigDict:
     """
     config = config.copy_and_resolve_references()
     if config.data.model_input:
-        spec = registry.entry(config.model.name).input
+        spec = _weights_input(config.model.name, config.model.pretrained)
         config.data.update(
             {"image_size": spec.size, "channels": spec.channels, "mean": spec.mean, "std": spec.std}
             | {"eval_crop": spec.crop_pct, "eval_filter": spec.interpolation}
         )
     return config
+
+
+def _weights_input(name: str, path: str | None) -> registry.InputSpec:
+    """Returns what weights of a model expect: those of hf://timm/NAME by their own name, if it is known."""
+    known = registry.entry(name)
+    found = re.match("hf://timm/([^@/]+)", path or "")
+    if found and registry.aliases().get(found[1]) == known.name:
+        return registry.entry(found[1]).input
+    return known.input
 
 
 def objective_name(config: ConfigDict) -> str:

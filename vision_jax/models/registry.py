@@ -61,6 +61,7 @@ class Entry:
             `library`; None: it has no such model.
         resample: from a tensor's name, its value and the shape that it should have, to the value for another image
             size; None: no tensor depends on it.
+        defaults: options that the model has by this name, unless they are given.
     """
 
     name: str
@@ -73,10 +74,12 @@ class Entry:
     torchvision_buffers: Callable[[Tensors], dict[str, np.ndarray]] | None
     big_vision: Callable[[Tensors], dict[str, np.ndarray]] | None
     resample: Callable[[str, np.ndarray, Shape], np.ndarray] | None
+    defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 _MODELS: dict[str, Entry] = {}
-_ALIASES: dict[str, tuple[str, InputSpec]] = {}
+# By another name: that of the model, the input of the weights of that name, and options that the model has by it.
+_ALIASES: dict[str, tuple[str, InputSpec, Mapping[str, Any]]] = {}
 
 
 def register(
@@ -92,18 +95,24 @@ def register(
     big_vision: Callable[[Tensors], dict[str, np.ndarray]] | None = None,
     resample: Callable[[str, np.ndarray, Shape], np.ndarray] | None = None,
     aliases: Sequence[str] | Mapping[str, InputSpec] = (),
+    backbones: Mapping[str, InputSpec] | None = None,
 ) -> None:
     """Makes `create(**options)` known as `name`; arguments as the attributes of `Entry`.
 
     Args:
         aliases: other libraries' names of the same function, with the input of their weights where it is another.
+        backbones: tags that timm puts behind the name for weights without a classifier, such as "dino", with the input
+            of these weights. By such a name, the model has no classifier.
     """
     in_torchvision = in_torchvision or torchvision is not None or library == "torchvision"
-    for known in (name, *aliases):
+    others: dict[str, tuple[str, InputSpec, Mapping[str, Any]]] = {
+        alias: (name, aliases[alias] if isinstance(aliases, Mapping) else input, {}) for alias in aliases
+    }
+    others |= {f"{name}.{tag}": (name, spec, {"num_classes": 0}) for tag, spec in (backbones or {}).items()}
+    for known in (name, *others):
         if known in _MODELS or known in _ALIASES:
             raise ValueError(f"There is a model {known!r} already.")
-        if known != name:
-            _ALIASES[known] = (name, aliases[known] if isinstance(aliases, Mapping) else input)
+    _ALIASES.update(others)
     _MODELS[name] = Entry(
         name, create, input, library, torchvision, authors, in_torchvision, torchvision_buffers, big_vision, resample
     )
@@ -116,18 +125,18 @@ def list_models(pattern: str = "*") -> list[str]:
 
 def aliases() -> dict[str, str]:
     """Returns the other names that models are known by: alias to name."""
-    return {alias: name for alias, (name, _) in _ALIASES.items()}
+    return {alias: name for alias, (name, *_) in _ALIASES.items()}
 
 
 def entry(name: str) -> Entry:
-    """Returns what is known of a model by its name or an alias; the `input` may be the alias's own.
+    """Returns what is known of a model by its name or an alias; `input` and `defaults` may be the alias's own.
 
     Raises:
         ConfigError: if there is none.
     """
     if name in _ALIASES:
-        model, input = _ALIASES[name]
-        return dataclasses.replace(_MODELS[model], input=input)
+        model, input, defaults = _ALIASES[name]
+        return dataclasses.replace(_MODELS[model], input=input, defaults=defaults)
     if name not in _MODELS:
         hint = suggest(name, [*_MODELS, *_ALIASES], "python -m vision_jax models")
         raise ConfigError(f"There is no model {name!r}: {hint}")
@@ -192,6 +201,7 @@ def create_model(name: str, *, dtype: Any = jnp.float32, **options: Any) -> nn.M
         ConfigError: for an unknown name or option, or an option that the model cannot have.
     """
     known = entry(name)
+    options = {**known.defaults, **options}
     fields = option_names(name)
     if unknown := sorted(options.keys() - set(fields)):
         raise ConfigError(f"{name} has no option {unknown[0]!r}: {suggest(unknown[0], fields)}")

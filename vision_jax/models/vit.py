@@ -440,6 +440,13 @@ TORCHVISION = {
     "vit_large_patch32_224": "vit_l_32",
     "vit_huge_patch14_224": "vit_h_14",
 }
+# The self-supervised weights that timm has.
+BACKBONES = {
+    **{f"vit_{size}_patch{patch}_224": ("dino",) for size in ("small", "base") for patch in (8, 16)},
+    "vit_base_patch16_224": ("dino", "mae"),
+    "vit_large_patch16_224": ("mae",),
+    "vit_huge_patch14_224": ("mae",),
+}
 for _size, _patch_size, _img_sizes, _registers in VARIANTS:
     _options: dict[str, Any] = {"mlp_ratio": MLP_RATIOS.get(_size, 4.0)}
     if _registers:
@@ -458,4 +465,5 @@ for _size, _patch_size, _img_sizes, _registers in VARIANTS:
             big_vision=from_big_vision,
             torchvision=to_torchvision if _name in TORCHVISION else None,
             aliases={TORCHVISION[_name]: InputSpec(interpolation="bilinear")} if _name in TORCHVISION else (),
+            backbones={tag: InputSpec(crop_pct=0.9) for tag in BACKBONES.get(_name, ())},
         )

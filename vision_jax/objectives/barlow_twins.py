@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from vision_jax.objectives.base import Out, Progress, Variables, Views
 from vision_jax.objectives.crops import CropsObjective, for_each_crop
 from vision_jax.objectives.heads import Layer, Mlp, spread
+from vision_jax.pretrained import OfficialNames
 
 _EPSILON = 1e-5  # added to variances
 
@@ -74,6 +75,10 @@ class BarlowTwins(CropsObjective):
         model: Any = self.setup.model
         layers = (*(Layer(width) for width in self.hidden), Layer(self.out, norm="", activation=""))
         return {"projector": Mlp(layers, dtype=model.dtype)}
+
+    @property
+    def official(self) -> OfficialNames:
+        return OfficialNames({"projector.": "projector."})
 
     def loss(
         self, variables: Variables, views: Views, targets: Any, key: jax.Array, progress: Progress, *, train: bool

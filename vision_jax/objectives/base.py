@@ -18,8 +18,9 @@ from typing import Any, ClassVar, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from vision_jax import augment
+from vision_jax import augment, pretrained
 from vision_jax.data.views import View
 
 Rows = Mapping[str, jax.Array]
@@ -184,14 +185,26 @@ class Objective:
         images = jnp.zeros((1, *self.setup.image_shape), jnp.float32)
         return dict(self.setup.model.init(key, images, train=False))
 
-    def official_name(self, name: str) -> str | None:
-        """Returns the name that a tensor of its heads has in files of the method's authors; None: they are not read.
+    @property
+    def official(self) -> pretrained.OfficialNames:
+        """What the files of the method's authors call what it has beside the backbone; by default, that is not read."""
+        return pretrained.OfficialNames()
+
+    def from_official(self, given: dict[str, Any], state: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        """Returns what a run begins with, if it goes on from a file of the method's authors.
 
         Args:
-            name: here, as torch would call it, such as "projector.0.weight".
+            given: `params` and `batch_stats`, and in "ema", if there is one, the same of the teacher.
+            state: the tensors of `official.state`.
+
+        Returns:
+            `given`, and in "extra" what the file has of the state without gradients.
+
+        Raises:
+            DataError: if it cannot be used with these options.
         """
-        del name
-        return None
+        del state
+        return given
 
     def init_extra(self, variables: Variables) -> Any:
         """Returns the initial state without gradients, such as a queue or a center: a pytree; empty for most."""

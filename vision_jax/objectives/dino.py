@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vision_jax.errors import ConfigError
+from vision_jax.errors import ConfigError, DataError
 from vision_jax.objectives.base import Out, Progress, Variables, Views, total
 from vision_jax.objectives.heads import Layer, Mlp, normalize, spread
 from vision_jax.objectives.teachers import TeacherObjective
+from vision_jax.pretrained import OfficialNames
 
 
 def center_and_sharpen(outputs: jax.Array, center: jax.Array, temperature: float | jax.Array) -> jax.Array:
@@ -129,6 +130,10 @@ class DinoHead(nn.Module):
         return WeightNormed(self.out, self.scale, self.dtype, name="last_layer")(normalize(x))
 
 
+# The norms of the last layer's weights in official files, which are 1 if they are not trained.
+_FIXED_NORMS = ("student.head.last_layer.weight_g", "teacher.head.last_layer.weight_g")
+
+
 class _Taught(NamedTuple):
     """What the teacher says: probabilities (rows, crops, out); the sum of its outputs, and its batch statistics."""
 
@@ -197,6 +202,25 @@ class Dino(TeacherObjective):
         return {
             "projector": DinoHead(tuple(self.hidden), self.bottleneck, self.out, self.head_norm, scale, model.dtype)
         }
+
+    @property
+    def official(self) -> OfficialNames:
+        # A projector of one layer is no sequence of layers there.
+        single = {} if self.hidden else {"projector.mlp.0.": "student.head.mlp."}
+        return OfficialNames(
+            {**single, "projector.": "student.head."},
+            ("student.", "teacher."),
+            ("dino_loss.center", *(_FIXED_NORMS if self.norm_last_layer else ())),
+        )
+
+    def from_official(self, given: dict[str, Any], state: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        for name in _FIXED_NORMS:
+            if name in state and not (state[name] == 1).all():
+                raise DataError(
+                    f"{name} is between {state[name].min():.4g} and {state[name].max():.4g}: these weights come from a "
+                    "training of the norms of the last layer. Set objective.norm_last_layer=False."
+                )
+        return {**given, "extra": {"center": state["dino_loss.center"].reshape(-1)}}
 
     def init_extra(self, variables: Variables) -> Any:
         del variables

@@ -15,6 +15,7 @@ from vision_jax.models.transformer import permute_tokens, to_patches
 from vision_jax.models.vit import Block, Blocks, VisionTransformer
 from vision_jax.objectives.base import Out, Progress, Variables, Views
 from vision_jax.objectives.masked import MaskedObjective, reconstruction_out
+from vision_jax.pretrained import OfficialNames
 
 
 def patch_targets(images: jax.Array, patch_size: int, *, normalize: bool) -> jax.Array:
@@ -173,8 +174,9 @@ class MAE(MaskedObjective):
         before, kept = jnp.zeros((1, tokens, features)), jnp.zeros((1, self.kept, features))
         return before, kept, jnp.arange(self.cells)[None]
 
-    def official_name(self, name: str) -> str:
-        return "mask_token" if name == "decoder.mask_token" else name.replace("decoder.", "decoder_", 1)
+    @property
+    def official(self) -> OfficialNames:
+        return OfficialNames({"decoder.mask_token": "mask_token", "decoder.": "decoder_"})
 
     def reconstruct(
         self, variables: Variables, images: jax.Array, order: jax.Array, key: jax.Array, *, train: bool

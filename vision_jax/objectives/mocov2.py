@@ -7,11 +7,13 @@ from typing import Any, ClassVar
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from vision_jax.errors import ConfigError
 from vision_jax.objectives.base import Out, Progress, Variables, Views, total
 from vision_jax.objectives.heads import Layer, Mlp, normalize, spread
 from vision_jax.objectives.teachers import TeacherObjective
+from vision_jax.pretrained import OfficialNames
 
 
 def queue_loss(
@@ -36,8 +38,12 @@ def queue_loss(
 
 
 def enqueue(queue: jax.Array, position: jax.Array, keys: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Returns the queue with (n, dim) keys written at a position, the oldest ones replaced; and the next position."""
-    return jax.lax.dynamic_update_slice(queue, keys, (position, 0)), (position + len(keys)) % len(queue)
+    """Returns the queue with (n, dim) keys written at a position, the oldest ones replaced; and the next position.
+
+    At the end it goes on from the beginning: n need not divide the position, which may be that of another batch.
+    """
+    rows = (position + jnp.arange(len(keys), dtype=jnp.int32)) % len(queue)
+    return queue.at[rows].set(keys, unique_indices=True), (position + len(keys)) % len(queue)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,6 +78,16 @@ class MoCoV2(TeacherObjective):
         hidden = (Layer(self.hidden, bias=True, norm=""),) if self.hidden else ()
         layers = (*hidden, Layer(self.out, bias=True, norm="", activation=""))
         return {"projector": Mlp(layers, dtype=model.dtype)}
+
+    @property
+    def official(self) -> OfficialNames:
+        # A projector of one layer, as in version 1, has the place of the classifier.
+        heads = {"projector.": "encoder_q.fc."} if self.hidden else {"projector.0.": "encoder_q.fc."}
+        return OfficialNames(heads, ("encoder_q.", "encoder_k."), ("queue", "queue_ptr"))
+
+    def from_official(self, given: dict[str, Any], state: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        extra = {"queue": state["queue"].T, "position": state["queue_ptr"].reshape(()).astype(np.int32)}
+        return {**given, "extra": extra}
 
     def init_extra(self, variables: Variables) -> Any:
         """Returns the queue of random keys, the same for every seed, and the position of the next one."""

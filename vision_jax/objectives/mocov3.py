@@ -8,10 +8,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from vision_jax.models.vit import VisionTransformer
 from vision_jax.objectives.base import Out, Progress, Variables, Views, total
 from vision_jax.objectives.crops import for_each_crop
 from vision_jax.objectives.heads import Layer, Mlp, normalize, spread
 from vision_jax.objectives.teachers import TeacherObjective
+from vision_jax.pretrained import OfficialNames
 
 
 def contrastive_loss(
@@ -69,6 +71,15 @@ class MoCoV3(TeacherObjective):
         last = Layer(self.out, norm="plain" if self.predictor_norm else "", activation="")
         stacks = {"projector": projector, "predictor": (Layer(self.predictor_hidden), last)}
         return {name: Mlp(layers, dtype=model.dtype) for name, layers in stacks.items()}
+
+    @property
+    def official(self) -> OfficialNames:
+        # The projector has the place of the classifier, whose name depends on the network.
+        classifier = "head" if isinstance(self.setup.model, VisionTransformer) else "fc"
+        return OfficialNames(
+            {"projector.": f"base_encoder.{classifier}.", "predictor.": "predictor."},
+            ("base_encoder.", "momentum_encoder."),
+        )
 
     def targets(
         self,

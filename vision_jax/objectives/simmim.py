@@ -12,6 +12,7 @@ from vision_jax.errors import ConfigError
 from vision_jax.models.layers import dense_init
 from vision_jax.objectives.base import Out, Progress, Variables, Views
 from vision_jax.objectives.masked import MaskedObjective, reconstruction_out
+from vision_jax.pretrained import OfficialNames
 
 
 def hidden_error(errors: jax.Array, hidden: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -127,8 +128,9 @@ class SimMIM(MaskedObjective):
         )
         return (jnp.zeros(features.shape, features.dtype),)
 
-    def official_name(self, name: str) -> str:
-        return "encoder.mask_token" if name == "decoder.mask_token" else name
+    @property
+    def official(self) -> OfficialNames:
+        return OfficialNames({"decoder.mask_token": "encoder.mask_token", "decoder.": "decoder."})
 
     def _hidden(self, order: jax.Array) -> jax.Array:
         """Returns which squares are hidden, (batch, rows, columns) bool: the first ones of each image's order."""

@@ -7,10 +7,12 @@ from typing import Any, ClassVar
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from vision_jax.objectives.base import Out, Progress, Variables, Views, total
 from vision_jax.objectives.crops import CropsObjective, apply_head, for_each_crop
 from vision_jax.objectives.heads import Layer, Mlp, normalize, spread
+from vision_jax.pretrained import OfficialNames
 
 
 def negative_cosine(predictions: jax.Array, targets: jax.Array) -> jax.Array:
@@ -45,6 +47,22 @@ class SimSiam(CropsObjective):
         predictor = (Layer(self.bottleneck), Layer(self.out, bias=True, norm="", activation=""))
         stacks = {"projector": projector, "predictor": predictor}
         return {name: Mlp(layers, dtype=model.dtype) for name, layers in stacks.items()}
+
+    @property
+    def official(self) -> OfficialNames:
+        return OfficialNames({"projector.": "encoder.fc.", "predictor.": "predictor."}, state=(self._official_bias,))
+
+    @property
+    def _official_bias(self) -> str:
+        """The name of the bias that is not trained."""
+        return f"encoder.fc.{3 * len(self.hidden)}.bias"
+
+    def from_official(self, given: dict[str, Any], state: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        # It is a part of the running mean there, and of nothing here.
+        projector = dict(given["batch_stats"]["projector"])
+        last = str(3 * len(self.hidden) + 1)
+        projector[last] = {**projector[last], "mean": projector[last]["mean"] - state[self._official_bias]}
+        return {**given, "batch_stats": {**given["batch_stats"], "projector": projector}}
 
     def loss(
         self, variables: Variables, views: Views, targets: Any, key: jax.Array, progress: Progress, *, train: bool

@@ -7,12 +7,14 @@ from typing import Any, ClassVar
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from vision_jax.errors import ConfigError
 from vision_jax.models.layers import dense_init
 from vision_jax.objectives.base import Out, Progress, Variables, Views, total
 from vision_jax.objectives.crops import CropsObjective
 from vision_jax.objectives.heads import Layer, Mlp, normalize, spread
+from vision_jax.pretrained import OfficialNames
 
 
 def sinkhorn(scores: jax.Array, epsilon: float, iterations: int, mask: jax.Array | None = None) -> jax.Array:
@@ -133,6 +135,15 @@ class SwAV(CropsObjective):
         model: Any = self.setup.model
         layers = (Layer(self.hidden, bias=True), Layer(self.out, bias=True, norm="", activation=""))
         return {"projector": Mlp(layers, dtype=model.dtype), "prototypes": Prototypes(self.prototypes)}
+
+    @property
+    def official(self) -> OfficialNames:
+        # The queue is in files of its own, one for each GPU, which are not read: it fills up anew.
+        return OfficialNames({"projector.": "projection_head.", "prototypes.": "prototypes."})
+
+    def from_official(self, given: dict[str, Any], state: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        # There, prototypes get their length when the next step begins.
+        return {**given, "params": self.constrain(given["params"])}
 
     def init(self, key: jax.Array, inputs: Any) -> dict[str, Any]:
         variables = super().init(key, inputs)

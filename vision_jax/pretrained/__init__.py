@@ -6,16 +6,20 @@ statistics, and kernels are transposed. Numbers are never changed: what `to_torc
 
 `files` reads, on the host and without torch; `naming` finds a model's tensors in what was read; `classes` says which
 class of the weights is which of the data; `adapt` makes them fit another number of classes, channels or pixels; and
-`convert` does it all. `heads` reads what a method keeps beside the model.
+`convert` does it all. `methods` tells which self-supervised method a checkpoint is of, and `heads` reads what that has
+beside the model.
 """
 
 from vision_jax.pretrained.classes import Classes, display_names, imagenet_classes, map_classes, read_class_names
 from vision_jax.pretrained.convert import classes_of, from_torch, load, to_torch
-from vision_jax.pretrained.files import is_workdir
-from vision_jax.pretrained.heads import load_heads
+from vision_jax.pretrained.files import WeightFile, is_workdir, read
+from vision_jax.pretrained.heads import Beside, OfficialNames, load_heads, networks
 
 __all__ = [
+    "Beside",
     "Classes",
+    "OfficialNames",
+    "WeightFile",
     "classes_of",
     "display_names",
     "from_torch",
@@ -24,6 +28,8 @@ __all__ = [
     "load",
     "load_heads",
     "map_classes",
+    "networks",
+    "read",
     "read_class_names",
     "to_torch",
 ]

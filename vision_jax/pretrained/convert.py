@@ -10,7 +10,7 @@ import numpy as np
 
 from vision_jax.errors import ConfigError, DataError
 from vision_jax.models.registry import Entry, Shape, entry
-from vision_jax.pretrained import files, naming
+from vision_jax.pretrained import files, methods, naming
 from vision_jax.pretrained.adapt import adapt_classifier, adapt_input, class_axes, unused_heads
 from vision_jax.pretrained.classes import Classes, imagenet_classes
 from vision_jax.pretrained.files import WeightFile
@@ -21,12 +21,11 @@ log = logging.getLogger(__name__)
 # Parts of big_vision's names by which its files are recognised: of ViTs, ResNets and Mixers.
 _BIG_VISION = ("encoderblock", "root_block", "MixerBlock")
 _UNKNOWN = Classes()
-_SHOWN = 4  # names of a kind in a message
 
 
 def load(
     name: str,
-    path: str | pathlib.Path,
+    path: str | pathlib.Path | WeightFile,
     *,
     classifier_seed: int | None = 0,
     classes: Classes = _UNKNOWN,
@@ -34,11 +33,14 @@ def load(
 ) -> dict[str, Any]:
     """Reads a model's variables from a file.
 
+    Of a self-supervised method's checkpoint, which its names tell, it is the backbone.
+
     Args:
         name: the model; see `vision_jax.list_models`.
         path: a safetensors file, or the index of several; a file of torch's, a state dict or a checkpoint that has one
             in it; an npz file, of tensors under torch's names or of big_vision's. Either a local one, or one on the
-            Hugging Face hub, as hf://timm/resnet50.a1_in1k (its model.safetensors) or hf://OWNER/NAME/FILE.
+            Hugging Face hub, as hf://timm/resnet50.a1_in1k (its model.safetensors) or hf://OWNER/NAME/FILE. Or what
+            `read` has read.
         classifier_seed: see `from_torch`.
         classes: see `from_torch`.
         **options: of the model, and requests to adapt the weights; see `from_torch`.
@@ -52,9 +54,9 @@ def load(
     """
     known, file = entry(name), _read(name, path)
     try:
-        return _convert(known, file, options, classifier_seed, classes)
+        return _convert(known, file, {**known.defaults, **options}, classifier_seed, classes)
     except DataError as error:
-        raise DataError(f"{path}: {error}") from error
+        raise DataError(f"{file.path}: {error}") from error
 
 
 def from_torch(
@@ -94,7 +96,8 @@ def from_torch(
         DataError: if tensors are missing, left over or of another shape; it names some of them.
         ConfigError: for an unknown name or option.
     """
-    return _convert(entry(name), files.from_content(state_dict), options, classifier_seed, classes)
+    known = entry(name)
+    return _convert(known, files.from_content(state_dict), {**known.defaults, **options}, classifier_seed, classes)
 
 
 def _convert(
@@ -108,6 +111,8 @@ def _convert(
     matched = _match(known, file, wanted)
     own, values = matched.expected, matched.values
     naming.report(known.name, matched.place, [*matched.beside, *file.others], own)
+    if method := methods.method_of(file.tensors):
+        log.info("%s: the file is a checkpoint of %s, of which this is the backbone.", known.name, method.title)
     before = set(values)
     adapt_classifier(known, wanted, values, options, seed=classifier_seed, classes=classes, in_file=file.class_names)
     left_over = [key for key in matched.found if key not in own]
@@ -160,10 +165,14 @@ def _match(known: Entry, file: WeightFile, wanted: Sequence[Tensor]) -> _Matched
     place = naming.find(given, expected)
     if not place.matches:
         raise DataError(
-            f"None of the names in these weights is one of {known.name}: they are {_some(given)}, and the model's "
-            f"{_some(expected[place.library])}. Is it the right model?"
+            f"None of the names in these weights is one of {known.name}: they are {naming.some(given)}, and the "
+            f"model's {naming.some(expected[place.library])}. Is it the right model?"
         )
     found, beside = naming.relative_names(given, place, expected[place.library])
+    if (method := methods.method_of(given)) and method.projector:
+        # In the place of the classifier it has its projector, which may even have a classifier's names.
+        projector = [rest for rest in found if rest.startswith(method.projector)]
+        beside += [found.pop(rest) for rest in projector]
     values: dict[str, np.ndarray] = {}
     for tensor in wanted:
         theirs, shape = outside[place.library][tensor.name]
@@ -174,7 +183,7 @@ def _match(known: Entry, file: WeightFile, wanted: Sequence[Tensor]) -> _Matched
     return _Matched(place, outside[place.library], found, beside, values)
 
 
-def classes_of(name: str, path: str | pathlib.Path, **options: Any) -> tuple[int, tuple[str, ...]]:
+def classes_of(name: str, path: str | pathlib.Path | WeightFile, **options: Any) -> tuple[int, tuple[str, ...]]:
     """Returns how many classes the weights of a model tell apart, and their names as far as the file has them.
 
     Args:
@@ -200,7 +209,7 @@ def classes_of(name: str, path: str | pathlib.Path, **options: Any) -> tuple[int
     raise DataError(f"{path} has no classifier of {name}: it cannot tell classes apart.")
 
 
-def _read(name: str, path: str | pathlib.Path) -> WeightFile:
+def _read(name: str, path: str | pathlib.Path | WeightFile) -> WeightFile:
     """Reads a file for a model; of big_vision's names it makes torch's."""
     known, file = entry(name), files.read(path)
     if known.big_vision is not None and any(part in key for key in file.tensors for part in _BIG_VISION):
@@ -236,7 +245,7 @@ def _raise_if_different(
     ]
     over = [f"{name} {shape}" for name, shape in left_over.items()]
     parts = [
-        f"{len(items)} {title} ({_some(items, '; ')})"
+        f"{len(items)} {title} ({naming.some(items, '; ')})"
         for title, items in (("missing", missing), ("left over", over), ("of another shape", wrong))
         if items
     ]
@@ -244,19 +253,11 @@ def _raise_if_different(
         return
     if file.unreadable:
         types = [f"{name}: {type_}" for name, type_ in file.unreadable.items()]
-        parts.append(f"{len(types)} of types that are not read ({_some(types)})")
+        parts.append(f"{len(types)} of types that are not read ({naming.some(types)})")
     raise DataError(
         f"These weights do not fit {known.name}: {', '.join(parts)}. Is it the right model? Another number of classes "
         "or channels, or another image size, is adapted where num_classes, in_channels or img_size ask for it."
     )
-
-
-def _some(items: list[str], separator: str = ", ") -> str:
-    """Returns a few of the items, and how many more there are."""
-    if not items:
-        return "none"
-    rest = len(items) - _SHOWN
-    return separator.join(items[:_SHOWN]) + (f"{separator}and {rest} more" if rest > 0 else "")
 
 
 def to_torch(name: str, variables: Mapping[str, Any], library: str | None = None) -> dict[str, np.ndarray]:

@@ -10,7 +10,7 @@ import math
 import pathlib
 import struct
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -54,22 +54,32 @@ class WeightFile:
     class_names: tuple[str, ...] = ()
     image_size: tuple[int, int] | None = None
 
+    def __str__(self) -> str:
+        return self.path
+
+    def renamed(self, rename: Callable[[str], str | None]) -> "WeightFile":
+        """Returns the file with other names for its tensors, and without those whose name becomes None."""
+        names = {name: new for name in self.tensors if (new := rename(name)) is not None}
+        return dataclasses.replace(self, tensors={new: self.tensors[name] for name, new in names.items()})
+
 
 def is_workdir(path: str | pathlib.Path) -> bool:
     """Returns whether a path is the workdir of a run, with its checkpoints."""
     return (pathlib.Path(path).expanduser() / "checkpoints").is_dir()
 
 
-def read(path: str | pathlib.Path) -> WeightFile:
+def read(path: str | pathlib.Path | WeightFile) -> WeightFile:
     """Reads a file of weights.
 
     Args:
         path: a local file, or hf://OWNER/NAME[@REVISION][/FILE] on the Hugging Face hub, whose FILE is
-            model.safetensors unless given.
+            model.safetensors unless given; or a file that has been read, which is returned.
 
     Raises:
         DataError: if that is not possible.
     """
+    if isinstance(path, WeightFile):
+        return path
     name = str(path)
     local = pathlib.Path(_download(name.removeprefix(HUB)) if name.startswith(HUB) else path).expanduser()
     if is_workdir(local):

@@ -43,7 +43,7 @@ def find(names: Iterable[str], expected: Mapping[str, Sequence[str]]) -> Place:
     A name of the model may follow any prefix that ends with a dot, such as `state_dict_ema.module._orig_mod.`; the one
     that makes the most names fit is taken. Of several that do, as in a checkpoint with the weights and their moving
     average, it is that of the average (a part of the name is `ema`), else that of a `teacher`, else the first one that
-    is not a `student`.
+    is neither a `student` nor a momentum encoder.
 
     Args:
         names: of the file.
@@ -70,7 +70,27 @@ def find(names: Iterable[str], expected: Mapping[str, Sequence[str]]) -> Place:
 
 def _rank(prefix: str) -> int:
     words = re.split(r"[._]", prefix.lower())
-    return 0 if "ema" in words else 1 if "teacher" in words else 3 if "student" in words else 2
+    # MoCo's features are those of the network that is trained, and not of its momentum encoder, `encoder_k`.
+    last = "student" in words or "momentum" in words or "encoder_k" in prefix.split(".")
+    return 0 if "ema" in words else 1 if "teacher" in words else 3 if last else 2
+
+
+def unwrapped(name: str) -> str:
+    """Returns a name without what torch's wrappers put into it, wherever it is."""
+    return ".".join(part for part in name.split(".") if part not in ("module", "_orig_mod"))
+
+
+def within(name: str, part: str) -> bool:
+    """Returns whether a name, or what is behind some prefix of it that ends with a dot, begins with `part`."""
+    return name.startswith(part) or f".{part}" in name
+
+
+def some(items: Sequence[str], separator: str = ", ", shown: int = 4) -> str:
+    """Returns a few of the items, and how many more there are."""
+    if not items:
+        return "none"
+    rest = len(items) - shown
+    return separator.join(items[:shown]) + (f"{separator}and {rest} more" if rest > 0 else "")
 
 
 def relative_names(names: Iterable[str], place: Place, expected: Sequence[str]) -> tuple[dict[str, str], list[str]]:

@@ -122,7 +122,7 @@ def check_autoencoder(case: Case) -> None:
         path = pathlib.Path(folder) / "mae.npz"
         np.savez(path, **case.state())
         backbone = pretrained.load(BASE, path, num_classes=0, **sizes(config))
-        decoder = pretrained.load_heads(path, heads_alone(one), one.official_name)
+        decoder = pretrained.load_heads(path, heads_alone(one), one.official).heads
     params = {**backbone["params"], **decoder["params"]}
     assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, abstract_variables(one)["params"])
     images, order = jnp.asarray(image(case, "image")), jnp.argsort(case["noise"], axis=1)
@@ -175,7 +175,7 @@ def official_autoencoder(params: Any, mine: Any) -> dict[str, np.ndarray]:
         leaf: Any = {"params": params}
         for part in tensor.path:
             leaf = leaf[part]
-        found[mine.official_name(tensor.name)] = tensor.to_torch(leaf)
+        found[mine.official.name_of(tensor.name)] = tensor.to_torch(leaf)
     return found
 
 
@@ -287,6 +287,14 @@ def check_dino(case: Case) -> None:
     about, it = case.about, Distilled(case)
     mine, rows, locals_ = it.objective, len(it.crops[0]), it.config["locals"]
     student, teacher = it.variables("student", "student.module."), it.variables("teacher", "teacher.")
+    # A checkpoint with these weights gives the heads that the numbers below are of.
+    checkpoint = {**case.state("student"), **case.state("teacher"), "dino_loss.center": case["center"].reshape(1, -1)}
+    heads = [
+        {kind: {"projector": part["projector"]} if "projector" in part else {} for kind, part in variables.items()}
+        for variables in (student, teacher)
+    ]
+    read = pretrained.load_heads(pretrained.files.from_content(checkpoint), heads[0], mine.official, "dino")
+    jax.tree.map(np.testing.assert_array_equal, [read.heads, read.teacher], heads)
     extra = {"center": jnp.asarray(case["center"])}
     optimizer, learning_rate, frozen = it.training(student["params"])
     optimizer = recording(optimizer)

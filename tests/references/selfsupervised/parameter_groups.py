@@ -48,7 +48,7 @@ def mae_pretraining(about: dict[str, Any]) -> Groups:
     return groups_of(
         recipe("mae:vit_b"),
         abstract_variables(mine)["params"],
-        lambda name: mine.official_name(name) if "decoder" in name else name,
+        lambda name: mine.official.name_of(name) if "decoder" in name else name,
     )
 
 
