@@ -60,7 +60,7 @@ def make(config: ConfigDict) -> tuple[build.Program, object]:
     elif "stages" in fields:
         options["stages"] = tuple(stage[:1] for stage in models.create_model(config.model.name).stages)
     elif "depth" in fields:
-        options["depth"] = 10 if config.model.name.startswith("wrn") else 1
+        options["depth"] = 10 if config.model.name.startswith("wrn") else options.get("feature_blocks", 1)
     model = models.create_model(config.model.name, dtype=build.compute_dtype(config), **options)
     mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
     objective = dataclasses.replace(objective, setup=dataclasses.replace(objective.setup, model=model))

@@ -40,6 +40,7 @@ SMALL = (
         "finetune",
         "finetune_mae",
         "fixres",
+        "linear_probe",
         "mae",
         "mnist",
     ),
@@ -56,6 +57,12 @@ _MAE = {
     **{"examples": 1_281_167, "batch_size": 4096, "steps": 800 * 312, "weight_decay": 0.05, "b2": 0.95},
     "rates": {0: 0, 20: 1.2e-3, 40: 2.4e-3, 420: 1.2e-3},
 }
+_LARGE_MAE_PROBE = {"examples": 1_281_167, "batch_size": 16384, "steps": 50 * 78, "rates": {10: 6.4, 30: 3.2}}
+_DINO_PROBE = {
+    **{"examples": 1_281_167, "batch_size": 1024, "steps": 100 * 1251, "weight_decay": 0, "momentum": 0.9},
+    **{"nesterov": False, "rates": {0: 4e-3, 0.9: 4e-3, 50: 2e-3, 50.9: 2e-3}},
+}
+_VIT_MOCO_PROBE = {"examples": 1_281_167, "batch_size": 1024, "weight_decay": 0, "rates": {0: 12.0, 45: 6.0}}
 NUMBERS: dict[str, dict[str, Any]] = {
     # uoguelph-mlrg/Cutout, train.py: MultiStepLR, milestones 60, 120 and 160, gamma 0.2.
     **dict.fromkeys(("cifar:cifar10_resnet18", "cifar:cifar100_resnet18"), _CIFAR),
@@ -175,6 +182,48 @@ NUMBERS: dict[str, dict[str, Any]] = {
         **{"examples": 1_281_167, "batch_size": 1024, "steps": 50 * 1251, "weight_decay": 0.05, "b2": 0.999},
         "rates": {0: 0, 5: 4e-3, 27.5: 2.0005e-3},
         "multipliers": [0.000752543, 0.001003391, 0.75, 1.0],
+    },
+    # Of frozen features. facebookresearch/mae, FINETUNE.md and main_linprobe.py: .1 * 16384 / 256.
+    "linear_probe:mae": {
+        **{"examples": 1_281_167, "batch_size": 16384, "steps": 90 * 78, "weight_decay": 0, "momentum": 0.9},
+        **{"by_rank": True, "rates": {0: 0, 5: 3.2, 10: 6.4, 50: 3.2}},
+    },
+    **dict.fromkeys(("linear_probe:mae_vit_l", "linear_probe:mae_vit_h"), _LARGE_MAE_PROBE),
+    # facebookresearch/dino, eval_linear.py: .001 * 1024 / 256, of whole epochs, as those that follow.
+    **dict.fromkeys(("linear_probe:dino", "linear_probe:dino_vit_b16", "linear_probe:dino_r50"), _DINO_PROBE),
+    # facebookresearch/moco-v3, CONFIG.md and main_lincls.py.
+    "linear_probe:mocov3": {
+        **{"examples": 1_281_167, "batch_size": 1024, "steps": 90 * 1251, "weight_decay": 0, "momentum": 0.9},
+        **{"nesterov": False, "rates": {0: 0.4, 45: 0.2, 45.9: 0.2}},
+    },
+    **dict.fromkeys(("linear_probe:mocov3_vit_s", "linear_probe:mocov3_vit_b"), _VIT_MOCO_PROBE),
+    # facebookresearch/moco, main_lincls.py: a tenth at epochs 60 and 80.
+    "linear_probe:mocov2": {
+        **{"examples": 1_281_167, "batch_size": 256, "steps": 100 * 5004, "weight_decay": 0, "momentum": 0.9},
+        **{"nesterov": False, "rates": {0: 30.0, 59.9: 30.0, 60: 3.0, 80: 0.3}},
+    },
+    # google-research/simclr, README.md: .1 * 4096 / 256, of single steps; without biases in the decay.
+    "linear_probe:simclr": {
+        **{"examples": 1_281_167, "batch_size": 4096, "steps": 90 * 312, "weight_decay": 1e-6, "momentum": 0.9},
+        **{"nesterov": True, "undecayed": _NORMS, "rates": {0: 1.6, 45: 0.8}},
+    },
+    # google-deepmind/deepmind-research, byol/configs/eval.py.
+    "linear_probe:byol": {
+        **{"examples": 1_281_167, "batch_size": 4096, "steps": 80 * 312, "weight_decay": 0, "momentum": 0.9},
+        **{"nesterov": True, "rates": {0: 3.2, 40: 1.6}},
+    },
+    # facebookresearch/simsiam, main_lincls.py with --lars.
+    "linear_probe:simsiam": {
+        **{"examples": 1_281_167, "batch_size": 4096, "steps": 90 * 312, "weight_decay": 0, "momentum": 0.9},
+        **{"by_rank": False, "undecayed": 0, "rates": {0: 1.6, 45: 0.8, 45.9: 0.8}},
+    },
+    # facebookresearch/barlowtwins and vicreg, evaluate.py; swav, eval_linear.py.
+    **{
+        f"linear_probe:{name}": {
+            **{"examples": 1_281_167, "batch_size": 256, "steps": 100 * 5004, "weight_decay": 1e-6, "momentum": 0.9},
+            **{"nesterov": False, "undecayed": 0, "rates": {0: rate, 50: rate / 2, 50.9: rate / 2}},
+        }
+        for name, rate in (("barlow_twins", 0.3), ("vicreg", 0.02), ("swav", 0.3))
     },
     # microsoft/SimMIM, configs/ and lr_scheduler.py: times 2048 / 512; timm's cosine also runs during the warm-up.
     "simmim:swin_b": {

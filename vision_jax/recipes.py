@@ -97,6 +97,29 @@ def selfsupervised(model: str, name: str, **options: object) -> ConfigDict:
     return config
 
 
+def linear_probe(model: str, learning_rate: float, weight_decay: float, head_std: float) -> ConfigDict:
+    """Returns what linear probes begin with: SGD for the classifier, on crops by Pillow, on a half cosine of epochs.
+
+    Args:
+        model: whose classifier is trained, and which is else as in evaluation.
+        learning_rate: for a batch of 256, from which it is scaled linearly.
+        weight_decay: of the classifier, biases too.
+        head_std: standard deviation of its initial weights.
+    """
+    config = imagenet(model)
+    config.objective.name = "linear_probe"
+    config.model.head_std = head_std
+    config.data.train_filter = "pillow-bilinear"
+    config.optimizer.momentum = 0.9
+    config.optimizer.learning_rate = learning_rate
+    config.optimizer.learning_rate_batch_size = 256
+    config.optimizer.weight_decay = weight_decay
+    config.optimizer.decay_rule = "all"
+    config.schedule.warmup_epochs = 0.0
+    config.schedule.by_epoch = True
+    return config
+
+
 def mocov2_augmentation(config: ConfigDict) -> None:
     """Sets the two crops of MoCo v2 (Chen et al. 2020, arXiv:2003.04297), which are alike; SimSiam took them over."""
     config.data.views = "2x224:0.2-1"

@@ -49,12 +49,17 @@ def default_config() -> ConfigDict:
     model.drop_path_rate = placeholder(float)
     # Initial bias of the classifier; a large negative one suits a sigmoid loss over many classes.
     model.head_bias = placeholder(float)
-    # Standard deviation of a vision transformer's initial classifier; a small one suits pretrained weights.
+    # Standard deviation of the initial classifier of a ResNet or vision transformer; a small one suits pretrained
+    # weights.
     model.head_std = placeholder(float)
+    # Batch norm without scale and bias before a vision transformer's classifier, as in MAE's linear probe.
+    model.norm_before_head = placeholder(bool)
     # Train auxiliary classifiers too; `loss.auxiliary_weight` is their weight.
     model.aux_logits = placeholder(bool)
-    # How a transformer pools its tokens: token (the class token) or avg (the mean of the patch tokens).
+    # How a transformer pools its tokens: token (the class token), avg (the mean of the patch tokens), or, of a vision
+    # transformer, token+avg (both). And of how many of its last blocks it takes the class token, as DINO's probe does.
     model.global_pool = placeholder(str)
+    model.feature_blocks = placeholder(int)
     # Position embedding of a transformer: learned, or the fixed sincos2d; mae and mocov3 begin as the tables of these
     # methods, and are fixed where pos_embed is in optimizer.frozen.
     model.positions = placeholder(str)
@@ -81,6 +86,9 @@ def default_config() -> ConfigDict:
     # different number of classes gets a new classifier, unless the class names of both sides are known, and rows can be
     # matched.
     model.pretrained = placeholder(str)
+    # If that is a workdir, whether to start from its moving averages, which a method's teacher may be. None: if it has
+    # some.
+    model.pretrained_average = placeholder(bool)
     # Class names of these weights: imagenet (the 1,000 WordNet ids, sorted), or a text file with one name per line.
     # None: what the file says, or imagenet if the weights have 1,000 classes and all classes of the data are WordNet
     # ids among them. If model.num_classes is the number of classes of the weights, labels are mapped to those classes.
@@ -413,7 +421,8 @@ def default_config() -> ConfigDict:
 # Fields of config.model that are passed to the model if they are set.
 MODEL_OPTIONS = (
     *("bn_group_size", "small_stem", "blur_pool", "zero_init_last", "drop_rate", "proj_drop_rate"),
-    *("drop_path_rate", "drop_path_uniform", "layer_scale", "head_bias", "head_std", "aux_logits", "global_pool"),
+    *("drop_path_rate", "drop_path_uniform", "layer_scale", "head_bias", "head_std", "norm_before_head", "aux_logits"),
+    *("global_pool", "feature_blocks"),
     *("positions", "class_token", "interpolate_positions", "window_size", "weight_init", "num_heads"),
     *("scan_blocks", "remat"),
 )

@@ -74,7 +74,7 @@ _STRING_PAIRS = {"mesh.rules": "(pattern, layout)"}
 
 _POSITIVE = (
     *("batch_size", "epochs", "total_steps", "model.num_classes", "data.image_size", "data.prefetch"),
-    *("model.window_size", "model.num_heads"),
+    *("model.window_size", "model.num_heads", "model.feature_blocks"),
     *("data.num_threads", "data.synthetic_train_examples", "data.synthetic_val_examples"),
     *("data.train_examples", "data.repeats", "data.eval_size", "data.max_pixels"),
     *("optimizer.sam_rho", "optimizer.sam_every", "optimizer.accumulate", "distill.temperature"),
