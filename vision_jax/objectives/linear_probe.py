@@ -19,7 +19,7 @@ class LinearProbe(Classification):
     dropped, and it has no gradient, no decay and no optimizer state. The classifier is a new one, whatever the weights
     are. What stands between the features and the classifier, dropout or `norm_before_head`, is as in training.
 
-    The result is a classifier like any other, for evaluation, prediction and export. Where features need no
+    The result is a classifier like any other, for evaluation and prediction. Where features need no
     augmentation, the evaluator `linear_probe` is faster, since it computes them once.
     """
 
