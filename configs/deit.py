@@ -40,14 +40,5 @@ def get_config(variant: str = "small") -> ConfigDict:
         config.distill.kind = "hard"
         config.distill.weight = 0.5
 
-    config.optimizer.name = "adamw"
-    config.optimizer.learning_rate = 5e-4
-    config.optimizer.learning_rate_batch_size = 512
-    config.optimizer.weight_decay = 0.05
-    config.optimizer.decay_rule = "timm"
-    # From 1e-6 to 1e-3, and down to 1e-5.
-    config.schedule.warmup_factor = 1e-3
-    config.schedule.end_factor = 1e-2
-    config.schedule.by_epoch = True
-    config.schedule.overlap_warmup = True
+    recipes.deit_optimizer(config, 5e-4, weight_decay=0.05)
     return config

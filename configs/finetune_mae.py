@@ -1,7 +1,7 @@
 """Vision transformers from masked autoencoders (MAE), fine-tuned on ImageNet.
 
 Result:   top-1 at 224 pixels from the official weights of 1600 epochs, published: base 83.66 % (four seeds: 83.57 +-
-          0.08), large 85.95 % (85.87 +- 0.07). We have not run it yet.
+          0.08), large 85.95 % (85.87 +- 0.07), huge 86.93 %. We have not run it yet.
 Source:   He et al. 2021 (arXiv:2111.06377); facebookresearch/mae, FINETUNE.md and main_finetune.py.
           Known differences: none that we know of.
 Command:  python -m vision_jax.main --config=configs/finetune_mae.py:vit_b --config.data.dir=IMAGENET
@@ -17,6 +17,7 @@ from vision_jax import recipes
 VARIANTS: dict[str, tuple[str, float, float, float, float]] = {
     "vit_b": ("vit_base_patch16_224", 100.0, 5e-4, 0.65, 0.1),
     "vit_l": ("vit_large_patch16_224", 50.0, 1e-3, 0.75, 0.2),
+    "vit_h": ("vit_huge_patch14_224", 50.0, 1e-3, 0.75, 0.3),
 }
 
 

@@ -45,6 +45,7 @@ def reduced(recipe: str) -> ConfigDict:
     config = config_lib.resolve(load(name).get_config(*filter(None, [variant])))
     config.batch_size, config.total_steps, config.schedule.warmup_steps = 8, 20, 1
     config.data.source, config.data.synthetic_train_examples = "synthetic", 16
+    config.data.label = config.data.train_list = None  # which made-up images do not have
     config_lib.validate(config, num_devices=1)
     return config
 
@@ -60,7 +61,7 @@ def make(config: ConfigDict) -> tuple[build.Program, object]:
     elif "stages" in fields:
         options["stages"] = tuple(stage[:1] for stage in models.create_model(config.model.name).stages)
     elif "depth" in fields:
-        options["depth"] = 10 if config.model.name.startswith("wrn") else 1
+        options["depth"] = 10 if config.model.name.startswith("wrn") else options.get("feature_blocks", 1)
     model = models.create_model(config.model.name, dtype=build.compute_dtype(config), **options)
     mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
     objective = dataclasses.replace(objective, setup=dataclasses.replace(objective.setup, model=model))

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from vision_jax import build, losses, optim
+from vision_jax import build, losses, optim, recipes
 from vision_jax import config as config_lib
 from vision_jax.models import registry
 
@@ -31,6 +31,7 @@ FORMS = dict.fromkeys(("adamw", "lamb", "nadamw"), "decoupled") | dict.fromkeys(
 SMALL = (
     *(
         "barlow_twins",
+        "bit_hyperrule",
         "byol",
         "cifar",
         "cifar10_fast",
@@ -39,11 +40,14 @@ SMALL = (
         "dino",
         "finetune",
         "finetune_mae",
+        "finetune_mocov3",
         "fixres",
+        "linear_probe",
         "mae",
         "mnist",
     ),
-    *("mocov2", "mocov3", "quickstart", "rotnet", "simclr", "simmim", "simsiam", "swav", "vicreg"),
+    *("mocov2", "mocov3", "quickstart", "rotnet", "semi_supervised", "simclr", "simmim", "simsiam", "swav", "vicreg"),
+    *("vit_transfer", "vtab"),
 )
 _CIFAR = {
     **{"examples": 50_000, "batch_size": 128, "steps": 200 * 390, "undecayed": 0, "weight_decay": 5e-4},
@@ -56,6 +60,12 @@ _MAE = {
     **{"examples": 1_281_167, "batch_size": 4096, "steps": 800 * 312, "weight_decay": 0.05, "b2": 0.95},
     "rates": {0: 0, 20: 1.2e-3, 40: 2.4e-3, 420: 1.2e-3},
 }
+_LARGE_MAE_PROBE = {"examples": 1_281_167, "batch_size": 16384, "steps": 50 * 78, "rates": {10: 6.4, 30: 3.2}}
+_DINO_PROBE = {
+    **{"examples": 1_281_167, "batch_size": 1024, "steps": 100 * 1251, "weight_decay": 0, "momentum": 0.9},
+    **{"nesterov": False, "rates": {0: 4e-3, 0.9: 4e-3, 50: 2e-3, 50.9: 2e-3}},
+}
+_VIT_MOCO_PROBE = {"examples": 1_281_167, "batch_size": 1024, "weight_decay": 0, "rates": {0: 12.0, 45: 6.0}}
 NUMBERS: dict[str, dict[str, Any]] = {
     # uoguelph-mlrg/Cutout, train.py: MultiStepLR, milestones 60, 120 and 160, gamma 0.2.
     **dict.fromkeys(("cifar:cifar10_resnet18", "cifar:cifar100_resnet18"), _CIFAR),
@@ -164,7 +174,7 @@ NUMBERS: dict[str, dict[str, Any]] = {
         **{"momentum": 0.9, "nesterov": False, "rates": {0: 8e-3, 29.9: 8e-3, 30: 8e-4}},
     },
     # facebookresearch/mae, PRETRAIN.md and util/lr_sched.py: 1.5e-4 * 4096 / 256, floor(1281167 / 4096) steps an epoch.
-    **dict.fromkeys(("mae:vit_b", "mae:vit_l"), _MAE),
+    **dict.fromkeys(("mae:vit_b", "mae:vit_l", "mae:vit_h"), _MAE),
     # The same, FINETUNE.md: 5e-4 and 1e-3 for 256 images, down to 1e-6; 0.65^13, 0.65^12, 0.65, and of 24 blocks.
     "finetune_mae:vit_b": {
         **{"examples": 1_281_167, "batch_size": 1024, "steps": 100 * 1251, "weight_decay": 0.05, "b2": 0.999},
@@ -175,6 +185,105 @@ NUMBERS: dict[str, dict[str, Any]] = {
         **{"examples": 1_281_167, "batch_size": 1024, "steps": 50 * 1251, "weight_decay": 0.05, "b2": 0.999},
         "rates": {0: 0, 5: 4e-3, 27.5: 2.0005e-3},
         "multipliers": [0.000752543, 0.001003391, 0.75, 1.0],
+    },
+    # 0.75^33, 0.75^32: of 32 blocks.
+    "finetune_mae:vit_h": {
+        **{"examples": 1_281_167, "batch_size": 1024, "steps": 50 * 1251, "weight_decay": 0.05, "b2": 0.999},
+        "rates": {0: 0, 5: 4e-3, 27.5: 2.0005e-3},
+        "multipliers": [7.53393193e-05, 1.00452426e-04, 0.75, 1.0],
+    },
+    # Of frozen features. facebookresearch/mae, FINETUNE.md and main_linprobe.py: .1 * 16384 / 256.
+    "linear_probe:mae": {
+        **{"examples": 1_281_167, "batch_size": 16384, "steps": 90 * 78, "weight_decay": 0, "momentum": 0.9},
+        **{"by_rank": True, "rates": {0: 0, 5: 3.2, 10: 6.4, 50: 3.2}},
+    },
+    **dict.fromkeys(("linear_probe:mae_vit_l", "linear_probe:mae_vit_h"), _LARGE_MAE_PROBE),
+    # facebookresearch/dino, eval_linear.py: .001 * 1024 / 256, of whole epochs, as those that follow.
+    **dict.fromkeys(("linear_probe:dino", "linear_probe:dino_vit_b16", "linear_probe:dino_r50"), _DINO_PROBE),
+    # facebookresearch/moco-v3, CONFIG.md and main_lincls.py.
+    "linear_probe:mocov3": {
+        **{"examples": 1_281_167, "batch_size": 1024, "steps": 90 * 1251, "weight_decay": 0, "momentum": 0.9},
+        **{"nesterov": False, "rates": {0: 0.4, 45: 0.2, 45.9: 0.2}},
+    },
+    **dict.fromkeys(("linear_probe:mocov3_vit_s", "linear_probe:mocov3_vit_b"), _VIT_MOCO_PROBE),
+    # facebookresearch/moco, main_lincls.py: a tenth at epochs 60 and 80.
+    "linear_probe:mocov2": {
+        **{"examples": 1_281_167, "batch_size": 256, "steps": 100 * 5004, "weight_decay": 0, "momentum": 0.9},
+        **{"nesterov": False, "rates": {0: 30.0, 59.9: 30.0, 60: 3.0, 80: 0.3}},
+    },
+    # google-research/simclr, README.md: .1 * 4096 / 256, of single steps; without biases in the decay.
+    "linear_probe:simclr": {
+        **{"examples": 1_281_167, "batch_size": 4096, "steps": 90 * 312, "weight_decay": 1e-6, "momentum": 0.9},
+        **{"nesterov": True, "undecayed": _NORMS, "rates": {0: 1.6, 45: 0.8}},
+    },
+    # google-deepmind/deepmind-research, byol/configs/eval.py.
+    "linear_probe:byol": {
+        **{"examples": 1_281_167, "batch_size": 4096, "steps": 80 * 312, "weight_decay": 0, "momentum": 0.9},
+        **{"nesterov": True, "rates": {0: 3.2, 40: 1.6}},
+    },
+    # facebookresearch/simsiam, main_lincls.py with --lars.
+    "linear_probe:simsiam": {
+        **{"examples": 1_281_167, "batch_size": 4096, "steps": 90 * 312, "weight_decay": 0, "momentum": 0.9},
+        **{"by_rank": False, "undecayed": 0, "rates": {0: 1.6, 45: 0.8, 45.9: 0.8}},
+    },
+    # facebookresearch/barlowtwins and vicreg, evaluate.py; swav, eval_linear.py.
+    **{
+        f"linear_probe:{name}": {
+            **{"examples": 1_281_167, "batch_size": 256, "steps": 100 * 5004, "weight_decay": 1e-6, "momentum": 0.9},
+            **{"nesterov": False, "undecayed": 0, "rates": {0: rate, 50: rate / 2, 50.9: rate / 2}},
+        }
+        for name, rate in (("barlow_twins", 0.3), ("vicreg", 0.02), ("swav", 0.3))
+    },
+    # facebookresearch/moco-v3, README.md and transfer/README.md: 5e-4 and 3e-4 times 1024 / 512, down to 1e-5.
+    "finetune_mocov3:vit_b": {
+        **{"examples": 1_281_167, "batch_size": 1024, "steps": 150 * 1251, "weight_decay": 0.05},
+        "rates": {0: 1e-6, 5: 1e-5 + 9.9e-4 * (1 + np.cos(np.pi / 30)) / 2, 75: 5.05e-4},
+    },
+    "finetune_mocov3:cifar10": {
+        **{"examples": 50_000, "batch_size": 1024, "steps": 100 * 48, "weight_decay": 0.1},
+        "rates": {0: 1e-6, 50: 3.05e-4},
+    },
+    "finetune_mocov3:oxford_flowers102": {"examples": 2040, "weight_decay": 0.3, "rates": {50: 3.05e-4}},
+    # facebookresearch/barlowtwins and vicreg, evaluate.py; swav, eval_semisup.py: classifiers have a rate of their own.
+    "semi_supervised:vicreg_10": {
+        **{"examples": 128_116, "batch_size": 256, "steps": 20 * 500, "weight_decay": 0, "momentum": 0.9},
+        **{"nesterov": False, "classifier": 0.1, "rates": {0: 0.01, 10: 0.005, 10.9: 0.005}},
+    },
+    "semi_supervised:swav_1": {
+        **{"examples": 12_811, "batch_size": 256, "steps": 20 * 50, "weight_decay": 0, "momentum": 0.9},
+        **{"nesterov": False, "classifier": 5.0, "rates": {0: 0.02, 11.9: 0.02, 12: 0.004, 16: 8e-4}},
+    },
+    "semi_supervised:barlow_twins_1": {"examples": 12_811, "classifier": 0.5, "rates": {0: 0.005, 10: 0.0025}},
+    # google-research/big_transfer, bit_hyperrule.py: a step that is a support has the old rate.
+    "bit_hyperrule:cifar10": {
+        **{"examples": 49_000, "batch_size": 512, "steps": 10_000, "weight_decay": 0, "momentum": 0.9},
+        **{"nesterov": False, "rates_by_step": {0: 0, 250: 0.0015, 500: 0.003, 3000: 0.003, 3001: 3e-4, 9001: 3e-6}},
+    },
+    "bit_hyperrule:imagenet": {
+        **{"examples": 1_268_355, "batch_size": 512, "steps": 20_000},
+        "rates_by_step": {500: 0.003, 6000: 0.003, 6001: 3e-4, 12_001: 3e-5, 18_000: 3e-5, 18_001: 3e-6},
+    },
+    "bit_hyperrule:vtab_dtd": {
+        **{"examples": 1000, "batch_size": 512, "steps": 500},
+        "rates_by_step": {50: 0.0015, 200: 0.003, 201: 3e-4, 301: 3e-5, 401: 3e-6},
+    },
+    # google-research/task_adaptation, scripts/run_all_tasks.sh and README.md; tf.train.piecewise_constant has the old
+    # rate at a boundary.
+    "vtab:dtd": {
+        **{"examples": 1000, "batch_size": 64, "steps": 1000, "weight_decay": 0, "momentum": 0.9, "nesterov": False},
+        "rates_by_step": {0: 0, 40: 0.005, 80: 0.01, 300: 0.01, 301: 1e-3, 601: 1e-4, 901: 1e-5},
+    },
+    "vtab:dtd_full": {
+        **{"examples": 3760, "batch_size": 512, "steps": 2500},
+        "rates_by_step": {0: 0.01, 750: 0.01, 751: 1e-3, 1501: 1e-4, 2251: 1e-5},
+    },
+    # google-research/big_vision, configs/transfer.py: a half cosine after the warm-up.
+    "vit_transfer:cifar10": {
+        **{"examples": 49_000, "batch_size": 512, "steps": 10_000, "weight_decay": 0, "momentum": 0.9},
+        **{"mu_dtype": "bfloat16", "nesterov": False, "rates_by_step": {0: 0, 250: 0.0015, 500: 0.003, 5250: 0.0015}},
+    },
+    "vit_transfer:oxford_iiit_pet": {
+        **{"examples": 3312, "batch_size": 512, "steps": 500, "rates_by_step": {50: 0.0015, 100: 0.003, 300: 0.0015}},
     },
     # microsoft/SimMIM, configs/ and lr_scheduler.py: times 2048 / 512; timm's cosine also runs during the warm-up.
     "simmim:swin_b": {
@@ -392,7 +501,7 @@ def multipliers_of(config: ConfigDict) -> list[float]:
 def test_what_a_recipe_for_few_images_or_weights_comes_to(name: str):
     config, expected = recipe(name), dict(NUMBERS[name])
     plan = config_lib.make_plan(config, expected.pop("examples"))
-    rates = expected.pop("rates")
+    rates, rates_by_step = expected.pop("rates", {}), expected.pop("rates_by_step", {})
     takes = optim.optimizer_arguments(config.optimizer.name) | build.optimizer_options(config)
     ours = {
         **{"batch_size": config.batch_size, "steps": plan.total_steps},
@@ -400,6 +509,9 @@ def test_what_a_recipe_for_few_images_or_weights_comes_to(name: str):
     }
     if "undecayed" in expected:
         ours["undecayed"] = decays_of(config)[1]
+    if "classifier" in expected:
+        ((_, factor),) = config.optimizer.multipliers
+        ours["classifier"] = pytest.approx(factor * plan.learning_rate)
     if "multipliers" in expected:
         ours["multipliers"] = pytest.approx(multipliers_of(config), rel=1e-6)
     assert {key: ours[key] for key in expected} == expected
@@ -408,6 +520,29 @@ def test_what_a_recipe_for_few_images_or_weights_comes_to(name: str):
         # A fraction of an epoch may be no whole step.
         step = int(epoch * plan.steps_per_epoch)
         assert float(schedule(step)) == pytest.approx(rate, rel=2e-2 if epoch % 1 else 1e-6)
+    for step, rate in rates_by_step.items():
+        assert float(schedule(step)) == pytest.approx(rate, rel=1e-5)
+
+
+def test_the_splits_of_vtab():
+    """By the numbers of examples, and the shares of them that train there (task_adaptation, data/*.py)."""
+    for task, count, share in (
+        ("caltech101", 3_059, 90),
+        ("cifar100", 50_000, 90),
+        ("oxford_iiit_pet", 3_680, 80),
+        ("svhn_cropped", 73_257, 90),
+        ("eurosat", 27_000, 60),
+        ("resisc45", 31_500, 60),
+    ):
+        first = count * share // 100
+        assert recipes.VTAB[task].validation == f"train[{first}:{first + 200}]"
+        if share == 60:
+            rest = first + count * 20 // 100
+            assert recipes.VTAB[task].trainval == f"train[:{rest}]"
+            assert recipes.VTAB[task].test == f"train[{rest}:]"
+    config = recipe("vtab:smallnorb_azimuth")
+    assert config.data.train_split == "train[:800]+test[:200]"
+    assert config.data.label == "label_azimuth"
 
 
 def test_every_recipe_has_a_reference():
@@ -419,6 +554,7 @@ def test_every_recipe_has_a_reference():
 @pytest.mark.parametrize("name", NAMES)
 def test_every_recipe_is_valid(name: str):
     config = recipe(name)
+    config.data.label = None  # made-up images have no other
     if config.model.pretrained is None:
         config_lib.validate(config, num_devices=8)
 

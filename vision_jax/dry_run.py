@@ -105,7 +105,7 @@ def describe(config: ConfigDict, topology: str | None = None) -> tuple[str, cost
     text = "\n".join(
         [
             *(traced.summary, f"  {'step':>10}{'learning rate':>14}", *rates, ""),
-            *(optim.format_table(build.make_rules(config, plan).table(state.params), layouts), ""),
+            *(optim.format_table(traced.program.rules.table(state.params), layouts), ""),
             f"Mesh: {', '.join(f'{name}={size}' for name, size in mesh.shape.items())}"
             + (f", of {topology} ({kind}), which is not here." if topology else "."),
             costs,

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from ml_collections import ConfigDict
 
@@ -89,11 +89,54 @@ def deit_augmentation(config: ConfigDict) -> None:
     config.augment.cutmix = 1.0
 
 
+def deit_optimizer(config: ConfigDict, learning_rate: float, weight_decay: float) -> None:
+    """Sets AdamW and the schedule of DeiT, from 1e-6 to the peak, and down to 1e-5; after `config.batch_size` is set.
+
+    Args:
+        config: the configuration.
+        learning_rate: for a batch of 512, from which it is scaled linearly.
+        weight_decay: of kernels.
+    """
+    config.optimizer.name = "adamw"
+    config.optimizer.learning_rate = learning_rate
+    config.optimizer.learning_rate_batch_size = 512
+    config.optimizer.weight_decay = weight_decay
+    config.optimizer.decay_rule = "timm"
+    peak = learning_rate * config.batch_size / 512
+    config.schedule.warmup_factor = 1e-6 / peak
+    config.schedule.end_factor = 1e-5 / peak
+    config.schedule.by_epoch = True
+    config.schedule.overlap_warmup = True
+
+
 def selfsupervised(model: str, name: str, **options: object) -> ConfigDict:
     """Returns what recipes of two crops of each image begin with: `imagenet` for an objective with these options."""
     config = imagenet(model)
     config.objective = objective(name, **options)
     config.checkpoint.best_metric = "val/loss"
+    return config
+
+
+def linear_probe(model: str, learning_rate: float, weight_decay: float, head_std: float) -> ConfigDict:
+    """Returns what linear probes begin with: SGD for the classifier, on crops by Pillow, on a half cosine of epochs.
+
+    Args:
+        model: whose classifier is trained, and which is else as in evaluation.
+        learning_rate: for a batch of 256, from which it is scaled linearly.
+        weight_decay: of the classifier, biases too.
+        head_std: standard deviation of its initial weights.
+    """
+    config = imagenet(model)
+    config.objective.name = "linear_probe"
+    config.model.head_std = head_std
+    config.data.train_filter = "pillow-bilinear"
+    config.optimizer.momentum = 0.9
+    config.optimizer.learning_rate = learning_rate
+    config.optimizer.learning_rate_batch_size = 256
+    config.optimizer.weight_decay = weight_decay
+    config.optimizer.decay_rule = "all"
+    config.schedule.warmup_epochs = 0.0
+    config.schedule.by_epoch = True
     return config
 
 
@@ -171,3 +214,73 @@ def objective(name: str, **options: object) -> ConfigDict:
         raise ConfigError(f"{unknown[0]!r} is no option of {name}: {suggest(unknown[0], list(fields))}")
     defaults = {key: field.default for key, field in fields.items() if field.default is not dataclasses.MISSING}
     return ConfigDict({"name": name, **defaults, **options})
+
+
+class VtabTask(NamedTuple):
+    """Splits of a task of VTAB (google-research/task_adaptation d7630d3, data/*.py), as tfds names them.
+
+    Attributes:
+        validation: the 200 examples that join the first 800 of the split train, to make 1,000.
+        trainval: all examples for training.
+        test: those that count.
+        label: the name of the class label; None: `label`.
+        small: the images have less than 96 * 96 pixels.
+    """
+
+    validation: str
+    trainval: str
+    test: str = "test"
+    label: str | None = None
+    small: bool = False
+
+
+# Without the tasks whose labels have to be made of other annotations: CLEVR's, KITTI's and dSprites'.
+VTAB: dict[str, VtabTask] = {
+    "caltech101": VtabTask("train[2753:2953]", "train"),
+    "cifar100": VtabTask("train[45000:45200]", "train", small=True),
+    "dtd": VtabTask("validation[:200]", "train+validation"),
+    "oxford_flowers102": VtabTask("validation[:200]", "train+validation"),
+    "oxford_iiit_pet": VtabTask("train[2944:3144]", "train"),
+    "svhn_cropped": VtabTask("train[65931:66131]", "train", small=True),
+    "sun397": VtabTask("validation[:200]", "train+validation"),
+    "patch_camelyon": VtabTask("validation[:200]", "train+validation"),
+    "eurosat": VtabTask("train[16200:16400]", "train[:21600]", "train[21600:]", small=True),
+    "resisc45": VtabTask("train[18900:19100]", "train[:25200]", "train[25200:]"),
+    "diabetic_retinopathy": VtabTask("validation[:200]", "train+validation"),
+    "dmlab": VtabTask("validation[:200]", "train+validation"),
+    "smallnorb_azimuth": VtabTask("test[:200]", "train+test[:50%]", "test[50%:]", "label_azimuth"),
+    "smallnorb_elevation": VtabTask("test[:200]", "train+test[:50%]", "test[50%:]", "label_elevation"),
+}
+
+
+def vtab_data(config: ConfigDict, task: str, *, full: bool = False) -> None:
+    """Sets the splits of a task of VTAB: 1,000 examples, or with `full` all, and the test split."""
+    splits = choose(VTAB, task)
+    config.data.source = "tfds"
+    config.data.train_split = splits.trainval if full else f"train[:800]+{splits.validation}"
+    config.data.val_split = splits.test
+    config.data.label = splits.label
+
+
+def squeezed(config: ConfigDict, resize: int, size: int) -> None:
+    """Sets crops of `size` pixels out of a square of `resize` that the whole image is squeezed into.
+
+    In evaluation the image is squeezed into one of `size`.
+    """
+    config.data.image_size = config.data.eval_resize = size
+    config.data.eval_square = True
+    config.data.crop_ratio = ()
+    config.data.crop_scale = ((size / resize) ** 2,) * 2
+    config.data.train_filter = "pillow-bilinear"
+
+
+def transfer(config: ConfigDict, learning_rate: float, steps: int, warmup_steps: int, batch_size: int) -> None:
+    """Sets what transfers to other data share: SGD with momentum, no weight decay, steps, and a classifier of zeros."""
+    config.batch_size = batch_size
+    config.total_steps = steps
+    config.eval.every_steps = steps
+    config.model.head_std = 0.0
+    config.optimizer.learning_rate = learning_rate
+    config.optimizer.momentum = 0.9
+    config.optimizer.weight_decay = 0.0
+    config.schedule.warmup_steps = warmup_steps

@@ -257,6 +257,8 @@ def test_options_of_the_schedule_are_in_steps():
     assert build.schedule_options(config, 100) == {"points": ((0, 0.2), (150.0, 1.0), (800, 0.0))}
     config = synthetic(**{"schedule.milestone_epochs": (30, 60)})
     assert build.schedule_options(config, 100) == {"milestones": (3000, 6000)}
+    config.schedule.milestone_steps = (201, 301)
+    assert build.schedule_options(config, 100) == {"milestones": (201, 301)}
 
 
 @pytest.mark.parametrize(

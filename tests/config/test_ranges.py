@@ -44,6 +44,7 @@ TUPLES = {
     "optimizer.frozen_until": [(("^fc/", -1e9),)],
     "optimizer.multipliers": [(("^fc/", -1e9),)],
     "schedule.milestone_epochs": [(-1e9, 3)],
+    "schedule.milestone_steps": [(-(10**9), 3)],
     "schedule.points": [((-1e9, 1.0), (2, 0.5)), ((0, 1.0), (2, -1e9))],
 }
 STRINGS = {

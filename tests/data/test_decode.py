@@ -12,6 +12,8 @@ import pytest
 import simplejpeg
 from conftest import encode, picture
 
+from vision_jax import config as config_lib
+from vision_jax.build import make_eval_transform
 from vision_jax.data import decode, jpeg, order
 from vision_jax.data.crops import random_crops
 from vision_jax.data.transforms import EvalTransform, TrainTransform
@@ -60,6 +62,23 @@ def test_crops_of_tiny_images_lie_inside(size: tuple[int, int]):
     assert (width > 0).all()
     assert (top + height <= heights).all()
     assert (left + width <= widths).all()
+
+
+@pytest.mark.parametrize("share", [0.8, 1.0])
+def test_crops_of_the_ratio_of_the_image(share: float):
+    """A window of a square that the image is squeezed into, as BiT crops: 128 of 160 pixels; and all of it."""
+    random = np.random.RandomState(0)
+    sizes = random.randint(30, 500, (200, 2))
+    crops = random_crops(sizes[:, 0], sizes[:, 1], random.uniform(size=(200, 22)), (share**2, share**2), ())
+    np.testing.assert_array_equal(crops[:, 2:], np.rint(share * sizes))
+    room = sizes - crops[:, 2:]
+    assert (crops[:, :2] >= 0).all()
+    assert (crops[:, :2] <= room).all()
+    if share < 1:
+        where = crops[room.min(1) > 20, :2] / room[room.min(1) > 20]
+        assert where.min() < 0.1
+        assert where.max() > 0.9
+        assert np.abs(where.mean(0) - 0.5).max() < 0.1
 
 
 SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
@@ -169,6 +188,18 @@ def test_eval_transform_equals_pillow(size: tuple[int, int], filter_name: str):
     expected = np.asarray(image.crop((left, top, left + 32, top + 32)), int)
     mine = run(EvalTransform(size=32, resize=36, channels=3, filter=filter_name), [data])[0]
     assert np.abs(mine - expected).max() <= 1
+
+
+def test_whole_images_become_squares():
+    """As by torchvision's Resize((36, 36)) and CenterCrop(32)."""
+    data = encode(picture(50, 90), quality=95)
+    image = PIL.Image.open(io.BytesIO(data)).resize((36, 36), PIL.Image.Resampling.BILINEAR).crop((2, 2, 34, 34))
+    config = config_lib.default_config()
+    config.data.update({"image_size": 32, "eval_resize": 36, "eval_square": True})
+    mine = make_eval_transform(config)
+    assert np.abs(run(mine, [data])[0] - np.asarray(image, int)).max() <= 1
+    config.data.eval_square = False
+    assert make_eval_transform(config) != mine
 
 
 def cmyk_jpeg() -> bytes:

@@ -1,3 +1,4 @@
+import json
 import pathlib
 import pickle
 import shutil
@@ -10,10 +11,11 @@ from miniature import write_tfrecord
 
 from vision_jax import build
 from vision_jax import config as config_lib
+from vision_jax.commands import prepare
 from vision_jax.data import decode, digits, sources, tfds_format
 from vision_jax.data.arrayrecord import ArrayRecordFiles
 from vision_jax.devices import sharding
-from vision_jax.errors import DataError
+from vision_jax.errors import ConfigError, DataError
 
 
 def write(directory: pathlib.Path, **splits: int) -> pathlib.Path:
@@ -100,6 +102,64 @@ def test_subset_is_the_same_for_every_seed_and_grows(image_folder: pathlib.Path)
         build.create_source(config, train=True)
 
 
+def test_a_subset_of_each_class(image_folder: pathlib.Path):
+    """The same for every seed, and within that of a larger count."""
+    config = config_lib.default_config()
+    config.data.source, config.data.dir, config.data.train_per_class = "folder", str(image_folder), 2
+    whole = sources.FolderSource(image_folder, "train")
+    found = {}
+    for seed, count in ((0, 2), (1, 2), (0, 5)):
+        config.seed, config.data.train_per_class = seed, count
+        source = build.create_source(config, train=True)
+        assert np.bincount(sources.read_labels(source)).tolist() == [count] * 3
+        found[seed, count] = {source.describe(i) for i in range(len(source))}
+    assert found[0, 2] == found[1, 2] < found[0, 5] < {whole.describe(i) for i in range(24)}
+    assert len(build.create_source(config, train=False)) == 9
+    config.data.train_per_class = 9
+    with pytest.raises(DataError, match=r"train_per_class is 9, and the class 'ant' has 8 examples"):
+        build.create_source(config, train=True)
+    config.data.train_examples = 3
+    with pytest.raises(ConfigError, match=r"data\.train_examples and data\.train_per_class are set"):
+        config_lib.validate(config, 1)
+
+
+def test_a_subset_that_a_file_lists(image_folder: pathlib.Path, tmp_path: pathlib.Path):
+    """By names of files or paths; of a folder, and of records that have names."""
+    names, path = ["cat/cat3.jpg", "ant2.jpg", "", "bee7.jpg"], tmp_path / "names.txt"
+    path.write_text("\n".join(names))
+    config = config_lib.default_config()
+    config.data.source, config.data.dir, config.data.train_list = "folder", str(image_folder), str(path)
+    source = build.create_source(config, train=True)
+    expected = [(image_folder / "train" / name).read_bytes() for name in ("ant/ant2.jpg", "bee/bee7.jpg", names[0])]
+    assert [source[i]["image"] for i in range(len(source))] == expected
+    assert [source[i]["label"] for i in range(3)] == [0, 1, 2]
+
+    prepared = tmp_path / "prepared"
+    assert prepare.main([str(image_folder), str(prepared), "--encoding=original"]) == 0
+    config.data.source, config.data.dir = "tfds", str(prepared)
+    source = build.create_source(config, train=True)
+    assert sorted(source[i]["image"] for i in range(len(source))) == sorted(expected)
+
+    config.data.source, config.data.dir = "folder", str(image_folder)
+    (image_folder / "train" / "ant" / "bee7.jpg").write_bytes(expected[0])
+    for text, message in (
+        ("bee7.jpg", "has names of several images each, so give CLASS/IMAGE: bee7.jpg"),
+        ("ant/ant1.jpg\nant1.jpg", "lists 1 images twice"),
+        ("ant9.jpg\nant1.jpg", "lists 1 images that are not in the split: ant9.jpg"),
+        ("\n", "which lists no image"),
+    ):
+        path.write_text(text)
+        with pytest.raises(DataError, match=message.replace(".", r"\.")):
+            build.create_source(config, train=True)
+    config.data.train_list = str(tmp_path / "none.txt")
+    with pytest.raises(DataError, match="which cannot be read"):
+        build.create_source(config, train=True)
+    config.data.source, config.data.train_list = "synthetic", str(path)
+    path.write_text("a.jpg")
+    with pytest.raises(DataError, match="the images of the training split have no names"):
+        build.create_source(config, train=True)
+
+
 def test_tfds_source_says_what_is_wrong(tmp_path: pathlib.Path):
     directory = write(tmp_path / "one" / "1.0.0", train=4)
     with pytest.raises(DataError, match="no split 'validation': there are: train"):
@@ -137,6 +197,25 @@ def test_image_and_label_among_several():
     assert tfds_format.image_and_label({"photo": image, "class": fine}, pathlib.Path("mine")) == ("photo", "class")
     with pytest.raises(DataError, match="mine has 2 features of type ClassLabel"):
         tfds_format.image_and_label({"image": image, "fine": fine, "coarse": coarse}, pathlib.Path("mine"))
+    assert tfds_format.image_and_label(features, pathlib.Path("mine"), "coarse_label") == ("image", "coarse_label")
+    for name in ("coarse", "image"):
+        with pytest.raises(DataError, match=f"mine has no class label '{name}'"):
+            tfds_format.image_and_label(features, pathlib.Path("mine"), name)
+
+
+def test_a_label_of_another_name(tmp_path: pathlib.Path):
+    """Of a data set that is written with one label, and whose metadata then have two."""
+    directory = write(tmp_path / "1.0.0", train=4)
+    path = directory / "features.json"
+    features = json.loads(path.read_text())
+    described = features["featuresDict"]["features"]
+    described["kind"] = described["label"]
+    path.write_text(json.dumps(features))
+    usual, other = (sources.TfdsSource(directory, "train", label) for label in (None, "kind"))
+    assert usual[1] == expected_example(1)
+    assert usual.fingerprint() != other.fingerprint()
+    with pytest.raises(IndexError):  # the records have no such feature
+        _ = other[1]
 
 
 def test_folder_source(image_folder: pathlib.Path):

@@ -16,6 +16,7 @@ import vision_jax
 from vision_jax import pretrained
 from vision_jax.errors import ConfigError, DataError
 from vision_jax.models import registry
+from vision_jax.models.intermediates import apply_with_intermediates
 from vision_jax.models.positions import sincos2d
 from vision_jax.models.transformer import PatchEmbed, resample_positions
 
@@ -140,6 +141,42 @@ def test_features_and_maps_of_either_pooling():
     logits = token @ state["head.weight"].T + state["head.bias"]
     np.testing.assert_allclose(apply(VIT, state, images(), **options), logits, atol=1e-4)
     assert np.abs(token - averages).max() > 0.1
+
+
+@pytest.mark.parametrize("scan_blocks", [False, True])
+def test_features_of_several_blocks(scan_blocks: bool):
+    """Class tokens behind the last norm, by NumPy, from the first of the last blocks to the last; then the average."""
+    options = {"depth": 3, "scan_blocks": scan_blocks}
+    state = weights(VIT, depth=3)
+    model = vision_jax.create_model(VIT, **SMALL | options)
+    variables = pretrained.from_torch(VIT, state, **SMALL | options)
+    names = [f"blocks/{i}" for i in range(3)]
+    found = quick(lambda v, x: apply_with_intermediates(model, v, x, names)[1])(variables, images())
+    tokens = [np.asarray(found[name], np.float64) for name in names[1:]]
+    normed = [(x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6) for x in tokens]
+    normed = [x * state["norm.weight"] + state["norm.bias"] for x in normed]
+    expected = np.concatenate([normed[0][:, 0], normed[1][:, 0], normed[1][:, 1:].mean(1)], axis=1)
+    ours = apply(VIT, state, images(), "features", **options, feature_blocks=2, global_pool="token+avg", num_classes=0)
+    np.testing.assert_allclose(ours, expected, atol=1e-4)
+    assert np.abs(expected[:, :16] - expected[:, 16:32]).max() > 0.1
+
+
+def test_a_norm_before_the_classifier():
+    """Without parameters; the batch's mean and biased variance in training, running ones in evaluation."""
+    model = vision_jax.create_model(VIT, **SMALL, norm_before_head=True)
+    x = np.random.default_rng(0).standard_normal((6, 16), dtype=np.float32) * 3 + 1
+    variables = model.init(jax.random.key(0), x, train=False, method="logits")
+    assert variables["batch_stats"].keys() == {"head_norm"}
+    assert "head_norm" not in variables["params"]
+    kernel = np.asarray(variables["params"]["head"]["kernel"], np.float64)
+    logits, after = model.apply(variables, x, train=True, method="logits", mutable=["batch_stats"])
+    np.testing.assert_allclose(logits, (x - x.mean(0)) / np.sqrt(x.var(0) + 1e-6) @ kernel, atol=1e-5)
+    statistics = after["batch_stats"]["head_norm"]
+    np.testing.assert_allclose(statistics["mean"], 0.1 * x.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(statistics["var"], 0.9 + 0.1 * x.var(0, ddof=1), rtol=1e-5)
+    logits = model.apply({**variables, **after}, x, train=False, method="logits")
+    expected = (x - statistics["mean"]) / np.sqrt(np.asarray(statistics["var"]) + 1e-6) @ kernel
+    np.testing.assert_allclose(logits, expected, atol=1e-5)
 
 
 def test_where_positions_are_added():
@@ -353,6 +390,10 @@ def test_options_that_do_not_go_together():
         vision_jax.create_model(VIT, class_token=False)
     with pytest.raises(ConfigError, match="global_pool is 'max'"):
         vision_jax.create_model(VIT, global_pool="max")
+    with pytest.raises(ConfigError, match="feature_blocks is 13, and the model has 12 blocks"):
+        vision_jax.create_model(VIT, feature_blocks=13)
+    with pytest.raises(ConfigError, match="set global_pool to token or token"):
+        vision_jax.create_model(VIT, feature_blocks=2, global_pool="avg")
     with pytest.raises(ConfigError, match="positions is 'none'"):
         vision_jax.create_model(VIT, positions="none")
     with pytest.raises(ConfigError, match="leave global_pool at token"):

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from vision_jax import pretrained
 from vision_jax.config.plan import Plan, eval_resize, eval_size
-from vision_jax.data import check, digits, order
+from vision_jax.data import check, digits, order, subsets
 from vision_jax.data.cache import cache_dir
 from vision_jax.data.loader import Loader
 from vision_jax.data.order import BalancedOrder, OffsetOrder, TrainOrder
@@ -24,7 +24,7 @@ from vision_jax.data.sources import (
     folder_class_names,
     read_labels,
 )
-from vision_jax.data.transforms import EvalTransform, TrainTransform
+from vision_jax.data.transforms import EvalTransform, SquareTransform, TrainTransform
 from vision_jax.data.views import View, parse_views
 from vision_jax.data.workers import ProcessLoader, create_loader
 from vision_jax.devices import sharding
@@ -58,6 +58,11 @@ def create_source(config: ConfigDict, *, train: bool, class_names: Sequence[str]
                 f"{data.train_split!r}."
             )
         source = SubsetSource(source, order.subset(len(source), data.train_examples))
+    elif train and data.train_per_class is not None:
+        source = SubsetSource(source, subsets.per_class(source, data.train_per_class, data.num_threads))
+    elif train and data.train_list is not None:
+        path = pathlib.Path(data.train_list).expanduser()
+        source = SubsetSource(source, subsets.listed(source, path, data.num_threads))
     return _relabel(config, source)
 
 
@@ -79,7 +84,7 @@ def _create_source(config: ConfigDict, train: bool, class_names: Sequence[str]) 
                 directory, split, labels=data.val_labels, class_names=names, labels_option="data.val_labels"
             )
         case "tfds":
-            return TfdsSource(pathlib.Path(data.dir).expanduser(), split)
+            return TfdsSource(pathlib.Path(data.dir).expanduser(), split, data.label)
         case "digits":
             try:
                 root = pathlib.Path(data.dir).expanduser() if data.dir else cache_dir()
@@ -167,9 +172,8 @@ def make_transform(config: ConfigDict, plan: Plan, views: Sequence[View] | None 
 def make_eval_transform(config: ConfigDict) -> EvalTransform:
     """Returns what makes a batch of records for evaluation and prediction: the preprocessing of a checkpoint."""
     data = config.data
-    return EvalTransform(
-        eval_size(config), eval_resize(config), data.channels, data.eval_filter, max_pixels=data.max_pixels
-    )
+    kind = SquareTransform if data.eval_square else EvalTransform
+    return kind(eval_size(config), eval_resize(config), data.channels, data.eval_filter, max_pixels=data.max_pixels)
 
 
 def make_order(config: ConfigDict, source: Source) -> TrainOrder | BalancedOrder:

@@ -14,7 +14,15 @@ from ml_collections import ConfigDict
 
 from vision_jax import optim, steps
 from vision_jax.assembly.inputs import make_transform
-from vision_jax.assembly.states import abstract_variables, classifier, create_state, heads, partition_rules, pooled_norm
+from vision_jax.assembly.states import (
+    abstract_variables,
+    body,
+    classifier,
+    create_state,
+    heads,
+    partition_rules,
+    pooled_norm,
+)
 from vision_jax.config.fields import OPTIMIZER_OPTIONS, SCHEDULE_OPTIONS
 from vision_jax.config.plan import Plan
 from vision_jax.data.loader import batch_fields
@@ -57,15 +65,15 @@ def schedule_options(config: ConfigDict, steps_per_epoch: int) -> dict[str, Any]
     return options
 
 
-def make_rules(config: ConfigDict, plan: Plan) -> optim.GroupRules:
-    """Returns what holds for which parameters."""
+def make_rules(config: ConfigDict, plan: Plan, objective: Objective | None = None) -> optim.GroupRules:
+    """Returns what holds for which parameters; of an objective that trains the classifier alone, all else is frozen."""
     return optim.GroupRules(
         decay=config.optimizer.decay_rule,
         no_decay=tuple(config.optimizer.no_decay),
         multipliers=tuple(config.optimizer.multipliers),
         layer_decay=config.optimizer.layer_decay,
         layers=tuple(config.optimizer.layers) or None,
-        frozen=tuple(config.optimizer.frozen),
+        frozen=(*config.optimizer.frozen, *(body(objective) if objective and objective.classifier_alone else ())),
         frozen_until=tuple(
             (pattern, round(epochs * plan.steps_per_epoch)) for pattern, epochs in config.optimizer.frozen_until
         ),
@@ -74,15 +82,17 @@ def make_rules(config: ConfigDict, plan: Plan) -> optim.GroupRules:
     )
 
 
-def make_optimizer(config: ConfigDict, plan: Plan, params: Any) -> optax.GradientTransformation:
+def make_optimizer(
+    config: ConfigDict, plan: Plan, params: Any, rules: optim.GroupRules | None = None
+) -> optax.GradientTransformation:
     """Returns the optimizer, with what holds for which parameters and the guard, if there is one.
 
-    `params` are all parameters, frozen ones too, or their shapes.
+    `params` are all parameters, frozen ones too, or their shapes; `rules` are those of `make_rules`, unless given.
 
     Raises:
         ConfigError: if a pattern of `config.optimizer` matches none of them.
     """
-    rules = make_rules(config, plan)
+    rules = rules or make_rules(config, plan)
     weight_decay: optax.ScalarOrSchedule = config.optimizer.weight_decay
     if (end := config.optimizer.weight_decay_end) is not None:
         weight_decay = optim.interpolate_cosine(config.optimizer.weight_decay, end, plan.total_steps)
@@ -131,12 +141,14 @@ class Program:
         initialize: (variables that training starts from, or None for random ones) -> the state before the first step.
             What the objective has beside the model may be missing in them, and the classifier with its norm.
         train_step: (state, batch, constants) -> (state, metrics).
+        rules: what holds for which parameters.
         abstract_state: the state, with shapes, dtypes and layouts in place of arrays.
     """
 
     objective: Objective
     initialize: Callable[..., TrainState]
     train_step: steps.TrainStep
+    rules: optim.GroupRules
     abstract_state: TrainState
 
 
@@ -146,12 +158,12 @@ def make_program(config: ConfigDict, plan: Plan, objective: Objective, mesh: Mes
     Raises:
         ConfigError: if `mesh.rules` do not fit the model, or rules on the paths of parameters match nothing.
     """
-    rules, params = make_rules(config, plan), abstract_variables(objective)["params"]
-    optimizer = make_optimizer(config, plan, params)
+    rules, params = make_rules(config, plan, objective), abstract_variables(objective)["params"]
+    optimizer = make_optimizer(config, plan, params, rules)
     create = functools.partial(create_state, objective, optimizer, rules, seed=config.seed)
     shapes = jax.eval_shape(create)
     layouts = partition.layouts(partition_rules(config, mesh), mesh, shapes.params, shapes)
-    missing = (*heads(objective), *classifier(objective), *pooled_norm(objective))
+    missing = (*heads(objective), *classifier(objective), *pooled_norm(objective), "head_norm/")
     initialize = jax.jit(
         lambda given=None: create(given=given, missing=missing),
         out_shardings=layouts,
@@ -170,7 +182,7 @@ def make_program(config: ConfigDict, plan: Plan, objective: Objective, mesh: Mes
         sam=sam,
         rules=rules,
     )
-    return Program(objective, initialize, train_step, sharding.abstract(shapes, layouts))
+    return Program(objective, initialize, train_step, rules, sharding.abstract(shapes, layouts))
 
 
 def trace_steps(

@@ -1,6 +1,7 @@
 """The state that a training begins with, and how it is laid out."""
 
 import functools
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -139,6 +140,11 @@ def classifier(objective: Objective) -> tuple[str, ...]:
     shape = objective.setup.image_shape
     whole, body = (masks.all_paths(_model_parameters(x, shape)) for x in (model, model.clone(num_classes=0)))
     return tuple(sorted(set(whole) - set(body)))
+
+
+def body(objective: Objective) -> tuple[str, ...]:
+    """Returns patterns of the parameters that `classifier` does not have."""
+    return (f"^(?!({'|'.join(map(re.escape, classifier(objective)))})$)",)
 
 
 def pooled_norm(objective: Objective) -> tuple[str, ...]:

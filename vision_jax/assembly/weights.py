@@ -71,9 +71,9 @@ def load_initial(config: ConfigDict, objective: Objective, class_names: Sequence
 
     Returns:
         `params` and `batch_stats` of the model, and of heads beside it as far as they are there; of another run,
-        without a classifier unless it is of the same classes. Of a file of the objective's authors that has all that is
-        needed to go on, also "ema", the variables of the teacher, and "extra", of the state without gradients.
-        None, if nothing is named.
+        without a classifier unless it is of the same classes. For an objective that trains the classifier alone there
+        is none: it is a new one. Of a file of the objective's authors that has all that is needed to go on, also "ema",
+        the variables of the teacher, and "extra", of the state without gradients. None, if nothing is named.
 
     Raises:
         DataError, CheckpointError: if they cannot be read or do not fit.
@@ -83,13 +83,15 @@ def load_initial(config: ConfigDict, objective: Objective, class_names: Sequence
     if not given:
         return None
     if not pretrained.is_workdir(given):
+        if objective.classifier_alone:
+            return load_pretrained(config, 0, classifier_seed=None)
         return _load_file(config, objective, class_names)
     checkpointer = Checkpointer(pathlib.Path(given).expanduser() / "checkpoints")
-    step, variables = restore_any(checkpointer, mesh)
+    step, variables = restore_any(checkpointer, mesh, config.model.pretrained_average)
     about = checkpointer.about(step)
     log.info("Weights: step %d of %s, a %s.", step, given, about["config"]["model"]["name"])
     same = about["num_classes"] == num_classes and list(about["class_names"]) == list(class_names)
-    if not same:
+    if not same or objective.classifier_alone:
         variables["params"] = _without(variables["params"], classifier(objective))
     if pooled_norm(objective) and "fc_norm" not in variables["params"]:
         log.info("The norm of averaged features is a new one: that run normalizes all tokens.")
@@ -132,18 +134,19 @@ def _without(tree: Mapping[str, Any], paths: Sequence[str], prefix: str = "") ->
     }
 
 
-def restore_any(checkpointer: Checkpointer, mesh: Mesh) -> tuple[int, dict[str, Any]]:
+def restore_any(checkpointer: Checkpointer, mesh: Mesh, average: bool | None = None) -> tuple[int, dict[str, Any]]:
     """Restores the variables of another run's latest whole checkpoint, whatever they are of.
 
     Args:
         checkpointer: of the other run.
         mesh: every device of it holds them in full.
+        average: their moving averages; None: if the run kept some.
 
     Returns:
-        the step, and `params` and `batch_stats`: their moving averages, if the run kept some.
+        the step, and `params` and `batch_stats`.
 
     Raises:
-        CheckpointError: if there is none.
+        CheckpointError: if there is none, or no moving average where that is asked for.
     """
     candidates = distributed.from_first(checkpointer.steps)[::-1]
     if not candidates:
@@ -164,7 +167,11 @@ def restore_any(checkpointer: Checkpointer, mesh: Mesh) -> tuple[int, dict[str, 
         return checkpointer.restore_item(step, "model", sharding.abstract(item, sharding.replicated(mesh)))
 
     step, restored = checkpointer.restore_first(candidates, restore)
-    kept = restored.get("ema", restored)
+    if average and "ema" not in restored:
+        raise CheckpointError(
+            f"The run of {checkpointer.directory} keeps no moving averages: leave model.pretrained_average unset."
+        )
+    kept = restored if average is False else restored.get("ema", restored)
     return step, {"params": kept["params"], "batch_stats": kept.get("batch_stats", {})}
 
 

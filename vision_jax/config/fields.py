@@ -49,12 +49,17 @@ def default_config() -> ConfigDict:
     model.drop_path_rate = placeholder(float)
     # Initial bias of the classifier; a large negative one suits a sigmoid loss over many classes.
     model.head_bias = placeholder(float)
-    # Standard deviation of a vision transformer's initial classifier; a small one suits pretrained weights.
+    # Standard deviation of the initial classifier of a ResNet, ResNetV2 or vision transformer; a small one suits
+    # pretrained weights.
     model.head_std = placeholder(float)
+    # Batch norm without scale and bias before a vision transformer's classifier, as in MAE's linear probe.
+    model.norm_before_head = placeholder(bool)
     # Train auxiliary classifiers too; `loss.auxiliary_weight` is their weight.
     model.aux_logits = placeholder(bool)
-    # How a transformer pools its tokens: token (the class token) or avg (the mean of the patch tokens).
+    # How a transformer pools its tokens: token (the class token), avg (the mean of the patch tokens), or, of a vision
+    # transformer, token+avg (both). And of how many of its last blocks it takes the class token, as DINO's probe does.
     model.global_pool = placeholder(str)
+    model.feature_blocks = placeholder(int)
     # Position embedding of a transformer: learned, or the fixed sincos2d; mae and mocov3 begin as the tables of these
     # methods, and are fixed where pos_embed is in optimizer.frozen.
     model.positions = placeholder(str)
@@ -81,6 +86,9 @@ def default_config() -> ConfigDict:
     # different number of classes gets a new classifier, unless the class names of both sides are known, and rows can be
     # matched.
     model.pretrained = placeholder(str)
+    # If that is a workdir, whether to start from its moving averages, which a method's teacher may be. None: if it has
+    # some.
+    model.pretrained_average = placeholder(bool)
     # Class names of these weights: imagenet (the 1,000 WordNet ids, sorted), or a text file with one name per line.
     # None: what the file says, or imagenet if the weights have 1,000 classes and all classes of the data are WordNet
     # ids among them. If model.num_classes is the number of classes of the weights, labels are mapped to those classes.
@@ -97,6 +105,8 @@ def default_config() -> ConfigDict:
     # Names of the splits; for tfds also slices such as train[:99%].
     data.train_split = "train"
     data.val_split = "validation"
+    # tfds: the name of the class label, where there are several; None: label.
+    data.label = placeholder(str)
     # folder: a CSV file of image names and classes, for a split that is not in class folders; its path, absolute or
     # relative to `dir`. None: class folders, or a CSV file with a usual name, such as LOC_val_solution.csv, beside the
     # split.
@@ -119,7 +129,8 @@ def default_config() -> ConfigDict:
     # Normalization, one value per channel, for pixels from 0 to 1.
     data.mean = (0.485, 0.456, 0.406)
     data.std = (0.229, 0.224, 0.225)
-    # Random resized crop in training: range of the share of the area, and of width / height.
+    # Random resized crop in training: range of the share of the area, and of width / height; a crop_ratio of () is that
+    # of the image, so that the image is squeezed into a square, and a crop cut out of it.
     data.crop_scale = (0.08, 1.0)
     data.crop_ratio = (3 / 4, 4 / 3)
     # Views (multi-crop) of each training image, which is decoded only once: [NAME=]COUNTxSIZE[:MIN-MAX] (share of the
@@ -136,6 +147,10 @@ def default_config() -> ConfigDict:
     data.fast_upsampling = False
     # Train on a random subset of this many examples, the same for every seed; None: on all.
     data.train_examples = placeholder(int)
+    # Or on this many random examples of each class, the same for every seed. This may read all labels, once.
+    data.train_per_class = placeholder(int)
+    # Or on the images that a text file lists, one name a line: IMAGE, or CLASS/IMAGE.
+    data.train_list = placeholder(str)
     # Repeated augmentation: copies of each example in a batch, cropped and augmented independently.
     data.repeats = 1
     # Balanced sampling: every class is seen equally often, so examples of small classes more often than others.
@@ -148,6 +163,8 @@ def default_config() -> ConfigDict:
     data.eval_resize = 256
     # timm's crop_pct: the share of the resized shorter side that is cropped; overrides `eval_resize`.
     data.eval_crop = placeholder(float)
+    # Resize the whole image to a square of this size, whatever its aspect ratio, before the center is cropped.
+    data.eval_square = False
     # How evaluation images are resized: Pillow's antialiased bilinear or bicubic.
     data.eval_filter = "bilinear"
     # Number of damaged training records that each process may replace by others; one more is an error.
@@ -288,6 +305,8 @@ def default_config() -> ConfigDict:
     schedule.factor = placeholder(float)
     schedule.every_epochs = placeholder(float)
     schedule.milestone_epochs = placeholder(tuple)
+    # The same in steps; overrides `milestone_epochs`.
+    schedule.milestone_steps = placeholder(tuple)
     schedule.points = placeholder(tuple)
     schedule.timescale = placeholder(float)
     schedule.decay_epochs = placeholder(float)
@@ -413,7 +432,8 @@ def default_config() -> ConfigDict:
 # Fields of config.model that are passed to the model if they are set.
 MODEL_OPTIONS = (
     *("bn_group_size", "small_stem", "blur_pool", "zero_init_last", "drop_rate", "proj_drop_rate"),
-    *("drop_path_rate", "drop_path_uniform", "layer_scale", "head_bias", "head_std", "aux_logits", "global_pool"),
+    *("drop_path_rate", "drop_path_uniform", "layer_scale", "head_bias", "head_std", "norm_before_head", "aux_logits"),
+    *("global_pool", "feature_blocks"),
     *("positions", "class_token", "interpolate_positions", "window_size", "weight_init", "num_heads"),
     *("scan_blocks", "remat"),
 )
@@ -427,6 +447,7 @@ OPTIMIZER_OPTIONS = ("momentum", "nesterov", "b1", "b2", "eps", "decay", "mu_dty
 SCHEDULE_OPTIONS = {
     **{"power": "power", "factor": "factor", "timescale": "timescale", "points": "points"},
     **{"every_epochs": "every", "milestone_epochs": "milestones", "decay_epochs": "decay_steps"},
+    "milestone_steps": "milestones",
 }
 
 # Fields that every evaluation in config.evals has; others are options of its kind.

@@ -52,7 +52,7 @@ _CHOICES = {
 
 
 # Fields that are paths. Weights may also be named as hf://OWNER/NAME.
-_PATHS = ("data.dir", "compilation_cache")
+_PATHS = ("data.dir", "data.train_list", "compilation_cache")
 _WEIGHTS = ("model.pretrained", "distill.pretrained")
 
 
@@ -74,9 +74,9 @@ _STRING_PAIRS = {"mesh.rules": "(pattern, layout)"}
 
 _POSITIVE = (
     *("batch_size", "epochs", "total_steps", "model.num_classes", "data.image_size", "data.prefetch"),
-    *("model.window_size", "model.num_heads"),
+    *("model.window_size", "model.num_heads", "model.feature_blocks"),
     *("data.num_threads", "data.synthetic_train_examples", "data.synthetic_val_examples"),
-    *("data.train_examples", "data.repeats", "data.eval_size", "data.max_pixels"),
+    *("data.train_examples", "data.train_per_class", "data.repeats", "data.eval_size", "data.max_pixels"),
     *("optimizer.sam_rho", "optimizer.sam_every", "optimizer.accumulate", "distill.temperature"),
     *("ema_every_steps", "guard.spike_deviations", "guard.window", "guard.max_skips"),
     *("optimizer.learning_rate", "optimizer.learning_rate_batch_size", "optimizer.clip_global_norm"),
@@ -363,6 +363,8 @@ def _check_ranges(config: ConfigDict) -> Iterator[str]:
 def _check_points(config: ConfigDict) -> Iterator[str]:
     """Checks the tuples of `config.schedule` and `config.optimizer` that hold numbers."""
     milestones, points = config.schedule.milestone_epochs or (), config.schedule.points or ()
+    if any(step < 0 for step in config.schedule.milestone_steps or ()):
+        yield f"schedule.milestone_steps is {tuple(config.schedule.milestone_steps)}: no step may be negative."
     if any(epoch < 0 for epoch in milestones):
         yield f"schedule.milestone_epochs is {tuple(milestones)}: no epoch may be negative."
     if any(epoch < 0 or share < 0 for epoch, share in points):
@@ -431,6 +433,8 @@ def _check_data(config: ConfigDict) -> Iterator[str]:
     for path in ("train_labels", "val_labels"):
         if data[path] is not None and data.source != "folder":
             yield f"data.{path} is set, which is for data.source=folder, and data.source is {data.source!r}: unset it."
+    if data.label is not None and data.source != "tfds":
+        yield f"data.label is {data.label!r}, which is for data.source=tfds, and that is {data.source!r}: unset it."
     if data.source == "digits" and data.dir and pathlib.Path(data.dir).expanduser().is_file():
         yield f"data.dir is {data.dir!r}, a file: it takes the folder that the digits are cached in."
     if data.channels not in (1, 3):
@@ -447,6 +451,9 @@ def _check_data(config: ConfigDict) -> Iterator[str]:
     elif (resize := eval_resize(config)) < eval_size(config):
         what = "image_size" if data.eval_size is None else "eval_size"
         yield f"data.eval_resize is {resize}, less than data.{what}={eval_size(config)}: raise it."
+    parts = [name for name in ("train_examples", "train_per_class", "train_list") if data[name] is not None]
+    if len(parts) > 1:
+        yield f"data.{' and data.'.join(parts)} are set, which say what to train on: leave all but one unset."
     if data.balanced and data.repeats > 1:
         yield f"data.balanced and data.repeats={data.repeats} cannot go together: set repeats to 1."
     if not config.augment.shift < data.image_size:
@@ -455,8 +462,10 @@ def _check_data(config: ConfigDict) -> Iterator[str]:
         yield f"data.repeats is {data.repeats}, more than batch_size={config.batch_size}."
     yield from _check_progressive(config)
     for path, top in (("crop_scale", 1.0), ("crop_ratio", math.inf)):
+        if path == "crop_ratio" and not len(data[path]):
+            continue
         if len(data[path]) != 2 or not 0 < data[path][0] <= data[path][1] <= top:
-            limit = " and at most 1" if top == 1 else ""
+            limit = " and at most 1" if top == 1 else ", or () for that of the image"
             yield f"data.{path} is {data[path]}: it takes (minimum, maximum), positive{limit}."
     if data.views:
         try:

@@ -56,7 +56,7 @@ def random_crops(
     widths: np.ndarray,
     uniforms: np.ndarray,
     scale: tuple[float, float],
-    ratio: tuple[float, float],
+    ratio: tuple[float, ...],
 ) -> np.ndarray:
     """Chooses a random resized crop for each image, as in Inception (Szegedy et al. 2015) and torchvision.
 
@@ -67,7 +67,7 @@ def random_crops(
         heights, widths: (n,) sizes of the images.
         uniforms: (n, 22) in [0, 1): area and ratio of each attempt, then vertical and horizontal position.
         scale: minimum and maximum share of the area.
-        ratio: minimum and maximum ratio of width to height.
+        ratio: minimum and maximum ratio of width to height; (): that of the image, in which every crop fits.
 
     Returns:
         (n, 4) int64: top, left, height, width.
@@ -75,8 +75,11 @@ def random_crops(
     rows = np.arange(len(heights))
     heights, widths = np.asarray(heights, np.int64), np.asarray(widths, np.int64)
     areas = (heights * widths)[:, None] * (scale[0] + (scale[1] - scale[0]) * uniforms[:, 0:20:2])
-    log_ratio = np.log(ratio)
-    ratios = np.exp(log_ratio[0] + (log_ratio[1] - log_ratio[0]) * uniforms[:, 1:20:2])
+    if ratio:
+        log_ratio = np.log(ratio)
+        ratios = np.exp(log_ratio[0] + (log_ratio[1] - log_ratio[0]) * uniforms[:, 1:20:2])
+    else:
+        ratios = np.broadcast_to((widths / heights)[:, None], areas.shape)
     crop_widths = np.rint(np.sqrt(areas * ratios)).astype(np.int64)
     crop_heights = np.rint(np.sqrt(areas / ratios)).astype(np.int64)
     fits = (
@@ -89,7 +92,7 @@ def random_crops(
 
     none = ~fits[rows, first]
     if none.any():
-        central_ratio = np.clip(widths / heights, *ratio)
+        central_ratio = np.clip(widths / heights, *(ratio or (0, np.inf)))
         central_widths = np.minimum(widths, np.rint(heights * central_ratio)).astype(np.int64)
         central_heights = np.minimum(heights, np.rint(widths / central_ratio)).astype(np.int64)
         crop_heights = np.where(none, np.maximum(central_heights, 1), crop_heights)

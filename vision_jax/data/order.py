@@ -223,3 +223,29 @@ def subset(num_records: int, num_wanted: int) -> np.ndarray:
         (num_wanted,) int64, ascending.
     """
     return np.sort(np.argsort(random_bits(_SUBSET_STREAM, np.arange(num_records)), kind="stable")[:num_wanted])
+
+
+def subset_of_each(labels: np.ndarray, num_wanted: int) -> np.ndarray:
+    """Returns a random subset of so many records of each label, as `subset` does; of labels that have fewer, all.
+
+    Returns:
+        (n,) int64, ascending.
+    """
+    numbers = np.argsort(random_bits(_SUBSET_STREAM, np.arange(len(labels))), kind="stable")
+    return first_of_each(numbers, labels, num_wanted)
+
+
+def first_of_each(numbers: np.ndarray, labels: np.ndarray, num_wanted: int) -> np.ndarray:
+    """Returns the first records of each label.
+
+    Args:
+        numbers: (n,) integers, of records, in some order.
+        labels: of all records.
+        num_wanted: records of each label; of labels that have fewer, all.
+
+    Returns:
+        integers as `numbers`, ascending.
+    """
+    numbers = numbers[np.argsort(labels[numbers], kind="stable")]  # by label, and in each in the order given
+    first = np.searchsorted(labels[numbers], labels[numbers])
+    return np.sort(numbers[np.arange(len(numbers)) - first < num_wanted])

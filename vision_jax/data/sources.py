@@ -93,15 +93,17 @@ class TfdsSource:
     Args:
         directory: the folder with features.json, or a parent that holds no other data set.
         split: a split's name, or a slice such as `train[:99%]`.
+        label: the name of the class label, where there are several; None: `label`.
 
     Raises:
-        DataError: if there is no such data set or split, or it is empty or in another file format.
+        DataError: if there is no such data set, label or split, or it is empty or in another file format.
     """
 
-    def __init__(self, directory: pathlib.Path, split: str):
+    def __init__(self, directory: pathlib.Path, split: str, label: str | None = None):
         self.directory, self.split = tfds_format.find_dataset(directory), split
         info = tfds_format.read_metadata(self.directory).info
-        self._image_key, self._label_key = tfds_format.image_and_label(info.features, self.directory)
+        self._image_key, self._label_key = tfds_format.image_and_label(info.features, self.directory, label)
+        self._label = label
         self.num_classes: int = info.features[self._label_key].num_classes
         self.class_names: list[str] = list(info.features[self._label_key].names or ())
         self.has_file_names = "file_name" in info.features
@@ -171,7 +173,9 @@ class TfdsSource:
 
     def fingerprint(self) -> str:
         files = [(path.name, length) for path, length in zip(self._records.paths, self._records.lengths, strict=True)]
-        return digest_of("tfds", files, self._file_sizes(), self._spans, self.class_names)
+        # The name of a label that was chosen tells one task from another on the same images.
+        chosen = () if self._label is None else (self._label,)
+        return digest_of("tfds", files, self._file_sizes(), self._spans, self.class_names, *chosen)
 
     def local_key(self) -> str:
         """Returns a string that also differs for other files, and for files that have been rewritten."""
@@ -289,7 +293,7 @@ class FolderSource:
             self._images = listing.list_classes(root, class_names, labels_option=labels_option)
         self.class_names = self._images.class_names
         self.num_classes = len(self.class_names)
-        self.labels = self._images.labels
+        self.labels, self.names = self._images.labels, self._images.names
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -9,7 +9,7 @@ import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from vision_jax.errors import DataError
+from vision_jax.errors import DataError, suggest
 
 # Groups of one record make access at random cost one record. Compressing JPEG a second time gains nothing.
 _WRITER_OPTIONS = "group_size:1,uncompressed"
@@ -172,19 +172,26 @@ def read_metadata(directory: pathlib.Path) -> Any:
         raise DataError(f"The metadata in {directory} cannot be read: {error}. Prepare it again.") from error
 
 
-def image_and_label(features: Mapping[str, Any], directory: pathlib.Path) -> tuple[str, str]:
+def image_and_label(features: Mapping[str, Any], directory: pathlib.Path, label: str | None = None) -> tuple[str, str]:
     """Returns the keys of the image and the class label among the features of a tfds data set.
 
     Where there are several, as masks beside images or classes of classes, they are those called `image` and `label`.
 
+    Args:
+        features: of the data set.
+        directory: for messages.
+        label: the name of the class label; None: as above.
+
     Raises:
-        DataError: if it has none of either, or several and none of that name.
+        DataError: if it has none of either, or several and none of that name, or no label of the name that is given.
     """
     import tensorflow_datasets as tfds
 
     keys = []
-    for kind, usual in ((tfds.features.Image, "image"), (tfds.features.ClassLabel, "label")):
+    for kind, usual in ((tfds.features.Image, "image"), (tfds.features.ClassLabel, label or "label")):
         matching = [key for key, feature in features.items() if isinstance(feature, kind)]
+        if usual == label and label not in matching:
+            raise DataError(f"{directory} has no class label {label!r}: {suggest(label, matching)}")
         matching = [usual] if usual in matching else matching
         if len(matching) != 1:
             raise DataError(f"{directory} has {len(matching)} features of type {kind.__name__} ({matching}), not one.")

@@ -287,6 +287,12 @@ class EvalTransform:
         """Returns the fields of the batch that it writes: `image`, (size, size, channels) uint8, and what is copied."""
         return {"image": Field((self.size, self.size, self.channels), np.dtype(np.uint8))} | dict(self.copied)
 
+    def resized(self, height: int, width: int) -> tuple[int, int]:
+        """Returns height and width of an image before it is cropped."""
+        if height <= width:
+            return self.resize, self.resize * width // height
+        return self.resize * height // width, self.resize
+
     def __call__(
         self,
         records: Sequence[Mapping[str, Any]],
@@ -315,16 +321,24 @@ class EvalTransform:
                 top, left = max(0, height - longest) // 2, max(0, width - longest) // 2
                 pixels = pixels[top : top + longest, left : left + longest]
                 height, width = pixels.shape[:2]
-            if height <= width:
-                new_height, new_width = self.resize, self.resize * width // height
-            else:
-                new_height, new_width = self.resize * height // width, self.resize
+            new_height, new_width = self.resized(height, width)
             image = _as_pillow(pixels)
             if (new_height, new_width) != (height, width):
                 image = image.resize((new_width, new_height), _PILLOW_FILTERS[self.filter])
             top, left = round((new_height - self.size) / 2), round((new_width - self.size) / 2)
             crop = image.crop((left, top, left + self.size, top + self.size))
             out["image"][row] = np.asarray(crop).reshape(self.size, self.size, self.channels)
+
+
+@dataclasses.dataclass(frozen=True)
+class SquareTransform(EvalTransform):
+    """The same, but both sides are resized to `resize`, whatever the aspect ratio; as BiT and few-shot evaluations do.
+
+    Of an image with an aspect ratio above 16, only the middle is used here too.
+    """
+
+    def resized(self, height: int, width: int) -> tuple[int, int]:
+        return self.resize, self.resize
 
 
 @dataclasses.dataclass(frozen=True)

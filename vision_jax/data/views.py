@@ -49,7 +49,7 @@ class View:
         size: height and width of the result, in pixels.
         count: number of crops, each drawn independently.
         scale: minimum and maximum share of the image's area.
-        ratio: minimum and maximum ratio of width to height.
+        ratio: minimum and maximum ratio of width to height; (): that of the image.
         geometry: also write where each crop lies, as the field NAME_box: top, left, bottom and right as shares of the
             image's height and width, float32. Flips are done on the devices and are not included.
 
@@ -62,7 +62,7 @@ class View:
     size: int = 224
     count: int = 1
     scale: tuple[float, float] = (0.08, 1.0)
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    ratio: tuple[float, ...] = (3 / 4, 4 / 3)
     geometry: bool = False
 
     def __post_init__(self) -> None:
@@ -80,9 +80,10 @@ class View:
                 f"The view {self.name!r} has the scale {tuple(self.scale)}: it takes the minimum and maximum share of "
                 "the area, above 0 and at most 1."
             )
-        if len(self.ratio) != 2 or not 0 < self.ratio[0] <= self.ratio[1] < math.inf:
+        if self.ratio and (len(self.ratio) != 2 or not 0 < self.ratio[0] <= self.ratio[1] < math.inf):
             raise ConfigError(
-                f"The view {self.name!r} has the ratio {tuple(self.ratio)}: it takes (minimum, maximum), positive."
+                f"The view {self.name!r} has the ratio {tuple(self.ratio)}: it takes (minimum, maximum), positive, or "
+                "() for that of the image."
             )
 
     def fields(self, channels: int) -> dict[str, Field]:
@@ -109,7 +110,7 @@ def check_names(views: Sequence[View]) -> None:
 
 
 def parse_views(
-    text: str, scale: tuple[float, float] = (0.08, 1.0), ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    text: str, scale: tuple[float, float] = (0.08, 1.0), ratio: tuple[float, ...] = (3 / 4, 4 / 3)
 ) -> tuple[View, ...]:
     """Reads views such as DINO's "2x224:0.14-1,8x96:0.05-0.14".
 
@@ -117,7 +118,7 @@ def parse_views(
         text: one or more of [NAME=]COUNTxSIZE[:MIN-MAX], separated by commas: the number of crops, their height and
             width in pixels, and their share of the area. Unnamed views are called image, view1, view2 and so on.
         scale: the share of the area if none is given.
-        ratio: of all of them, minimum and maximum ratio of width to height.
+        ratio: of all of them, minimum and maximum ratio of width to height; (): that of the image.
 
     Raises:
         ConfigError: if a part is malformed; the message says which.
@@ -135,7 +136,7 @@ def parse_views(
     return tuple(views)
 
 
-def _parse_view(text: str, name: str, scale: tuple[float, float], ratio: tuple[float, float]) -> View:
+def _parse_view(text: str, name: str, scale: tuple[float, float], ratio: tuple[float, ...]) -> View:
     """Reads one part of what `parse_views` reads."""
     match = _PART.fullmatch(text)
     if match is None:

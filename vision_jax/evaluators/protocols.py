@@ -149,10 +149,7 @@ class Ridge(FrozenFeatures):
             return super().chosen()
         with self.context.watchdog.suspended():  # it may read all labels
             labels = read_labels(self.context.bank.source, self.context.num_threads)
-        numbers = self.shuffled()
-        numbers = numbers[np.argsort(labels[numbers], kind="stable")]  # by class, and in each in the random order
-        first = np.searchsorted(labels[numbers], labels[numbers])
-        return np.sort(numbers[np.arange(len(numbers)) - first < self.shots])
+        return order.first_of_each(self.shuffled(), labels, self.shots)
 
     def learn(self, train: Split, validation: Split, num_classes: int) -> Found:
         return regress(train, validation, num_classes, self.l2)

@@ -251,6 +251,7 @@ class ResNet(ImageModel, kw_only=True):
             max pooling has stride 1, too, and a blur of stride 2 behind it; "": nothing is blurred.
         zero_init_last: start the last norm scale of each block at zero (Goyal et al. 2017, arXiv:1706.02677).
         head_bias: where the biases of the classifier begin.
+        head_std: standard deviation of its initial weights; None: they are initialized as those of torch.
         remat: rematerialize the activations within blocks (gradient checkpointing), to save memory; see `maybe_remat`.
     """
 
@@ -267,6 +268,7 @@ class ResNet(ImageModel, kw_only=True):
     blur_pool: str = ""
     zero_init_last: bool = True
     head_bias: float = 0.0
+    head_std: float | None = None
     remat: bool | str = False
 
     def __post_init__(self) -> None:
@@ -299,7 +301,8 @@ class ResNet(ImageModel, kw_only=True):
         self.dropout = nn.Dropout(self.drop_rate)
         if self.num_classes:
             bias_init = nn.initializers.constant(self.head_bias)
-            self.fc = Classifier(self.num_classes, kernel_init=dense_init, bias_init=bias_init)
+            kernel_init = dense_init if self.head_std is None else nn.initializers.normal(self.head_std)
+            self.fc = Classifier(self.num_classes, kernel_init=kernel_init, bias_init=bias_init)
 
     @property
     def gradcam_layer(self) -> str:

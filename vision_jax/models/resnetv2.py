@@ -183,10 +183,11 @@ class Head(nn.Module):
 
     num_classes: int
     bias: float
+    std: float
 
     @nn.compact
     def __call__(self, features: jax.Array) -> jax.Array:
-        init, bias_init = nn.initializers.normal(0.01), nn.initializers.constant(self.bias)
+        init, bias_init = nn.initializers.normal(self.std), nn.initializers.constant(self.bias)
         conv = functools.partial(Conv, kernel_init=init, bias_init=bias_init)
         fc = conv(self.num_classes, 1, use_bias=True, name="fc")
         return fc(features[:, None, None])[:, 0, 0]
@@ -205,6 +206,7 @@ class PreActResNet(ImageModel, kw_only=True):
         average_downsample: shortcuts are averaged where the resolution changes.
         remat: rematerialize the activations within blocks (gradient checkpointing), to save memory; see `maybe_remat`.
         head_bias: where the biases of the classifier begin.
+        head_std: standard deviation of its initial weights.
     """
 
     depths: tuple[int, int, int, int]
@@ -213,6 +215,7 @@ class PreActResNet(ImageModel, kw_only=True):
     average_downsample: bool = False
     remat: bool | str = False
     head_bias: float = 0.0
+    head_std: float = 0.01
 
     def layers(self) -> tuple[Any, Any]:
         """Returns what makes a convolution, of (features, kernel size, stride), and a norm."""
@@ -233,7 +236,7 @@ class PreActResNet(ImageModel, kw_only=True):
         self.norm = norm()
         self.dropout = nn.Dropout(self.drop_rate)
         if self.num_classes:
-            self.head = Head(self.num_classes, self.head_bias)
+            self.head = Head(self.num_classes, self.head_bias, self.head_std)
 
     @property
     def gradcam_layer(self) -> str:

@@ -19,6 +19,7 @@ from vision_jax.models.layers import (
     ATTENTION,
     INTERMEDIATES,
     PERTURBATIONS,
+    BatchNorm,
     Classifier,
     ImageModel,
     capture,
@@ -130,20 +131,24 @@ class Blocks(nn.Module):
     Attributes:
         block: the class, or a function that makes one.
         drop_path_rates: of each.
+        results: 1: the result is that of the last block; more: a list of the results of so many of the last ones.
         recompute_attention: every second one computes the probabilities of its attention anew in the backward pass.
             They are what takes most memory to keep; doing so in all would be 1.2 % more operations for a ViT-S.
     """
 
     block: Any
     drop_path_rates: tuple[float, ...]
+    results: int = 1
     recompute_attention: bool = False
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, train: bool) -> Any:
+        found = []
         for i, rate in enumerate(self.drop_path_rates):
             options = {"recompute_attention": True} if self.recompute_attention and i % 2 == 1 else {}
             x = capture(self, self.block(drop_path_rate=rate, name=str(i), **options)(x, train), str(i))
-        return x
+            found.append(x)
+        return x if self.results == 1 else found[-self.results :]
 
 
 class VisionTransformer(ImageModel, kw_only=True):
@@ -153,7 +158,10 @@ class VisionTransformer(ImageModel, kw_only=True):
         patch_size, embed_dim, depth, num_heads: of the variant.
         mlp_ratio: features within an MLP for each one outside.
         img_size: height and width of the images, which learned positions are for.
-        global_pool: the features are "token": the class token; "avg": the average of the patches.
+        global_pool: the features are "token": the class token; "avg": the average of the patches; "token+avg": both,
+            one after the other.
+        feature_blocks: the features have the class tokens of so many of the last blocks, from the first of these to the
+            last, each behind the last norm (Caron et al. 2021, arXiv:2104.14294).
         class_token: there is one; with "avg" it only takes part in attention.
         num_registers: further tokens that only take part in attention.
         positions: "learned" embeddings; "sincos2d": fixed ones, as big_vision computes them, for patches alone; "mae",
@@ -169,6 +177,8 @@ class VisionTransformer(ImageModel, kw_only=True):
         scan_blocks: compile one block instead of all. Parameters are stacked along a first axis.
         head_bias: where the biases of the classifier begin.
         head_std: standard deviation of its initial weights.
+        norm_before_head: batch norm without scale and bias before the classifier, as in the linear probe of masked
+            autoencoders (He et al. 2021, arXiv:2111.06377).
         weight_init: the other initial weights: "normal", as in timm; "xavier", as in masked autoencoders, which also
             begin with larger tokens and, as torch does by itself, with random biases of the projection of patches;
             "mocov3": uniform as well, where queries, keys and values are a matrix each (Chen et al. 2021).
@@ -181,6 +191,7 @@ class VisionTransformer(ImageModel, kw_only=True):
     mlp_ratio: float = 4.0
     img_size: int = 224
     global_pool: str = "token"
+    feature_blocks: int = 1
     class_token: bool = True
     num_registers: int = 0
     positions: str = "learned"
@@ -194,6 +205,7 @@ class VisionTransformer(ImageModel, kw_only=True):
     scan_blocks: bool = False
     head_bias: float = 0.0
     head_std: float = 0.02
+    norm_before_head: bool = False
     weight_init: str = "normal"
 
     def __post_init__(self) -> None:
@@ -201,12 +213,19 @@ class VisionTransformer(ImageModel, kw_only=True):
             raise ConfigError(f"weight_init is {self.weight_init!r}: {suggest(self.weight_init, INITS)}")
         if self.embed_dim % self.num_heads:
             raise ConfigError(f"num_heads is {self.num_heads}, which does not divide the {self.embed_dim} features.")
-        if self.global_pool not in ("token", "avg"):
-            raise ConfigError(f"global_pool is {self.global_pool!r}: there are token and avg.")
+        if self.global_pool not in ("token", "avg", "token+avg"):
+            raise ConfigError(f"global_pool is {self.global_pool!r}: there are token, avg and token+avg.")
         if self.positions not in ("learned", *TABLES):
             raise ConfigError(f"positions is {self.positions!r}: {suggest(self.positions, ('learned', *TABLES))}")
-        if self.global_pool == "token" and not self.class_token:
+        if self.global_pool != "avg" and not self.class_token:
             raise ConfigError("Without class_token, global_pool must be avg.")
+        if not 1 <= self.feature_blocks <= self.depth:
+            raise ConfigError(f"feature_blocks is {self.feature_blocks}, and the model has {self.depth} blocks.")
+        if self.feature_blocks > 1 and (self.global_pool == "avg" or not self.norms_all_tokens):
+            raise ConfigError(
+                f"feature_blocks is {self.feature_blocks}, and the features are the class tokens of these blocks, each "
+                "behind the norm of all tokens: set global_pool to token or token+avg, and norm_after_pooling to False."
+            )
         super().__post_init__()
 
     def tokens(self) -> dict[str, int]:
@@ -261,12 +280,15 @@ class VisionTransformer(ImageModel, kw_only=True):
         if self.scan_blocks:
             self.blocks = block(drop_path_rate=0.0)
         else:
-            self.blocks = Blocks(block, tuple(self._drop_path_rates()), recompute_attention=not self.remat)
+            rates = tuple(self._drop_path_rates())
+            self.blocks = Blocks(block, rates, self.feature_blocks, recompute_attention=not self.remat)
         norm = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, use_fast_variance=False)
         self.norm: nn.Module | None = norm if self.norms_all_tokens else None
         self.fc_norm: nn.Module | None = None if self.norms_all_tokens else norm
         self.dropout = nn.Dropout(self.drop_rate)
         if self.num_classes:
+            if self.norm_before_head:
+                self.head_norm = BatchNorm(epsilon=1e-6, use_scale=False, use_bias=False)
             self.head = self.make_head()
 
     def make_head(self) -> nn.Module:
@@ -296,6 +318,17 @@ class VisionTransformer(ImageModel, kw_only=True):
             (batch, tokens, features) and (batch, height / patch_size, width / patch_size, features), or with `kept`
             (batch, kept, features).
         """
+        before, patches, _ = self._encode(images, train, kept, hidden)
+        return before, patches
+
+    def _encode(
+        self,
+        images: jax.Array,
+        train: bool,
+        kept: jax.Array | None = None,
+        hidden: tuple[jax.Array, jax.Array] | None = None,
+    ) -> tuple[jax.Array, jax.Array, list[jax.Array]]:
+        """Returns what `encode` does, and the class tokens of the blocks before the last, as `feature_blocks` says."""
         patches = self.patch_embed(self.prepare(images), kept)
         if hidden is not None:
             patches = jnp.where(hidden[0][..., None], hidden[1].astype(self.dtype), patches)
@@ -311,10 +344,18 @@ class VisionTransformer(ImageModel, kw_only=True):
             before = jnp.concatenate([getattr(self, name).astype(self.dtype) for name in self.tokens()], axis=1)
             before = before + of_tokens if len(of_tokens) else before
             x = jnp.concatenate([jnp.broadcast_to(before, (batch, count, self.embed_dim)), x], axis=1)
-        x = self._scan(x, train) if self.scan_blocks else self.blocks(x, train)
+        earlier: list[jax.Array] = []
+        if self.scan_blocks:
+            x, earlier = self._scan(x, train)
+        elif self.feature_blocks == 1:
+            x = self.blocks(x, train)
+        else:
+            *results, x = self.blocks(x, train)
+            earlier = [result[:, 0] for result in results]
         if self.norm is not None:
             x = capture(self, self.norm(x), "norm")
-        return x[:, :count], x[:, count:].reshape(patches.shape)
+            earlier = [self.norm(token) for token in earlier]
+        return x[:, :count], x[:, count:].reshape(patches.shape), earlier
 
     def encode_hidden(self, images: jax.Array, hidden: jax.Array, token: jax.Array, *, train: bool) -> jax.Array:
         """Returns the map of features where some patches are hidden behind a token; arguments as of `encode`."""
@@ -340,9 +381,12 @@ class VisionTransformer(ImageModel, kw_only=True):
         prefix = self.pos_embed.shape[1] - grid**2
         return interpolate_positions(self.pos_embed, prefix, height, width).astype(self.dtype)
 
-    def _scan(self, x: jax.Array, train: bool) -> jax.Array:
-        def step(block: nn.Module, x: jax.Array, rate: jax.Array | None) -> tuple[jax.Array, None]:
-            return capture(block, block(x, train, rate)), None
+    def _scan(self, x: jax.Array, train: bool) -> tuple[jax.Array, list[jax.Array]]:
+        """Returns the result of all blocks, and the class tokens that `_encode` returns, before the norm."""
+
+        def step(block: nn.Module, x: jax.Array, rate: jax.Array | None) -> tuple[jax.Array, jax.Array | None]:
+            x = capture(block, block(x, train, rate))
+            return x, None if self.feature_blocks == 1 else x[:, 0]
 
         rates = jnp.asarray(self._drop_path_rates()) if self.drop_path_rate else None
         scan = nn.scan(
@@ -351,19 +395,26 @@ class VisionTransformer(ImageModel, kw_only=True):
             split_rngs={"params": True, "dropout": True},
             length=self.depth,
         )
-        return scan(self.blocks, x, rates)[0]
+        x, tokens = scan(self.blocks, x, rates)
+        return x, [] if tokens is None else list(tokens[-self.feature_blocks : -1])
 
     def feature_maps(self, images: jax.Array, *, train: bool) -> dict[int, jax.Array]:
         return {self.patch_size: self.encode(images, train=train)[1]}
 
     def features(self, images: jax.Array, *, train: bool) -> jax.Array:
-        before, patches = self.encode(images, train=train)
-        x = before[:, 0] if self.global_pool == "token" else global_mean(patches)
+        before, patches, parts = self._encode(images, train)
+        if self.global_pool != "avg":
+            parts = [*parts, before[:, 0]]
+        if self.global_pool != "token":
+            parts = [*parts, global_mean(patches)]
+        x = jnp.concatenate([part.astype(jnp.float32) for part in parts], axis=-1)
         if self.fc_norm is not None:
-            x = self.fc_norm(x)
-        return x.astype(jnp.float32)
+            x = self.fc_norm(x).astype(jnp.float32)
+        return x
 
     def classify(self, features: jax.Array, *, train: bool) -> jax.Array:
+        if self.norm_before_head:
+            features = self.head_norm(features, train=train)
         return self.head(self.dropout(features, deterministic=not train))
 
 

@@ -6,6 +6,7 @@ from vision_jax.objectives.byol import Byol
 from vision_jax.objectives.classification import Classification
 from vision_jax.objectives.dino import Dino
 from vision_jax.objectives.distillation import Distillation
+from vision_jax.objectives.linear_probe import LinearProbe
 from vision_jax.objectives.mae import MAE
 from vision_jax.objectives.mocov2 import MoCoV2
 from vision_jax.objectives.mocov3 import MoCoV3
@@ -22,6 +23,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "classification": Classification,
     "dino": Dino,
     "distillation": Distillation,
+    "linear_probe": LinearProbe,
     "mae": MAE,
     "mocov2": MoCoV2,
     "mocov3": MoCoV3,

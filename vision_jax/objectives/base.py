@@ -153,6 +153,8 @@ class Objective:
     couples: ClassVar[bool] = False
     # Whether the model's own classifier learns from labels, and can be evaluated by its accuracy.
     classifies: ClassVar[bool] = False
+    # Whether the model's classifier alone is trained, from the beginning, and all else is frozen.
+    classifier_alone: ClassVar[bool] = False
     # Whether it uses all views that are configured; otherwise, it takes one crop of each image, `image`.
     crops: ClassVar[bool] = False
     # Whether the EMA is its teacher, so that `ema_decay` of the configuration is not the user's to set.
