@@ -18,6 +18,7 @@ from vision_jax import recipes
 
 CROPS, SMALL_CROPS = "2x28:0.3-1", "2x28:0.4-1,4x28:0.1-0.4"
 VIT = "vit_pico_patch7_28"
+DECODER = {"decoder_width": 64, "decoder_depth": 1, "decoder_heads": 2}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,9 +35,7 @@ VARIANTS: dict[str, Variant] = {
     "simclr": Variant("lenet5", "simclr", CROPS, {"hidden": (256,), "out": 64, "temperature": 0.2}),
     "byol": Variant("lenet5", "byol", CROPS, {"hidden": 256, "out": 64}),
     "dino": Variant("lenet5", "dino", SMALL_CROPS, {"hidden": (256,), "bottleneck": 64, "out": 1024, "momentum": 0.99}),
-    "mae": Variant(
-        VIT, "mae", "", {"normalize_pixels": False, "decoder_width": 64, "decoder_depth": 1, "decoder_heads": 2}
-    ),
+    "mae": Variant(VIT, "mae", "", {"normalize_pixels": False, **DECODER}),
     "lenet5": Variant("lenet5"),
     "vit": Variant(VIT),
 }
@@ -47,8 +46,7 @@ def get_config(variant: str = "simclr") -> ConfigDict:
     config = recipes.digits(chosen.model)
     config.data.source = "tfds"
     config.data.val_split = "test"
-    config.data.mean = (0.286,)
-    config.data.std = (0.353,)
+    config.data.mean, config.data.std = (0.286,), (0.353,)
     config.batch_size = 128
     config.epochs = 8.0
     config.augment.flip = 0.5
