@@ -22,6 +22,7 @@ def get_config(variant: str = "swin_b") -> ConfigDict:
     config.batch_size = 2048
     config.eval.every_epochs = 10.0
     config.checkpoint.best_metric = "val/loss"
+    recipes.neighbors(config, 10.0)
     config.data.crop_scale = (0.67, 1.0)
     config.data.train_filter = "pillow-bilinear"
 
