@@ -371,7 +371,7 @@ def test_heads_beside_the_backbone_do_not_matter():
         evaluators = build.make_evaluators(config, objective, mesh, pictures(1, 45), train_source=pictures(2, 61))
         found.append(evaluate.measure(evaluators, objective, prefixed))
     assert found[0] == found[1]
-    assert found[0].keys() == {"val/count", "val/top1", "val/top5"}
+    assert found[0].keys() == {"val/count", "val/top1", "val/top5", "val/spread", "val/effective_rank"}
 
 
 @pytest.mark.slow

@@ -136,6 +136,7 @@ def test_initial_weights():
     [
         ("lenet5", {}, "removes patches of vision transformers, not of LeNet"),
         ({"global_pool": "avg"}, {}, "leave model.global_pool at token"),
+        ({"positions": "relative"}, {}, "without a bias of each pair: set other model.positions than relative"),
         ({"patch_size": 5}, {}, "data.image_size is 16, which patches of 5 pixels do not divide"),
         ({}, {"mask_ratio": 0.97}, "objective.mask_ratio is 0.97: of 16 patches it keeps 0"),
         ({}, {"mask_ratio": 0.0}, "objective.mask_ratio is 0.0: of 16 patches it keeps 16"),
