@@ -69,5 +69,6 @@ def get_config(variant: str = "vit_s16") -> ConfigDict:
     config.schedule.warmup_epochs = 10.0
     config.schedule.warmup_reaches_peak = True
     config.schedule.end_factor = last_rate / (config.optimizer.learning_rate * batch_size / 256)
-    config.checkpoint.best_metric = "val/loss"
+    recipes.neighbors(config, 10.0)
+    config.checkpoint.best_metric = "knn/ema_top1"
     return config

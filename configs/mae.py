@@ -30,6 +30,7 @@ def get_config(variant: str = "vit_b") -> ConfigDict:
     config.epochs = 800.0
     config.eval.every_epochs = 20.0
     config.checkpoint.best_metric = "val/loss"
+    recipes.neighbors(config, 20.0)
 
     config.model.positions = "mae"
     config.data.crop_scale = (0.2, 1.0)

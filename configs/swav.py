@@ -55,5 +55,6 @@ def get_config(variant: str = "ep800") -> ConfigDict:
     config.schedule.end_factor = 1e-3
     # 5005 and 313 updates.
     config.optimizer.frozen_until = ((r"^prototypes/", 5005 / 5004 if small else 313 / 312),)
-    config.checkpoint.best_metric = "val/loss"
+    recipes.neighbors(config, 10.0)
+    config.checkpoint.best_metric = "knn/top1"
     return config

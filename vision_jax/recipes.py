@@ -110,10 +110,14 @@ def deit_optimizer(config: ConfigDict, learning_rate: float, weight_decay: float
 
 
 def selfsupervised(model: str, name: str, **options: object) -> ConfigDict:
-    """Returns what recipes of two crops of each image begin with: `imagenet` for an objective with these options."""
+    """Returns what recipes without labels begin with: `imagenet` for an objective with these options, and `neighbors`.
+
+    The best checkpoint is that of the best features: a loss is lowest where a method has collapsed.
+    """
     config = imagenet(model)
     config.objective = objective(name, **options)
-    config.checkpoint.best_metric = "val/loss"
+    config.checkpoint.best_metric = "knn/top1"
+    neighbors(config, 10.0)
     return config
 
 
@@ -138,6 +142,18 @@ def linear_probe(model: str, learning_rate: float, weight_decay: float, head_std
     config.schedule.warmup_epochs = 0.0
     config.schedule.by_epoch = True
     return config
+
+
+def neighbors(config: ConfigDict, every_epochs: float) -> None:
+    """Adds the evaluation `knn` of the features, by the neighbors among 100,000 training examples.
+
+    Args:
+        config: the configuration.
+        every_epochs: epochs between evaluations, each of which costs a forward pass over these and the validation
+            split.
+    """
+    with config.unlocked():
+        config.evals.knn = ConfigDict({"kind": "knn", "every_epochs": every_epochs, "train_examples": 100_000})
 
 
 def mocov2_augmentation(config: ConfigDict) -> None:

@@ -50,15 +50,15 @@ def test_a_gather_of_pixels_is_recognized(chip: jax.sharding.Sharding):
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize("name", ["mae", "simmim"])
-def test_masked_patches_are_moved_as_a_whole(chip: jax.sharding.Sharding, name: str):
+@pytest.mark.parametrize(("name", "positions"), [("mae", "mae"), ("simmim", "mae"), ("simmim", "relative")])
+def test_masked_patches_are_moved_as_a_whole(chip: jax.sharding.Sharding, name: str, positions: str):
     """Forwards and backwards: gathers are of rows of features, and nothing is put back one after the other."""
-    model = vision_jax.create_model(
-        "vit_tiny_patch16_224", num_classes=0, img_size=32, patch_size=8, depth=1, positions="mae", dtype="bfloat16"
-    )
+    sizes = {"num_classes": 0, "img_size": 32, "patch_size": 8, "depth": 1}
+    model = vision_jax.create_model("vit_tiny_patch16_224", positions=positions, dtype="bfloat16", **sizes)
     options = {"decoder_width": 128, "decoder_depth": 1, "decoder_heads": 4} if name == "mae" else {"mask_size": 16}
     objective = OBJECTIVES[name](setup=Setup(model, (32, 32, 3), (0.5,) * 3, (0.5,) * 3), **options)
-    rules, optimizer = optim.GroupRules(frozen=("pos_embed$",)), optax.sgd(0.1)
+    frozen = ("pos_embed$",) if positions == "mae" else ()
+    rules, optimizer = optim.GroupRules(frozen=frozen), optax.sgd(0.1)
     state = jax.eval_shape(lambda: build.create_state(objective, optimizer, rules, seed=0))
     batch = {"image": jnp.zeros((BATCH, 32, 32, 3), jnp.uint8), "mask": jnp.zeros(BATCH)}
     arguments = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=chip), (state, batch))
@@ -67,6 +67,36 @@ def test_masked_patches_are_moved_as_a_whole(chip: jax.sharding.Sharding, name: 
     rows = [int(sizes.split(",")[-1]) for sizes in re.findall(r" gather\(.*slice_sizes=\{([\d,]*)\}", program)]
     assert sorted(rows) == ([128, 128, 192, 192] if name == "mae" else [])  # the decoder's again in the backward pass
     assert " scatter(" not in program
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize(
+    ("recipe", "views", "most"),
+    [
+        ("byol:r50_300", "2x32:0.08-1", 160),
+        ("mocov2:r50_200", "2x32:0.2-1", 205),
+        ("simclr:r50_800", "2x32:0.08-1", 140),
+        ("dino:vit_s16", "2x32:0.4-1,3x16:0.05-0.4", 195),
+        ("swav:ep800", "2x32:0.14-1,2x16:0.05-0.14", 270),
+    ],
+)
+def test_views_move_bytes_not_pixels(chip: jax.sharding.Sharding, recipe: str, views: str, most: float):
+    """What is fetched by itself is a number of a crop, as of its blur; and nothing is put back one after the other."""
+    file, _, variant = recipe.partition(":")
+    config = loading.load(str(REPOSITORY / "configs" / f"{file}.py") + f":{variant}")
+    config.data.update({"source": "synthetic", "image_size": SIZE, "eval_resize": SIZE, "views": views})
+    objective = build.make_objective(config, 10)
+    rows = {
+        view.name: jnp.zeros((BATCH, view.count, view.size, view.size, 3), jnp.uint8) for view in objective.inputs()
+    }
+    values, crops = sum(x.size for x in rows.values()), sum(x.shape[1] for x in rows.values())
+    arguments = (jnp.int32(0), rows | {"mask": jnp.zeros(BATCH)})
+    arguments = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=chip), arguments)
+    make = jax.jit(lambda step, rows: objective.views(augment.example_keys(0, step, BATCH), rows))
+    compiled = make.trace(*arguments).lower(lowering_platforms=("tpu",)).compile()
+    assert max(gathered(compiled.as_text()), default=0) <= BATCH * crops
+    assert " scatter(" not in compiled.as_text()
+    assert compiled.cost_analysis()["bytes accessed"] / values < most
 
 
 @pytest.mark.exhaustive

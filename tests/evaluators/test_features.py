@@ -164,3 +164,26 @@ def test_a_probe_learns():
     assert losses[-1] < 0.7 * losses[0]
     scores = probe.apply({"params": state.params, "batch_stats": state.batch_stats}, x, train=False)
     assert features.top1(scores, labels) > 0.75
+
+
+def test_the_effective_rank():
+    """Against the singular values of NumPy; of equal ones it is their number; and what is collapsed has rank 1."""
+    x = np.random.RandomState(0).standard_normal((50, 12)) @ np.random.RandomState(1).standard_normal((12, 12))
+    for rows in (x, x[:7], x.astype(np.float32)):
+        values = np.linalg.svd(rows, compute_uv=False)
+        shares = values / values.sum()
+        assert features.effective_rank(rows) == pytest.approx(math.exp(-(shares * np.log(shares)).sum()), rel=1e-6)
+    q, _ = np.linalg.qr(np.random.RandomState(2).standard_normal((300, 200)))
+    assert features.effective_rank(q) == pytest.approx(200, rel=1e-6)
+    assert features.effective_rank(q[:, :5] @ q[:200, :5].T) < 5 + 1e-6
+    assert features.effective_rank(np.outer(np.arange(1, 400), q[0])) == pytest.approx(1, abs=1e-6)
+    assert features.effective_rank(np.zeros((4, 3))) == 0
+
+
+def test_the_spread_of_features():
+    """Of directions that are even, of a line on which all lie, and by the formula."""
+    x = np.random.RandomState(0).standard_normal((20_000, 16)).astype(np.float32)
+    assert features.spread(x) == pytest.approx(1 / 4, rel=0.01)
+    assert features.spread(np.outer(np.arange(1, 9), np.ones(4))) == pytest.approx(0, abs=1e-12)
+    three = np.array([[3.0, 4.0], [0.0, 2.0], [0.0, 0.0]])  # (0.6, 0.8), (0, 1) and (0, 0)
+    assert features.spread(three) == pytest.approx((math.sqrt(0.12 - 0.04) + math.sqrt(1.64 / 3 - 0.36)) / 2)

@@ -21,7 +21,8 @@ from vision_jax.config import loading
 from vision_jax.data import order
 from vision_jax.devices import sharding
 from vision_jax.errors import ConfigError, DataError, Interrupted
-from vision_jax.evaluators import EVALUATORS, Bank, frozen, neighbors, probe
+from vision_jax.evaluators import EVALUATORS, Bank, frozen, neighbors, probe, protocols
+from vision_jax.evaluators import features as measures
 from vision_jax.evaluators.base import collect
 from vision_jax.optim import create_optimizer
 
@@ -90,6 +91,22 @@ def test_neighbors_against_scikit_learn():
     reference = sklearn.neighbors.KNeighborsClassifier(7, weights=weights, algorithm="brute").fit(x, y)
     assert results()[0]["knn/top1"] == pytest.approx(reference.score(queries, labels))
     assert results()[0]["knn/count"] == 45
+
+
+def test_neighbors_tell_whether_features_have_collapsed(monkeypatch: pytest.MonkeyPatch):
+    """Of those that vote; of many, of a part that is spread evenly over the split."""
+    x, _ = features()["train"]
+    values = np.linalg.svd(x, compute_uv=False)
+    shares = values / values.sum()
+    rank = np.exp(-(shares * np.log(shares)).sum())
+    assert results()[0]["knn/effective_rank"] == pytest.approx(rank, rel=1e-4)
+    deviations = (x / np.linalg.norm(x, axis=1, keepdims=True)).std(0)
+    assert results()[0]["knn/spread"] == pytest.approx(deviations.mean(), rel=1e-5)
+    assert {"knn/ema_effective_rank", "knn/ema_spread"} <= results()[0].keys()
+    monkeypatch.setattr(protocols, "_RANKED", 20)
+    split = frozen.Split(x, features()["train"][1])
+    found = made()[0]["knn"].learn(split, split, CLASSES)
+    assert found["spread"] == pytest.approx(measures.spread(x[[i * 61 // 20 for i in range(20)]]))
 
 
 def test_few_shots_against_scikit_learn():
@@ -354,7 +371,7 @@ def test_heads_beside_the_backbone_do_not_matter():
         evaluators = build.make_evaluators(config, objective, mesh, pictures(1, 45), train_source=pictures(2, 61))
         found.append(evaluate.measure(evaluators, objective, prefixed))
     assert found[0] == found[1]
-    assert found[0].keys() == {"val/count", "val/top1", "val/top5"}
+    assert found[0].keys() == {"val/count", "val/top1", "val/top5", "val/spread", "val/effective_rank"}
 
 
 @pytest.mark.slow

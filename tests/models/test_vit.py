@@ -1,10 +1,12 @@
 import argparse
 import functools
+import itertools
 import logging
 import math
 import pathlib
 import pickle
 import zipfile
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +21,7 @@ from vision_jax.models import registry
 from vision_jax.models.intermediates import apply_with_intermediates
 from vision_jax.models.positions import sincos2d
 from vision_jax.models.transformer import PatchEmbed, resample_positions
+from vision_jax.models.vit import RelativePositionBias
 
 # A name and a few options make a model that compiles in seconds.
 VIT, DEIT3, DISTILLED = "vit_tiny_patch16_224", "deit3_small_patch16_224", "deit_tiny_distilled_patch16_224"
@@ -401,3 +404,74 @@ def test_options_that_do_not_go_together():
     model = vision_jax.create_model(VIT)
     with pytest.raises(ValueError, match="the images have 64 x 64 pixels, and there are positions for 224 x 224"):
         jax.eval_shape(lambda: model.init(jax.random.key(0), images(64), train=False))
+
+
+def test_the_bias_of_relative_positions():
+    """Of each pair, by loops over the offsets of the query from the key; tokens before the patches have three more."""
+    table = jax.random.normal(jax.random.key(0), (5**2 + 3, 2))
+    for before in (0, 1, 2):
+        module = RelativePositionBias(num_heads=2, grid=3, num_prefix_tokens=before)
+        rows = table if before else table[:-3]
+        found = np.asarray(module.apply({"params": {"relative_position_bias_table": rows}}))
+        assert found.shape == (1, 2, 9 + before, 9 + before)
+        for query, key in itertools.product(range(9 + before), repeat=2):
+            if query < before or key < before:
+                row = 27 if query < before and key < before else 25 if query < before else 26
+            else:
+                (y, x), (v, u) = divmod(query - before, 3), divmod(key - before, 3)
+                row = (y - v + 2) * 5 + (x - u + 2)
+            np.testing.assert_allclose(found[0, :, query, key], table[row], rtol=1e-6)
+
+
+@pytest.mark.parametrize("options", [{}, {"scan_blocks": True, "remat": True}])
+def test_blocks_see_by_relative_positions_alone(options: dict[str, Any]):
+    """Where all biases but those of a patch itself and above are low, a change reaches a patch and the one below."""
+    model = vision_jax.create_model(
+        "vit_tiny_patch16_224",
+        **{"num_classes": 0, "img_size": 12, "patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2},
+        positions="relative",
+        **options,
+    )
+    images = jax.random.normal(jax.random.key(0), (1, 12, 12, 3))
+    other = images.at[:, 4:8, 4:8].add(1.0)
+
+    @quick
+    def compute() -> Any:
+        variables = model.init(jax.random.key(1), images, train=False)
+        shapes = jax.tree.map(jnp.shape, variables["params"]["rel_pos_bias"])
+        seen = jnp.array([2 * 5 + 2, 3 * 5 + 2, 27])  # offsets of (0, 0) and (1, 0); and the class by itself
+        table = jnp.full((28, 2), -1e4).at[seen].set(0.0)
+        params = {**variables["params"], "rel_pos_bias": {"relative_position_bias_table": table}}
+
+        def maps(x: Any) -> Any:
+            return model.apply({"params": params}, x, train=False, method="encode")
+
+        def slope(table: Any) -> Any:
+            with_table = {**params, "rel_pos_bias": {"relative_position_bias_table": table}}
+            before, patches = model.apply({"params": with_table}, images, train=True, method="encode")
+            return jnp.sin(before).sum() + jnp.sin(patches).sum()
+
+        return shapes, maps(images), maps(other), jax.grad(slope)(jnp.zeros((28, 2)))
+
+    shapes, (token, patches), (same, changed), slope = compute()
+    assert shapes == {"relative_position_bias_table": (28, 2)}
+    np.testing.assert_array_equal(token, same)
+    moved = np.abs(patches - changed).max((0, 3)) > 1e-4
+    assert moved.tolist() == [[False, False, False], [False, True, False], [False, True, False]]
+    assert np.abs(slope).min() > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "size", "message"),
+    [
+        ({"interpolate_positions": True}, 16, "positions is 'relative', which are for one size of images"),
+        ({}, 32, "positions for 16 x 16: set img_size\n"),
+    ],
+)
+def test_relative_positions_are_for_one_size(options: dict[str, Any], size: int, message: str):
+    def make() -> None:
+        model = vision_jax.create_model("vit_tiny_patch16_224", img_size=16, positions="relative", **options)
+        jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, size, size, 3)), train=False))
+
+    with pytest.raises((ConfigError, ValueError), match=message):
+        make()

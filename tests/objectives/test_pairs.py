@@ -1,4 +1,4 @@
-"""Objectives that compare two crops of each image, but for what their references test: padding, devices, teachers."""
+"""Objectives that compare two crops of each image, but for what their references test: padding, teachers, options."""
 
 import dataclasses
 from typing import Any
@@ -13,7 +13,6 @@ import vision_jax
 from vision_jax import augment, build, recipes
 from vision_jax import config as config_lib
 from vision_jax.data.views import View
-from vision_jax.devices import sharding
 from vision_jax.errors import ConfigError
 from vision_jax.objectives import OBJECTIVES, Setup
 from vision_jax.objectives.mocov2 import enqueue
@@ -83,36 +82,6 @@ def test_the_scale_of_simclr():
     assert float(outs[1].loss) == pytest.approx(2 * float(outs[0].loss), rel=1e-6)
     assert outs[1].weight == outs[0].weight == 4
     assert outs[1].metrics["pair_top1"] == outs[0].metrics["pair_top1"]
-
-
-# The others have nothing that these do not have.
-OF_ALL_KINDS = ("barlow_twins", "mocov2")
-
-
-@pytest.mark.parametrize(
-    "name", [name if name in OF_ALL_KINDS else pytest.param(name, marks=pytest.mark.exhaustive) for name in OPTIONS]
-)
-def test_a_step_is_the_same_on_one_device_and_on_eight(name: str):
-    mine = objective(name)
-    optimizer = optax.sgd(0.002, momentum=0.9)
-    step = make_train_step(mine, optimizer, lambda step: 0.002, seed=0)
-    results = []
-    for devices in (jax.devices()[:1], jax.devices()):
-        mesh = sharding.make_mesh({"data": -1, "fsdp": 1, "tensor": 1}, devices)
-        state = build.create_state(mine, optimizer, seed=0)
-        state = jax.device_put(state, sharding.replicated(mesh))
-        batch = sharding.batch_placer(mesh, ROWS)(BATCH)
-        with jax.set_mesh(mesh):
-            jitted = jax.jit(step)
-            for _ in range(2):
-                state, metrics = jitted(state, batch)
-        results.append(jax.device_get((metrics, state)))
-    (first, one), (second, eight) = results
-    for key in first:
-        assert float(first[key]) == pytest.approx(float(second[key]), rel=1e-4), key
-    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(eight), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
-    assert (one.ema is not None) == mine.teaches
 
 
 def test_a_teacher_moves_after_the_update_and_has_its_own_statistics():

@@ -1,3 +1,4 @@
+import functools
 from typing import Any
 
 import jax
@@ -46,7 +47,7 @@ def test_the_loss_by_hand():
     assert float(total[0] / count[0]) == pytest.approx(7 / 6)
 
 
-@pytest.mark.parametrize("model", [vit, swin])
+@pytest.mark.parametrize("model", [vit, functools.partial(vit, positions="relative", layer_scale=0.1), swin])
 def test_what_is_hidden_is_not_seen(model: Any):
     """The loss of an image whose hidden pixels are others differs by these alone."""
     mine = simmim(model())

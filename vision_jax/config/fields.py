@@ -61,7 +61,7 @@ def default_config() -> ConfigDict:
     model.global_pool = placeholder(str)
     model.feature_blocks = placeholder(int)
     # Position embedding of a transformer: learned, or the fixed sincos2d; mae and mocov3 begin as the tables of these
-    # methods, and are fixed where pos_embed is in optimizer.frozen.
+    # methods, and are fixed where pos_embed is in optimizer.frozen; relative: a bias of attention for each offset.
     model.positions = placeholder(str)
     # Initial weights of a vision transformer: normal, as in timm; xavier, as in MAE; or mocov3.
     model.weight_init = placeholder(str)

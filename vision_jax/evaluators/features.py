@@ -1,5 +1,7 @@
 """Protocols that measure frozen features: nearest neighbors, few-shot ridge regression, logistic regression, a probe.
 
+And what tells whether features have collapsed: their spread, and their effective rank.
+
 Pure functions of arrays. Products of matrices are computed in full float32, also where the hardware would round. Those
 of nearest neighbors are in `neighbors`, and those of the probe, which is trained step by step, in `probe`; this module
 has all of them.
@@ -24,6 +26,7 @@ __all__ = [
     "ProbeState",
     "Ridge",
     "Sweep",
+    "effective_rank",
     "fit_logistic",
     "fit_ridge",
     "linear_scores",
@@ -33,12 +36,51 @@ __all__ = [
     "neighbor_votes",
     "normalize",
     "ridge_scores",
+    "spread",
     "sweep_logistic",
     "top1",
     "train_probes",
 ]
 
 _matmul = functools.partial(jnp.matmul, precision="highest")
+
+
+# ---- Collapse
+
+
+def spread(features: np.ndarray) -> float:
+    """Returns the mean over dimensions of the standard deviation of features that are divided by their norms.
+
+    It is at most 1 / sqrt(dim), where they point evenly into all directions, and 0 where they have collapsed into one
+    (Chen and He 2020, arXiv:2011.10566).
+
+    Args:
+        features: (n, dim) float.
+    """
+    norms = np.linalg.norm(features, axis=1, keepdims=True)
+    return float(np.std(features / np.where(norms > 0, norms, 1), axis=0, dtype=np.float64).mean())
+
+
+def effective_rank(features: np.ndarray) -> float:
+    """Returns exp(-sum_k p_k log p_k), where p_k is the share of the k-th singular value in the sum of all.
+
+    It is 1 for features on one line through the origin, and r if r singular values are equal and the others 0 (Roy and
+    Vetterli 2007, "The effective rank"; of self-supervised features, Garrido et al. 2022, arXiv:2210.02885). There can
+    be no more than there are rows, so features are to be compared by as many of them.
+
+    The singular values are the roots of the eigenvalues of features^T features, in float64, whose rounding, about a
+    millionth of the largest singular value, counts as 0.
+
+    Args:
+        features: (n, dim) float; if all are 0, the rank is 0.
+    """
+    x = np.asarray(features, np.float64)
+    squares = np.linalg.eigvalsh(x.T @ x if x.shape[0] > x.shape[1] else x @ x.T)
+    values = np.sqrt(squares[squares > len(squares) * np.finfo(np.float64).eps * squares.max()])
+    if not len(values):
+        return 0.0
+    shares = values / values.sum()
+    return float(np.exp(-(shares * np.log(shares)).sum()))
 
 
 # ---- Few-shot ridge regression

@@ -1,7 +1,8 @@
 """The evaluators of frozen features: nearest neighbors, ridge and logistic regression, and linear probes."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,8 @@ RATES = {
     "sgd": (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1),
     "lars": (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0),
 }
+
+_RANKED = 25_600  # features whose effective rank is computed
 
 Found = dict[str, float | Table]  # `top1`, `top5`, what was chosen, and tables of what it was chosen from
 
@@ -107,12 +110,15 @@ class Knn(FrozenFeatures):
     """Weighted nearest neighbors, as DINO measures features (Caron et al. 2021, arXiv:2104.14294).
 
     All devices of process 0 search; see `features.nearest` for what that takes. A class without votes is not among the
-    best five.
+    best five. Beside the accuracies, it tells whether the features have collapsed: their `spread` and `effective_rank`,
+    of up to 25,600 of the training examples that vote (as many as Garrido et al. 2022, arXiv:2210.02885, take).
 
     Attributes:
         k: number of neighbors that vote.
         temperature: each votes with exp(cosine / temperature).
     """
+
+    metrics: ClassVar[Mapping[str, bool]] = {"top1": True, "top5": True, "spread": True, "effective_rank": True}
 
     k: int = 20
     temperature: float = 0.07
@@ -123,7 +129,11 @@ class Knn(FrozenFeatures):
         check_positive(self, "temperature")
 
     def learn(self, train: Split, validation: Split, num_classes: int) -> Found:
-        return vote(train, validation, num_classes, self.k, self.temperature)
+        count = len(train.features)
+        # Evenly from all of the split, which may be in the order of its classes.
+        some = train.features[np.arange(min(count, _RANKED)) * count // min(count, _RANKED)]
+        collapse = {"spread": features.spread(some), "effective_rank": features.effective_rank(some)}
+        return {**vote(train, validation, num_classes, self.k, self.temperature), **collapse}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)

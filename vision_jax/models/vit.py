@@ -12,6 +12,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from vision_jax.errors import ConfigError, suggest
 from vision_jax.models import registry
@@ -37,6 +38,7 @@ from vision_jax.models.transformer import LayerScale, Mlp, PatchEmbed, QueryKeyV
 from vision_jax.models.vit_weights import from_big_vision, resample, to_authors, to_torchvision
 
 INITS = ("normal", "xavier", "mocov3")  # `VisionTransformer.weight_init`
+POSITIONS = ("learned", *TABLES, "relative")  # `VisionTransformer.positions`
 
 
 class Attention(nn.Module):
@@ -59,10 +61,11 @@ class Attention(nn.Module):
     recompute: bool = False
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, train: bool, bias: jax.Array | None = None) -> jax.Array:
+        """`bias` is added to the logits of pairs of tokens; see `attend`."""
         batch, tokens, features = x.shape
         qkv = QueryKeyValue(self.num_heads, self.dtype, self.qkv_init or self.kernel_init, name="qkv")(x)
-        x = attend(self, qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], recompute=self.recompute)
+        x = attend(self, qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], bias, recompute=self.recompute)
         x = x.reshape(batch, tokens, features)
         x = nn.Dense(features, dtype=self.dtype, kernel_init=self.kernel_init, name="proj")(x)
         return nn.Dropout(self.drop_rate)(x, deterministic=not train)
@@ -93,8 +96,13 @@ class Block(nn.Module):
     recompute_attention: bool = False
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool, drop_path_rate: jax.Array | None = None) -> jax.Array:
-        """Applies the block to x, (batch, tokens, features); a `drop_path_rate` given here replaces the block's own."""
+    def __call__(
+        self, x: jax.Array, train: bool, drop_path_rate: jax.Array | None = None, bias: jax.Array | None = None
+    ) -> jax.Array:
+        """Applies the block to x, (batch, tokens, features); a `drop_path_rate` given here replaces the block's own.
+
+        `bias` is added to the logits of pairs of tokens; see `attend`.
+        """
         norm = functools.partial(nn.LayerNorm, epsilon=1e-6, dtype=self.dtype, use_fast_variance=False)
 
         def scale(y: jax.Array, name: str) -> jax.Array:
@@ -118,7 +126,7 @@ class Block(nn.Module):
             recompute=self.recompute_attention,
             name="attn",
         )
-        y = attention(y, train)
+        y = attention(y, train, bias)
         x = x + drop(scale(y, "ls1"))
         mlp = Mlp(self.mlp_features, self.dtype, self.proj_drop_rate, self.kernel_init, name="mlp")
         y = mlp(norm(name="norm2")(x), train)
@@ -142,13 +150,56 @@ class Blocks(nn.Module):
     recompute_attention: bool = False
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> Any:
+    def __call__(self, x: jax.Array, train: bool, bias: jax.Array | None = None) -> Any:
         found = []
         for i, rate in enumerate(self.drop_path_rates):
             options = {"recompute_attention": True} if self.recompute_attention and i % 2 == 1 else {}
-            x = capture(self, self.block(drop_path_rate=rate, name=str(i), **options)(x, train), str(i))
+            x = capture(self, self.block(drop_path_rate=rate, name=str(i), **options)(x, train, None, bias), str(i))
             found.append(x)
         return x if self.results == 1 else found[-self.results :]
+
+
+class RelativePositionBias(nn.Module):
+    """A bias of attention for each offset between two patches, which all blocks share (Xie et al. 2021, after BEiT).
+
+    Of pairs with a token before the patches there are three more: of such a token that sees a patch, of a patch that
+    sees such a token, and of two such tokens.
+
+    Attributes:
+        num_heads: of the attention.
+        grid: height and width of the map of patches.
+        num_prefix_tokens: before the patches; 0: without the three biases.
+    """
+
+    num_heads: int
+    grid: int
+    num_prefix_tokens: int
+
+    @nn.compact
+    def __call__(self) -> jax.Array:
+        """Returns (1, heads, tokens, tokens) float32, of queries and keys.
+
+        The table has a row for each vertical offset of the query from the key, and within it for each horizontal one,
+        from -(grid - 1) on. Offsets are chosen by products with ones and zeros, which are exact: a TPU would fetch the
+        biases of pairs one by one, and add up their gradients so.
+        """
+        grid, before = self.grid, self.num_prefix_tokens
+        offsets = 2 * grid - 1
+        rows = offsets**2 + (3 if before else 0)
+        table = self.param("relative_position_bias_table", nn.initializers.zeros, (rows, self.num_heads), jnp.float32)
+        places = np.arange(grid)
+        chosen = (places[:, None, None] - places[:, None] + grid - 1 == np.arange(offsets)).astype(np.float32)
+        of_offsets = table[: offsets**2].reshape(offsets, offsets, self.num_heads)
+        bias = jnp.einsum("qka,abh->hqkb", chosen, of_offsets, precision="highest")
+        bias = jnp.einsum("hqkb,rlb->hqrkl", bias, chosen, precision="highest")
+        bias = bias.reshape(1, self.num_heads, grid**2, grid**2)
+        if not before:
+            return bias
+        to_patches, from_patches, among = (x[None, :, None, None] for x in table[-3:])
+        above = jnp.broadcast_to(to_patches, (1, self.num_heads, before, grid**2))
+        left = jnp.broadcast_to(from_patches, (1, self.num_heads, grid**2, before))
+        corner = jnp.broadcast_to(among, (1, self.num_heads, before, before))
+        return jnp.concatenate([jnp.concatenate([corner, above], 3), jnp.concatenate([left, bias], 3)], 2)
 
 
 class VisionTransformer(ImageModel, kw_only=True):
@@ -165,7 +216,8 @@ class VisionTransformer(ImageModel, kw_only=True):
         class_token: there is one; with "avg" it only takes part in attention.
         num_registers: further tokens that only take part in attention.
         positions: "learned" embeddings; "sincos2d": fixed ones, as big_vision computes them, for patches alone; "mae",
-            "mocov3": learned ones that begin as `sincos2d` tables, and are fixed where `pos_embed` is frozen.
+            "mocov3": learned ones that begin as `sincos2d` tables, and are fixed where `pos_embed` is frozen;
+            "relative": no embeddings, but a bias of attention for each offset, see `RelativePositionBias`.
         no_embed_class: learned positions are for patches alone too.
         interpolate_positions: images may have other sizes than `img_size`: learned positions are then interpolated.
         norm_after_pooling: normalize the pooled features instead of all tokens; None: with "avg".
@@ -215,8 +267,10 @@ class VisionTransformer(ImageModel, kw_only=True):
             raise ConfigError(f"num_heads is {self.num_heads}, which does not divide the {self.embed_dim} features.")
         if self.global_pool not in ("token", "avg", "token+avg"):
             raise ConfigError(f"global_pool is {self.global_pool!r}: there are token, avg and token+avg.")
-        if self.positions not in ("learned", *TABLES):
-            raise ConfigError(f"positions is {self.positions!r}: {suggest(self.positions, ('learned', *TABLES))}")
+        if self.positions not in POSITIONS:
+            raise ConfigError(f"positions is {self.positions!r}: {suggest(self.positions, POSITIONS)}")
+        if self.positions == "relative" and self.interpolate_positions:
+            raise ConfigError("positions is 'relative', which are for one size of images: unset interpolate_positions.")
         if self.global_pool != "avg" and not self.class_token:
             raise ConfigError("Without class_token, global_pool must be avg.")
         if not 1 <= self.feature_blocks <= self.depth:
@@ -260,8 +314,10 @@ class VisionTransformer(ImageModel, kw_only=True):
         self.patch_embed = PatchEmbed(self.patch_size, self.embed_dim, self.dtype, *patch_inits)
         for name, count in self.tokens().items():
             setattr(self, name, self.param(name, token_init, (1, count, self.embed_dim), jnp.float32))
-        if self.positions != "sincos2d":
-            grid = self.img_size // self.patch_size
+        grid = self.img_size // self.patch_size
+        if self.positions == "relative":
+            self.rel_pos_bias = RelativePositionBias(self.num_heads, grid, self.num_prefix_tokens)
+        elif self.positions != "sincos2d":
             before = 0 if self.no_embed_class else self.num_prefix_tokens
             shape = (1, before + grid**2, self.embed_dim)
             init = transformer_init if self.positions == "learned" else positions_init(self.positions, grid)
@@ -317,6 +373,9 @@ class VisionTransformer(ImageModel, kw_only=True):
         Returns:
             (batch, tokens, features) and (batch, height / patch_size, width / patch_size, features), or with `kept`
             (batch, kept, features).
+
+        Raises:
+            ValueError: if there are no positions for images of this size, or no relative ones of `kept` patches.
         """
         before, patches, _ = self._encode(images, train, kept, hidden)
         return before, patches
@@ -335,22 +394,30 @@ class VisionTransformer(ImageModel, kw_only=True):
         batch, count = len(patches), self.num_prefix_tokens
         x = capture(self, patches.reshape(batch, -1, self.embed_dim), "patch_embed")
         height, width = (length // self.patch_size for length in images.shape[1:3])
-        positions = self._positions(height, width)[0]
-        of_tokens, of_patches = jnp.split(positions, [len(positions) - height * width])
-        if kept is not None:  # in float32, in which their gradients are then added up
-            of_patches = of_patches.astype(jnp.float32).at[kept].get(mode="promise_in_bounds").astype(self.dtype)
-        x = x + of_patches
+        bias, of_tokens = None, None
+        if self.positions == "relative":
+            if kept is not None:
+                raise ValueError("positions is 'relative', and these are of all patches: some alone are not encoded")
+            self._check_grid(height, width)
+            bias = self.rel_pos_bias()
+        else:
+            positions = self._positions(height, width)[0]
+            of_tokens, of_patches = jnp.split(positions, [len(positions) - height * width])
+            if kept is not None:  # in float32, in which their gradients are then added up
+                of_patches = of_patches.astype(jnp.float32).at[kept].get(mode="promise_in_bounds").astype(self.dtype)
+            x = x + of_patches
         if count:
             before = jnp.concatenate([getattr(self, name).astype(self.dtype) for name in self.tokens()], axis=1)
-            before = before + of_tokens if len(of_tokens) else before
+            if of_tokens is not None and len(of_tokens):
+                before = before + of_tokens
             x = jnp.concatenate([jnp.broadcast_to(before, (batch, count, self.embed_dim)), x], axis=1)
         earlier: list[jax.Array] = []
         if self.scan_blocks:
-            x, earlier = self._scan(x, train)
+            x, earlier = self._scan(x, train, bias)
         elif self.feature_blocks == 1:
-            x = self.blocks(x, train)
+            x = self.blocks(x, train, bias)
         else:
-            *results, x = self.blocks(x, train)
+            *results, x = self.blocks(x, train, bias)
             earlier = [result[:, 0] for result in results]
         if self.norm is not None:
             x = capture(self, self.norm(x), "norm")
@@ -374,18 +441,26 @@ class VisionTransformer(ImageModel, kw_only=True):
         if height == width == grid:
             return self.pos_embed.astype(self.dtype)
         if not self.interpolate_positions:
-            raise ValueError(
-                f"the images have {height * self.patch_size} x {width * self.patch_size} pixels, and there are "
-                f"positions for {self.img_size} x {self.img_size}: set img_size, or interpolate_positions"
-            )
+            self._check_grid(height, width)
         prefix = self.pos_embed.shape[1] - grid**2
         return interpolate_positions(self.pos_embed, prefix, height, width).astype(self.dtype)
 
-    def _scan(self, x: jax.Array, train: bool) -> tuple[jax.Array, list[jax.Array]]:
+    def _check_grid(self, height: int, width: int) -> None:
+        """Raises ValueError if images of so many patches have no positions."""
+        if (height, width) != (self.img_size // self.patch_size,) * 2:
+            advice = "set img_size" if self.positions == "relative" else "set img_size, or interpolate_positions"
+            raise ValueError(
+                f"the images have {height * self.patch_size} x {width * self.patch_size} pixels, and there are "
+                f"positions for {self.img_size} x {self.img_size}: {advice}"
+            )
+
+    def _scan(self, x: jax.Array, train: bool, bias: jax.Array | None) -> tuple[jax.Array, list[jax.Array]]:
         """Returns the result of all blocks, and the class tokens that `_encode` returns, before the norm."""
 
-        def step(block: nn.Module, x: jax.Array, rate: jax.Array | None) -> tuple[jax.Array, jax.Array | None]:
-            x = capture(block, block(x, train, rate))
+        def step(
+            block: nn.Module, x: jax.Array, rate: jax.Array | None, bias: jax.Array | None
+        ) -> tuple[jax.Array, jax.Array | None]:
+            x = capture(block, block(x, train, rate, bias))
             return x, None if self.feature_blocks == 1 else x[:, 0]
 
         rates = jnp.asarray(self._drop_path_rates()) if self.drop_path_rate else None
@@ -393,9 +468,10 @@ class VisionTransformer(ImageModel, kw_only=True):
             step,
             variable_axes=dict.fromkeys(("params", INTERMEDIATES, ATTENTION, PERTURBATIONS), 0),
             split_rngs={"params": True, "dropout": True},
+            in_axes=(0, nn.broadcast),
             length=self.depth,
         )
-        x, tokens = scan(self.blocks, x, rates)
+        x, tokens = scan(self.blocks, x, rates, bias)
         return x, [] if tokens is None else list(tokens[-self.feature_blocks : -1])
 
     def feature_maps(self, images: jax.Array, *, train: bool) -> dict[int, jax.Array]:

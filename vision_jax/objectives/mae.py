@@ -123,6 +123,11 @@ class MAE(MaskedObjective):
             )
         if not model.norms_all_tokens:
             raise ConfigError("The objective mae normalizes all tokens: leave model.global_pool at token.")
+        if model.positions == "relative":
+            raise ConfigError(
+                "The objective mae encodes some patches alone, without a bias of each pair: set other "
+                "model.positions than relative, such as mae."
+            )
         if size % model.patch_size:
             raise ConfigError(f"data.image_size is {size}, which patches of {model.patch_size} pixels do not divide.")
         if not 0 < self.kept < self.cells:
