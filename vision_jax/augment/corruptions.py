@@ -185,11 +185,11 @@ def _motion_blur(image: np.ndarray, constants: tuple[int, float], random: Random
 
 
 def _along_a_line(image: np.ndarray, radius: int, sigma: float, angle: float) -> np.ndarray:
-    """Blurs an image to one side along a line, by the formulas of ImageMagick's motion blur.
+    """Blurs an image to one side along a line, as ImageMagick's motion blur does.
 
     Pixel p becomes the sum of exp(-i^2 / 2 sigma^2) image[p + i (sin angle, cos angle)], i from 0 to 2 radius, divided
-    by that of the weights; the places are rounded to pixels, and beyond the borders are the outermost ones. ImageMagick
-    computes with 16 bits and rounds those to 8; here the sums are rounded to 8 bits at once.
+    by that of the weights; the places are rounded to pixels, and beyond the borders are the outermost ones. The sum is
+    rounded to 16 bits, of which 8 are kept.
 
     Args:
         image: (height, width, ...) uint8.
@@ -200,15 +200,15 @@ def _along_a_line(image: np.ndarray, radius: int, sigma: float, angle: float) ->
     weights = np.exp(-(distance**2) / (2.0 * sigma**2))
     weights /= weights.sum()
     direction = math.radians(angle)
-    rows = np.ceil(distance * math.sin(direction) - 0.5).astype(int)
-    columns = np.ceil(distance * math.cos(direction) - 0.5).astype(int)
     reach = 2 * radius
+    rows = np.ceil(distance * math.sin(direction) - 0.5).astype(int) + reach
+    columns = np.ceil(distance * math.cos(direction) - 0.5).astype(int) + reach
     height, width = image.shape[:2]
-    padded = cv2.copyMakeBorder(image, reach, reach, reach, reach, cv2.BORDER_REPLICATE).astype(np.float32)
-    total = np.zeros(image.shape, np.float32)
-    for weight, row, column in zip(weights.astype(np.float32), rows + reach, columns + reach, strict=True):
+    padded = cv2.copyMakeBorder(image, reach, reach, reach, reach, cv2.BORDER_REPLICATE).astype(np.float64)
+    total = np.zeros(image.shape)
+    for weight, row, column in zip(weights, rows, columns, strict=True):
         total += weight * padded[row : row + height, column : column + width]
-    return np.clip(np.round(total), 0, 255).astype(np.uint8)
+    return (np.floor(257 * total + 0.5) / 257).astype(np.uint8)
 
 
 def _zoom_blur(image: np.ndarray, zooms: np.ndarray, random: RandomState) -> np.ndarray:
@@ -429,7 +429,7 @@ def _smoothed(noise: np.ndarray, sigma: float) -> np.ndarray:
 def _pixelate(image: np.ndarray, factor: float, random: RandomState) -> np.ndarray:
     height, width = image.shape[:2]
     small = PIL.Image.fromarray(image).resize((int(width * factor), int(height * factor)), PIL.Image.Resampling.BOX)
-    return np.asarray(small.resize((width, height), PIL.Image.Resampling.BOX))
+    return np.asarray(small.resize((width, height), PIL.Image.Resampling.NEAREST))
 
 
 def _jpeg_compression(image: np.ndarray, quality: int, random: RandomState) -> np.ndarray:

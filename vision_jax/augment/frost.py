@@ -25,7 +25,11 @@ _COLORS = (
     ((138, 153, 165), (28, 28, 30)),
     ((112, 123, 135), (44, 43, 42)),
 )
-_DECAY = 1.2  # of the amplitude with the frequency, of what is made up
+# Of what is made up: how the amplitude of noise falls with the frequency; and bundles of needles.
+_DECAY = 1.3
+_PIXELS_OF_A_BUNDLE = 160
+_NEEDLES = 5
+_LENGTH = 16.0  # pixels, on average
 _ENLARGE = 1.1  # of a picture that is smaller than the image, beyond its size
 
 
@@ -72,15 +76,15 @@ def enlarged(picture: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def made_up(random: RandomState, height: int, width: int) -> np.ndarray:
-    """Makes up a picture of frost: bright ridges of noise, in the colors of one of the published pictures.
+    """Makes up a picture of frost: bundles of bright needles on noise, in the colors of one of the published pictures.
 
     Returns:
         (height, width, 3) float64, from 0 to 255.
     """
     mean, deviation = (np.asarray(values, float) for values in _COLORS[random.randint(COUNT)])
-    ridges = -np.abs(_noise(random, height, width)) - np.abs(_noise(random, height, width))
-    ridges = (ridges - ridges.mean()) / ridges.std()
-    return np.clip(mean + deviation * ridges[:, :, None], 0, 255)
+    frost = _noise(random, height, width) + _needles(random, height, width)
+    frost = (frost - frost.mean()) / frost.std()
+    return np.clip(mean + deviation * frost[:, :, None], 0, 255)
 
 
 def _noise(random: RandomState, height: int, width: int) -> np.ndarray:
@@ -92,6 +96,21 @@ def _noise(random: RandomState, height: int, width: int) -> np.ndarray:
     waves[0, 0] = 0
     noise = scipy.fft.irfft2(waves, (height, width))
     return noise / noise.std()
+
+
+def _needles(random: RandomState, height: int, width: int) -> np.ndarray:
+    """Returns lines in bundles, each around a point and a direction of its own, with a deviation of about 1."""
+    bundles = max(1, height * width // _PIXELS_OF_A_BUNDLE)
+    points = random.uniform(0, 1, size=(bundles, 1, 2)) * (width, height)
+    angles = random.uniform(0, 2 * np.pi, size=(bundles, 1)) + random.normal(scale=0.3, size=(bundles, _NEEDLES))
+    lengths = random.exponential(_LENGTH, size=(bundles, _NEEDLES))
+    ends = points + lengths[:, :, None] * np.stack((np.cos(angles), np.sin(angles)), -1)
+    levels = random.randint(40, 256, size=(bundles, _NEEDLES))
+    drawn = np.zeros((height, width), np.uint8)
+    for point, bundle, shades in zip(points[:, 0].round().astype(int), ends.round().astype(int), levels, strict=True):
+        for end, shade in zip(bundle, shades, strict=True):
+            cv2.line(drawn, point.tolist(), end.tolist(), int(shade), 1, cv2.LINE_AA)
+    return (drawn - drawn.mean()) / max(drawn.std(), 1)
 
 
 def remark(pictures: Sequence[np.ndarray] | None) -> str:
