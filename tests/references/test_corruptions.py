@@ -1,7 +1,6 @@
 """Corruptions against corruption.*: one test for each image, corruption and severity; see README.md."""
 
 import json
-import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -23,49 +22,41 @@ FROST = [
 
 
 def read_cases() -> dict[str, tuple[str, Any]]:
-    """Returns (kind, what is expected) by FILE:PHOTO/SEVERITY or FILE:CORRUPTION/PHOTO/SEVERITY."""
+    """Returns (kind, case) by FILE:KEY; of a file of an unknown kind, one case."""
     found: dict[str, tuple[str, Any]] = {}
     for path in common.files("eval", "corruption.*"):
-        of = path.name.split(".")[1]
-        if of == "photo":
+        kind = path.name.split(".")[1]
+        if kind == "photo":
             continue
-        if path.suffix == ".json":
-            cases = json.loads(path.read_text())
-            found |= {f"{path.name}:{key}": (of, (*split(key), case)) for key, case in cases.items()}
-            continue
-        file = np.load(path)
-        if of == "seeded":
+        if kind == "random":
+            found |= {f"{path.name}:{key}": (kind, (key, case)) for key, case in json.loads(path.read_text()).items()}
+        elif kind == "seeded":
+            file = np.load(path)
             stride = json.loads(str(file["meta"]))["stride"]
-            for key in file.files:
-                if key != "meta":
-                    photo, name, severity = key.split("/")
-                    found[f"{path.name}:{name}/{photo}/{severity}"] = (of, (photo, name, int(severity), stride, file[key]))
-            continue
-        for key in file.files:
-            if key.count("/") == 1:
-                photo, severity = key.split("/")
-                values = {what: file[f"{key}/{what}"] for what in ("mean", "std")}
-                kind = "deterministic" if of in CORRUPTIONS else of
-                case = (photo, of, int(severity), {"part": file[key], "crop": file["crop"], **values})
-                found[f"{path.name}:{key}"] = (kind, case)
+            found |= {f"{path.name}:{key}": (kind, (key, stride, file[key])) for key in file.files if key != "meta"}
+        elif kind in CORRUPTIONS:
+            file = np.load(path)
+            for key in [name for name in file.files if name.count("/") == 1]:
+                case = {name: file[f"{key}/{name}"] for name in ("mean", "std")} | {"part": file[key]}
+                found[f"{path.name}:{key}"] = ("deterministic", (f"{kind}/{key}", case | {"crop": file["crop"]}))
+        else:
+            found[path.name] = (kind, ())
     return dict(sorted(found.items()))
 
 
-def split(key: str) -> tuple[str, str, int]:
+def split(key: str) -> tuple[np.ndarray, str, int]:
+    """Returns the photo, the corruption and the severity that a key names."""
     name, photo, severity = key.split("/")
-    return photo, name, int(severity)
-
-
-def read_photo(name: str) -> np.ndarray:
-    (path,) = common.files("eval", f"corruption.photo.{name}.npz")
-    return np.load(path)["image"]
+    (path,) = common.files("eval", f"corruption.photo.{photo}.npz")
+    return np.load(path)["image"], name, int(severity)
 
 
 CASES = read_cases()
 
 
-def check_deterministic(photo: str, name: str, severity: int, expected: dict[str, np.ndarray]) -> None:
-    corrupted = corrupt(read_photo(photo), name, severity, RandomState(0)).astype(int)
+def check_deterministic(key: str, expected: dict[str, np.ndarray]) -> None:
+    image, name, severity = split(key)
+    corrupted = corrupt(image, name, severity, RandomState(0)).astype(int)
     top, bottom, left, right = expected["crop"]
     difference = np.abs(corrupted[top:bottom, left:right] - expected["part"])
     if name == "jpeg_compression":  # decoders differ
@@ -76,14 +67,17 @@ def check_deterministic(photo: str, name: str, severity: int, expected: dict[str
     np.testing.assert_allclose(corrupted.std((0, 1)), expected["std"], atol=0.5)
 
 
-def check_random(photo: str, name: str, severity: int, expected: dict[str, float]) -> None:
+def check_random(key: str, expected: dict[str, float]) -> None:
     """Compares means over some draws; frost is the made-up one."""
-    image = read_photo(photo)
-    function: Callable[[RandomState], np.ndarray] = lambda random: corrupt(image, name, severity, random)  # noqa: E731
-    if name == "elastic_transform":  # the references have imagecorruptions' constants
-        alpha = 250 * (0.05, 0.065, 0.085, 0.1, 0.12)[severity - 1] * 0.005 * image.shape[0]
-        function = lambda random: corruptions._elastic(image, alpha, 0.01 * image.shape[0], 0, random)  # noqa: E731
-    draws = [function(RandomState(seed)).astype(int) - image for seed in range(DRAWS)]
+    image, name, severity = split(key)
+    draws = []
+    for seed in range(DRAWS):
+        if name == "elastic_transform":  # with the constants of imagecorruptions, which the references have
+            alpha = 250 * (0.05, 0.065, 0.085, 0.1, 0.12)[severity - 1] * 0.005 * image.shape[0]
+            corrupted = corruptions._elastic(image, alpha, 0.01 * image.shape[0], 0, RandomState(seed))
+        else:
+            corrupted = corrupt(image, name, severity, RandomState(seed))
+        draws.append(corrupted.astype(int) - image)
     for measure, found in (
         ("mean", [draw.mean() for draw in draws]),
         ("std", [draw.std() for draw in draws]),
@@ -94,9 +88,10 @@ def check_random(photo: str, name: str, severity: int, expected: dict[str, float
         assert abs(np.mean(found) - expected[measure]) <= tolerance, measure
 
 
-def check_seeded(photo: str, name: str, severity: int, stride: int, expected: np.ndarray) -> None:
+def check_seeded(key: str, stride: int, expected: np.ndarray) -> None:
     """Compares single values: the same random numbers are drawn for the same."""
-    corrupted = corrupt(read_photo(photo), name, severity, RandomState(100 + severity), frost=FROST)
+    image, name, severity = split(key)
+    corrupted = corrupt(image, name, severity, RandomState(100 + severity), frost=FROST)
     difference = np.abs(corrupted.reshape(-1)[severity::stride].astype(int) - expected)
     assert difference.max() <= (8 if name == "jpeg_compression" else 1)
     assert difference.mean() <= (1 if name == "jpeg_compression" else 0.01)
@@ -112,5 +107,5 @@ READERS: dict[str, Callable[..., None]] = {
 @pytest.mark.parametrize("name", CASES)
 def test_corruptions_agree_with_the_references(name: str):
     kind, case = CASES[name]
-    assert kind in READERS, f"there is no reader for {pathlib.Path(name).name}"
+    assert kind in READERS, f"there is no reader for the kind {kind} of {name}"
     READERS[kind](*case)

@@ -13,6 +13,7 @@ import hashlib
 import io
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import cv2
 import numpy as np
@@ -23,6 +24,8 @@ from numpy.random import RandomState
 
 from vision_jax.augment import frost as frost_lib
 from vision_jax.errors import ConfigError, suggest
+
+cv2.setNumThreads(1)  # images are corrupted in one process per core: OpenCV's own threads would only interfere
 
 SEVERITIES = (1, 2, 3, 4, 5)
 MIN_SIDE = 32  # pixels, below which the constants mean nothing
@@ -62,9 +65,8 @@ def corrupt(
             f"it has {image.shape[1]}x{image.shape[0]} pixels, and corruptions need {MIN_SIDE} each way: enlarge it"
         )
     kind = CORRUPTIONS[name]
-    if name == "frost":
-        return _frost(image, kind.constants[severity - 1], random, frost)
-    return kind.function(image, kind.constants[severity - 1], random)
+    function = functools.partial(_frost, pictures=frost) if name == "frost" else kind.function
+    return function(image, kind.constants[severity - 1], random)
 
 
 def check(name: str, severity: int) -> None:
@@ -136,9 +138,9 @@ def _gaussian_blur(image: np.ndarray, sigma: float, random: RandomState) -> np.n
 def _glass_blur(image: np.ndarray, constants: tuple[float, int, int], random: RandomState) -> np.ndarray:
     """Blurs, replaces pixels by neighbors, and blurs again.
 
-    The source means to swap neighbors, from the last pixel to the first, but assigns views of the same array: the pixel
-    becomes a copy of its neighbor, which stays. So what counts is which pixel each one is copied from in the end. Pixels
-    whose neighbor had been replaced before are found by following the copies, all at once.
+    The source means to swap neighbors, from the last pixel to the first, but assigns views of the same array: the
+    pixel becomes a copy of its neighbor, which stays. So what counts is where each pixel comes from in the end, which
+    is found for all of them at once, by following the copies.
     """
     sigma, reach, iterations = constants
     pixels = _levels(_gaussian(image / 255.0, sigma))
@@ -253,7 +255,10 @@ def _snow(
 
 
 def _frost(
-    image: np.ndarray, constants: tuple[float, float], random: RandomState, pictures: Sequence[np.ndarray] | None
+    image: np.ndarray,
+    constants: tuple[float, float],
+    random: RandomState,
+    pictures: Sequence[np.ndarray] | None = None,
 ) -> np.ndarray:
     height, width = image.shape[:2]
     if pictures is None:
@@ -379,7 +384,8 @@ def _elastic_transform(image: np.ndarray, constants: tuple[float, float, float],
     Constants are shares of the shorter side; in the source, which is for 224 pixels, they are multiples of 244.
     """
     side = min(image.shape[:2])
-    return _elastic(image, *(constant * 244 / _PUBLISHED_SIDE * side for constant in constants), random)
+    alpha, sigma, affine = (constant * 244 / _PUBLISHED_SIDE * side for constant in constants)
+    return _elastic(image, alpha, sigma, affine, random)
 
 
 def _elastic(image: np.ndarray, alpha: float, sigma: float, affine: float, random: RandomState) -> np.ndarray:
@@ -396,11 +402,11 @@ def _elastic(image: np.ndarray, alpha: float, sigma: float, affine: float, rando
     values = image.astype(np.float32) / 255
     if affine:
         # The source takes the height for x here, which is the same in squares.
-        center, reach = np.float32([height, width]) // 2, min(height, width) // 3
-        before = np.float32([center + reach, [center[0] + reach, center[1] - reach], center - reach])
+        center, reach = np.array([height // 2, width // 2], np.float32), min(height, width) // 3
+        before = np.stack([center + reach, center + np.array([reach, -reach], np.float32), center - reach])
         after = before + random.uniform(-affine, affine, size=before.shape).astype(np.float32)
         matrix = cv2.getAffineTransform(before, after)
-        values = cv2.warpAffine(values, matrix, (width, height), borderMode=cv2.BORDER_REFLECT_101)
+        values = np.asarray(cv2.warpAffine(values, matrix, (width, height), borderMode=cv2.BORDER_REFLECT_101))
     columns, rows = (
         (_smoothed(random.uniform(-1, 1, size=(height, width)), sigma) * alpha).astype(np.float32) for _ in range(2)
     )
@@ -449,12 +455,8 @@ class Corruption:
     """
 
     group: str
-    function: Callable[[np.ndarray, object, RandomState], np.ndarray]
-    constants: Sequence[object]
-
-
-def _unused(image: np.ndarray, constants: object, random: RandomState) -> np.ndarray:
-    raise AssertionError("`corrupt` passes the pictures of frost")
+    function: Callable[[np.ndarray, Any, RandomState], np.ndarray]
+    constants: Sequence[Any]
 
 
 # In the paper's order, with the source's constants for severities 1 to 5.
@@ -487,7 +489,7 @@ CORRUPTIONS: Mapping[str, Corruption] = {
             (0.55, 0.3, 2.5, 0.85, 12, 12, 0.55),
         ),
     ),
-    "frost": Corruption("weather", _unused, ((1, 0.4), (0.8, 0.6), (0.7, 0.7), (0.65, 0.7), (0.6, 0.75))),
+    "frost": Corruption("weather", _frost, ((1, 0.4), (0.8, 0.6), (0.7, 0.7), (0.65, 0.7), (0.6, 0.75))),
     "fog": Corruption("weather", _fog, ((1.5, 2), (2, 2), (2.5, 1.7), (2.5, 1.5), (3, 1.4))),
     "brightness": Corruption("weather", _brightness, (0.1, 0.2, 0.3, 0.4, 0.5)),
     "contrast": Corruption("digital", _contrast, (0.4, 0.3, 0.2, 0.1, 0.05)),
