@@ -209,7 +209,7 @@ def _along_a_line(image: np.ndarray, radius: int, sigma: float, angle: float) ->
     padded = cv2.copyMakeBorder(image, reach, reach, reach, reach, cv2.BORDER_REPLICATE).astype(np.float64)
     total = np.zeros(image.shape)
     for weight, row, column in zip(weights, rows, columns, strict=True):
-        total += weight * padded[row : row + height, column : column + width]
+        cv2.scaleAdd(padded[row : row + height, column : column + width], weight, total, dst=total)
     return (np.floor(257 * total + 0.5) / 257).astype(np.uint8)
 
 
