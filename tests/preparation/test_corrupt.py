@@ -8,6 +8,7 @@ import numpy as np
 import PIL.Image
 import pytest
 from conftest import encode, picture
+from miniature import WNIDS, validation_images, write_archives
 from numpy.random import RandomState
 
 from vision_jax.augment import frost as frost_lib
@@ -15,8 +16,8 @@ from vision_jax.augment.corruptions import corrupt, random_state
 from vision_jax.commands import prepare
 from vision_jax.data.sources import TfdsSource
 from vision_jax.errors import ConfigError
+from vision_jax.preparation import archives, shards
 from vision_jax.preparation import corrupt as corruption_lib
-from vision_jax.preparation import shards
 
 CLASSES = ("ant", "bee")
 
@@ -98,6 +99,17 @@ def test_the_same_bytes_whatever_the_number_of_shards_and_the_order(folder: path
     assert images["a"] == images["c"]
     assert all(images["a"][key] != images["d"][key] for key in images["a"])
     assert run(folder, tmp_path / "a", *flags) == 0  # it is there already
+
+
+def test_of_imagenets_archives_the_validation_images_alone_are_read(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+):
+    downloads = write_archives(tmp_path / "downloads")
+    monkeypatch.setattr(archives, "_index_train", None)  # it would be called
+    assert run(downloads, tmp_path / "out", "--corrupt=contrast:5") == 0
+    source = TfdsSource(tmp_path / "out" / "contrast" / "5", "validation")
+    assert {record["file_name"] for record in source} == {name.encode() for name in validation_images()}
+    assert list(source.class_names) == list(WNIDS)
 
 
 def test_frost_of_given_pictures(folder: pathlib.Path, tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture):

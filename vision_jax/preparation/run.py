@@ -121,9 +121,7 @@ def _prepare(
         plan["versions"] = _versions(options)
         work = output / _WORK
         _continue_or_start(work, plan)
-        index = source.index(work)
-        if options.corruption is not None:
-            index = dataclasses.replace(index, splits=corrupt.evaluated(index.splits))
+        index = _list(source, work, options)
         shards = plan_shards(index, options)
         log.info("Images: %s. Classes: %d.", _counts(index.splits), len(index.class_names))
         receipts, new = _write(output, work, index, shards, options, frost, skip_corrupt=skip_corrupt, workers=workers)
@@ -157,6 +155,18 @@ def open_input(where: str, holdout: float, labels: Mapping[str, str] | None = No
     if labels:
         raise DataError(f"--labels is for folders of images in train/ and val/, but {where} is: {source.kind}.")
     return source
+
+
+def _list(source: Input, work: pathlib.Path, options: Options) -> Index:
+    """Returns the records that are to be prepared; of those that are corrupted, ImageNet's training archive is left."""
+    if options.corruption is None:
+        return source.index(work)
+    if isinstance(source, archives.ImageNetArchives):
+        validation = source.index(work, train_split=False)
+        index = validation if validation.splits else source.index(work)
+    else:
+        index = source.index(work)
+    return dataclasses.replace(index, splits=corrupt.evaluated(index.splits))
 
 
 def _is_below(path: pathlib.Path, where: str) -> bool:
