@@ -1,8 +1,15 @@
-"""Augmentation on the device: jitted transforms of one image, (key, image) -> image, vmapped over a batch."""
+"""Augmentation on the device: jitted transforms of one image, (key, image) -> image, vmapped over a batch.
 
-from vision_jax.augment.notation import create_policy, list_policies
-from vision_jax.augment.pipeline import Augmentation, AugmentConfig, create_augmentation, parse_crops
-from vision_jax.augment.transforms import batch_key, example_keys, normalize, random_flip
+`corruptions` and `frost` compute on the host, in processes that need no JAX: so what needs it is imported on first use.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vision_jax.augment.notation import create_policy, list_policies
+    from vision_jax.augment.pipeline import Augmentation, AugmentConfig, create_augmentation, parse_crops
+    from vision_jax.augment.transforms import batch_key, example_keys, normalize, random_flip
 
 __all__ = [
     "AugmentConfig",
@@ -16,3 +23,20 @@ __all__ = [
     "parse_crops",
     "random_flip",
 ]
+
+_MODULES = {
+    "notation": ("create_policy", "list_policies"),
+    "pipeline": ("Augmentation", "AugmentConfig", "create_augmentation", "parse_crops"),
+    "transforms": ("batch_key", "example_keys", "normalize", "random_flip"),
+}
+_HOMES = {name: module for module, names in _MODULES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"vision_jax.augment.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'vision_jax.augment' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

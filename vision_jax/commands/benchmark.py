@@ -1,4 +1,4 @@
-"""The commands `python -m vision_jax benchmark input`, `benchmark step` and `benchmark predict`, with --help.
+"""The commands `python -m vision_jax benchmark input`, `step`, `predict` and `corruptions`, with --help.
 
 Exit status: 0 done, 1 failed, 2 wrong flags, 130 Ctrl-C, 143 SIGTERM.
 """
@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
+from vision_jax.benchmark import corruptions as corruption_benchmark
 from vision_jax.benchmark import input as input_benchmark
 from vision_jax.benchmark import prediction as prediction_benchmark
 from vision_jax.benchmark import step as step_benchmark
@@ -49,6 +50,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     prediction_benchmark.add_arguments(command)
     command.set_defaults(run=prediction_benchmark.run)
+    command = commands.add_parser(
+        "corruptions",
+        help="ImageNet-C's corruptions, beside imagecorruptions",
+        description="CPU time of each of ImageNet-C's corruptions, beside those of imagecorruptions where it is "
+        "installed, on the same made-up photos. Its elastic transform is another one, and its frost is from pictures.",
+    )
+    corruption_benchmark.add_arguments(command)
+    command.set_defaults(run=corruption_benchmark.run)
     arguments, unknown = parser.parse_known_args(argv)
     if "overrides" in arguments:
         arguments.overrides = [text for text in unknown if text.startswith("--config.")]

@@ -17,23 +17,31 @@ OUTPUT becomes a data set in tfds' layout, of ArrayRecord files: data.dir of the
 `tfds.builder_from_directory` reads. A run that was killed goes on when it is started again, and the result is the same
 to the byte. `--verify DIR` compares such a folder with its manifest.
 
+With --corrupt=NAME:SEVERITY the images of the validation split, or of the test split where there is none, are corrupted
+as in ImageNet-C, and OUTPUT/NAME/SEVERITY becomes the data set. `python -m vision_jax suite --sets=c` reads OUTPUT.
+
 Examples are in a random order that depends on their names alone, so that train[:1%] is a random sample; the order of a
 data set of tfds is kept. Exit status: 0 done, 1 failed, 2 wrong flags, 130 Ctrl-C.
 """
 
 import argparse
 import dataclasses
+import logging
 import os
 import pathlib
 import re
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vision_jax.data.pillow import MAX_PIXELS
-from vision_jax.errors import VisionJaxError, check_no_url
+from vision_jax.errors import ConfigError, VisionJaxError, check_no_url
 from vision_jax.runtime import console
 
+if TYPE_CHECKING:
+    from vision_jax.preparation.corrupt import Corruptions
+
+_QUALITY = 90
 _SPLITS = ("train", "val", "valid", "validation", "test")  # names of their folders
 
 
@@ -59,7 +67,9 @@ def _parser() -> argparse.ArgumentParser:
         default=256,
         help="of the images, which are never enlarged; 0 keeps every size (default: %(default)s)",
     )
-    parser.add_argument("--quality", type=_integer(1, 100), default=90, help="of JPEGs (default: %(default)s)")
+    parser.add_argument(
+        "--quality", type=_integer(1, 100), help=f"of JPEGs (default: {_QUALITY}; with --corrupt, 85 as in ImageNet-C)"
+    )
     parser.add_argument(
         "--apply_exif_orientation", action="store_true", help="turn images upright; ImageNet is used without"
     )
@@ -91,6 +101,17 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         help="a CSV file of image names and classes, for images that are not in class folders; once for each split",
     )
+    group = parser.add_argument_group("corrupted images")
+    group.add_argument(
+        "--corrupt",
+        metavar="NAME:SEVERITY",
+        help="a corruption of ImageNet-C at a severity from 1 to 5, or at all five without one; several with commas. "
+        "noise, blur, weather, digital and extra are its groups, and all the 15 of mCE. The shorter side becomes "
+        "--short_side, also of smaller images, and the middle is cut out",
+    )
+    group.add_argument("--crop", metavar="PIXELS", type=_integer(0), help="of the middle; 0: all (default: 224)")
+    group.add_argument("--seed", type=_integer(0), help="of the random numbers (default: 0)")
+    group.add_argument("--frost", metavar="DIR", help="the published pictures of frost; default: it is made up")
     parser.add_argument("--shards", type=_integer(1), help="in each split; default: of about 256 MiB")
     parser.add_argument("--workers", type=_integer(1), default=None, help="processes; default: one per usable core")
     return parser
@@ -129,6 +150,27 @@ def _name(text: str) -> str:
     return text
 
 
+def _corruptions(flags: argparse.Namespace) -> "Corruptions | None":
+    """Returns what the flags of corrupted images say.
+
+    Raises:
+        VisionJaxError: if they cannot work.
+    """
+    if flags.corrupt is None:
+        return None
+    from vision_jax.augment import frost
+    from vision_jax.preparation import corrupt
+
+    wanted = corrupt.parse(flags.corrupt)
+    crop = corrupt.CROP if flags.crop is None else flags.crop
+    if 0 < flags.short_side < crop:
+        raise ConfigError(f"--crop is {crop}, more than --short_side={flags.short_side}: lower it, or raise that.")
+    pictures, digest = corrupt.read_frost(flags.frost)
+    if any(name == "frost" for name, _ in wanted) and (remark := frost.remark(pictures)):
+        logging.getLogger(__name__).warning("%s", remark)
+    return corrupt.Corruptions(wanted, crop, flags.seed or 0, pictures, digest)
+
+
 def verify(directory: pathlib.Path) -> list[str]:
     """Compares a prepared data set with its manifest, prints how many examples there are, and returns the problems."""
     from vision_jax.preparation import manifest
@@ -154,9 +196,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("give INPUT and OUTPUT, or --verify DIR alone")
     if flags.encoding == "original" and flags.apply_exif_orientation:
         parser.error("--apply_exif_orientation changes images, which --encoding=original does not")
+    if flags.corrupt is None:
+        for name in ("crop", "seed", "frost"):
+            if getattr(flags, name) is not None:
+                parser.error(f"--{name} is for --corrupt=NAME:SEVERITY")
+    elif flags.encoding == "original":
+        parser.error("--corrupt changes images, which --encoding=original does not")
     console.configure_logging()
     try:
-        for what, value in (("INPUT", flags.input), ("OUTPUT", flags.output), ("--verify", flags.verify)):
+        given = {"INPUT": flags.input, "OUTPUT": flags.output, "--verify": flags.verify, "--frost": flags.frost}
+        for what, value in given.items():
             check_no_url(what, value or "")
         if flags.verify is not None:
             problems = verify(pathlib.Path(flags.verify))
@@ -164,9 +213,13 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print(f"error: {problem}", file=sys.stderr)
             print("damaged" if problems else "as it was prepared")
             return 1 if problems else 0
-        from vision_jax.preparation import run as preparation  # here, because --help should be quick
+        from vision_jax.preparation import corrupt  # here, because --help should be quick
+        from vision_jax.preparation import run as preparation
 
-        names = [field.name for field in dataclasses.fields(preparation.Options)]
+        corruptions = _corruptions(flags)
+        if flags.quality is None:
+            flags.quality = _QUALITY if corruptions is None else corrupt.QUALITY
+        names = [field.name for field in dataclasses.fields(preparation.Options) if field.name != "corruption"]
         options = preparation.Options(**{name: getattr(flags, name) for name in names})
         workers = flags.workers or len(os.sched_getaffinity(0))
         preparation.prepare(
@@ -176,6 +229,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             labels=dict(flags.labels),
             skip_corrupt=flags.skip_corrupt,
             workers=workers,
+            corruptions=corruptions,
         )
         return 0
     except (VisionJaxError, OSError) as error:

@@ -7,6 +7,7 @@ import PIL.Image
 import simplejpeg
 
 from vision_jax.data import decode, jpeg, pillow
+from vision_jax.preparation.corrupt import Corrupter
 
 _LARGEST_SIDE = 65_500  # that libjpeg encodes
 _ORIENTATION = 0x0112  # the EXIF tag
@@ -34,6 +35,7 @@ class Conversion:
         quality: of JPEGs, 1 to 100.
         apply_exif_orientation: turn images upright as their EXIF says. ImageNet is trained and evaluated without.
         max_pixels: larger images are refused before they are decoded.
+        corrupter: corrupts the images, which it resizes in its own way; None: they are not corrupted.
     """
 
     encoding: str
@@ -41,12 +43,17 @@ class Conversion:
     quality: int
     apply_exif_orientation: bool
     max_pixels: int
+    corrupter: Corrupter | None = None
 
-    def __call__(self, data: bytes) -> bytes:
+    def __call__(self, data: bytes, name: bytes = b"") -> bytes:
         """Converts one encoded image; grayscale, palettes, alpha and CMYK become RGB.
 
         A JPEG that needs no change, with three components and not too large, keeps its bytes: encoding it again would
         cost quality.
+
+        Args:
+            data: the image.
+            name: of it, on which the random numbers of its corruption depend.
 
         Raises:
             ValueError: if the image is damaged, of no known format or too large.
@@ -57,6 +64,10 @@ class Conversion:
             decode.decode(data, 3, max_pixels=self.max_pixels)  # to know now that it can be
             return data
         orientation = _exif_orientation(data, self.max_pixels) if self.apply_exif_orientation else 1
+        if self.corrupter is not None:
+            image = PIL.Image.fromarray(decode.decode(data, 3, max_pixels=self.max_pixels))
+            image = image.transpose(_UPRIGHT[orientation]) if orientation != 1 else image
+            return self._encode(self.corrupter(image, self.short_side, name))
         new_height, new_width = self._size(height, width)
         same_size = (new_height, new_width) == (height, width)
         if self.encoding == "jpeg" and max(new_height, new_width) > _LARGEST_SIDE:
@@ -70,6 +81,9 @@ class Conversion:
             image = _resize(image, new_height, new_width)
         if orientation != 1:
             image = image.transpose(_UPRIGHT[orientation])
+        return self._encode(image)
+
+    def _encode(self, image: PIL.Image.Image) -> bytes:
         if self.encoding == "raw":
             return b"P6\n%d %d\n255\n" % image.size + image.tobytes()
         return jpeg.encode(image, self.quality)

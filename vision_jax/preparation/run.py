@@ -21,7 +21,7 @@ import numpy as np
 
 from vision_jax.data import tfds_format
 from vision_jax.errors import DataError
-from vision_jax.preparation import archives, inputs, manifest, pixels
+from vision_jax.preparation import archives, corrupt, inputs, manifest, pixels
 from vision_jax.preparation import shards as shards_lib
 from vision_jax.preparation.convert import Conversion
 from vision_jax.preparation.inputs import Index, Input
@@ -41,6 +41,7 @@ class Options:
     Attributes:
         name: None is what the input is called.
         encoding: None is jpeg, or original where JPEG would harm small images.
+        corruption: None: the images are not corrupted.
     """
 
     name: str | None
@@ -51,6 +52,7 @@ class Options:
     max_pixels: int
     holdout: float
     shards: int | None
+    corruption: corrupt.Options | None = None
 
 
 def prepare(
@@ -61,6 +63,7 @@ def prepare(
     labels: Mapping[str, str] | None = None,
     skip_corrupt: int = 0,
     workers: int = 1,
+    corruptions: corrupt.Corruptions | None = None,
 ) -> None:
     """Prepares a data set, or goes on with one.
 
@@ -71,16 +74,43 @@ def prepare(
         labels: files of labels by split, for folders of images that are not in class folders.
         skip_corrupt: how many images may be left out, because they cannot be decoded.
         workers: processes.
+        corruptions: what to make of the images instead of one data set; None: that.
 
     Raises:
         DataError: if the input or the output cannot be used, or an image cannot be decoded.
     """
-    start = time.monotonic()
     source = open_input(where, options.holdout, labels)
-    encoding = options.encoding or ("original" if isinstance(source, pixels.PixelInput) else "jpeg")
-    options = dataclasses.replace(options, name=options.name or source.name, encoding=encoding)
     if not isinstance(source, archives.ImageNetArchives) and _is_below(output, where):
         raise DataError(f"{output} is inside {where}, where it would be taken for input: give another OUTPUT.")
+    many = {"skip_corrupt": skip_corrupt, "workers": workers}
+    if corruptions is None:
+        whole = options.encoding or ("original" if isinstance(source, pixels.PixelInput) else "jpeg")
+        options = dataclasses.replace(options, name=options.name or source.name, encoding=whole)
+        _prepare(where, source, output, options, None, **many)
+        return
+    for number, (name, severity) in enumerate(corruptions.wanted, 1):
+        log.info("%s at severity %d, %d of %d.", name, severity, number, len(corruptions.wanted))
+        one = dataclasses.replace(
+            options,
+            name=f"{options.name or source.name}_{name}_{severity}",
+            encoding=options.encoding or "jpeg",
+            corruption=corruptions.options(name, severity),
+        )
+        _prepare(where, source, output / name / str(severity), one, corruptions.frost, **many)
+
+
+def _prepare(
+    where: str,
+    source: Input,
+    output: pathlib.Path,
+    options: Options,
+    frost: Sequence[np.ndarray] | None,
+    *,
+    skip_corrupt: int,
+    workers: int,
+) -> None:
+    """Prepares one data set; arguments as for `prepare`, with all options filled in."""
+    start = time.monotonic()
     plan = {"options": dataclasses.asdict(options), "input": source.identity()}
     with _exclusive(output):
         if _is_finished(output, plan):
@@ -88,13 +118,13 @@ def prepare(
             shutil.rmtree(output / _WORK, ignore_errors=True)
             return
         log.info("Input: %s (%s).", where, source.kind)
-        plan["versions"] = _versions()
+        plan["versions"] = _versions(options)
         work = output / _WORK
         _continue_or_start(work, plan)
-        index = source.index(work)
+        index = _list(source, work, options)
         shards = plan_shards(index, options)
         log.info("Images: %s. Classes: %d.", _counts(index.splits), len(index.class_names))
-        receipts, new = _write(output, work, index, shards, options, skip_corrupt=skip_corrupt, workers=workers)
+        receipts, new = _write(output, work, index, shards, options, frost, skip_corrupt=skip_corrupt, workers=workers)
         _finish(output, work, plan, index, [receipts[shard.file] for shard in shards])
     _summarize(output, new, time.monotonic() - start)
 
@@ -127,6 +157,18 @@ def open_input(where: str, holdout: float, labels: Mapping[str, str] | None = No
     return source
 
 
+def _list(source: Input, work: pathlib.Path, options: Options) -> Index:
+    """Returns the records that are to be prepared; of those that are corrupted, ImageNet's training archive is left."""
+    if options.corruption is None:
+        return source.index(work)
+    if isinstance(source, archives.ImageNetArchives):
+        validation = source.index(work, train_split=False)
+        index = validation if validation.splits else source.index(work)
+    else:
+        index = source.index(work)
+    return dataclasses.replace(index, splits=corrupt.evaluated(index.splits))
+
+
 def _is_below(path: pathlib.Path, where: str) -> bool:
     directory = pathlib.Path(where).expanduser().resolve()
     return path.resolve() != directory and path.resolve().is_relative_to(directory)
@@ -147,6 +189,8 @@ def plan_shards(index: Index, options: Options) -> list[Shard]:
             records = inputs.in_order_of_hash(records, split)
         num_bytes = int(records["size"].sum())
         pixels = len(records) * options.short_side**2 * 4 // 3
+        if options.corruption is not None and options.corruption.crop:
+            pixels = len(records) * options.corruption.crop**2
         if options.encoding == "raw":
             num_bytes = 3 * pixels if pixels else 20 * num_bytes
         elif options.encoding == "jpeg" and pixels:
@@ -160,9 +204,10 @@ def plan_shards(index: Index, options: Options) -> list[Shard]:
     return shards
 
 
-def _versions() -> dict[str, str]:
+def _versions(options: Options) -> dict[str, str]:
     """Returns the versions of what decides the bytes of an image."""
-    return {package: version(package) for package in ("array-record", "numpy", "pillow", "simplejpeg")}
+    corrupting = () if options.corruption is None else ("opencv-python-headless", "scipy")
+    return {package: version(package) for package in ("array-record", "numpy", "pillow", "simplejpeg", *corrupting)}
 
 
 @contextlib.contextmanager
@@ -258,6 +303,7 @@ def _write(
     index: Index,
     shards: Sequence[Shard],
     options: Options,
+    frost: Sequence[np.ndarray] | None,
     *,
     skip_corrupt: int,
     workers: int,
@@ -274,6 +320,7 @@ def _write(
         quality=options.quality,
         apply_exif_orientation=options.apply_exif_orientation,
         max_pixels=options.max_pixels,
+        corrupter=None if options.corruption is None else corrupt.Corrupter(options.corruption, frost),
     )
     job = shards_lib.Job(output, work, index.reader, conversion, skip_corrupt)
     receipts = {shard.file: receipt for shard in shards if (receipt := job.receipt(shard)) is not None}

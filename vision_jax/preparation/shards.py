@@ -116,7 +116,7 @@ class Job:
 
     def _convert(self, original: Original) -> bytes:
         try:
-            return self.conversion(original.data)
+            return self.conversion(original.data, original.file_name)
         except ValueError as error:
             raise _UnreadableError(os.fsdecode(original.file_name), str(error)) from error
 

@@ -19,7 +19,7 @@ def corruption_entry(sets: Mapping[str, _Entry]) -> dict[str, Any] | None:
     """Returns the entry of ImageNet-C as a whole, in percent; None: none of its 15 corruptions has been measured.
 
     Accuracies and `error` are means over these, each a mean over the severities that are there. mCE needs all 75, and
-    the relative one also the accuracy on the validation set.
+    the relative one also the accuracy on the validation set; of classes that are not ImageNet's there is none.
 
     Args:
         sets: the entries by row, such as `c/fog/3`; see `results.Results`.
@@ -35,7 +35,8 @@ def corruption_entry(sets: Mapping[str, _Entry]) -> dict[str, Any] | None:
     inner = [entry for levels in counted.values() for entry in levels.values()]
     clean = sets.get("val")
     lacks = _missing(counted)
-    measured = {} if lacks else _measured(counted, clean)
+    own_classes = any(entry.get("own_classes") for entry in inner)
+    measured = {} if lacks or own_classes else _measured(counted, clean)
     if partial := [f"{name}/{level}" for name in counted for level, one in counted[name].items() if one["incomplete"]]:
         lacks.append(f"{len(partial)} of its {len(inner)} parts are incomplete ({listing.shorten(partial, 3)})")
     if "relative_mce" in measured and clean is not None and clean["incomplete"]:
@@ -49,6 +50,7 @@ def corruption_entry(sets: Mapping[str, _Entry]) -> dict[str, Any] | None:
         "incomplete": lacks,
         "damaged": sum(entry["damaged"] for entry in inner),
         "rule": inner[0]["rule"],
+        **({"own_classes": True} if own_classes else {}),
         "seconds": sum(entry["seconds"] for entry in inner),
         "corruptions": {name: _errors(name, parts[name], measured) for name in CORRUPTIONS if name in parts},
     }

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from vision_jax import pretrained
-from vision_jax.data import archives, listing
+from vision_jax.data import archives, listing, tfds_format
 from vision_jax.data.archives import Archive
 from vision_jax.data.cache import cache_dir
 from vision_jax.data.images import ImageSource, image_members
@@ -192,6 +192,26 @@ class _RecordSource:
         return digest_of("records", self.records["name"], self.records["label"], self.records["size"], self.class_names)
 
 
+def in_prepared(path: pathlib.Path, classes: Sequence[str]) -> Images | None:
+    """Returns the images of a data set that `prepare` has written; None: the folder holds no such data set.
+
+    Args:
+        path: the folder.
+        classes: which the labels number.
+
+    Raises:
+        DataError: if it is unfinished, has several splits, or other classes.
+    """
+    if not (path / "features.json").is_file():
+        if (path / "incomplete").is_dir():
+            raise DataError(f"{path} is not finished: run the command that prepares it again.")
+        return None
+    names = list(tfds_format.read_metadata(path).info.splits)
+    if len(names) != 1:
+        raise DataError(f"{path} has the splits {', '.join(names)}, and one is needed.")
+    return _relabeled(TfdsSource(path, names[0]), path, classes)
+
+
 def open_validation(place: Validation) -> Images:
     """Returns the validation images, whose labels number ImageNet's 1,000 classes.
 
@@ -207,12 +227,21 @@ def open_validation(place: Validation) -> Images:
     else:
         option = "placing it beside the folder as val.csv"
         source = FolderSource(place.directory, place.split, labels_option=option)
-    classes = pretrained.imagenet_classes()
+    return _relabeled(source, place.path, pretrained.imagenet_classes())
+
+
+def _relabeled(source: _RecordSource | TfdsSource | FolderSource, path: pathlib.Path, classes: Sequence[str]) -> Images:
+    """Returns the images of a source, whose labels number `classes`.
+
+    Raises:
+        DataError: if it has a class that is not among them.
+    """
     labels = pretrained.map_classes(source.class_names, classes)
     if not len(labels) or (labels < 0).any():
         lacking = [name for name, label in zip(source.class_names, labels, strict=True) if label < 0]
+        which = "ImageNet's 1,000 WordNet ids" if classes == pretrained.imagenet_classes() else "the model's"
         raise DataError(
-            f"{place.path} has classes that are none of ImageNet's 1,000 WordNet ids"
+            f"{path} has classes that are none of {which}"
             f"{': ' + listing.shorten(lacking, 3) if lacking else ', or does not name them'}."
         )
     numbers = None

@@ -73,7 +73,7 @@ def class_columns(trained: TrainedModel) -> np.ndarray | None:
     if missing := int((columns < 0).sum()):
         raise ConfigError(
             f"The model has {trained.num_classes} classes, such as {names[0]!r}, and {missing:,} of ImageNet's are not "
-            f"among them: {needed}, by their WordNet ids."
+            f"among them: {needed}, by their WordNet ids. --sets=c alone takes data of the model's own classes."
         )
     in_order = trained.num_classes == len(classes) and np.array_equal(columns, np.arange(len(classes)))
     return None if in_order else columns
@@ -98,11 +98,19 @@ def run_suite(
         whether no set failed.
 
     Raises:
-        ConfigError: if the model has other classes, or `output` the results of another one.
+        ConfigError: if the model has other classes, but for corruptions alone, or `output` has results of another one.
         CheckpointError: if the results cannot be written.
         DistributedError: if one of several processes cannot read its images, or they see others.
     """
-    return _Suite(trained, output, options).run(found, wanted)
+    return _Suite(trained, output, options, own_classes(trained, wanted)).run(found, wanted)
+
+
+def own_classes(trained: TrainedModel, wanted: Sequence[str]) -> Sequence[str] | None:
+    """Returns the names of a model's own classes, where corruptions alone are wanted; None: they are ImageNet's."""
+    names = trained.class_names
+    if list(wanted) != ["c"] or not names or set(names) >= set(pretrained.imagenet_classes()):
+        return None
+    return names
 
 
 class _Suite:
@@ -110,9 +118,11 @@ class _Suite:
 
     _results: Results
 
-    def __init__(self, trained: TrainedModel, output: pathlib.Path, options: Options):
-        self._trained, self._options = trained, options
-        self._columns = class_columns(trained)
+    def __init__(
+        self, trained: TrainedModel, output: pathlib.Path, options: Options, own_classes: Sequence[str] | None
+    ):
+        self._trained, self._options, self._own_classes = trained, options, own_classes
+        self._columns = class_columns(trained) if own_classes is None else None
         self._preprocessing = trained.preprocessing
         self._transform = dataclasses.replace(self._preprocessing.transform, copied=FIELDS)
         self._variables = {"": dict(trained.variables)}
@@ -141,7 +151,7 @@ class _Suite:
         for path in found.corruptions if "c" in wanted else ():
             parts: list[Opener] = []
             with self._failures_told("c"):
-                parts = _together(functools.partial(corruption_openers, path))
+                parts = _together(functools.partial(corruption_openers, path, self._own_classes))
             for opener in parts:
                 if opener.name in done:
                     log.info("%s is there several times: that in %s is not used.", opener.name, path)
@@ -215,8 +225,12 @@ class _Suite:
             logits = measured.logits(self._trained.objective, variables, batch)[""]
             if self._columns is not None:
                 logits = logits[:, self._columns]
+            copied = {name: batch[name] for name, _ in FIELDS}
+            if self._own_classes is not None:
+                best = top_classes(logits)
+                return {**copied, "best": best, "best_a": best, "best_r": best}
             return {
-                **{name: batch[name] for name, _ in FIELDS},
+                **copied,
                 "best": top_classes(logits),
                 "best_a": top_classes(logits, among=IMAGENET_A_CLASSES),
                 "best_r": top_classes(logits, among=IMAGENET_R_CLASSES),
@@ -271,6 +285,7 @@ class _Suite:
         trained, transform = self._trained, self._transform
         computed = {"dtype": np.dtype(compute_dtype(trained.config)).name, "flip": trained.config.eval.flip}
         columns = "in ImageNet's order" if self._columns is None else "chosen by WordNet id"
+        columns = columns if self._own_classes is None else "its own"
         model = {
             "name": trained.name,
             "origin": trained.origin,
@@ -322,6 +337,7 @@ def _entry(one: Pass, row: Row, outputs: Outputs, damaged: int) -> dict[str, Any
     return {
         **{"top1": score.top1, "top5": score.top5, "count": score.count, "expected": row.expected},
         **{"incomplete": lacks, "damaged": damaged, "rule": row.rule},
+        **({"own_classes": True} if row.own_classes else {}),
     }
 
 

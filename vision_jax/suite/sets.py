@@ -18,7 +18,7 @@ from vision_jax.errors import DataError
 from vision_jax.evaluators import suites
 from vision_jax.evaluators.suites import IMAGENET_A_CLASSES, IMAGENET_R_CLASSES
 from vision_jax.suite.find import V2, Found
-from vision_jax.suite.images import Images, corruptions_in, in_class_folders, open_validation
+from vision_jax.suite.images import Images, corruptions_in, in_class_folders, in_prepared, open_validation
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +36,7 @@ EXPECTED: Mapping[str, int] = {
     "objectnet": 18_574,
 }
 _ALL = "Arg-max of 1,000 classes."
+_WHOLE = "The whole image is resized to the model's size; none of it is cropped."
 _CUT = "The logits are cut to the set's 200 classes, then the arg-max is taken."
 RULES: Mapping[str, str] = {
     "val": _ALL,
@@ -97,12 +98,14 @@ class Row:
         expected: the number of images of the whole set that count.
         score: None: the set has no image that counts.
         identity: tells what is scored from the same under another rule or with other labels.
+        own_classes: the classes are the model's own, not ImageNet's.
     """
 
     rule: str
     expected: int
     score: Callable[[Outputs], Score | None]
     identity: str
+    own_classes: bool = False
 
     @classmethod
     def of(cls, name: str, score: Callable[[Outputs], Score | None], *more: object) -> "Row":
@@ -141,14 +144,18 @@ def openers(found: Found, wanted: Sequence[str]) -> list[Opener]:
     return made
 
 
-def corruption_openers(path: pathlib.Path) -> list[Opener]:
-    """Returns the passes over a folder or an archive of ImageNet-C.
+def corruption_openers(path: pathlib.Path, own_classes: Sequence[str] | None = None) -> list[Opener]:
+    """Returns the passes over a folder or an archive of ImageNet-C, or of other data that is corrupted alike.
+
+    Args:
+        path: of it.
+        own_classes: the model's, which the images are of; None: they are of ImageNet's.
 
     Raises:
         DataError: if it cannot be read, or holds none.
     """
     found = [f"{corruption}/{level}" for corruption, level in corruptions_in(path)]
-    return [Opener(f"c/{below}", functools.partial(_corruption, f"c/{below}", path, below)) for below in found]
+    return [Opener(f"c/{one}", functools.partial(_corruption, f"c/{one}", path, one, own_classes)) for one in found]
 
 
 def _validation(found: Found, wanted: Sequence[str]) -> Pass:
@@ -186,12 +193,19 @@ def _of_200(name: str, path: pathlib.Path) -> Pass:
     return Pass(name, images, {name: Row.of(name, functools.partial(_among, classes, f"best_{name}"))})
 
 
-def _corruption(name: str, path: pathlib.Path, below: str) -> Pass:
-    names = pretrained.imagenet_classes()
+def _corruption(name: str, path: pathlib.Path, below: str, own_classes: Sequence[str] | None) -> Pass:
+    names = pretrained.imagenet_classes() if own_classes is None else own_classes
+    images = None
     if path.is_dir():
         path, below = path / below.partition("/")[2], ""
-    images = in_class_folders(path, {wnid: label for label, wnid in enumerate(names)}, names, below=below)
-    return Pass(name, images, {name: Row.of(name, _all_classes)}, _whole_image)
+        images = in_prepared(path, names)
+    if images is None:
+        images = in_class_folders(path, {folder: label for label, folder in enumerate(names)}, names, below=below)
+    row = Row.of(name, _all_classes)
+    if own_classes is not None:
+        rule = f"Arg-max of the model's {len(names):,} classes. {_WHOLE}"
+        row = Row(rule, len(images), functools.partial(_all_classes, names=names), digest_of(rule), own_classes=True)
+    return Pass(name, images, {name: row}, _whole_image)
 
 
 def _objectnet(name: str, path: pathlib.Path) -> Pass:
@@ -218,8 +232,8 @@ def _without_border(transform: EvalTransform) -> EvalTransform:
     return dataclasses.replace(transform, border=2)
 
 
-def _all_classes(outputs: Outputs) -> Score:
-    names = pretrained.imagenet_classes()
+def _all_classes(outputs: Outputs, names: Sequence[str] | None = None) -> Score:
+    names = pretrained.imagenet_classes() if names is None else names
     return _score(suites.accuracy(outputs.best, outputs.label), _missing(outputs.label, range(len(names)), names))
 
 

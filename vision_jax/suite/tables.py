@@ -85,7 +85,9 @@ def _corruption_lines(entry: Mapping[str, Any]) -> list[str]:
     lines.append(f"{f'mean of {counted}, mCE':24}{'':40}{means}".rstrip())
     if "mce" in entry.get("published", {}):
         lines.append(f"mCE published: {entry['published']['mce']:g}, difference {entry['difference']['mce']:+.2f}")
-    if "mce" not in entry:
+    if entry.get("own_classes"):
+        lines.append("No mCE: AlexNet's errors, by which it divides, are those on ImageNet.")
+    elif "mce" not in entry:
         lines.append("No mCE: it is a mean over 15 corruptions of 5 severities each.")
     elif "relative_mce" not in entry:
         lines.append("No relative mCE: it needs the error on the validation set, which has not been measured.")
