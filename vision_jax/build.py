@@ -1,7 +1,6 @@
 """What a configuration describes, made: the face of `vision_jax.assembly`, where each file is one part."""
 
 from vision_jax.assembly.evaluations import (
-    check_train_examples,
     evaluates_objective,
     learns_from_training,
     make_context,
@@ -66,7 +65,6 @@ __all__ = [
     "build_model",
     "check_images",
     "check_sizes",
-    "check_train_examples",
     "checkpoint_config",
     "classifier",
     "compile_steps",

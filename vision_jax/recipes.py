@@ -145,7 +145,7 @@ def linear_probe(model: str, learning_rate: float, weight_decay: float, head_std
 
 
 def neighbors(config: ConfigDict, every_epochs: float) -> None:
-    """Adds the evaluation `knn` of the features, by the neighbors among 100,000 training examples.
+    """Adds the evaluation `knn` of the features, by the neighbors among at most 100,000 training examples.
 
     Args:
         config: the configuration.

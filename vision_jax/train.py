@@ -141,7 +141,6 @@ def check_input(config: ConfigDict, num_devices: int | None = None) -> Checked:
     build.check_sizes(config, model, train=True)
     if objective.classifies and (weights := len(config.loss.class_weights)) not in (0, model.num_classes):
         raise ConfigError(f"loss.class_weights has {weights} values, and there are {model.num_classes} classes.")
-    build.check_train_examples(config, train_source)
     if config.data.check_val_images:
         build.check_images(config, val_source)
     return Checked(config, plan, objective, train_source, val_source)

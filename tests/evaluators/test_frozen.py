@@ -20,7 +20,7 @@ from vision_jax import config as config_lib
 from vision_jax.config import loading
 from vision_jax.data import order
 from vision_jax.devices import sharding
-from vision_jax.errors import ConfigError, DataError, Interrupted
+from vision_jax.errors import ConfigError, Interrupted
 from vision_jax.evaluators import EVALUATORS, Bank, frozen, neighbors, probe, protocols
 from vision_jax.evaluators import features as measures
 from vision_jax.evaluators.base import collect
@@ -244,25 +244,13 @@ def test_options_out_of_range(kind: str, options: dict[str, Any], message: str):
         EVALUATORS[kind](context=None, **options)
 
 
-def test_more_examples_than_there_are():
-    """Before the training begins, and before anything else is made."""
-    config = config_lib.default_config()
-    config.model.name, config.data.source, config.model.num_classes = "lenet5", "synthetic", 10
-    config.data.image_size = config.data.eval_resize = 16
-    config.data.synthetic_train_examples = config.data.synthetic_val_examples = 64
-    config.batch_size, config.total_steps, config.schedule.warmup_epochs = 8, 1, 0.0
-    with config.unlocked():
-        config.evals.knn = {"kind": "knn", "train_examples": 65}
-    with pytest.raises(DataError, match=r"evals.knn.train_examples is 65, more than the 64 of the split 'train'"):
-        train.check_input(config)
-
-
 def test_the_examples_to_learn_from_are_decided_by_the_seed():
     """Some of the smaller number are all among the larger, and there are as many shots of each class as asked for."""
     knn, ridge = (made()[0][name] for name in ("knn", "ridge"))
     labels = np.array([label for _, label in knn.context.train.source.records])
     few, more = (dataclasses.replace(knn, train_examples=n).chosen() for n in (10, 30))
     assert len(few) == 10
+    assert list(dataclasses.replace(knn, train_examples=1000).chosen()) == list(range(len(labels)))  # all there are
     assert sorted(few) == list(few)
     assert set(few) < set(more)
     other = dataclasses.replace(knn, train_examples=30, context=dataclasses.replace(knn.context, seed=1))

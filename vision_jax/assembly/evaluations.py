@@ -9,7 +9,6 @@ from ml_collections import ConfigDict
 from vision_jax.assembly.inputs import make_eval_transform
 from vision_jax.config.plan import eval_kind, eval_options
 from vision_jax.data.sources import Source
-from vision_jax.errors import DataError
 from vision_jax.evaluators import EVALUATORS, Bank, Context, Evaluator, FrozenFeatures, LogitsEvaluator
 from vision_jax.objectives import Objective
 from vision_jax.runtime.preemption import Preemption
@@ -24,21 +23,6 @@ def evaluates_objective(config: ConfigDict) -> bool:
 def learns_from_training(config: ConfigDict) -> bool:
     """Returns whether an evaluation learns from the training split, which is then to be opened."""
     return any(issubclass(EVALUATORS[eval_kind(config, name)], FrozenFeatures) for name in config.evals)
-
-
-def check_train_examples(config: ConfigDict, source: Source) -> None:
-    """Checks that no evaluation asks for more training examples than there are.
-
-    Raises:
-        DataError: if one does.
-    """
-    for name in config.evals:
-        wanted = eval_options(config, name).get("train_examples")
-        if wanted is not None and wanted > len(source):
-            raise DataError(
-                f"evals.{name}.train_examples is {wanted}, more than the {len(source)} of the split "
-                f"{config.data.train_split!r}: lower it, or leave it unset."
-            )
 
 
 def make_context(
@@ -97,12 +81,7 @@ def make_evaluators(
         constants: of the objective.
         preemption: asked before each batch whether to stop, and while waiting for one; None: nobody is asked.
         watchdog: told of each batch; None: nobody is.
-
-    Raises:
-        DataError: if an evaluation asks for more training examples than there are.
     """
-    if train_source is not None:
-        check_train_examples(config, train_source)
     context = make_context(
         config,
         mesh,

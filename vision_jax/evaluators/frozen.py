@@ -72,8 +72,8 @@ class FrozenFeatures(Evaluator):
     """An evaluator of the features of the backbone, whatever was trained, by the labels of the data.
 
     Attributes:
-        train_examples: how many examples of the training split it learns from, chosen at random by the seed of the
-            configuration; None: all.
+        train_examples: it learns from at most so many examples of the training split, chosen at random by the seed
+            of the configuration; None: from all.
     """
 
     metrics: ClassVar[Mapping[str, bool]] = {"top1": True, "top5": True}
