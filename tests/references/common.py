@@ -146,3 +146,22 @@ def load_cases(path: pathlib.Path) -> dict[str, Case]:
     """Returns the cases of an npz file by name."""
     file = np.load(path)
     return {name: Case(file, name, about) for name, about in json.loads(str(file["cases"])).items()}
+
+
+def images(seed: int, batch: int, size: int) -> np.ndarray:
+    """Pictures (batch, 3, size, size) uint8: colored tiles, a finer pattern of 2 x 2 pixels, and noise."""
+    g = np.random.Generator(np.random.PCG64(seed))
+    tiles = np.kron(g.random((batch, 3, 8, 8)), np.ones((1, 1, size // 8, size // 8)))
+    pattern = np.kron(g.random((batch, 3, size // 2, size // 2)), np.ones((1, 1, 2, 2)))
+    noise = g.random((batch, 3, size, size))
+    return np.floor(255.99 * (0.55 * tiles + 0.3 * pattern + 0.15 * noise)).astype(np.uint8)
+
+
+def uniform(name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Uniform float64 numbers in [-1, 1) that belong to `name`."""
+    return 2.0 * _generator(name).random(shape) - 1.0
+
+
+def unpack(file: Any, key: str) -> np.ndarray:
+    """An array of an npz file, also one that is stored as integers and their unit."""
+    return file[key] * float(file[f"{key}/step"]) if f"{key}/step" in file else file[key]

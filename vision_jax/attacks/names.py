@@ -1,0 +1,124 @@
+"""Attacks and radii as a person writes them: `pgd-50-10`, `autoattack`, `4/255`."""
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable, Mapping
+
+from vision_jax.attacks import base
+from vision_jax.attacks.apgd import apgd
+from vision_jax.attacks.base import Attacked
+from vision_jax.attacks.evaluation import Stage, stages_of_autoattack
+from vision_jax.attacks.pgd import fgsm, mi_fgsm, pgd
+from vision_jax.errors import ConfigError, suggest
+
+_OF_AUTOATTACK = ("apgd-ce", "apgd-t", "fab-t", "square")
+NAMES = (
+    *("fgsm", "mi-fgsm", "pgd-STEPS", "pgd-STEPS-RESTARTS", "apgd-ce", "apgd-dlr", "apgd-t", "fab-t", "square"),
+    *("autoattack", "autoattack-rand"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Epsilon:
+    """A radius.
+
+    Attributes:
+        value: of images in [0, 1].
+        reading: how it was read, for a person.
+    """
+
+    value: float
+    reading: str
+
+
+def parse_epsilon(text: str, norm: str = "linf") -> Epsilon:
+    """Reads a radius.
+
+    A fraction such as 4/255, and a number below 1 such as 0.0157, are taken as they are. In linf a whole number is one
+    of 1/255, as 4 is 4/255; in l2 it is taken as it is.
+
+    Args:
+        text: such as 4/255, 0.0157 or 4.
+        norm: linf or l2.
+
+    Raises:
+        ConfigError: if it is no number, is not above 0, or cannot be meant: in linf, above 0.5 every image may become
+            gray.
+    """
+    base.check_norm(norm)
+    number = r"\d+(?:\.\d*)?(?:[eE][-+]?\d+)?|\.\d+(?:[eE][-+]?\d+)?"
+    match = re.fullmatch(rf"\s*({number})\s*(?:/\s*({number})\s*)?", text)
+    if match is None:
+        raise ConfigError(f"The radius is {text!r}: give a positive number, such as 4/255 or 0.0157.")
+    given, divisor = float(match[1]), float(match[2] or 1)
+    whole = match[2] is None and match[1].isdigit()
+    if norm == "linf" and whole:
+        divisor = 255.0
+    value = given / divisor if divisor else math.inf
+    if not 0 < value < math.inf:
+        raise ConfigError(f"The radius is {text!r}: give one above 0, such as 4/255.")
+    if norm == "linf" and value > 0.5:
+        hint = f", or {match[1]}/255" if match[2] is None and 1 < given <= 127 else ""
+        raise ConfigError(
+            f"The radius is {text!r}, which is {value:.4g} of pixels in [0, 1]: above 0.5, any image may become gray. "
+            f"Give 0.5 or less{hint}."
+        )
+    taken = f"{text.strip()} is read as {given:.6g}/255, " if norm == "linf" and whole else ""
+    return Epsilon(value, f"{taken}{norm} radius {value:.6g} of pixels in [0, 1] ({255 * value:.4g}/255)")
+
+
+def find_stages(name: str, classes: int) -> tuple[Stage, ...]:
+    """Returns the attacks of a name, for `evaluate_robustness`.
+
+    - fgsm, mi-fgsm: as published; see there.
+    - pgd-STEPS: as MadryLab/robustness evaluates: from the image, steps of 2.5 eps / STEPS, the best iterate.
+    - pgd-STEPS-RESTARTS: as Fast AT evaluates: random starts, steps of eps / 4, which is 1/255 at 4/255.
+    - apgd-ce, apgd-t, fab-t, square: that part of AutoAttack alone; apgd-dlr: APGD with the untargeted DLR loss.
+    - autoattack, autoattack-rand: its standard version, and that for models that are random.
+
+    Args:
+        name: one of these.
+        classes: of the model.
+
+    Raises:
+        ConfigError: if the name is unknown, or the model has too few classes.
+    """
+    simple: Mapping[str, Callable[..., Attacked]] = {
+        "fgsm": _only_linf("fgsm", fgsm),
+        "mi-fgsm": _only_linf("mi-fgsm", mi_fgsm),
+        "apgd-dlr": lambda *arguments, **given: apgd(*arguments, loss="dlr", until_fooled=True, **given),
+    }
+    if name in simple:
+        return (Stage(name, simple[name]),)
+    if name in ("autoattack", "autoattack-rand"):
+        return stages_of_autoattack(classes, "rand" if name.endswith("rand") else "standard")
+    if name in _OF_AUTOATTACK:
+        found = tuple(stage for stage in stages_of_autoattack(classes) if stage.name == name)
+        if not found:
+            raise ConfigError(f"The attack {name} needs more than {classes} classes, which is what the model has.")
+        return found
+    if match := re.fullmatch(r"pgd-([1-9]\d*)(?:-([1-9]\d*))?", name):
+        return (Stage(name, _pgd(int(match[1]), match[2] and int(match[2]))),)
+    raise ConfigError(f"The attack is {name!r}: {suggest(name, NAMES)}")
+
+
+def _pgd(steps: int, restarts: int | str | None) -> Callable[..., Attacked]:
+    def run(*arguments: object, eps: float, norm: str) -> Attacked:
+        given: dict[str, object] = {"eps": eps, "norm": norm, "steps": steps}
+        if restarts is None:
+            given |= {"random_start": False, "best_iterate": True}
+        else:
+            given |= {"restarts": restarts, "step_size": eps / 4}
+        return pgd(*arguments, **given)  # type: ignore[arg-type]
+
+    return run
+
+
+def _only_linf(name: str, attack: Callable[..., Attacked]) -> Callable[..., Attacked]:
+    def run(*arguments: object, eps: float, norm: str) -> Attacked:
+        if norm != "linf":
+            raise ConfigError(f"The attack {name} is one in linf, and the norm is {norm}: take pgd-1 or another.")
+        return attack(*arguments, eps=eps)
+
+    return run
