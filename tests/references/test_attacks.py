@@ -16,7 +16,8 @@ from references import common
 
 import vision_jax
 from vision_jax import attacks
-from vision_jax.attacks import base, losses, projections, square
+from vision_jax.attacks import base, losses, projections
+from vision_jax.attacks.square import share, side
 from vision_jax.losses import softmax_cross_entropy
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -211,10 +212,10 @@ def check_dlr(content: dict[str, Any], name: str) -> None:
 
 def check_square(schedules: list[dict[str, Any]]) -> None:
     for case in schedules:
-        shares = [square.share(number, case["queries"], case["rescale"]) for number in case["iterations"]]
+        shares = [share(number, case["queries"], case["rescale"]) for number in case["iterations"]]
         common.near(shares, case["p"], 1e-12)
         for size, sides in case["side"].items():
-            assert [square.side(share, int(size), int(size)) for share in shares] == sides
+            assert [side(p, int(size), int(size)) for p in shares] == sides
 
 
 def check_projection(case: dict[str, Any]) -> None:

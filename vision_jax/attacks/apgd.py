@@ -87,9 +87,7 @@ def apgd(
     classes = base.count_classes(apply, images, *([] if eot is None else [keys[0]]))
     base.check_loss(loss, classes)
     if (loss == "dlr-targeted") != (target is not None):
-        raise ConfigError(
-            f"The loss is {loss}, and target is {'' if target is None else 'not '}None: give both or none."
-        )
+        raise ConfigError(f"The loss is {loss}: dlr-targeted needs a target, and no other loss has one.")
     if start is None:
         start = _random_start(images, keys, jnp.float32(eps), norm=norm)
     return _apgd(

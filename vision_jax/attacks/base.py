@@ -35,7 +35,7 @@ class Attacked(NamedTuple):
 class _Forward:
     """A model's logits of images in [0, 1]; equal ones share compiled programs."""
 
-    model: nn.Module
+    model: Any  # a Flax module
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
@@ -110,7 +110,7 @@ def _count_classes(structure: Any, leaves: tuple[Any, ...], *inputs: jax.ShapeDt
     return shape[1]
 
 
-def count_classes(apply: Apply, images: jax.Array, *more: Any) -> int:
+def count_classes(apply: Apply, images: jax.Array | np.ndarray, *more: Any) -> int:
     """Returns the number of classes, without computing anything.
 
     Args:

@@ -1,6 +1,7 @@
 """Robust accuracy: attacks one after another, each on the images that are not fooled yet; AutoAttack is such a row."""
 
 import dataclasses
+import functools
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -93,7 +94,7 @@ def stages_of_autoattack(classes: int, version: str = "standard") -> tuple[Stage
     targets = min(_TARGETS, classes - 1)
 
     def of_loss(loss: str, **options: Any) -> Callable[..., Attacked]:
-        return lambda *arguments, **given: apgd(*arguments, loss=loss, until_fooled=True, **options, **given)
+        return functools.partial(apgd, loss=loss, until_fooled=True, **options)
 
     if version == "rand":
         found = (Stage("apgd-ce", of_loss("ce", eot=_EOT)), Stage("apgd-dlr", of_loss("dlr", eot=_EOT)))
@@ -199,7 +200,7 @@ def _no_gradient(apply: Apply, images: jax.Array, labels: jax.Array, *key: jax.A
 
 
 def _pixels(images: np.ndarray) -> np.ndarray:
-    return np.float32(images) / (255 if images.dtype == np.uint8 else 1)
+    return images.astype(np.float32) / np.float32(255 if images.dtype == np.uint8 else 1)
 
 
 class _Run:
@@ -265,8 +266,8 @@ class _Run:
             self._warn("The model seems to return probabilities: attacks need logits, and do not work well without.")
         if vanishing:
             self._warn(
-                f"The gradient of the cross-entropy is zero for {vanishing} of {seen} images: gradients are masked, and "
-                "the robust accuracy may be too high."
+                f"The gradient of the cross-entropy is zero for {vanishing} of {seen} images: gradients are masked, "
+                "and the robust accuracy may be too high."
             )
         found = np.zeros((len(self._images), order[0][1].shape[1]), np.int32)
         for rows, others in order:

@@ -1,6 +1,6 @@
 """FAB: the nearest image beyond the boundary between two classes, by steps to its linear approximation."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -121,7 +121,7 @@ def fab_t(
 
     def one(target: jax.Array, keys: jax.Array) -> Attacked:
         def restart(number: jax.Array, kept: Attacked) -> Attacked:
-            given = {"eps": eps, "target": target, "norm": norm, "steps": steps}
+            given: dict[str, Any] = {"eps": eps, "target": target, "norm": norm, "steps": steps}
             new = fab(apply, images, labels, base.fold_in(keys, number), random_start=number > 0, **given)
             return base.prefer(~kept.fooled & (new.fooled | (new.loss > kept.loss)), new, kept)
 

@@ -1,6 +1,7 @@
 """Attacks and radii as a person writes them: `pgd-50-10`, `autoattack`, `4/255`."""
 
 import dataclasses
+import functools
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -87,7 +88,7 @@ def find_stages(name: str, classes: int) -> tuple[Stage, ...]:
     simple: Mapping[str, Callable[..., Attacked]] = {
         "fgsm": _only_linf("fgsm", fgsm),
         "mi-fgsm": _only_linf("mi-fgsm", mi_fgsm),
-        "apgd-dlr": lambda *arguments, **given: apgd(*arguments, loss="dlr", until_fooled=True, **given),
+        "apgd-dlr": functools.partial(apgd, loss="dlr", until_fooled=True),
     }
     if name in simple:
         return (Stage(name, simple[name]),)

@@ -82,11 +82,11 @@ def square(
             f"Images have {images.shape[1]} x {images.shape[2]} pixels: Square in l2 needs 5 x 5 or more."
         )
     keys = base.keys_of(key, len(images))
-    shares = {"rescale": rescale, "initial": initial}
-    return _square(apply, images, labels, keys, jnp.float32(eps), norm=norm, queries=queries, **shares)
+    schedule = queries, rescale, initial
+    return _square(apply, images, labels, keys, jnp.float32(eps), norm=norm, schedule=schedule)
 
 
-@base.compiled("norm", "queries", "rescale", "initial")
+@base.compiled("norm", "schedule")
 def _square(
     apply: Apply,
     images: jax.Array,
@@ -95,10 +95,9 @@ def _square(
     eps: jax.Array,
     *,
     norm: str,
-    queries: int,
-    rescale: bool,
-    initial: float,
+    schedule: tuple[int, bool, float],
 ) -> Attacked:
+    queries, rescale, initial = schedule
     _, height, width, _ = images.shape
     sides = np.array([side(share(n, queries, rescale, initial), height, width) for n in range(queries)], np.int32)
     if norm == "linf":
@@ -216,7 +215,7 @@ def _move_window(
     row, column, new = _window(to, image, now)
     _, _, old = _window(away, image, now)
     pattern = jnp.asarray(table)[jnp.asarray(which)[number], jax.random.bernoulli(turn).astype(jnp.int32)]
-    pattern = jnp.roll(pattern, (row, column), (0, 1))[:, :, None] * _signs(values, (1, 1, channels))
+    pattern = jnp.roll(pattern, jnp.stack([row, column]), (0, 1))[:, :, None] * _signs(values, (1, 1, channels))
 
     delta = best - image
     of_channels = functools.partial(jnp.sum, axis=(0, 1), keepdims=True)
