@@ -48,7 +48,10 @@ def radius(norm: str) -> float:
     return float(np.sqrt(ordered[widest] * ordered[widest + 1]))
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+NORMS = ["linf", pytest.param("l2", marks=pytest.mark.exhaustive)]
+
+
+@pytest.mark.parametrize("norm", NORMS)
 def test_autoattack_finds_what_there_is(norm: str):
     eps, expected = radius(norm), distances(norm)
     stages = attacks.stages_of_autoattack(CLASSES)
@@ -71,15 +74,18 @@ def test_autoattack_finds_what_there_is(norm: str):
     assert (np.linalg.norm(delta, np.inf if norm == "linf" else 2, axis=1) <= eps * 1.0001).all()
     assert (linear(WEIGHTS, found.images).argmax(1) != labels)[fooled].all()
 
-    # Each part alone finds the same: gradients of a linear model are the same everywhere.
-    arguments = APPLY, IMAGES, LABELS, KEY
-    for attack in (attacks.apgd_t, attacks.fab_t):
-        np.testing.assert_array_equal(attack(*arguments, eps=eps, norm=norm).fooled, expected <= eps)
 
-
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_apgd_t_finds_what_there_is(norm: str):
+    found = attacks.apgd_t(APPLY, IMAGES, LABELS, KEY, eps=radius(norm), norm=norm)
+    np.testing.assert_array_equal(found.fooled, distances(norm) <= radius(norm))
+
+
+@pytest.mark.parametrize("norm", NORMS)
 def test_fab_finds_the_nearest_boundary(norm: str):
     found = attacks.fab_t(APPLY, IMAGES, LABELS, KEY, eps=radius(norm), norm=norm)
+    np.testing.assert_array_equal(found.fooled, distances(norm) <= radius(norm))
     ratio = -np.asarray(found.loss) / distances(norm)
     # Targets end with the first one that is within the radius, which need not be the nearest.
     assert (ratio > 0.9999).all()
@@ -101,7 +107,9 @@ def test_pgd_moves_as_far_as_it_may():
     assert (np.linalg.norm((last.images - IMAGES).reshape(COUNT, -1), axis=1) <= 0.1 + 1e-6).all()
 
 
-@pytest.mark.parametrize("attack", ["pgd", "apgd", "square"])
+@pytest.mark.parametrize(
+    "attack", ["pgd", *(pytest.param(x, marks=pytest.mark.exhaustive) for x in ("apgd", "square"))]
+)
 def test_neither_the_batch_nor_the_devices_change_what_is_found(attack: str):
     options: dict[str, Any] = {"square": {"queries": 5}, "apgd": {"steps": 5}, "pgd": {"steps": 5}}[attack]
     run = functools.partial(getattr(attacks, attack), APPLY, key=KEY, eps=0.05, **options)
@@ -129,16 +137,15 @@ def test_gradients_of_random_models_are_averaged():
     """Noise in the logits, which hides the gradient from a single sample."""
 
     def noisy(images: jax.Array, key: jax.Array) -> jax.Array:
-        weights = WEIGHTS + 4 * jax.random.normal(key, WEIGHTS.shape)
+        weights = WEIGHTS + 2 * jax.random.normal(key, WEIGHTS.shape)
         return linear(weights, images)
 
-    options: dict[str, Any] = {"eps": 0.05, "steps": 5, "start": IMAGES}
-    losses = []
-    for samples in (1, 64):
-        found = attacks.apgd(noisy, IMAGES, LABELS, KEY, eot=samples, **options)
-        logits = jnp.asarray(linear(WEIGHTS, found.images))
-        losses.append(float(-jnp.take_along_axis(jax.nn.log_softmax(logits), LABELS[:, None], 1).mean()))
-    assert losses[1] > losses[0]
+    probabilities = np.asarray(jax.nn.softmax(linear(WEIGHTS, IMAGES)), np.float64)
+    gradient = ((probabilities - np.eye(CLASSES)[LABELS]) @ WEIGHTS.T).reshape(IMAGES.shape)
+    found = attacks.apgd(noisy, IMAGES, LABELS, KEY, eot=400, eps=0.05, steps=1, start=IMAGES, best_loss=True)
+    moved = found.images != IMAGES
+    assert moved.mean() > 0.3  # of the others, the second loss, which is random too, was not higher
+    assert (np.sign(found.images - IMAGES) == np.sign(gradient))[moved].mean() > 0.8  # 0.5: gradients are noise
 
 
 def test_checkpoints_are_those_of_the_paper():

@@ -154,9 +154,16 @@ def keys_of(key: jax.Array, batch: int) -> jax.Array:
     """
     if key.ndim:
         return key
-    return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(batch))
+    return numbered_keys(key, np.arange(batch))
 
 
+@jax.jit
+def numbered_keys(key: jax.Array, numbers: jax.Array | np.ndarray) -> jax.Array:
+    """Returns the keys of images by their numbers, (batch,) integers."""
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, numbers)
+
+
+@jax.jit
 def fold_in(keys: jax.Array, number: int | jax.Array) -> jax.Array:
     """Returns other keys, one for each; see `jax.random.fold_in`."""
     return jax.vmap(jax.random.fold_in, (0, None))(keys, number)
@@ -217,6 +224,7 @@ def nothing_yet(images: jax.Array) -> Attacked:
     return Attacked(images, none, jnp.full(len(images), -jnp.inf))
 
 
+@functools.partial(jax.jit, static_argnames="count")
 def others_by_logit(logits: jax.Array, labels: jax.Array, count: int) -> jax.Array:
     """Returns the `count` classes besides the label with the largest logits, the largest first.
 

@@ -233,7 +233,7 @@ class _Run:
         for rank in range(max(stage.targets, 1)):
             for rows in self._batches(self.fooled_by == NOTHING):
                 images, labels = self._place(rows)
-                keys = base.fold_in(self._keys(key, rows), rank)
+                keys = base.fold_in(base.numbered_keys(key, rows), rank)
                 given = {"target": jnp.asarray(self._order[rows, rank])} if stage.targets else {}
                 found = stage.run(self._apply, images, labels, keys, eps=self._eps, norm=self._norm, **given)
                 _, fooled, distance = self._judge(images, found.images, labels, jax.random.fold_in(key, rank))
@@ -257,7 +257,8 @@ class _Run:
             self.fooled_by[rows[np.asarray(wrong)]] = CLEAN
             count = min(_TARGETS, logits.shape[1] - 1)
             order.append((rows, np.asarray(base.others_by_logit(logits, labels, count))))
-            sums.append(bool((logits >= 0).all()) and bool(np.allclose(np.sum(logits, 1), 1, atol=1e-3)))
+            scores = np.asarray(logits)
+            sums.append(bool((scores >= 0).all()) and np.allclose(scores.sum(1), 1, atol=1e-3))
             if number == 0:
                 more = [self._key] if self._random else []
                 vanishing = len(np.unique(rows[np.asarray(_no_gradient(self._apply, images, labels, *more))]))
@@ -288,9 +289,6 @@ class _Run:
     def _place(self, rows: np.ndarray) -> tuple[jax.Array, jax.Array]:
         batch = _pixels(self._images[rows]), np.asarray(self._labels[rows], np.int32)
         return jax.device_put(batch, self._sharding)
-
-    def _keys(self, key: jax.Array, rows: np.ndarray) -> jax.Array:
-        return jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
 
     def _warn(self, text: str) -> None:
         log.warning("%s", text)

@@ -76,7 +76,7 @@ def find_stages(name: str, classes: int) -> tuple[Stage, ...]:
     - pgd-STEPS: as MadryLab/robustness evaluates: from the image, steps of 2.5 eps / STEPS, the best iterate.
     - pgd-STEPS-RESTARTS: as Fast AT evaluates: random starts, steps of eps / 4, which is 1/255 at 4/255.
     - apgd-ce, apgd-t, fab-t, square: that part of AutoAttack alone; apgd-dlr: APGD with the untargeted DLR loss.
-    - autoattack, autoattack-rand: its standard version, and that for models that are random.
+    - autoattack, autoattack-rand: its standard version, and that for models that are random (`random=True` there).
 
     Args:
         name: one of these.
