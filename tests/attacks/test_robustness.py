@@ -134,18 +134,17 @@ def test_masked_gradients_are_told():
 
 
 def test_gradients_of_random_models_are_averaged():
-    """Noise in the logits, which hides the gradient from a single sample."""
+    weights = 0.3 * WEIGHTS
 
     def noisy(images: jax.Array, key: jax.Array) -> jax.Array:
-        weights = WEIGHTS + 2 * jax.random.normal(key, WEIGHTS.shape)
-        return linear(weights, images)
+        return linear(weights + 0.3 * jax.random.normal(key, weights.shape), images)
 
-    probabilities = np.asarray(jax.nn.softmax(linear(WEIGHTS, IMAGES)), np.float64)
-    gradient = ((probabilities - np.eye(CLASSES)[LABELS]) @ WEIGHTS.T).reshape(IMAGES.shape)
-    found = attacks.apgd(noisy, IMAGES, LABELS, KEY, eot=400, eps=0.05, steps=1, start=IMAGES, best_loss=True)
-    moved = found.images != IMAGES
-    assert moved.mean() > 0.3  # of the others, the second loss, which is random too, was not higher
-    assert (np.sign(found.images - IMAGES) == np.sign(gradient))[moved].mean() > 0.8  # 0.5: gradients are noise
+    probabilities = np.asarray(jax.nn.softmax(linear(weights, IMAGES)), np.float64)
+    gradient = ((probabilities - np.eye(CLASSES)[LABELS]) @ weights.T).reshape(IMAGES.shape)
+    options: dict[str, Any] = {"eps": 0.05, "steps": 1, "start": IMAGES, "best_loss": True}
+    found = attacks.apgd(noisy, IMAGES, LABELS, KEY, eot=100, **options)
+    # The step goes along the gradient without noise in 95 % of the pixels; along that of one sample in 76 %.
+    assert (np.sign(found.images - IMAGES) == np.sign(gradient)).mean() > 0.9
 
 
 def test_checkpoints_are_those_of_the_paper():
