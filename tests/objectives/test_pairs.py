@@ -171,6 +171,48 @@ def test_the_average_of_a_teacher_is_not_the_users():
         build.make_objective(config_of("byol", ema_decay=0.99), 10)
 
 
+@pytest.mark.parametrize(
+    ("name", "option", "value", "message"),
+    [
+        ("barlow_twins", "off_diagonal", -1.0, "it must not be negative"),
+        ("barlow_twins", "out", 0, "it must be positive"),
+        ("byol", "hidden", 0, "it must be positive"),
+        ("byol", "momentum", 1.5, "it must be between 0 and 1"),
+        ("mocov2", "hidden", -1, "it must not be negative"),
+        ("mocov2", "momentum_end", -0.1, "it must be between 0 and 1"),
+        ("mocov2", "queue", 0, "it must be positive"),
+        ("mocov3", "predictor_hidden", 0, "it must be positive"),
+        ("mocov3", "temperature", -1.0, "it must be positive"),
+        ("simclr", "hidden", (16, 0), "each of them must be positive"),
+        ("simclr", "temperature", 0.0, "it must be positive"),
+        ("simsiam", "bottleneck", 0, "it must be positive"),
+        ("vicreg", "covariance", -1.0, "it must not be negative"),
+    ],
+)
+def test_options_out_of_range(name: str, option: str, value: Any, message: str):
+    with pytest.raises(ConfigError) as caught:
+        objective(name, **{option: value})
+    assert str(caught.value) == f"objective.{option} is {value}: {message}."
+
+
+@pytest.mark.parametrize("value", [("a",), (16.5,), (True,), 16])
+def test_widths_are_integers(value: Any):
+    config = config_of("simclr")
+    with config.ignore_type():
+        config.objective["hidden"] = value
+    with pytest.raises(ConfigError, match=r"objective\.hidden is .*; it takes a tuple, such as \(2048, 2048\)"):
+        config_lib.validate(config_lib.resolve(config), 1)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), "0.1"])
+def test_a_temperature_is_a_finite_number(value: Any):
+    config = config_of("simclr")
+    with config.ignore_type():
+        config.objective["temperature"] = value
+    with pytest.raises(ConfigError, match=r"objective\.temperature is .*; it takes a float, such as 0\.1"):
+        config_lib.validate(config_lib.resolve(config), 1)
+
+
 def test_each_crop_has_its_augmentation():
     text = "blur=1,color_jitter=(0.4,0.4,0.2,0.1)|blur=0.1,solarize=0.2"
     first, second = augment.parse_crops(text, augment.AugmentConfig(flip=0.5))

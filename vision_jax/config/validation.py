@@ -255,12 +255,22 @@ def _check_fields(path: str, values: Mapping[str, object], kind: type, others: S
         default, value = options[name].default, values[name]
         if default is dataclasses.MISSING or default is None or value is None:
             continue
-        allowed = (float, int) if isinstance(default, float) else (type(default),)
-        if not isinstance(value, allowed) or (isinstance(value, bool) and not isinstance(default, bool)):
-            yield f"{path}.{name} is {value!r}; it takes a {type(default).__name__}, such as {default!r}."
+        fits = _is_like(value, default)
+        if fits and isinstance(value, tuple) and isinstance(default, tuple):
+            fits = all(_is_like(item, example) for item in value for example in default[:1])
+        if not fits:
+            kind_name = type(default).__name__
+            yield f"{path}.{name} is {value!r}; it takes a {kind_name}, such as {default!r}."
     for name, option in options.items():
         if option.default is dataclasses.MISSING and name not in values:
             yield f"{path}.{name} is not set, and {kind.__name__} needs it."
+
+
+def _is_like(value: object, example: object) -> bool:
+    """Returns whether a value is of an example's type; an integer is a float too, and a float is finite."""
+    if isinstance(example, float) and isinstance(value, float | int) and not isinstance(value, bool):
+        return math.isfinite(value)
+    return isinstance(value, type(example)) and isinstance(value, bool) == isinstance(example, bool)
 
 
 def _check_items(path: str, items: list) -> Iterator[str]:

@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vision_jax.objectives.base import Out, Progress, Variables, Views
+from vision_jax.objectives.base import Out, Progress, Variables, Views, check_ranges
 from vision_jax.objectives.crops import CropsObjective, for_each_crop
 from vision_jax.objectives.heads import Layer, Mlp, spread
 from vision_jax.pretrained import OfficialNames
@@ -68,6 +68,9 @@ class BarlowTwins(CropsObjective):
     hidden: tuple[int, ...] = (8192, 8192)
     out: int = 8192
     off_diagonal: float = 0.0051
+
+    def __post_init__(self) -> None:
+        check_ranges(self, positive=("hidden", "out"), not_negative=("off_diagonal",))
 
     @property
     def heads(self) -> Mapping[str, nn.Module]:

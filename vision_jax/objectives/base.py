@@ -12,7 +12,7 @@ objective.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
@@ -22,6 +22,7 @@ import numpy as np
 
 from vision_jax import augment, pretrained
 from vision_jax.data.views import View
+from vision_jax.errors import ConfigError
 
 Rows = Mapping[str, jax.Array]
 Views = dict[str, jax.Array]
@@ -327,6 +328,37 @@ class Objective:
         images = jax.vmap(setup.augmentation.augment_image)(keys, images)
         images = augment.normalize(images, setup.mean, setup.std)
         return jax.vmap(setup.augmentation.after_normalize)(keys, images)
+
+
+def check_ranges(
+    objective: Objective,
+    *,
+    positive: Sequence[str] = (),
+    not_negative: Sequence[str] = (),
+    shares: Sequence[str] = (),
+) -> None:
+    """Checks options that are numbers, or tuples of them.
+
+    Args:
+        objective: whose options they are.
+        positive, not_negative: names of options.
+        shares: names of those that are from 0 to 1.
+
+    Raises:
+        ConfigError: for the first that is out of its range.
+    """
+    ranges: tuple[tuple[Sequence[str], Callable[[float], bool], str], ...] = (
+        (positive, lambda x: x > 0, "be positive"),
+        (not_negative, lambda x: x >= 0, "not be negative"),
+        (shares, lambda x: 0 <= x <= 1, "be between 0 and 1"),
+    )
+    for names, holds, what in ranges:
+        for name in names:
+            value = getattr(objective, name)
+            several = isinstance(value, tuple | list)
+            if not all(holds(x) for x in (value if several else (value,))):
+                each = "each of them" if several else "it"
+                raise ConfigError(f"objective.{name} is {value}: {each} must {what}.")
 
 
 def options_of(kind: type) -> dict[str, dataclasses.Field]:

@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vision_jax.objectives.base import Out, Progress, Variables, Views, total
+from vision_jax.objectives.base import Out, Progress, Variables, Views, check_ranges, total
 from vision_jax.objectives.crops import for_each_crop
 from vision_jax.objectives.heads import Layer, Mlp, normalize, spread
 from vision_jax.objectives.teachers import TeacherObjective
@@ -36,6 +36,10 @@ class Byol(TeacherObjective):
     momentum: float = 0.99
     hidden: int = 4096
     out: int = 256
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_ranges(self, positive=("hidden", "out"))
 
     @property
     def heads(self) -> Mapping[str, nn.Module]:

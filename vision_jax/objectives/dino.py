@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vision_jax.errors import ConfigError, DataError
-from vision_jax.objectives.base import Out, Progress, Variables, Views, total
+from vision_jax.errors import DataError
+from vision_jax.objectives.base import Out, Progress, Variables, Views, check_ranges, total
 from vision_jax.objectives.heads import Layer, Mlp, normalize, spread
 from vision_jax.objectives.teachers import TeacherObjective
 from vision_jax.pretrained import OfficialNames
@@ -184,15 +184,14 @@ class Dino(TeacherObjective):
     koleo: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("student_temperature", "teacher_temperature", "teacher_temperature_start", "bottleneck", "out"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"objective.{name} is {getattr(self, name)}: it must be positive.")
-        for name in ("teacher_temperature_epochs", "koleo"):
-            if not getattr(self, name) >= 0:
-                raise ConfigError(f"objective.{name} is {getattr(self, name)}: it must not be negative.")
-        for name in ("center_momentum", "momentum", "momentum_end"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"objective.{name} is {getattr(self, name)}: it must be between 0 and 1.")
+        super().__post_init__()
+        temperatures = ("student_temperature", "teacher_temperature", "teacher_temperature_start")
+        check_ranges(
+            self,
+            positive=(*temperatures, "hidden", "bottleneck", "out"),
+            not_negative=("teacher_temperature_epochs", "koleo"),
+            shares=("center_momentum",),
+        )
 
     @property
     def heads(self) -> Mapping[str, nn.Module]:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vision_jax.errors import ConfigError
-from vision_jax.objectives.base import Out, Progress, Variables, Views, total
+from vision_jax.objectives.base import Out, Progress, Variables, Views, check_ranges, total
 from vision_jax.objectives.heads import Layer, Mlp, normalize, spread
 from vision_jax.objectives.teachers import TeacherObjective
 from vision_jax.pretrained import OfficialNames
@@ -70,6 +70,10 @@ class MoCoV2(TeacherObjective):
     out: int = 128
     queue: int = 65536
     temperature: float = 0.2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_ranges(self, positive=("out", "queue", "temperature"), not_negative=("hidden",))
 
     @property
     def heads(self) -> Mapping[str, nn.Module]:

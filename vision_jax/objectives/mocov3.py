@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from vision_jax.models.vit import VisionTransformer
-from vision_jax.objectives.base import Out, Progress, Variables, Views, total
+from vision_jax.objectives.base import Out, Progress, Variables, Views, check_ranges, total
 from vision_jax.objectives.crops import for_each_crop
 from vision_jax.objectives.heads import Layer, Mlp, normalize, spread
 from vision_jax.objectives.teachers import TeacherObjective
@@ -62,6 +62,10 @@ class MoCoV3(TeacherObjective):
     out: int = 256
     predictor_norm: bool = False
     temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_ranges(self, positive=("hidden", "predictor_hidden", "out", "temperature"))
 
     @property
     def heads(self) -> Mapping[str, nn.Module]:

@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vision_jax.objectives.base import Out, Progress, Variables, Views, total
+from vision_jax.objectives.base import Out, Progress, Variables, Views, check_ranges, total
 from vision_jax.objectives.crops import CropsObjective
 from vision_jax.objectives.heads import Layer, Mlp, normalize, spread
 
@@ -73,6 +73,9 @@ class SimCLR(CropsObjective):
     out: int = 128
     temperature: float = 0.1
     scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_ranges(self, positive=("hidden", "out", "temperature", "scale"))
 
     @property
     def heads(self) -> Mapping[str, nn.Module]:

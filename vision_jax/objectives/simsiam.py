@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vision_jax.objectives.base import Out, Progress, Variables, Views, total
+from vision_jax.objectives.base import Out, Progress, Variables, Views, check_ranges, total
 from vision_jax.objectives.crops import CropsObjective, apply_head, for_each_crop
 from vision_jax.objectives.heads import Layer, Mlp, normalize, spread
 from vision_jax.pretrained import OfficialNames
@@ -38,6 +38,9 @@ class SimSiam(CropsObjective):
     hidden: tuple[int, ...] = (2048, 2048)
     out: int = 2048
     bottleneck: int = 512
+
+    def __post_init__(self) -> None:
+        check_ranges(self, positive=("hidden", "out", "bottleneck"))
 
     @property
     def heads(self) -> Mapping[str, nn.Module]:

@@ -9,9 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vision_jax.errors import ConfigError
 from vision_jax.models.layers import dense_init
-from vision_jax.objectives.base import Out, Progress, Variables, Views, total
+from vision_jax.objectives.base import Out, Progress, Variables, Views, check_ranges, total
 from vision_jax.objectives.crops import CropsObjective
 from vision_jax.objectives.heads import Layer, Mlp, normalize, spread
 from vision_jax.pretrained import OfficialNames
@@ -122,12 +121,8 @@ class SwAV(CropsObjective):
     queue_epochs: int = 15
 
     def __post_init__(self) -> None:
-        for name in ("hidden", "out", "prototypes", "temperature", "epsilon", "iterations"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"objective.{name} is {getattr(self, name)}: it must be positive.")
-        for name in ("queue", "queue_epochs"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"objective.{name} is {getattr(self, name)}: it must not be negative.")
+        positive = ("hidden", "out", "prototypes", "temperature", "epsilon", "iterations")
+        check_ranges(self, positive=positive, not_negative=("queue", "queue_epochs"))
 
     @property
     def heads(self) -> Mapping[str, nn.Module]:

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vision_jax.objectives.base import Progress, Variables
+from vision_jax.objectives.base import Progress, Variables, check_ranges
 from vision_jax.objectives.crops import CropsObjective, for_each_crop
 
 
@@ -30,6 +30,9 @@ class TeacherObjective(CropsObjective):
 
     momentum: float = 0.996
     momentum_end: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_ranges(self, shares=("momentum", "momentum_end"))
 
     def momentum_at(self, share: jax.Array) -> jax.Array:
         """Returns the momentum at a share of the run."""
