@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ import vision_jax
 from vision_jax import augment, build, recipes, train
 from vision_jax import config as config_lib
 from vision_jax.devices import sharding
-from vision_jax.errors import CheckpointError, ConfigError
+from vision_jax.errors import CheckpointError, ConfigError, DataError
 from vision_jax.models.resnet import BasicBlock, ResNet
 from vision_jax.objectives import OBJECTIVES, Setup
 from vision_jax.objectives.linear_probe import LinearProbe
@@ -150,6 +151,50 @@ def test_which_weights_of_a_run_are_taken(without_labels: pathlib.Path, probe: p
     assert not build.load_initial(config, objective, names, mesh)["params"].get("fc3")
     config.objective.name = None
     assert build.load_initial(config, build.make_objective(config, 10), names, mesh)["params"]["fc3"]
+
+
+def test_a_method_begins_with_the_heads_of_its_own_runs_alone(
+    without_labels: pathlib.Path, probe: pathlib.Path, caplog: pytest.LogCaptureFixture
+):
+    """Projectors of SimCLR and Barlow Twins have the same names, and in part the same shapes."""
+    caplog.set_level("INFO", "vision_jax")
+    config = without_labels_config()
+    config.model.pretrained = str(without_labels)
+    mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
+    plan = config_lib.make_plan(config, 1437)
+
+    def begin(name: str, **options: Any) -> dict[str, Any]:
+        caplog.clear()
+        config.objective = recipes.objective(name, **options)
+        return build.load_initial(config, build.make_objective(config, 10, plan), [], mesh)
+
+    given = begin("simclr", hidden=(64,), out=32)
+    checkpointer = Checkpointer(without_labels / "checkpoints")
+    _, theirs = build.restore_variables(checkpointer, 80, without_labels_config(), mesh)
+    jax.tree.map(np.testing.assert_array_equal, given, theirs["ema_"])
+    assert "projector" in given["params"]
+    assert "only its backbone" not in caplog.text
+    with pytest.raises(DataError, match=r"do not fit, such as params/projector/\S+ is missing"):
+        begin("simclr", hidden=(64, 64), out=32)
+    with pytest.raises(DataError, match=r"projector/3/kernel has the shape \(64, 32\), not \(64, 16\)"):
+        begin("simclr", hidden=(64,), out=16)
+
+    for options in ({"hidden": (64,), "out": 32}, {"hidden": (48,), "out": 16}):
+        given = begin("barlow_twins", **options)
+        assert "is a run of simclr, not of barlow_twins: only its backbone is used" in caplog.text
+        assert set(given["params"]) == {"conv1", "conv2", "fc1", "fc2"}
+        assert not given["batch_stats"]
+    config.model.pretrained = str(probe)
+    begin("simclr", hidden=(64,), out=32)
+    assert "is a run of linear_probe, not of simclr" in caplog.text
+    assert {record.levelname for record in caplog.records if "only its backbone" in record.message} == {"INFO"}
+
+
+def test_a_probe_of_random_weights_is_told(caplog: pytest.LogCaptureFixture):
+    config = probe_config(None)
+    mesh = sharding.make_mesh(config.mesh, jax.devices()[:2])
+    assert build.load_initial(config, build.make_objective(config, 10), [], mesh) is None
+    assert "the classifier learns from the features of random weights" in caplog.text
 
 
 def test_models_with_several_classifiers_are_refused():

@@ -81,6 +81,8 @@ def load_initial(config: ConfigDict, objective: Objective, class_names: Sequence
     given = config.model.pretrained
     num_classes = objective.setup.model.num_classes
     if not given:
+        if objective.classifier_alone:
+            log.warning("model.pretrained is not set: the classifier learns from the features of random weights.")
         return None
     if not pretrained.is_workdir(given):
         if objective.classifier_alone:
@@ -90,6 +92,7 @@ def load_initial(config: ConfigDict, objective: Objective, class_names: Sequence
     step, variables = restore_any(checkpointer, mesh, config.model.pretrained_average)
     about = checkpointer.about(step)
     log.info("Weights: step %d of %s, a %s.", step, given, about["config"]["model"]["name"])
+    _check_heads(config, objective, about["config"]["objective"]["name"], variables)
     same = about["num_classes"] == num_classes and list(about["class_names"]) == list(class_names)
     if not same or objective.classifier_alone:
         variables["params"] = _without(variables["params"], classifier(objective))
@@ -98,6 +101,54 @@ def load_initial(config: ConfigDict, objective: Objective, class_names: Sequence
     if lacking := set(classifier(objective)) - set(masks.all_paths(variables["params"])):
         log.info("The classifier is a new one (%s): that run has another one, or none.", ", ".join(sorted(lacking)))
     return variables
+
+
+def _check_heads(config: ConfigDict, objective: Objective, theirs: str | None, variables: dict[str, Any]) -> None:
+    """Leaves out the heads of another method, which may have the same names; of the same one, checks that all fit.
+
+    Args:
+        config: the configuration.
+        objective: what will be trained.
+        theirs: name of the objective of the run that begins it; None: it learned from labels.
+        variables: `params` and `batch_stats` of that run; changed.
+
+    Raises:
+        DataError: if it is a run of the same method, and has others.
+    """
+    wanted, ours, given = heads_alone(objective), objective_name(config), config.model.pretrained
+    if not (roots := set(wanted["params"])):
+        return
+    found = {name: {root: x for root, x in tree.items() if root in roots} for name, tree in variables.items()}
+    if theirs != ours:
+        for name, tree in found.items():
+            variables[name] = {root: x for root, x in variables[name].items() if root not in tree}
+        level = logging.WARNING if found["params"] else logging.INFO
+        log.log(
+            level,
+            "%s is a run of %s, not of %s: only its backbone is used, and what is beside it is new (%s).",
+            *(given, theirs or "classification", ours, ", ".join(sorted(roots))),
+        )
+        return
+    shapes, expected = (
+        {
+            f"{name}/{masks.path_string(path)}": x.shape
+            for name in wanted
+            for path, x in jax.tree_util.tree_leaves_with_path(tree.get(name, {}))
+        }
+        for tree in (found, wanted)
+    )
+    wrong = [f"{path} is missing" for path in expected if path not in shapes]
+    wrong += [f"{path} is left over" for path in shapes if path not in expected]
+    wrong += [
+        f"{path} has the shape {shape}, not {expected[path]}"
+        for path, shape in shapes.items()
+        if shape != expected.get(path, shape)
+    ]
+    if wrong:
+        raise DataError(
+            f"{given}: {len(wrong)} arrays beside the backbone do not fit, such as {'; '.join(wrong[:3])}: set the "
+            "options of the objective to those of that run."
+        )
 
 
 def _load_file(config: ConfigDict, objective: Objective, class_names: Sequence[str]) -> dict[str, Any]:
