@@ -42,6 +42,5 @@ def get_config(variant: str = "simclr") -> ConfigDict:
     config.schedule.warmup_epochs = 5.0
     config.checkpoint.best_metric = "knn/top1"
     config.eval.every_epochs = 25.0
-    with config.unlocked():
-        config.evals.knn = ConfigDict({"kind": "knn"})
+    recipes.neighbors(config, config.eval.every_epochs)
     return config

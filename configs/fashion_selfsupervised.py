@@ -74,6 +74,5 @@ def get_config(variant: str = "simclr") -> ConfigDict:
         config.optimizer.b2 = 0.95
         config.optimizer.frozen = (r"(^|/)pos_embed$",)
     config.checkpoint.best_metric = "knn/top1"
-    with config.unlocked():
-        config.evals.knn = ConfigDict({"kind": "knn"})
+    recipes.neighbors(config, config.eval.every_epochs)
     return config

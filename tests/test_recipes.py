@@ -18,7 +18,9 @@ from ml_collections import ConfigDict
 
 from vision_jax import build, losses, optim, recipes
 from vision_jax import config as config_lib
+from vision_jax.config import command_line
 from vision_jax.models import registry
+from vision_jax.objectives import OBJECTIVES
 
 TESTS = pathlib.Path(__file__).parent
 FILES = sorted((TESTS.parent / "configs").glob("*.py"))
@@ -565,3 +567,16 @@ def test_a_recipe_says_what_it_is(path: pathlib.Path):
     assert len(text.splitlines()) <= 80
     for word in ("Result:", "Source:", "Command:"):
         assert word in (load(path.stem).__doc__ or "")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_neighbors_are_counted_as_often_as_flags_say(name: str):
+    """docs/selfsupervised.md has these flags for all recipes of methods without labels."""
+    if (method := recipe(name).objective.name) is None or OBJECTIVES[method].classifies:
+        assert "knn" not in recipe(name).evals
+        return
+    file, _, variant = name.partition(":")
+    path = f"{TESTS.parent / 'configs' / file}.py" + (f":{variant}" if variant else "")
+    flags = ("--config.evals.knn.every_epochs=5", "--config.evals.knn.train_examples=20000")
+    evaluation = command_line.load(path, flags).evals.knn
+    assert (evaluation.kind, evaluation.every_epochs, evaluation.train_examples) == ("knn", 5, 20000)

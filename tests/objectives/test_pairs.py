@@ -1,6 +1,7 @@
 """Objectives that compare two crops of each image, but for what their references test: padding, teachers, options."""
 
 import dataclasses
+import re
 from typing import Any
 
 import jax
@@ -211,6 +212,27 @@ def test_a_temperature_is_a_finite_number(value: Any):
         config.objective["temperature"] = value
     with pytest.raises(ConfigError, match=r"objective\.temperature is .*; it takes a float, such as 0\.1"):
         config_lib.validate(config_lib.resolve(config), 1)
+
+
+@pytest.mark.parametrize("name", ["simclr", "rotation"])
+def test_what_needs_labels_is_refused(name: str):
+    """Without a word, mixing would do nothing, and a teacher of classes would not be asked."""
+    config = config_of(name)
+    config.augment.update({"mixup": 0.2, "cutmix": 1.0, "col_out": 0.1})
+    config.checkpoint.best_metric = "val/loss"
+    problems = re.findall(r"augment\.(\w+) is", refusal(config))
+    assert problems == ["mixup", "cutmix", "col_out"]
+    config_lib.validate(config_lib.resolve(config), 1, train=False)  # what has been trained can be evaluated
+    config.augment.update({"mixup": 0.0, "cutmix": 0.0, "col_out": 0.0})
+    config.distill.update({"teacher": "lenet5", "pretrained": "a.safetensors"})
+    assert f"objective.name is '{name}', and distill.teacher is 'lenet5': unset one." in refusal(config)
+
+
+def refusal(config: Any) -> str:
+    """Returns what is wrong with a configuration."""
+    with pytest.raises(ConfigError) as caught:
+        config_lib.validate(config_lib.resolve(config), 1)
+    return str(caught.value)
 
 
 def test_each_crop_has_its_augmentation():

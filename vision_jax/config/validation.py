@@ -152,6 +152,7 @@ def validate(config: ConfigDict, num_devices: int, *, train: bool = True) -> Non
         checks = (_check_ranges(config), _check_names(config), _check_data(config), _check_batches(config, num_devices))
         problems = [problem for check in checks for problem in check]
         problems += [f"log.trackers: {what}" for what in experiments.problems(config.log.trackers, train=train)]
+        problems += _check_mixing(config) if train else []
         if train and config.dtype == "float16":
             problems.append(
                 "dtype is 'float16', which in training needs loss scaling, which is not implemented: small gradients "
@@ -203,11 +204,11 @@ def _check_kinds(config: ConfigDict) -> Iterator[str]:
         return
     name = objective_name(config)
     kind = OBJECTIVES[name]
+    if name != "distillation" and config.distill.teacher is not None:
+        yield f"objective.name is {name!r}, and distill.teacher is {config.distill.teacher!r}: unset one."
     if kind.classifies:
         if name == "distillation" and config.distill.teacher is None:
             yield "objective.name is 'distillation', and distill.teacher is not set: it takes a name and weights."
-        if name == "classification" and config.distill.teacher is not None:
-            yield f"objective.name is 'classification', and distill.teacher is {config.distill.teacher!r}: unset one."
         for option in set(config.objective) - {"name"}:
             yield f"objective.{option} is set, but {name} has its options in label_smoothing, loss and distill."
     else:
@@ -511,6 +512,15 @@ def _check_progressive(config: ConfigDict) -> Iterator[str]:
         yield f"data.progressive_epochs is {tuple(epochs)}: it must start with 0 and increase."
     if not all(isinstance(size, int) and size > 0 for size in sizes):
         yield f"data.progressive_sizes is {tuple(sizes)}: every size must be a positive integer."
+
+
+def _check_mixing(config: ConfigDict) -> Iterator[str]:
+    """Checks that what mixes a batch and its labels is not asked for where an objective has no labels."""
+    name = objective_name(config)
+    for field in ("mixup", "cutmix", "col_out"):
+        value = config.augment[field]
+        if value and not OBJECTIVES[name].classifies:
+            yield f"augment.{field} is {value}, which is for objectives with labels, and {name} has none: set it to 0."
 
 
 def _check_batches(config: ConfigDict, num_devices: int) -> Iterator[str]:
