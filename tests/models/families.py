@@ -12,7 +12,7 @@ from vision_jax.commands import models as models_main
 from vision_jax.models import registry
 
 # Of those that cannot take 32 pixels.
-_SIZES = {"alexnet": 63, "inception_v3": 75, "lenet5": 28}
+_SIZES = {"alexnet": 63, "inception_v3": 75, "lenet5": 28, "vit_pico_patch7_28": 28}
 
 
 @functools.cache
