@@ -140,6 +140,7 @@ class TfdsSource:
         return files
 
     def _connect(self) -> None:
+        tfds_format.import_tfds()
         from tensorflow_datasets.proto import tf_example_generated_pb2
 
         self._parse = tf_example_generated_pb2.Example.FromString

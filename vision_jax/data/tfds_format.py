@@ -6,6 +6,7 @@ A data set is a folder with `features.json`, `dataset_info.json`, the class name
 
 import os
 import pathlib
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -15,9 +16,26 @@ from vision_jax.errors import DataError, suggest
 _WRITER_OPTIONS = "group_size:1,uncompressed"
 _VERSION = "1.0.0"
 
+_importing = threading.Lock()
+
+
+def import_tfds() -> Any:
+    """Imports tensorflow_datasets, which takes most of a second, and its protos; one thread at a time.
+
+    Its modules import each other in circles: threads that begin with different ones, or while another is importing,
+    deadlock, or find a module without its contents.
+    """
+    with _importing:
+        import tensorflow_datasets as tfds
+        from tensorflow_datasets.proto import tf_example_generated_pb2, tf_feature_generated_pb2  # noqa: F401
+
+        _ = tfds.features  # which is imported when it is first asked for
+    return tfds
+
 
 def serialize_example(image: bytes, label: int, file_name: bytes | None = None) -> bytes:
     """Returns a tf.train.Example of an encoded image, its label and, if there is one, the name of its file."""
+    import_tfds()
     from tensorflow_datasets.proto import tf_example_generated_pb2, tf_feature_generated_pb2
 
     def bytes_feature(value: bytes) -> Any:
@@ -74,7 +92,7 @@ def write_metadata(
         image_format: in which tfds would encode images, "jpeg" or "png"; decoding goes by the image itself.
         file_names: the examples have a `file_name`.
     """
-    import tensorflow_datasets as tfds  # here, because it takes most of a second
+    tfds = import_tfds()
 
     features = {
         "image": tfds.features.Image(shape=(None, None, 3), encoding_format=image_format),
@@ -164,7 +182,7 @@ def read_metadata(directory: pathlib.Path) -> Any:
     Raises:
         DataError: if the metadata cannot be read.
     """
-    import tensorflow_datasets as tfds
+    tfds = import_tfds()
 
     try:
         return tfds.builder_from_directory(os.fspath(directory))
@@ -185,7 +203,7 @@ def image_and_label(features: Mapping[str, Any], directory: pathlib.Path, label:
     Raises:
         DataError: if it has none of either, or several and none of that name, or no label of the name that is given.
     """
-    import tensorflow_datasets as tfds
+    tfds = import_tfds()
 
     keys = []
     for kind, usual in ((tfds.features.Image, "image"), (tfds.features.ClassLabel, label or "label")):

@@ -289,6 +289,7 @@ class TfdsReader:
         return [ArrayRecordFiles(paths, lengths) for _, paths, lengths in self.splits]
 
     def read(self, record: np.void) -> Original:
+        tfds_format.import_tfds()
         from tensorflow_datasets.proto import tf_example_generated_pb2
 
         serialized = self._records[record["file"]][int(record["offset"])]
@@ -313,7 +314,7 @@ class TfdsInput:
     """
 
     def __init__(self, directory: pathlib.Path):
-        import tensorflow_datasets as tfds
+        tfds = tfds_format.import_tfds()
 
         builder = tfds_format.read_metadata(directory)
         info = builder.info
@@ -383,7 +384,7 @@ def download_with_tfds(name: str) -> pathlib.Path:
             f"tfds needs TensorFlow to download and prepare {name}: install it with `pip install tensorflow`, here or "
             "where the data set is prepared; or point at the folder of a data set that tfds has prepared already."
         )
-    import tensorflow_datasets as tfds
+    tfds = tfds_format.import_tfds()
 
     try:
         builder = tfds.builder(name)
