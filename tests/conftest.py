@@ -185,6 +185,21 @@ class Command:
         return out + err
 
 
+def launch(command: Command, module: str, *arguments: str, devices: int, timeout: float, **environment: str) -> None:
+    """Runs a module of cases, see launched.py, in two processes with so many devices each."""
+    launcher = ("launch/local.py", "--processes=2", f"--devices={devices}", f"--module={module}", "--")
+    paths = {"PYTHONPATH": f"{REPOSITORY}:{REPOSITORY / 'tests'}", "JAX_COMPILATION_CACHE_DIR": str(COMPILED)}
+    done = subprocess.run(
+        [sys.executable, *launcher, *arguments],
+        cwd=REPOSITORY,
+        env={**command.environment, **paths, **environment},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def wait_for_handler(process: subprocess.Popen) -> None:
     """Waits until a process handles SIGTERM, which it does before it imports JAX."""
     while process.poll() is None:

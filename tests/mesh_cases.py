@@ -5,15 +5,14 @@ trains cases such as vit-fsdp on all devices, saves them, takes one step more fr
 saved, and writes the losses as JSON.
 """
 
-import argparse
 import dataclasses
 import functools
 import json
-import os
 import pathlib
 import sys
 
 import jax
+import launched
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -21,7 +20,7 @@ from vision_jax import build
 from vision_jax import config as config_lib
 from vision_jax.data.loader import batch_fields
 from vision_jax.data.transforms import EvalTransform
-from vision_jax.devices import cluster, compilation, distributed, sharding
+from vision_jax.devices import compilation, sharding
 from vision_jax.models import registry
 from vision_jax.models.resnet import BasicBlock, ResNet
 from vision_jax.models.vit import VisionTransformer
@@ -99,14 +98,7 @@ class Case:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--directory", type=pathlib.Path)
-    for name, kind in (("coordinator_address", str), ("num_processes", int), ("process_id", int)):
-        parser.add_argument(f"--{name}", type=kind)
-    parser.add_argument("cases", nargs="+")
-    arguments = parser.parse_args()
-    address, number, index = arguments.coordinator_address, arguments.num_processes, arguments.process_id
-    distributed.start(cluster.discover(os.environ, address, number, index))
+    arguments = launched.start()
     losses = {}
     for name in arguments.cases:
         model, mesh = name.split("-")

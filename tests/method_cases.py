@@ -5,15 +5,14 @@ method_cases --directory=DIR --coordinator_address=… --num_processes=… --pro
 method on all devices, from a checkpoint that another process has saved, and saves what that leads to.
 """
 
-import argparse
 import dataclasses
 import functools
-import os
 import pathlib
 import sys
 from typing import Any
 
 import jax
+import launched
 import numpy as np
 import small_vit
 from ml_collections import ConfigDict
@@ -21,7 +20,7 @@ from ml_collections import ConfigDict
 from vision_jax import build, recipes
 from vision_jax import config as config_lib
 from vision_jax.data.loader import batch_fields
-from vision_jax.devices import cluster, compilation, distributed, sharding
+from vision_jax.devices import compilation, sharding
 from vision_jax.models import registry
 from vision_jax.models.resnet import BasicBlock, ResNet
 from vision_jax.runtime.checkpoint import Checkpointer
@@ -129,15 +128,8 @@ class Case:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--directory", type=pathlib.Path)
-    for name, kind in (("coordinator_address", str), ("num_processes", int), ("process_id", int)):
-        parser.add_argument(f"--{name}", type=kind)
-    parser.add_argument("methods", nargs="+")
-    arguments = parser.parse_args()
-    address, number, index = arguments.coordinator_address, arguments.num_processes, arguments.process_id
-    distributed.start(cluster.discover(os.environ, address, number, index))
-    for name in arguments.methods:
+    arguments = launched.start()
+    for name in arguments.cases:
         case = Case(name)
         state, _ = case.train(case.restore(arguments.directory / name, BEFORE), BEFORE, BEFORE + 1)
         case.save(arguments.directory / f"{name}.after", BEFORE + 1, state)

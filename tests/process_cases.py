@@ -4,7 +4,6 @@
 and leaves what each process found in DIR/process_I.json, for test_processes.py.
 """
 
-import argparse
 import json
 import logging
 import os
@@ -16,6 +15,7 @@ from typing import Any
 
 import evaluation_sets
 import jax
+import launched
 import numpy as np
 import pytest
 import small_vit
@@ -25,7 +25,7 @@ from jax.sharding import PartitionSpec
 from stored_features import random_model
 
 from vision_jax import build, config, evaluate, features, train
-from vision_jax.devices import cluster, distributed, sharding
+from vision_jax.devices import distributed, sharding
 from vision_jax.errors import CheckpointError
 from vision_jax.runtime import writers
 from vision_jax.runtime.checkpoint import Checkpointer
@@ -179,13 +179,7 @@ def suite_of_sets(directory: pathlib.Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--directory", type=pathlib.Path)
-    for name, kind in (("coordinator_address", str), ("num_processes", int), ("process_id", int)):
-        parser.add_argument(f"--{name}", type=kind)
-    arguments = parser.parse_args()
-    address, number, index = arguments.coordinator_address, arguments.num_processes, arguments.process_id
-    distributed.start(cluster.discover(os.environ, address, number, index))
+    arguments = launched.start(cases=False)
     messages: list[str] = []
     handler = types.SimpleNamespace(level=logging.WARNING, handle=lambda record: messages.append(record.getMessage()))
     logging.getLogger("vision_jax").addHandler(handler)
@@ -200,7 +194,7 @@ def main() -> None:
         "directory": str(arguments.directory),
         "messages": messages,
     }
-    (arguments.directory / f"process_{index}.json").write_text(json.dumps(found))
+    (arguments.directory / f"process_{arguments.process_id}.json").write_text(json.dumps(found))
 
 
 if __name__ == "__main__":

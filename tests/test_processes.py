@@ -6,14 +6,12 @@ import pathlib
 import re
 import signal
 import socket
-import subprocess
-import sys
 import time
 
 import numpy as np
 import process_cases
 import pytest
-from conftest import COMPILED, LONG_EVALUATION, REPOSITORY, Command, encode, picture, records
+from conftest import LONG_EVALUATION, Command, encode, launch, picture, records
 
 from vision_jax import features
 from vision_jax.data import order, tfds_format
@@ -159,20 +157,8 @@ def test_what_ends_or_freezes_one_of_two_processes_ends_both(command: Command, t
 def found(cache: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, dict]:
     """Returns what two processes found in the cases of process_cases.py."""
     directory = tmp_path_factory.mktemp("cases")
-    launcher = ("launch/local.py", "--processes=2", "--devices=1", "--module=process_cases", "--")
-    environment = {
-        "PYTHONPATH": f"{REPOSITORY}:{pathlib.Path(__file__).parent}",
-        "JAX_COMPILATION_CACHE_DIR": str(COMPILED),
-    }
-    done = subprocess.run(
-        [sys.executable, *launcher, f"--directory={directory}"],
-        cwd=REPOSITORY,
-        env={**Command(cache).environment, **environment, "XLA_FLAGS": "--xla_backend_optimization_level=0"},
-        capture_output=True,
-        text=True,
-        timeout=180,
-    )
-    assert done.returncode == 0, done.stderr
+    flags = "--xla_backend_optimization_level=0"
+    launch(Command(cache), "process_cases", f"--directory={directory}", devices=1, timeout=180, XLA_FLAGS=flags)
     first, second = (json.loads((directory / f"process_{i}.json").read_text()) for i in range(2))
     return first, second
 

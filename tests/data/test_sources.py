@@ -315,6 +315,25 @@ def test_create_source(image_folder: pathlib.Path):
     assert len(build.create_source(config, train=True)) == 1_281_167
 
 
+def test_records_are_mapped_in_their_order_and_one_that_cannot_be_read_is_named():
+    class Torn:
+        def __len__(self) -> int:
+            return 2500  # more than a thread takes at once
+
+        def __getitem__(self, index: int) -> dict:
+            if index == 2100:
+                raise OSError("torn")
+            return {"label": 2 * index}
+
+        def describe(self, index: int) -> str:
+            return f"record {index}"
+
+    found = sources.map_records(Torn(), lambda index, record: (index, record["label"]), 2)
+    assert [next(found) for _ in range(2000)] == [(index, 2 * index) for index in range(2000)]
+    with pytest.raises(DataError, match=r"^Cannot read record 2100: torn\. Repair or remove it\.$"):
+        list(found)
+
+
 def test_balanced_labels_are_read_once_a_run(image_folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch):
     config = config_lib.default_config()
     config.data.source, config.data.dir, config.data.balanced, config.batch_size = "folder", str(image_folder), True, 8

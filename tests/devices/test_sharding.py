@@ -1,10 +1,7 @@
 """Layouts and meshes: that they are as the rules say, and that a step's results do not depend on them."""
 
 import json
-import pathlib
 import re
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import jax
@@ -12,7 +9,7 @@ import mesh_cases
 import numpy as np
 import optax
 import pytest
-from conftest import COMPILED, REPOSITORY, Command, image_fields
+from conftest import Command, image_fields, launch
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from mesh_cases import BATCH_SIZE, MESHES, STEPS, Case
@@ -217,18 +214,7 @@ OFTEN = ["resnet-data", "grouped_resnet-fsdp", "vit-tensor", "vit-fsdp"]
 def test_two_processes_by_two_devices_train_as_one_by_four(command: Command, by_one_process, names: list[str]):
     """Each on three meshes: the same losses, and what either saves is restored by the other, which goes on alike."""
     directory, cases, expected = by_one_process
-    launcher = ("launch/local.py", "--processes=2", "--devices=2", "--module=mesh_cases", "--")
-    subprocess.run(
-        [sys.executable, *launcher, f"--directory={directory}", *names],
-        cwd=REPOSITORY,
-        env={
-            **command.environment,
-            "PYTHONPATH": f"{REPOSITORY}:{pathlib.Path(__file__).parent.parent}",
-            "JAX_COMPILATION_CACHE_DIR": str(COMPILED),
-        },
-        check=True,
-        timeout=240,
-    )
+    launch(command, "mesh_cases", f"--directory={directory}", *names, devices=2, timeout=240)
     found = json.loads((directory / "losses.json").read_text())
     assert list(found) == names
     for name, losses in found.items():

@@ -196,21 +196,19 @@ def test_options_out_of_range(name: str, option: str, value: Any, message: str):
     assert str(caught.value) == f"objective.{option} is {value}: {message}."
 
 
-@pytest.mark.parametrize("value", [("a",), (16.5,), (True,), 16])
-def test_widths_are_integers(value: Any):
+@pytest.mark.parametrize(
+    ("option", "value", "takes"),
+    [
+        *(("hidden", value, r"a tuple, such as \(2048, 2048\)") for value in [("a",), (16.5,), (True,), 16]),
+        *(("temperature", value, r"a float, such as 0\.1") for value in [float("nan"), float("inf"), "0.1"]),
+    ],
+)
+def test_options_of_other_types(option: str, value: Any, takes: str):
+    """Widths are integers, and a temperature is a finite number."""
     config = config_of("simclr")
     with config.ignore_type():
-        config.objective["hidden"] = value
-    with pytest.raises(ConfigError, match=r"objective\.hidden is .*; it takes a tuple, such as \(2048, 2048\)"):
-        config_lib.validate(config_lib.resolve(config), 1)
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), "0.1"])
-def test_a_temperature_is_a_finite_number(value: Any):
-    config = config_of("simclr")
-    with config.ignore_type():
-        config.objective["temperature"] = value
-    with pytest.raises(ConfigError, match=r"objective\.temperature is .*; it takes a float, such as 0\.1"):
+        config.objective[option] = value
+    with pytest.raises(ConfigError, match=rf"objective\.{option} is .*; it takes {takes}"):
         config_lib.validate(config_lib.resolve(config), 1)
 
 

@@ -5,8 +5,6 @@ import json
 import pathlib
 import re
 import signal
-import subprocess
-import sys
 import time
 from typing import Any
 
@@ -14,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 from chaos import TIMINGS
-from conftest import COMPILED, REPOSITORY, Command, records
+from conftest import REPOSITORY, Command, launch, records
 from method_cases import BEFORE, FROZEN, METHODS, Case
 
 from vision_jax.devices import sharding
@@ -96,19 +94,8 @@ def test_a_step_of_two_processes(command: Command, tmp_path: pathlib.Path, names
         case, (_, before, _), _ = by_one_device(name)
         case.save(tmp_path / name, BEFORE, sharding.place(before, sharding.replicated(case.mesh)))
         jax.tree.map(np.testing.assert_array_equal, case.restore(tmp_path / name, BEFORE), before)
-    launcher = ("launch/local.py", "--processes=2", "--devices=4", "--module=method_cases", "--")
-    subprocess.run(
-        [sys.executable, *launcher, f"--directory={tmp_path}", *names],
-        cwd=REPOSITORY,
-        env={
-            **command.environment,
-            "PYTHONPATH": f"{REPOSITORY}:{REPOSITORY / 'tests'}",
-            "JAX_COMPILATION_CACHE_DIR": str(COMPILED),
-            "XLA_FLAGS": "--xla_backend_optimization_level=0",
-        },
-        check=True,
-        timeout=300,
-    )
+    flags = "--xla_backend_optimization_level=0"
+    launch(command, "method_cases", f"--directory={tmp_path}", *names, devices=4, timeout=300, XLA_FLAGS=flags)
     for name in names:
         case, (_, _, expected), _ = by_one_device(name)
         found = case.restore(tmp_path / f"{name}.after", BEFORE + 1)

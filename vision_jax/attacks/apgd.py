@@ -161,7 +161,7 @@ def over_targets(
     def body(carry: tuple[jax.Array, Attacked]) -> tuple[jax.Array, Attacked]:
         rank, kept = carry
         new = attack(jnp.take(order, rank, axis=1), base.fold_in(keys, rank))
-        return rank + 1, base.prefer(~kept.fooled & (new.fooled | (new.loss > kept.loss)), new, kept)
+        return rank + 1, base.keep_first(new, kept)
 
     def goes_on(carry: tuple[jax.Array, Attacked]) -> jax.Array:
         return (carry[0] < count) & ~carry[1].fooled.all()

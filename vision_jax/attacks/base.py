@@ -218,6 +218,11 @@ def prefer(condition: jax.Array, new: Attacked, old: Attacked) -> Attacked:
     )
 
 
+def keep_first(new: Attacked, kept: Attacked) -> Attacked:
+    """Returns what fooled the model first, or else what has the higher loss."""
+    return prefer(~kept.fooled & (new.fooled | (new.loss > kept.loss)), new, kept)
+
+
 def nothing_yet(images: jax.Array) -> Attacked:
     """Returns what precedes a first attempt, to which every other is preferred."""
     none = jnp.zeros(len(images), bool)

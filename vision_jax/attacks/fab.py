@@ -123,7 +123,7 @@ def fab_t(
         def restart(number: jax.Array, kept: Attacked) -> Attacked:
             given: dict[str, Any] = {"eps": eps, "target": target, "norm": norm, "steps": steps}
             new = fab(apply, images, labels, base.fold_in(keys, number), random_start=number > 0, **given)
-            return base.prefer(~kept.fooled & (new.fooled | (new.loss > kept.loss)), new, kept)
+            return base.keep_first(new, kept)
 
         return jax.lax.fori_loop(0, restarts, restart, base.nothing_yet(images))
 

@@ -24,17 +24,16 @@ __all__ = [
     "random_flip",
 ]
 
-_MODULES = {
-    "notation": ("create_policy", "list_policies"),
-    "pipeline": ("Augmentation", "AugmentConfig", "create_augmentation", "parse_crops"),
-    "transforms": ("batch_key", "example_keys", "normalize", "random_flip"),
+_LATER = {
+    **dict.fromkeys(("create_policy", "list_policies"), "notation"),
+    **dict.fromkeys(("Augmentation", "AugmentConfig", "create_augmentation", "parse_crops"), "pipeline"),
+    **dict.fromkeys(("batch_key", "example_keys", "normalize", "random_flip"), "transforms"),
 }
-_HOMES = {name: module for module, names in _MODULES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(importlib.import_module(f"vision_jax.augment.{_HOMES[name]}"), name)
+    if name in _LATER:
+        return getattr(importlib.import_module(f"vision_jax.augment.{_LATER[name]}"), name)
     raise AttributeError(f"module 'vision_jax.augment' has no attribute {name!r}")
 
 

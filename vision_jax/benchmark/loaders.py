@@ -185,10 +185,9 @@ class _TorchCrops:
 
     def __getitem__(self, record: int) -> Any:
         """Returns a list of all crops, (3, size, size) uint8 from torchvision, or (size, size, 3) without it."""
-        if self.augments:
-            return list(photos.pillow_crops(self.dataset, record, self.filter, photos.augment_by_pillow))
         if not self.with_torchvision:
-            return list(photos.pillow_crops(self.dataset, record, self.filter))
+            change = photos.augment_by_pillow if self.augments else None
+            return list(photos.pillow_crops(self.dataset, record, self.filter, change))
         import PIL.Image
         import torchvision.transforms.functional as F
 
@@ -230,14 +229,14 @@ def _torch_augment(job: Job) -> Batches:
 def _grain(job: Job) -> Batches:
     import cv2
     import grain
-    from tensorflow_datasets.proto import tf_example_generated_pb2
+
+    from vision_jax.data import tfds_format
 
     cv2.setNumThreads(0)  # Grain's threads keep the cores busy
-    boxes = job.boxes.tolist()
+    boxes, parse = job.boxes.tolist(), tfds_format.example_parser()
 
     def load(index: int, record: bytes) -> np.ndarray:
-        example = tf_example_generated_pb2.Example.FromString(record)
-        data = np.frombuffer(example.features.feature["image"].bytes_list.value[0], np.uint8)
+        data = np.frombuffer(parse(record).features.feature["image"].bytes_list.value[0], np.uint8)
         image: Any = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
         top, left, height, width = boxes[index % len(boxes)]  # the index goes on counting in the next epoch
         crop = image[top : top + height, left : left + width]

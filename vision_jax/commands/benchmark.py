@@ -7,6 +7,7 @@ import argparse
 import signal
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from vision_jax.benchmark import corruptions as corruption_benchmark
 from vision_jax.benchmark import input as input_benchmark
@@ -23,41 +24,43 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(prog="python -m vision_jax benchmark", description="Measures, and prints a table.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    command = commands.add_parser(
+
+    def add(name: str, measurement: Any, help: str, description: str) -> None:
+        command = commands.add_parser(name, help=help, description=description)
+        measurement.add_arguments(command)
+        command.set_defaults(run=measurement.run)
+
+    add(
         "input",
+        input_benchmark,
         help="our loader beside tf.data, DALI, Grain, torch and Pillow",
         description="Images/s of our loader beside those of tf.data, DALI, Grain, torch and Pillow, as far as they are "
         "installed: the same crops of the same bytes on the same cores, in one run. Then the time of each step of "
         "ours. All records are in memory (the page cache): the speed of a disk is not part of it.",
     )
-    input_benchmark.add_arguments(command)
-    command.set_defaults(run=input_benchmark.run)
-    command = commands.add_parser(
+    add(
         "step",
+        step_benchmark,
         help="the training step of configurations, beside torch's; or what it costs on TPUs that are not here",
         description="Times the training step of configurations on the devices that there are, with random images "
         "(images/s, MFU, memory, time to compile), beside torch with timm's model where they are installed and there "
         "is a GPU. With --topology: compiles it for TPUs that are not here, and shows what it reads and writes, by "
         "the part of the step.",
     )
-    step_benchmark.add_arguments(command)
-    command.set_defaults(run=step_benchmark.run)
-    command = commands.add_parser(
+    add(
         "predict",
+        prediction_benchmark,
         help="predicting image files, beside loading them alone",
         description="Images/s of `python -m vision_jax predict` beside those of its loader alone, on made-up JPEGs of "
         "ImageNet's sizes: how near the command comes to what decoding allows.",
     )
-    prediction_benchmark.add_arguments(command)
-    command.set_defaults(run=prediction_benchmark.run)
-    command = commands.add_parser(
+    add(
         "corruptions",
+        corruption_benchmark,
         help="ImageNet-C's corruptions, beside imagecorruptions",
         description="CPU time of each of ImageNet-C's corruptions, beside those of imagecorruptions where it is "
         "installed, on the same made-up photos. Its elastic transform is another one, and its frost is from pictures.",
     )
-    corruption_benchmark.add_arguments(command)
-    command.set_defaults(run=corruption_benchmark.run)
     arguments, unknown = parser.parse_known_args(argv)
     if "overrides" in arguments:
         arguments.overrides = [text for text in unknown if text.startswith("--config.")]

@@ -7,13 +7,15 @@ import os
 import pathlib
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from vision_jax.errors import ConfigError, VisionJaxError, check_no_url
 from vision_jax.runtime import console
 
 if TYPE_CHECKING:
     from vision_jax.build import TrainedModel
+
+T = TypeVar("T")
 
 DAMAGED = 3  # the exit status of a command that is done, but for images that are damaged
 
@@ -35,23 +37,23 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 
 def integers(text: str) -> tuple[int, ...]:
     """Reads the value of a flag, integers with commas."""
-    return tuple(map(int, _parts(text, int, "an integer")))
+    return _numbers(text, int, "an integer")
 
 
 def floats(text: str) -> tuple[float, ...]:
     """Reads the value of a flag, numbers with commas."""
-    return tuple(map(float, _parts(text, float, "a number")))
+    return _numbers(text, float, "a number")
 
 
-def _parts(text: str, kind: Callable[[str], float], words: str) -> list[str]:
-    """Returns the parts between commas, of which there is at least one, and which `kind` can read."""
-    parts = [part for part in text.split(",") if part]
-    for part in parts or [text]:
+def _numbers(text: str, kind: Callable[[str], T], words: str) -> tuple[T, ...]:
+    """Returns what `kind` makes of the parts between commas, of which there is at least one."""
+    found = []
+    for part in [part for part in text.split(",") if part] or [text]:
         try:
-            kind(part)
+            found.append(kind(part))
         except ValueError as error:
             raise argparse.ArgumentTypeError(f"{part!r} is not {words}: give one, or several with commas") from error
-    return parts
+    return tuple(found)
 
 
 def add_process_arguments(parser: argparse.ArgumentParser) -> None:

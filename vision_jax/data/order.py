@@ -222,7 +222,7 @@ def subset(num_records: int, num_wanted: int) -> np.ndarray:
     Returns:
         (num_wanted,) int64, ascending.
     """
-    return np.sort(np.argsort(random_bits(_SUBSET_STREAM, np.arange(num_records)), kind="stable")[:num_wanted])
+    return np.sort(_in_subset_order(num_records)[:num_wanted])
 
 
 def subset_of_each(labels: np.ndarray, num_wanted: int) -> np.ndarray:
@@ -231,8 +231,12 @@ def subset_of_each(labels: np.ndarray, num_wanted: int) -> np.ndarray:
     Returns:
         (n,) int64, ascending.
     """
-    numbers = np.argsort(random_bits(_SUBSET_STREAM, np.arange(len(labels))), kind="stable")
-    return first_of_each(numbers, labels, num_wanted)
+    return first_of_each(_in_subset_order(len(labels)), labels, num_wanted)
+
+
+def _in_subset_order(num_records: int) -> np.ndarray:
+    """Returns all records in the order in which subsets take them, (num_records,) int64."""
+    return np.argsort(random_bits(_SUBSET_STREAM, np.arange(num_records)), kind="stable")
 
 
 def first_of_each(numbers: np.ndarray, labels: np.ndarray, num_wanted: int) -> np.ndarray:

@@ -7,7 +7,6 @@ Access is random and thread-safe; a source has no order of its own. It can be pi
 """
 
 import bisect
-import collections
 import concurrent.futures
 import contextlib
 import dataclasses
@@ -17,8 +16,8 @@ import itertools
 import logging
 import os
 import pathlib
-from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import PIL.Image
@@ -31,6 +30,7 @@ from vision_jax.data.tfrecord import TfRecordFiles
 from vision_jax.errors import DataError, suggest
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 Record = dict[str, Any]  # the encoded image as `image`, and what goes with it, such as `label`
 
@@ -140,10 +140,7 @@ class TfdsSource:
         return files
 
     def _connect(self) -> None:
-        tfds_format.import_tfds()
-        from tensorflow_datasets.proto import tf_example_generated_pb2
-
-        self._parse = tf_example_generated_pb2.Example.FromString
+        self._parse = tfds_format.example_parser()
         self._ends = list(itertools.accumulate(take for _, take in self._spans))
 
     def __len__(self) -> int:
@@ -458,22 +455,35 @@ def _label_cache(source: Source) -> pathlib.Path | None:
 def _read_labels(source: Source, num_threads: int | None) -> np.ndarray:
     """Reads all records for their labels."""
     log.info("Reading the labels of %d records.", len(source))
-    labels = np.empty(len(source), np.int32)
 
-    def read(first: int) -> None:
+    def label(index: int, record: Record) -> int:
+        if "label" not in record:
+            raise DataError(f"{source.describe(index)} has no label, and records are to be chosen by their labels.")
+        check_record(source, index, record)
+        return record["label"]
+
+    return np.fromiter(map_records(source, label, num_threads), np.int32, len(source))
+
+
+def map_records(source: Source, function: Callable[[int, Record], T], num_threads: int | None = None) -> Iterator[T]:
+    """Yields what a function makes of each record and its number, in their order; all are read, by threads.
+
+    Raises:
+        DataError: if a record cannot be read.
+    """
+
+    def read(first: int) -> list[T]:
+        found = []
         for index in range(first, min(first + 1000, len(source))):
             try:
                 record = source[index]
             except Exception as error:  # whatever a format's reader raises
                 raise DataError(f"Cannot read {source.describe(index)}: {error}. Repair or remove it.") from error
-            if "label" not in record:
-                raise DataError(f"{source.describe(index)} has no label, and records are to be chosen by their labels.")
-            check_record(source, index, record)
-            labels[index] = record["label"]
+            found.append(function(index, record))
+        return found
 
     with concurrent.futures.ThreadPoolExecutor(num_threads) as pool:
-        collections.deque(pool.map(read, range(0, len(source), 1000)), maxlen=0)
-    return labels
+        yield from itertools.chain.from_iterable(pool.map(read, range(0, len(source), 1000)))
 
 
 @dataclasses.dataclass(frozen=True)

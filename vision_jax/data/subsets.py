@@ -1,7 +1,6 @@
 """Parts of a training split: some examples of each class, or the images that a file lists."""
 
 import collections
-import concurrent.futures
 import logging
 import pathlib
 
@@ -9,7 +8,7 @@ import numpy as np
 
 from vision_jax.data import order
 from vision_jax.data.listing import shorten
-from vision_jax.data.sources import FolderSource, Source, TfdsSource, read_labels
+from vision_jax.data.sources import FolderSource, Source, TfdsSource, map_records, read_labels
 from vision_jax.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -89,9 +88,4 @@ def _names(source: Source, num_threads: int | None) -> list[bytes]:
     if not (isinstance(source, TfdsSource) and source.has_file_names):
         raise DataError("data.train_list is set, and the images of the training split have no names: unset it.")
     log.info("Reading the names of %d records.", len(source))
-
-    def read(first: int) -> list[bytes]:
-        return [source[i].get("file_name", b"") for i in range(first, min(first + 1000, len(source)))]
-
-    with concurrent.futures.ThreadPoolExecutor(num_threads) as pool:
-        return [name for names in pool.map(read, range(0, len(source), 1000)) for name in names]
+    return list(map_records(source, lambda _, record: record.get("file_name", b""), num_threads))

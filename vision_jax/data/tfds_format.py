@@ -7,7 +7,7 @@ A data set is a folder with `features.json`, `dataset_info.json`, the class name
 import os
 import pathlib
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from vision_jax.errors import DataError, suggest
@@ -20,7 +20,7 @@ _importing = threading.Lock()
 
 
 def import_tfds() -> Any:
-    """Imports tensorflow_datasets, which takes most of a second, and its protos; one thread at a time.
+    """Returns tensorflow_datasets, imported with its protos, which takes most of a second; one thread at a time.
 
     Its modules import each other in circles: threads that begin with different ones, or while another is importing,
     deadlock, or find a module without its contents.
@@ -31,6 +31,14 @@ def import_tfds() -> Any:
 
         _ = tfds.features  # which is imported when it is first asked for
     return tfds
+
+
+def example_parser() -> Callable[[bytes], Any]:
+    """Returns what reads a serialized tf.train.Example."""
+    import_tfds()
+    from tensorflow_datasets.proto import tf_example_generated_pb2
+
+    return tf_example_generated_pb2.Example.FromString
 
 
 def serialize_example(image: bytes, label: int, file_name: bytes | None = None) -> bytes:

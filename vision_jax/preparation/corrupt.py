@@ -1,6 +1,6 @@
 """Corrupted data sets, as ImageNet-C is made: images are resized, cropped, corrupted and encoded again.
 
-The corruptions themselves are in `vision_jax.augment.corruptions`, which is imported where it is used: it brings JAX.
+The corruptions themselves are in `vision_jax.augment.corruptions`, which is imported where it is used: it brings SciPy.
 """
 
 import dataclasses

@@ -11,7 +11,7 @@ import logging
 import os
 import pathlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -288,12 +288,13 @@ class TfdsReader:
             return [TfRecordFiles(paths, self.cache) for _, paths, _ in self.splits]
         return [ArrayRecordFiles(paths, lengths) for _, paths, lengths in self.splits]
 
-    def read(self, record: np.void) -> Original:
-        tfds_format.import_tfds()
-        from tensorflow_datasets.proto import tf_example_generated_pb2
+    @functools.cached_property
+    def _parse(self) -> Callable[[bytes], Any]:
+        return tfds_format.example_parser()
 
+    def read(self, record: np.void) -> Original:
         serialized = self._records[record["file"]][int(record["offset"])]
-        features = tf_example_generated_pb2.Example.FromString(serialized).features.feature
+        features = self._parse(serialized).features.feature
         return Original(
             features["file_name"].bytes_list.value[0] if self.has_file_names else bytes(record["name"]),
             features[self.label_key].int64_list.value[0],

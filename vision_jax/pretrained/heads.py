@@ -132,10 +132,10 @@ def networks(file: WeightFile, official: OfficialNames) -> tuple[WeightFile, Wei
     """Returns a file without all but the backbone of the network, and without all but that of the teacher."""
     assert official.teacher is not None
     network, teacher = official.teacher
+    file = file.renamed(naming.unwrapped)
 
     def rest(*parts: str) -> WeightFile:
-        names = file.renamed(naming.unwrapped)
-        return names.renamed(lambda name: None if any(naming.within(name, part) for part in parts) else name)
+        return file.renamed(lambda name: None if any(naming.within(name, part) for part in parts) else name)
 
     return rest(teacher, *official.roots), rest(network, *official.roots)
 
