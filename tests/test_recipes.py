@@ -43,6 +43,7 @@ SMALL = (
         "finetune",
         "finetune_mae",
         "finetune_mocov3",
+        "finetune_simmim",
         "fixres",
         "linear_probe",
         "mae",
@@ -51,6 +52,10 @@ SMALL = (
     *("mocov2", "mocov3", "quickstart", "rotnet", "semi_supervised", "simclr", "simmim", "simsiam", "swav", "vicreg"),
     *("vit_transfer", "vtab"),
 )
+_SIMMIM = {
+    **{"examples": 1_281_167, "batch_size": 2048, "steps": 100 * 625, "weight_decay": 0.05, "b2": 0.999},
+    "rates": {0: 1e-6, 10: 2.5005e-3, 20: 4.522638e-3, 60: 1.728112e-3},
+}
 _CIFAR = {
     **{"examples": 50_000, "batch_size": 128, "steps": 200 * 390, "undecayed": 0, "weight_decay": 5e-4},
     **{"momentum": 0.9, "nesterov": True, "rates": {0: 0.1, 59.9: 0.1, 60: 0.02, 120: 0.004, 160: 0.0008, 199: 0.0008}},
@@ -194,6 +199,10 @@ NUMBERS: dict[str, dict[str, Any]] = {
         "rates": {0: 0, 5: 4e-3, 27.5: 2.0005e-3},
         "multipliers": [7.53393193e-05, 1.00452426e-04, 0.75, 1.0],
     },
+    # microsoft/SimMIM, configs/*/simmim_finetune__*.yaml and timm's cosine, which begins behind the warm-up:
+    # 1.25e-3 * 2048 / 512 = 5e-3, from and down to 2.5e-7 * 4; 0.65^13, 0.65^12, 0.65.
+    **dict.fromkeys(("finetune_simmim:swin_b", "finetune_simmim:swin_b_192", "finetune_simmim:swin_b_800"), _SIMMIM),
+    "finetune_simmim:vit_b": {**_SIMMIM, "multipliers": [0.003697206, 0.005688009, 0.65, 1.0]},
     # Of frozen features. facebookresearch/mae, FINETUNE.md and main_linprobe.py: .1 * 16384 / 256.
     "linear_probe:mae": {
         **{"examples": 1_281_167, "batch_size": 16384, "steps": 90 * 78, "weight_decay": 0, "momentum": 0.9},
@@ -496,7 +505,29 @@ def multipliers_of(config: ConfigDict) -> list[float]:
     params = build.variable_shapes(config, build.build_model(config, 1000))["params"]
     rows = {row.path: row.multiplier for row in build.make_rules(config, plan).table(params)}
     blocks = rows["blocks/attn/qkv/kernel"]
-    return [rows["pos_embed"], blocks[0], blocks[-1], rows["head/kernel"]]
+    return [rows["cls_token"], blocks[0], blocks[-1], rows["head/kernel"]]
+
+
+@pytest.mark.parametrize(("name", "decay"), [("swin_b", 0.9), ("swin_b_192", 0.9), ("swin_b_800", 0.8)])
+def test_layers_of_swin_are_those_of_simmim(name: str, decay: float):
+    """The 26 of optimizer.py's get_swin_layer: a reduction counts with the block before it, the norm with the head."""
+    config = recipe(f"finetune_simmim:{name}")
+    params = build.variable_shapes(config, build.build_model(config, 1000))["params"]
+    rows = {
+        row.path: (row.multiplier, row.decays)
+        for row in build.make_rules(config, config_lib.make_plan(config, 1_281_167)).table(params)
+    }
+    layers = {
+        **{"patch_embed/proj/kernel": 0, "layers/0/blocks/1/mlp/fc1/kernel": 2, "layers/1/downsample/norm/scale": 2},
+        **{"layers/2/blocks/0/attn/qkv/kernel": 5, "layers/3/downsample/reduction/kernel": 22},
+        **{"layers/3/blocks/0/norm1/bias": 23, "layers/3/blocks/1/norm1/bias": 24, "norm/scale": 25},
+        **{"head/fc/kernel": 25, "layers/2/blocks/17/attn/relative_position_bias_table": 22},
+    }
+    assert {path: rows[path][0] for path in layers} == pytest.approx(
+        {path: decay ** (25 - layer) for path, layer in layers.items()}, rel=1e-5
+    )
+    assert not rows["layers/2/blocks/17/attn/relative_position_bias_table"][1]
+    assert config.data.eval_resize == (219 if name == "swin_b_192" else 256)
 
 
 @pytest.mark.parametrize("name", NUMBERS)

@@ -121,6 +121,17 @@ def test_weights_for_another_image_size_are_resampled():
     np.testing.assert_allclose(last[4], table[84], atol=1e-6)  # the bias of no offset
 
 
+def test_weights_for_another_window_are_resampled():
+    """As from 192 pixels in windows of 6 to 224 in windows of 7, where no table depends on the size of the images."""
+    state = pretrained.to_torch(NAME, _variables())
+    variables = pretrained.from_torch(NAME, state, window_size=5, **SMALL)
+    table = state["layers.0.blocks.0.attn.relative_position_bias_table"]
+    first = variables["params"]["layers"]["0"]["blocks"]["0"]["attn"]["relative_position_bias_table"]
+    np.testing.assert_allclose(first, swin.resample("table", table, (81, 1)))
+    again = pretrained.adapt_variables(NAME, _variables(), {"window_size": 5, **SMALL})
+    jax.tree.map(np.testing.assert_array_equal, again, variables)
+
+
 def test_tables_of_windows_that_are_not_square_are_refused():
     state = pretrained.to_torch(NAME, _variables())
     name = "layers.3.blocks.0.attn.relative_position_bias_table"

@@ -106,6 +106,11 @@ def test_another_run_starts_from_it(run: pathlib.Path):
     with pytest.raises(DataError, match=r"fc1/kernel has the shape \(16, 120\) in the weights, and \(256, 120\) here"):
         program.initialize(given)
 
+    config.model.name = "resnet18"
+    labels = build.make_objective(config, 10, plan)
+    with pytest.raises(DataError, match=r"is a run of lenet5, and this is resnet18: 100 of its 100 arrays are missing"):
+        build.load_initial(config, labels, [], mesh)
+
 
 def test_options_are_those_of_the_dataclass():
     def problems(**fields: object) -> str:

@@ -31,6 +31,23 @@ OTHER = {key: value + 1 for key, value in STATE.items()}
 EXPECTED = pretrained.from_torch(NAME, STATE, **SMALL)
 
 
+@pytest.mark.parametrize("stacked", [False, True])
+def test_variables_of_a_run_are_adapted_as_a_file_is(stacked: bool):
+    """To other channels and another size of images; what is beside the model, and what fits, stays what it is."""
+    options = {**SMALL, "scan_blocks": stacked}
+    run = pretrained.from_torch(NAME, STATE, **options)
+    run["params"]["projector"] = {"kernel": np.ones((8, 3))}
+    new = {**options, "img_size": 16, "in_channels": 1}
+    adapted = pretrained.adapt_variables(NAME, run, new)
+    beside = run["params"].pop("projector")["kernel"]
+    assert adapted["params"].pop("projector")["kernel"] is beside
+    assert adapted["params"]["head"]["kernel"] is run["params"]["head"]["kernel"]
+    assert adapted["params"]["pos_embed"].shape == (1, 17, 8)
+    assert_same(adapted, pretrained.from_torch(NAME, STATE, **new))
+    other = pretrained.adapt_variables(NAME, run, {**options, "embed_dim": 16})
+    assert other["params"]["pos_embed"].shape == (1, 5, 8)  # not the positions alone differ
+
+
 def prefixed(prefix: str, state: dict[str, np.ndarray] = STATE) -> dict[str, np.ndarray]:
     return {prefix + key: value for key, value in state.items()}
 

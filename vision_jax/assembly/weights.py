@@ -2,7 +2,7 @@
 
 import logging
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,6 +15,7 @@ from vision_jax.assembly.models import all_model_options, make_objective
 from vision_jax.assembly.states import (
     abstract_variables,
     classifier,
+    heads,
     heads_alone,
     partition_rules,
     pooled_norm,
@@ -92,6 +93,8 @@ def load_initial(config: ConfigDict, objective: Objective, class_names: Sequence
     step, variables = restore_any(checkpointer, mesh, config.model.pretrained_average)
     about = checkpointer.about(step)
     log.info("Weights: step %d of %s, a %s.", step, given, about["config"]["model"]["name"])
+    variables = pretrained.adapt_variables(config.model.name, variables, all_model_options(config, num_classes))
+    _check_model(config, objective, about["config"]["model"]["name"], variables)
     _check_heads(config, objective, about["config"]["objective"]["name"], variables)
     same = about["num_classes"] == num_classes and list(about["class_names"]) == list(class_names)
     if not same or objective.classifier_alone:
@@ -101,6 +104,27 @@ def load_initial(config: ConfigDict, objective: Objective, class_names: Sequence
     if lacking := set(classifier(objective)) - set(masks.all_paths(variables["params"])):
         log.info("The classifier is a new one (%s): that run has another one, or none.", ", ".join(sorted(lacking)))
     return variables
+
+
+def _check_model(config: ConfigDict, objective: Objective, theirs: str, variables: Mapping[str, Any]) -> None:
+    """Raises a DataError if a run of another model has not the backbone of this one."""
+    beside = (*heads(objective), *classifier(objective), *pooled_norm(objective), "head_norm/")
+    found = dict(_shapes(variables))
+    wanted = {path: shape for path, shape in _shapes(abstract_variables(objective)) if not path[1].startswith(beside)}
+    different = [path for path, shape in wanted.items() if found.get(path) != shape]
+    if theirs != config.model.name and different:
+        raise DataError(
+            f"{config.model.pretrained} is a run of {theirs}, and this is {config.model.name}: {len(different)} of its "
+            f"{len(wanted)} arrays are missing there or have another shape, such as {different[0][1]}. Set model.name "
+            "to that of the run, or model.pretrained to a run of this model."
+        )
+
+
+def _shapes(variables: Mapping[str, Any]) -> Iterator[tuple[tuple[str, str], tuple[int, ...]]]:
+    """Yields (collection, path) and shape of every array."""
+    for name, tree in variables.items():
+        for path, x in jax.tree_util.tree_leaves_with_path(tree):
+            yield (name, masks.path_string(path)), tuple(x.shape)
 
 
 def _check_heads(config: ConfigDict, objective: Objective, theirs: str | None, variables: dict[str, Any]) -> None:
@@ -130,11 +154,7 @@ def _check_heads(config: ConfigDict, objective: Objective, theirs: str | None, v
         )
         return
     shapes, expected = (
-        {
-            f"{name}/{masks.path_string(path)}": x.shape
-            for name in wanted
-            for path, x in jax.tree_util.tree_leaves_with_path(tree.get(name, {}))
-        }
+        {f"{name}/{path}": shape for (name, path), shape in _shapes({name: tree.get(name, {}) for name in wanted})}
         for tree in (found, wanted)
     )
     wrong = [f"{path} is missing" for path in expected if path not in shapes]

@@ -10,6 +10,7 @@ class of the weights is which of the data; `adapt` makes them fit another number
 beside the model.
 """
 
+from vision_jax.pretrained.adapt import adapt_variables
 from vision_jax.pretrained.classes import Classes, display_names, imagenet_classes, map_classes, read_class_names
 from vision_jax.pretrained.convert import classes_of, from_torch, load, to_torch
 from vision_jax.pretrained.files import WeightFile, is_workdir, read
@@ -20,6 +21,7 @@ __all__ = [
     "Classes",
     "OfficialNames",
     "WeightFile",
+    "adapt_variables",
     "classes_of",
     "display_names",
     "from_torch",

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax import traverse_util
 
 from vision_jax.errors import DataError
 from vision_jax.models import registry
@@ -165,14 +166,49 @@ def adapt_input(
         for key in different("in_channels", options["in_channels"] + 1):
             log.info("%s: %s is adapted to %d channels.", known.name, key, options["in_channels"])
             values[key] = change_channels(values[key], options["in_channels"])
-    size = options.get("img_size")
-    if size and known.resample is not None:
-        for key in different("img_size", size * 2):
-            old = values[key]
-            if old.ndim != len(shapes[key]) or old.shape[-1] != shapes[key][-1]:
-                continue  # not the positions alone are others, which is told with all that does not fit
-            values[key] = known.resample(key, old, shapes[key])
-            log.info("%s: %s is interpolated, %s -> %s.", known.name, key, old.shape, shapes[key])
+    if known.resample is None:
+        return
+    # Whatever tensors depend on these, since they have other shapes with another value.
+    others = {"img_size": size * 2} if (size := options.get("img_size")) else {}
+    if "window_size" in registry.option_names(known.name):
+        others["window_size"] = 1
+    for key in {key: None for name, other in others.items() for key in different(name, other)}:
+        old = values[key]
+        if old.ndim != len(shapes[key]) or old.shape[-1] != shapes[key][-1]:
+            continue  # not the positions alone are others, which is told with all that does not fit
+        values[key] = known.resample(key, old, shapes[key])
+        log.info("%s: %s is interpolated, %s -> %s.", known.name, key, old.shape, shapes[key])
+
+
+def adapt_variables(name: str, variables: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Changes the variables of another run to another number of channels and another image size, as those of a file.
+
+    Args:
+        name: the model; see `vision_jax.list_models`.
+        variables: `params` and `batch_stats` of a model of this name, with anything beside it. What the model does not
+            have, or what differs in more than channels and positions, stays as it is.
+        options: of the model that they are for.
+
+    Returns:
+        the variables, of which only those that change are copied.
+
+    Raises:
+        DataError: if the positions are not those of a square grid.
+    """
+    known = registry.entry(name)
+    options = {**known.defaults, **options}
+    flat = {tuple(key.key for key in path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(dict(variables))}
+    # Layers that `nn.scan` stacks have no tensors that depend on the input.
+    wanted = [x for x in model_tensors(known, options) if x.index is None and x.path in flat]
+    wanted = [x for x in wanted if x.axes is None or len(x.axes) == flat[x.path].ndim]
+    changed = [x for x in wanted if x.shape != x.torch_shape(flat[x.path].shape)]
+    values = {x.name: x.to_torch(flat[x.path]) for x in changed}
+    before = dict(values)
+    adapt_input(known, wanted, values, options)
+    for tensor in changed:
+        if values[tensor.name] is not before[tensor.name]:
+            flat[tensor.path] = tensor.from_torch(values[tensor.name])
+    return {"params": {}, "batch_stats": {}, **traverse_util.unflatten_dict(flat)}
 
 
 def change_channels(kernel: np.ndarray, channels: int) -> np.ndarray:

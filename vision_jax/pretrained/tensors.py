@@ -1,7 +1,7 @@
 """The tensors of a model's tree of variables, and those of a state dict that they are."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -33,6 +33,11 @@ class Tensor:
     index: int | None
     axes: tuple[int, ...] | None
     shape: Shape
+
+    def torch_shape(self, shape: Sequence[int]) -> Shape:
+        """Returns torch's shape of an array of ours of this shape."""
+        whole = tuple(shape if self.index is None else shape[1:])
+        return whole if self.axes is None else tuple(whole[i] for i in self.axes)
 
     def to_torch(self, value: Any) -> np.ndarray:
         array = np.asarray(value if self.index is None else value[self.index])
