@@ -30,6 +30,7 @@ FLOORS = (
         "predict",
         "features",
         "search",
+        "serve",
         "suite",
     ),
     ("commands", "main", "__main__"),

@@ -91,6 +91,11 @@ class Predictor:
         num_threads: that decode; None: one for each core.
         mesh: of the devices; None: of all that this process has.
 
+    Attributes:
+        class_names: one for each class.
+        preprocessing: of the images.
+        topk: how many classes of each image are told.
+
     Raises:
         ConfigError: if it is not known what images the model expects, it has no classifier, or names do not fit.
     """
@@ -117,7 +122,7 @@ class Predictor:
             )
         if topk < 1 or batch_size < 1:
             raise ConfigError(f"topk is {topk} and batch_size {batch_size}: give 1 or more.")
-        self._preprocessing = preprocessing or published_preprocessing(model)
+        self.preprocessing = preprocessing or published_preprocessing(model)
         self.class_names = pretrained.display_names(class_names) or [str(n) for n in range(num_classes)]
         self.topk, self.flip = min(topk, num_classes), flip
         self._model: Any = model
@@ -166,6 +171,28 @@ class Predictor:
             for entry in pending:
                 yield from self._take(source, size, *entry)
 
+    def classify(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the most probable classes of preprocessed images, the best first.
+
+        Batches are padded to a power of two, or to what divides over the devices, so that few programs are compiled.
+
+        Args:
+            images: (batch, size, size, channels) uint8, by `preprocessing.transform`.
+
+        Returns:
+            probabilities, (batch, topk) float32, and numbers of classes, (batch, topk) int32.
+        """
+        shards = sharding.batch_shards(self._mesh)
+        size = -(-(1 << (len(images) - 1).bit_length()) // shards) * shards
+        rows = {
+            name: np.zeros((size, *field.shape), field.dtype)
+            for name, field in batch_fields(self.preprocessing.transform).items()
+        }
+        rows["image"][: len(images)] = images
+        best = self._compile(size)(self._variables, sharding.batch_placer(self._mesh, size)(rows))
+        probabilities, classes = (np.asarray(values) for values in jax.device_get(best))
+        return probabilities[: len(images)], classes[: len(images)]
+
     def _batches(
         self, source: ImageSource, order: EvalOrder
     ) -> Generator[tuple[dict[str, jax.Array], dict[int, str]], None, None]:
@@ -174,7 +201,7 @@ class Predictor:
             Loader(
                 source,
                 order,
-                self._preprocessing.transform,
+                self.preprocessing.transform,
                 sharding.local_rows(self._mesh, order.batch_size),
                 self._num_threads,
                 max_bad_records=len(source),
@@ -210,13 +237,13 @@ class Predictor:
         if size not in self._compiled:
 
             def step(variables: Any, batch: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
-                images = augment.normalize(batch["image"], self._preprocessing.mean, self._preprocessing.std)
+                images = augment.normalize(batch["image"], self.preprocessing.mean, self.preprocessing.std)
                 logits = self._model.apply(variables, images, train=False)
                 if self.flip:
                     logits = (logits + self._model.apply(variables, images[:, :, ::-1], train=False)) / 2
                 return jax.lax.top_k(jax.nn.softmax(logits.astype(jnp.float32)), self.topk)
 
-            batch = sharding.abstract_batch(self._mesh, size, batch_fields(self._preprocessing.transform))
+            batch = sharding.abstract_batch(self._mesh, size, batch_fields(self.preprocessing.transform))
             jitted = jax.jit(step, out_shardings=sharding.replicated(self._mesh))
             self._compiled[size] = sharding.compile_on(self._mesh, jitted, self._variables, batch)
         return self._compiled[size]

@@ -14,5 +14,6 @@ VERBS = {
     "search": "find the images that are most similar to others, as text or as an HTML page",
     "suite": "measure a classifier on ImageNet's validation set, ReaL, V2, A, R, Sketch, C and ObjectNet",
     "report": "show runs in one HTML file: curves, classes, mistakes, samples, configuration",
+    "serve": "answer the classes of images over HTTP, those that come together in one batch",
     "export": "write a checkpoint as weights for timm or torchvision",
 }

@@ -27,6 +27,26 @@ _NO_PICTURES = frozenset(
 _COMMON = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
 
 
+class UnknownFormat(ValueError):
+    """It is no image, or of no format that can be decoded here."""
+
+
+class TooManyPixels(ValueError):
+    """An image has more pixels than may be decoded.
+
+    Attributes:
+        width, height: as its header says.
+        limit: how many pixels it may have.
+    """
+
+    def __init__(self, width: int, height: int, limit: int, option: str):
+        super().__init__(
+            f"it has {width}x{height} pixels, more than {option}={limit}: raise that if the image is meant to be so "
+            "large"
+        )
+        self.width, self.height, self.limit = width, height, limit
+
+
 @functools.cache
 def formats() -> tuple[str, ...]:
     """Returns the formats that can be decoded here, by Pillow's names, in the order in which they are tried."""
@@ -63,13 +83,10 @@ def check_pixels(height: int, width: int, max_pixels: int = MAX_PIXELS, option: 
         option: what raises it, in the user's words.
 
     Raises:
-        ValueError: if it has more pixels.
+        TooManyPixels: if it has more pixels.
     """
     if height * width > max_pixels:
-        raise ValueError(
-            f"it has {width}x{height} pixels, more than {option}={max_pixels}: raise that if the image is meant to be "
-            "so large"
-        )
+        raise TooManyPixels(width, height, max_pixels, option)
 
 
 @contextlib.contextmanager
@@ -122,4 +139,4 @@ def _open(data: bytes) -> PIL.Image.Image:
                 return factory(io.BytesIO(data), "")
         except (SyntaxError, IndexError, TypeError, struct.error):  # how a plugin says that it is another format
             continue
-    raise ValueError("it is not an image of a known format" if data else "it is empty")
+    raise UnknownFormat("it is not an image of a known format" if data else "it is empty")
