@@ -27,12 +27,13 @@ def test_curves_of_a_perfect_map_and_of_the_worst():
     for step in (7, None):
         places = np.minimum(np.arange(-(-30 // (step or 5)) + 1) * (step or 5), 30)
         best, worst = sums[-1] - sums[places], sums[30 - places]
-        found = explain.deletion(apply, images, maps, np.array([0, 0]), step=step, batch_size=9)
+        targets = np.array([0, 0])
+        found = jax.jit(lambda: explain.deletion(apply, images, maps, targets, step=step, batch_size=9))()  # noqa: B023
         np.testing.assert_allclose(found.shares, places / 30, rtol=1e-6)
         np.testing.assert_allclose(found.scores, [best, worst], atol=1e-5)
         np.testing.assert_allclose(found.auc, [np.trapezoid(row) / (len(row) - 1) for row in (best, worst)], atol=1e-5)
         assert found.auc[0] < found.auc[1]
-        found = explain.insertion(apply, images, maps, np.array([0, 0]), step=step, baseline=0.0)
+        found = jax.jit(lambda: explain.insertion(apply, images, maps, targets, step=step, baseline=0.0))()  # noqa: B023
         np.testing.assert_allclose(found.scores, [sums[places], sums[-1] - sums[30 - places]], atol=1e-5)
         assert found.auc[0] > found.auc[1]
 

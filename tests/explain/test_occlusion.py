@@ -36,7 +36,7 @@ def test_occlusion_of_a_linear_function(window: object, stride: object, baseline
     assert count.min() > 0
     run = functools.partial(occlusion.occlusion, linear, IMAGES, TARGETS, window=window, stride=stride)
     for batch_size in (64, 7):
-        found = run(baseline=np.float32(baseline), batch_size=batch_size)
+        found = jax.jit(functools.partial(run, batch_size=batch_size))(baseline=np.float32(baseline))
         np.testing.assert_allclose(found, total / count, rtol=1e-4, atol=1e-5)
 
 
@@ -94,7 +94,7 @@ def test_rise_of_a_function_of_one_pixel():
 def test_masks_belong_to_an_image_and_not_to_its_batch():
     keys = jax.random.split(jax.random.key(1), 3)
     run = functools.partial(occlusion.rise, linear, masks=21, cells=3, baseline=0.5)
-    together = run(IMAGES, TARGETS, keys, batch_size=12)
-    alone = run(IMAGES[1:2], TARGETS[1:2], keys[1:2], batch_size=5)
+    together = jax.jit(functools.partial(run, batch_size=12))(IMAGES, TARGETS, keys)
+    alone = jax.jit(functools.partial(run, batch_size=5))(IMAGES[1:2], TARGETS[1:2], keys[1:2])
     np.testing.assert_allclose(together[1], alone[0], rtol=1e-5)
     assert together.min() >= 0
