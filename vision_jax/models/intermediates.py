@@ -13,8 +13,9 @@ or learns from it (distillation of features). Names are paths of timm's modules 
     features/4               VGG, AlexNet, SqueezeNet: activations and poolings, by torch's number of the layer
     inception3a, Mixed_5b    GoogLeNet and Inception, with their convolutions before: `conv1`, `Conv2d_1a_3x3`
     patch_embed, blocks/3, norm   vision transformers: (batch, tokens, features), the class token and registers first;
-                             `blocks/3/norm1` is what a block's attention sees. Mixers have `stem` for `patch_embed`
-    layers/1, layers/1/blocks/0   Swin, whose tokens are maps
+                             `blocks/3/norm1` and `norm2` are what a block's attention and its MLP see. Mixers have
+                             `stem` for `patch_embed`
+    layers/1, layers/1/blocks/0   Swin, whose tokens are maps; blocks have a `norm1` and `norm2` too
     blocks/3/attn            the probabilities of attention, (batch, heads, queries, keys) float32; in Swin,
                              `layers/1/blocks/0/attn`: (batch, windows, heads, queries, keys)
     norm                     the last norm, and the activation behind it, where there is one before pooling
@@ -25,6 +26,7 @@ sees them. Blocks that a scan computes have the same names. Who applies a model 
 collections `intermediates` and `attention`, if they are mutable.
 """
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -50,16 +52,30 @@ def shapes(
     model: ImageModel, image_shape: tuple[int, int, int], batch_size: int = 1
 ) -> dict[str, jax.ShapeDtypeStruct]:
     """Returns the shapes and dtypes of a model's activations by name; nothing is computed. See `names`."""
+    images = jax.ShapeDtypeStruct((batch_size, *image_shape), jnp.float32)
+    variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), images)
+    return shapes_of(model, variables, images)
+
+
+def shapes_of(
+    model: ImageModel, variables: Mapping[str, Any], images: jax.Array | jax.ShapeDtypeStruct
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns what `shapes` does, where there are variables and images, or their shapes."""
+    leaves, structure = jax.tree.flatten((variables, images))
+    return dict(_shapes(model, structure, tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)))
+
+
+@functools.lru_cache(maxsize=32)
+def _shapes(model: ImageModel, structure: Any, leaves: tuple[Any, ...]) -> dict[str, jax.ShapeDtypeStruct]:
     order: list[str] = []
 
-    def run(images: jax.Array) -> list[jax.Array]:
-        variables = model.init(jax.random.key(0), images, train=False)
+    def run(variables: Mapping[str, Any], images: jax.Array) -> list[jax.Array]:
         _, updates = model.apply(variables, images, train=False, mutable=[INTERMEDIATES, ATTENTION])
         found = _by_name(model, updates)
         order.extend(found)
         return list(found.values())
 
-    arrays = jax.eval_shape(run, jax.ShapeDtypeStruct((batch_size, *image_shape), jnp.float32))
+    arrays = jax.eval_shape(run, *jax.tree.unflatten(structure, [jax.ShapeDtypeStruct(*leaf) for leaf in leaves]))
     return dict(zip(order, arrays, strict=True))
 
 
