@@ -10,7 +10,14 @@ class of the weights is which of the data; `adapt` makes them fit another number
 beside the model.
 """
 
-from vision_jax.pretrained.classes import Classes, display_names, imagenet_classes, map_classes, read_class_names
+from vision_jax.pretrained.classes import (
+    Classes,
+    display_names,
+    find_class,
+    imagenet_classes,
+    map_classes,
+    read_class_names,
+)
 from vision_jax.pretrained.convert import classes_of, from_torch, load, to_torch
 from vision_jax.pretrained.files import WeightFile, is_workdir, read
 from vision_jax.pretrained.heads import Beside, OfficialNames, load_heads, networks
@@ -22,6 +29,7 @@ __all__ = [
     "WeightFile",
     "classes_of",
     "display_names",
+    "find_class",
     "from_torch",
     "imagenet_classes",
     "is_workdir",
