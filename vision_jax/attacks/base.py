@@ -40,8 +40,12 @@ class _Forward:
     std: tuple[float, ...]
 
     def __call__(self, variables: Mapping[str, Any], images: jax.Array) -> jax.Array:
-        normalized = (images - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
-        return self.model.apply(variables, normalized, train=False)
+        return self.model.apply(variables, normalize(images, self.mean, self.std), train=False)
+
+
+def normalize(images: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
+    """Returns (images - mean) / std of images in [0, 1], one number for all channels or one for each."""
+    return (images - np.asarray(mean, np.float32)) / np.asarray(std, np.float32)
 
 
 def classifier(

@@ -50,16 +50,24 @@ def shapes(
     model: ImageModel, image_shape: tuple[int, int, int], batch_size: int = 1
 ) -> dict[str, jax.ShapeDtypeStruct]:
     """Returns the shapes and dtypes of a model's activations by name; nothing is computed. See `names`."""
+    images = jax.ShapeDtypeStruct((batch_size, *image_shape), jnp.float32)
+    variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), images)
+    return shapes_of(model, variables, images)
+
+
+def shapes_of(
+    model: ImageModel, variables: Mapping[str, Any], images: jax.Array | jax.ShapeDtypeStruct
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns what `shapes` does, where there are variables and images, or their shapes."""
     order: list[str] = []
 
-    def run(images: jax.Array) -> list[jax.Array]:
-        variables = model.init(jax.random.key(0), images, train=False)
+    def run(variables: Mapping[str, Any], images: jax.Array) -> list[jax.Array]:
         _, updates = model.apply(variables, images, train=False, mutable=[INTERMEDIATES, ATTENTION])
         found = _by_name(model, updates)
         order.extend(found)
         return list(found.values())
 
-    arrays = jax.eval_shape(run, jax.ShapeDtypeStruct((batch_size, *image_shape), jnp.float32))
+    arrays = jax.eval_shape(run, variables, images)
     return dict(zip(order, arrays, strict=True))
 
 
