@@ -30,6 +30,7 @@ FLOORS = (
         "predict",
         "features",
         "search",
+        "explanations",
         "suite",
     ),
     ("commands", "main", "__main__"),

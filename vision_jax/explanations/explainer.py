@@ -13,6 +13,8 @@ from vision_jax.attacks.base import numbered_keys
 from vision_jax.devices import sharding
 from vision_jax.errors import ConfigError
 from vision_jax.explain import Method
+from vision_jax.explain.curves import deletion, insertion
+from vision_jax.explanations.faithfulness import RANDOM, Curves
 from vision_jax.predict import Class, Predictor
 
 DEFAULT = "gradcam"
@@ -30,7 +32,8 @@ class Explanation:
         target: the class that is explained; None: there is none, as the image is damaged.
         score: its logit, which is what the methods explain.
         maps: by method, (height, width) float32.
-        curves: by method, what deletion and insertion give; {}: they were not computed.
+        curves: by method, what deletion and insertion give, and by `RANDOM` what they would without a map; {}: they
+            were not computed.
         label: the class that would be right, by name; None: it is unknown.
         error: why there is nothing; None: there is.
     """
@@ -41,7 +44,7 @@ class Explanation:
     target: Class | None = None
     score: float = float("nan")
     maps: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
-    curves: Mapping[str, Mapping[str, np.ndarray]] = dataclasses.field(default_factory=dict)
+    curves: Mapping[str, Curves] = dataclasses.field(default_factory=dict)
     label: str | None = None
     error: str | None = None
 
@@ -75,9 +78,12 @@ class ImageExplainer:
         methods: by how they are written; see `parse_methods`.
         batch_size: images that are computed at once; it is rounded up to what can be divided over the devices.
         seed: of methods that draw random numbers.
+        curves: also compute deletion and insertion curves, as RISE defines them (Petsiuk et al. 2018, arXiv:1806.07421).
+        curve_step: pixels that are replaced at once; None: as many as a row has.
 
     Attributes:
-        predictor, methods: as given.
+        predictor: as given.
+        methods: as given; where one needs a layer and none is named, with that of the model.
         batch_size: of the batches.
 
     Raises:
@@ -85,13 +91,21 @@ class ImageExplainer:
     """
 
     def __init__(
-        self, predictor: Predictor, methods: Mapping[str, Method], *, batch_size: int = 16, seed: int = 0
+        self,
+        predictor: Predictor,
+        methods: Mapping[str, Method],
+        *,
+        batch_size: int = 16,
+        seed: int = 0,
+        curves: bool = False,
+        curve_step: int | None = None,
     ):
-        self.predictor, self.methods = predictor, dict(methods)
+        self.predictor = predictor
+        self.methods = {name: _with_layer(method, predictor.model) for name, method in methods.items()}
         self.batch_size = predictor.round_up(batch_size)
         transform = predictor.preprocessing.transform
         self._shape = (transform.size, transform.size, transform.channels)
-        self._key = jax.random.key(seed)
+        self._seed, self._curve_step = seed, curve_step
         for method in self.methods.values():
             explain.check(predictor.model, method, self._shape)
         self._predict = self._compile(self._logits)
@@ -99,6 +113,8 @@ class ImageExplainer:
         self._explain = {
             name: self._compile(self._maps(method), integers, integers) for name, method in self.methods.items()
         }
+        of_maps = jax.ShapeDtypeStruct((self.batch_size, *self._shape[:2]), np.float32)
+        self._replace = self._compile(self._scores, integers, of_maps) if curves else None
 
     def stream(
         self,
@@ -117,8 +133,7 @@ class ImageExplainer:
             rows = slice(first, min(first + self.batch_size, len(images)))
             batch = np.zeros((self.batch_size, *self._shape), np.uint8)
             batch[: rows.stop - first] = np.stack(images[rows])
-            placed = sharding.place(batch, sharding.along_batch(self.predictor.mesh))
-            yield from self.batch(placed, paths[rows], targets[rows], first)
+            yield from self.batch(self._place(batch), paths[rows], targets[rows], first)
 
     def batch(
         self, images: jax.Array, paths: Sequence[str], targets: Sequence[int], first: int = 0
@@ -136,19 +151,45 @@ class ImageExplainer:
         chosen[: len(targets)] = targets
         chosen = np.where(chosen == PREDICTED, logits.argmax(-1), chosen).astype(np.int32)
         numbers = np.arange(first, first + self.batch_size, dtype=np.int32)
-        placed = sharding.place((chosen, numbers), sharding.along_batch(self.predictor.mesh))
-        maps = {name: step(self.predictor.variables, images, *placed) for name, step in self._explain.items()}
-        maps = jax.device_get(maps)
+        placed = self._place(chosen), self._place(numbers)
+        started = [step(self.predictor.variables, images, *placed) for step in self._explain.values()]
+        maps = dict(zip(self.methods, jax.device_get(started), strict=True))
+        curves = self._curves(images, placed[0], maps, numbers)
         return [
-            self._explanation(path, pixels[row], logits[row], int(chosen[row]), {n: m[row] for n, m in maps.items()})
+            self._explanation(
+                Explanation(
+                    path,
+                    pixels[row],
+                    maps={name: values[row] for name, values in maps.items()},
+                    curves={name: Curves(*(each[row] for each in both)) for name, both in curves.items()},
+                ),
+                logits[row],
+                int(chosen[row]),
+            )
             for row, path in enumerate(paths)
         ]
 
-    def _explanation(
-        self, path: str, image: np.ndarray, logits: np.ndarray, target: int, maps: Mapping[str, np.ndarray]
-    ) -> Explanation:
-        if not np.isfinite(logits).all():
-            return Explanation(path, image, error="the model's logits are not finite")
+    def _curves(
+        self, images: jax.Array, targets: jax.Array, maps: Mapping[str, np.ndarray], numbers: np.ndarray
+    ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """Returns what deletion and insertion by each map, and in random order, give; {}: they are not wanted."""
+        if self._replace is None:
+            return {}
+        draws = [np.random.default_rng((self._seed, n)).random(self._shape[:2], np.float32) for n in numbers.tolist()]
+        ranked = {**maps, RANDOM: np.stack(draws)}
+        variables = self.predictor.variables
+        found = [self._replace(variables, images, targets, self._place(each)) for each in ranked.values()]
+        return dict(zip(ranked, jax.device_get(found), strict=True))
+
+    def _place(self, values: np.ndarray) -> jax.Array:
+        return sharding.place(values, sharding.along_batch(self.predictor.mesh))
+
+    def _explanation(self, found: Explanation, logits: np.ndarray, target: int) -> Explanation:
+        """Returns an explanation with what the logits say, or with what is wrong."""
+        undefined = [name for name, values in found.maps.items() if not np.isfinite(values).all()]
+        if undefined or not np.isfinite(logits).all():
+            what = f"the map of {undefined[0]} is" if np.isfinite(logits).all() else "the model's logits are"
+            return Explanation(found.path, found.image, error=f"{what} not finite")
         shifted = np.exp(logits.astype(np.float64) - logits.max())
         probabilities = shifted / shifted.sum()
         best = np.argsort(-logits, kind="stable")[: self.predictor.topk]  # of equal ones the lower number, as `top_k`
@@ -157,13 +198,23 @@ class ImageExplainer:
             return Class(number, self.predictor.class_names[number], float(probabilities[number]))
 
         classes = tuple(map(describe, best.tolist()))
-        return Explanation(path, image, classes, describe(target), float(logits[target]), maps)
+        return dataclasses.replace(found, classes=classes, target=describe(target), score=float(logits[target]))
 
     def _logits(self, variables: Any, images: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Returns the images as they are, for every process, and their logits, float32."""
         mean, std = self.predictor.preprocessing.mean, self.predictor.preprocessing.std
         logits = self.predictor.model.apply(variables, augment.normalize(images, mean, std), train=False)
         return images, logits.astype(jnp.float32)
+
+    def _scores(
+        self, variables: Any, images: jax.Array, targets: jax.Array, maps: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """Returns the deletion and insertion curves of a batch, (batch, points) each."""
+        mean, std = self.predictor.preprocessing.mean, self.predictor.preprocessing.std
+        network = explain.Network(self.predictor.model, variables, mean, std)
+        arguments = (network.apply, images.astype(jnp.float32) / 255, maps, targets)
+        deleted = deletion(*arguments, step=self._curve_step, baseline=np.asarray(mean, np.float32))
+        return deleted.scores, insertion(*arguments, step=self._curve_step).scores
 
     def _maps(self, method: Method) -> Callable[..., jax.Array]:
         """Returns what explains the images of a batch by a method."""
@@ -172,7 +223,7 @@ class ImageExplainer:
 
         def step(variables: Any, images: jax.Array, targets: jax.Array, numbers: jax.Array) -> jax.Array:
             return explainer(
-                variables, images.astype(jnp.float32) / 255, targets, numbered_keys(self._key, numbers)
+                variables, images.astype(jnp.float32) / 255, targets, numbered_keys(jax.random.key(self._seed), numbers)
             )
 
         return step
@@ -184,3 +235,10 @@ class ImageExplainer:
         batch = sharding.abstract((images, *more), sharding.along_batch(mesh))
         jitted = jax.jit(step, out_shardings=sharding.replicated(mesh))
         return sharding.compile_on(mesh, jitted, self.predictor.variables, *batch)
+
+
+def _with_layer(method: Method, model: Any) -> Method:
+    """Returns a method with the model's layer, if it needs one and none is named."""
+    if getattr(method, "layer", "") is None:
+        return dataclasses.replace(method, layer=model.gradcam_layer)  # type: ignore[call-arg]
+    return method
