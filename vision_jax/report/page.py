@@ -57,6 +57,7 @@ def render(content: Content) -> str:
         ("classes", "Classes", _per_run(content, _classes)),
         ("calibration", "Calibration", _per_run(content, _calibration)),
         ("mistakes", "Worst mistakes", _per_run(content, _mistakes)),
+        ("explained", "Worst mistakes, explained", _per_run(content, _explained)),
         ("uncertain", "Least certain predictions", _per_run(content, _uncertain)),
         ("samples", "Training samples", _per_run(content, _samples)),
         ("environment", "Environment", written.environment(runs, content.devices)),
@@ -111,14 +112,17 @@ def _calibration(known: Predicted, name: str) -> list[Markup]:
 
 
 def _mistakes(known: Predicted, name: str) -> list[Markup]:
-    del name
     if known.evaluation is None:
         return []
     about = "The highest confidence in a wrong class; images are what the model saw."
-    return [
-        element("p", about, class_="quiet"),
-        predicted.examples(known.evaluation.mistakes, "Every prediction is correct."),
-    ]
+    if known.evaluation.methods:
+        about += " Beside each image, what spoke for that class."
+    shown = predicted.examples(known.evaluation.mistakes, "Every prediction is correct.", name)
+    return [element("p", about, class_="quiet"), shown]
+
+
+def _explained(known: Predicted, name: str) -> list[Markup]:
+    return predicted.explained(known.evaluation, name) if known.evaluation else []
 
 
 def _uncertain(known: Predicted, name: str) -> list[Markup]:
