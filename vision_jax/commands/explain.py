@@ -1,4 +1,4 @@
-"""Shows what a model looks at: `python -m vision_jax explain --workdir=W cat.jpg photos/ --method=gradcam,ig --output=D`.
+"""Shows what a model looks at: `python -m vision_jax explain --workdir=W cat.jpg --method=gradcam,ig --output=D`.
 
 Each argument is an image, a folder, of which everything below counts, or a tar or zip file. D gets a page, index.html,
 with the images, their predictions and the maps side by side; a contact sheet; explanations.json; and of each image what

@@ -4,7 +4,7 @@ from vision_jax.explanations.explainer import DEFAULT, PREDICTED, Explanation, I
 from vision_jax.explanations.faithfulness import RANDOM, Curves, Faithfulness
 from vision_jax.explanations.files import JSON, PAGE, SHEET, Folder, check_output
 from vision_jax.explanations.overlays import overlay
-from vision_jax.explanations.program import explain_images, find_target, stream
+from vision_jax.explanations.program import explain_images, find_target, read_images, stream
 
 __all__ = [
     "DEFAULT",
@@ -23,5 +23,6 @@ __all__ = [
     "find_target",
     "overlay",
     "parse_methods",
+    "read_images",
     "stream",
 ]

@@ -78,7 +78,7 @@ class ImageExplainer:
         methods: by how they are written; see `parse_methods`.
         batch_size: images that are computed at once; it is rounded up to what can be divided over the devices.
         seed: of methods that draw random numbers.
-        curves: also compute deletion and insertion curves, as RISE defines them (Petsiuk et al. 2018, arXiv:1806.07421).
+        curves: also compute deletion and insertion curves; see `explain.curves`.
         curve_step: pixels that are replaced at once; None: as many as a row has.
 
     Attributes:
@@ -238,7 +238,18 @@ class ImageExplainer:
 
 
 def _with_layer(method: Method, model: Any) -> Method:
-    """Returns a method with the model's layer, if it needs one and none is named."""
-    if getattr(method, "layer", "") is None:
-        return dataclasses.replace(method, layer=model.gradcam_layer)  # type: ignore[call-arg]
-    return method
+    """Returns a method with the model's layer, if it needs one and none is named.
+
+    Raises:
+        ConfigError: if the model has none of its own.
+    """
+    if getattr(method, "layer", "") is not None:
+        return method
+    try:
+        layer = model.gradcam_layer
+    except NotImplementedError as error:
+        raise ConfigError(
+            f"{method} needs a layer, and the model, a {type(model).__name__}, has no default: give one, as in "
+            f"{method}:layer=NAME."
+        ) from error
+    return dataclasses.replace(method, layer=layer)  # type: ignore[call-arg]

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from vision_jax.explain.curves import area
@@ -29,7 +30,7 @@ class Curves:
 
     def areas(self) -> dict[str, float]:
         """Returns the areas under both."""
-        return {"deletion": float(area(self.deletion)), "insertion": float(area(self.insertion))}
+        return {name: float(area(jnp.asarray(values))) for name, values in dataclasses.asdict(self).items()}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -79,7 +80,7 @@ class Means:
         found = {}
         for name, (count, deletion, insertion) in self._sums.items():
             means = Curves(deletion / count, insertion / count)
-            found[name] = Faithfulness(count, *means.areas().values(), means)
+            found[name] = Faithfulness(count, curves=means, **means.areas())
         return dict(sorted(found.items(), key=lambda item: -item[1].overall))
 
 

@@ -121,7 +121,8 @@ class Folder:
             with self._storage():
                 sheet = contact_sheet(self._rows, _THUMBNAIL, 1 + len(self._methods))
                 sheet.save(self._directory / SHEET)
-        text = page.make_page(title, f"{about['model']['name']}, {about['model']['origin']}.", self._cards, len(self._entries), self._methods, faithfulness)
+        model = f"{about['model']['name']}, {about['model']['origin']}."
+        text = page.make_page(title, model, self._cards, len(self._entries), self._methods, faithfulness)
         write_atomically(self._directory / PAGE, text)
         return faithfulness
 

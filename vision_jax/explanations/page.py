@@ -78,12 +78,12 @@ def card(
     """
     heading = element("h3", explanation.path)
     if explanation.error is not None:
-        said = element("p", f"damaged: {explanation.error}", class_="bad")
-        return element("article", heading, said, id=f"image{place}")
+        damage = element("p", f"damaged: {explanation.error}", class_="bad")
+        return element("article", heading, damage, id=f"image{place}")
     target = explanation.target
     assert target is not None  # it has no error
     best = explanation.classes[0]
-    said = [
+    said: list[object] = [
         "Predicted: ",
         element("strong", best.name),
         f" {best.probability:.1%}. Explained: ",

@@ -4,8 +4,14 @@ import contextlib
 import os
 from collections.abc import Iterator, Sequence
 
+import numpy as np
+
 from vision_jax import pretrained
+from vision_jax.data.decode import DecodeError
 from vision_jax.data.images import ImageSource
+from vision_jax.data.loader import Transform
+from vision_jax.data.sources import Source
+from vision_jax.errors import DataError
 from vision_jax.explanations.explainer import DEFAULT, PREDICTED, Explanation, ImageExplainer, parse_methods
 from vision_jax.predict import Predictor
 
@@ -67,3 +73,28 @@ def stream(explainer: ImageExplainer, source: ImageSource, target: int = PREDICT
                 if n in problems:
                     explanation = Explanation(source.describe(n), explanation.image, error=problems[n])
                 yield explanation
+
+
+def read_images(source: Source, transform: Transform, numbers: Sequence[int]) -> list[np.ndarray]:
+    """Reads some images of a source, as a model sees them before they are normalized.
+
+    Args:
+        source: of the images.
+        transform: as in evaluation.
+        numbers: of the records.
+
+    Returns:
+        (height, width, channels) uint8 each.
+
+    Raises:
+        DataError: if an image cannot be read or decoded.
+    """
+    found = []
+    for number in numbers:
+        out = {name: np.zeros((1, *field.shape), field.dtype) for name, field in transform.fields().items()}
+        try:
+            transform([source[number]], np.array([number], np.int64), np.zeros(1, np.int64), out)
+        except (OSError, DecodeError) as error:
+            raise DataError(f"Cannot read {source.describe(number)} again: {error}.") from error
+        found.append(out["image"][0])
+    return found

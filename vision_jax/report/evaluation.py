@@ -13,15 +13,15 @@ import numpy as np
 from vision_jax import build, evaluate, pretrained
 from vision_jax.data.loader import Transform
 from vision_jax.data.sources import Record, Source
-from vision_jax.data.transforms import Preprocessing
 from vision_jax.data.views import Field
 from vision_jax.errors import ConfigError
 from vision_jax.evaluators import calibration, per_class
-from vision_jax.evaluators.base import Context, Prefixed, Step, collect
+from vision_jax.evaluators.base import Prefixed, Step, collect
 from vision_jax.evaluators.logits import LogitsEvaluator
 from vision_jax.explain import Method
 from vision_jax.explanations.explainer import Explanation, ImageExplainer
 from vision_jax.explanations.overlays import overlay
+from vision_jax.explanations.program import read_images
 from vision_jax.objectives import Objective
 from vision_jax.predict import Predictor
 from vision_jax.report.classes import ClassTable
@@ -153,15 +153,15 @@ def evaluate_run(
         VisionJaxError: if that is not possible, such as because the data is not there any more.
     """
     checkpointer = Checkpointer(run.workdir / "checkpoints")
-    step, found = checkpointer.restore_first(candidates, functools.partial(_evaluate, checkpointer, examples, methods or {}))
+    step, found = checkpointer.restore_first(
+        candidates, functools.partial(_evaluate, checkpointer, examples, methods or {})
+    )
     if found is None or step == candidates[0]:
         return found and dataclasses.replace(found, choice=choice)
     return dataclasses.replace(found, choice=f"instead of step {candidates[0]}, {choice}, which is damaged")
 
 
-def _evaluate(
-    checkpointer: Checkpointer, examples: int, methods: Mapping[str, Method], step: int
-) -> Evaluation | None:
+def _evaluate(checkpointer: Checkpointer, examples: int, methods: Mapping[str, Method], step: int) -> Evaluation | None:
     with evaluate.restored(checkpointer, step) as model:
         if not model.objective.classifies:
             return None
@@ -181,7 +181,7 @@ def _evaluate(
             classes = {name: rows[name][chosen] for name in ("prediction", "label")}
             with model.watchdog.suspended():  # some methods take thousands of passes
                 try:
-                    explainer = _explainer(model, prefix, context, methods, len(mistakes))
+                    explainer = _explainer(model, prefix, methods, len(mistakes))
                     mistakes = explain_mistakes(explainer, mistakes, classes)
                 except ConfigError as error:
                     unexplained = str(error)
@@ -198,17 +198,14 @@ def _evaluate(
         )
 
 
-def _explainer(
-    model: evaluate.Restored, prefix: str, context: Context, methods: Mapping[str, Method], batch_size: int
-) -> ImageExplainer:
+def _explainer(model: evaluate.Restored, prefix: str, methods: Mapping[str, Method], batch_size: int) -> ImageExplainer:
     """Returns what explains the predictions of a checkpoint.
 
     Raises:
         ConfigError: if a method cannot explain this model.
     """
-    preprocessing = Preprocessing(context.transform, tuple(context.mean), tuple(context.std))
     module, variables = model.objective.setup.model, model.variables[prefix]
-    predictor = Predictor(module, variables, preprocessing=preprocessing, mesh=model.mesh)
+    predictor = Predictor(module, variables, preprocessing=build.make_preprocessing(model.config), mesh=model.mesh)
     return ImageExplainer(predictor, methods, batch_size=batch_size)
 
 
@@ -279,23 +276,20 @@ def _show(
     source: Source, transform: Transform, rows: Mapping[str, np.ndarray], names: Sequence[str], chosen: np.ndarray
 ) -> tuple[Example, ...]:
     """Reads the images of some rows again, as the model saw them."""
-    found = []
-    for row in chosen.tolist():
-        number = np.array([rows[_NUMBER][row]], np.int64)
-        out = {name: np.zeros((1, *field.shape), field.dtype) for name, field in transform.fields().items()}
-        transform([source[int(number[0])]], number, np.zeros(1, np.int64), out)
-        found.append(
-            Example(
-                image=out["image"][0],
-                label=names[rows["label"][row]],
-                prediction=names[rows["prediction"][row]],
-                is_correct=bool(rows["label"][row] == rows["prediction"][row]),
-                confidence=float(rows["confidence"][row]),
-                of_label=float(rows["of_label"][row]),
-                description=source.describe(int(number[0])),
-            )
+    numbers = rows[_NUMBER][chosen].tolist()
+    images = read_images(source, transform, numbers)
+    return tuple(
+        Example(
+            image=image,
+            label=names[rows["label"][row]],
+            prediction=names[rows["prediction"][row]],
+            is_correct=bool(rows["label"][row] == rows["prediction"][row]),
+            confidence=float(rows["confidence"][row]),
+            of_label=float(rows["of_label"][row]),
+            description=source.describe(number),
         )
-    return tuple(found)
+        for row, number, image in zip(chosen.tolist(), numbers, images, strict=True)
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)

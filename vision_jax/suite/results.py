@@ -80,6 +80,12 @@ class Results:
         self.sets[row] = self._beside_published(row, entry)
         self.write()
 
+    def add(self, row: str, more: Entry) -> None:
+        """Adds something to the entry of a row, if there is one, and writes everything."""
+        if row in self.sets:
+            self.sets[row] = {**self.sets[row], **more}
+            self.write()
+
     def drop(self, row: str) -> None:
         """Forgets what is about to be measured again."""
         self.sets.pop(row, None)
