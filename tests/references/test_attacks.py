@@ -4,7 +4,6 @@ import functools
 import json
 import os
 import pathlib
-import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -12,15 +11,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from references import common
+from references import common, networks
+from references.networks import to_nhwc
 
-import vision_jax
 from vision_jax import attacks
 from vision_jax.attacks import base, losses, projections
 from vision_jax.attacks.square import share, side
 from vision_jax.losses import softmax_cross_entropy
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # Of the cases here, which take long on a CPU, the others are left to the exhaustive run.
 ALWAYS = ("attack.pgd_start.vit_tiny.npz",)
 
@@ -32,10 +30,7 @@ class Case:
         self.file = np.load(path)
         self.meta = json.loads(str(self.file["meta"]))
         self.arguments = dict(self.meta["arguments"])
-        about = self.meta["images"]
-        pictures = common.images(about["seed"], about["batch"], about["size"])
-        assert zlib.crc32(pictures.tobytes()) == about["crc32"]
-        self.images = to_nhwc(pictures / 255)
+        self.images = networks.pictures(self.meta["images"])
         self.labels = jnp.asarray(self.file["labels"])
 
     @property
@@ -64,22 +59,9 @@ class Case:
         return to_nhwc(common.uniform(self.arguments["start"], shape))
 
 
-def to_nhwc(array: np.ndarray) -> np.ndarray:
-    return np.moveaxis(array, 1, -1)
-
-
 @functools.cache
 def network(folder: pathlib.Path, name: str) -> attacks.Apply:
-    entry = json.loads((folder / "models.json").read_text())[name]
-    options = {"num_classes": entry["classes"], **entry["options"]}
-    model = vision_jax.create_model(entry["timm"], **options)
-    variances = entry["variances"]
-    state = {
-        key: common.fill(key, shape, variances.get(key.rpartition(".")[0], 1.0))
-        for key, shape in entry["state"].items()
-    }
-    variables = vision_jax.pretrained.from_torch(entry["timm"], state, **options)
-    return attacks.classifier(model, variables, MEAN, STD)
+    return attacks.classifier(*networks.load(folder, name), networks.MEAN, networks.STD)
 
 
 @functools.cache

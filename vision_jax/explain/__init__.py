@@ -8,15 +8,19 @@
 """
 
 from vision_jax.explain.base import Network, check_targets
+from vision_jax.explain.curves import Curve, deletion, insertion
 from vision_jax.explain.methods import METHODS, Explainer, Method, check, make_explainer, parse_method
 
 __all__ = [
     "METHODS",
+    "Curve",
     "Explainer",
     "Method",
     "Network",
     "check",
     "check_targets",
+    "deletion",
+    "insertion",
     "make_explainer",
     "parse_method",
 ]

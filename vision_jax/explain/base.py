@@ -41,14 +41,19 @@ class Network:
 
 
 def of_class(values: jax.Array, targets: jax.Array) -> jax.Array:
-    """Returns one of the values of each image, (batch,) float32; 0 for a class that does not exist.
+    """Returns the values of one class of each image, (batch, ...) float32; 0 for a class that does not exist.
 
     Args:
-        values: (batch, classes), such as logits.
+        values: (batch, ..., classes), such as logits.
         targets: (batch,) integers.
     """
-    chosen = targets[:, None] == np.arange(values.shape[-1])
+    chosen = targets.reshape(-1, *(1,) * (values.ndim - 1)) == np.arange(values.shape[-1])
     return jnp.where(chosen, values.astype(jnp.float32), 0).sum(-1)
+
+
+def probability(logits: jax.Array, targets: jax.Array) -> jax.Array:
+    """Returns the probability (softmax) of a class of each image; see `of_class`."""
+    return of_class(jax.nn.softmax(logits.astype(jnp.float32)), targets)
 
 
 def scores(apply: Apply, images: jax.Array, targets: jax.Array) -> jax.Array:
@@ -79,11 +84,11 @@ def check_targets(targets: Any, classes: int) -> None:
         raise ConfigError(f"The target class is {wrong.flat[0]}: the model has the classes 0 to {classes - 1}.")
 
 
-def filled(color: float | str, mean: Sequence[float]) -> np.ndarray:
+def color(value: float | str, mean: Sequence[float]) -> np.ndarray:
     """Returns the color that stands for nothing, of one channel or of all, as it is broadcast to images in [0, 1].
 
     Args:
-        color: a number, such as 0 for black; or "mean", which the normalization makes zero.
+        value: a number, such as 0 for black; or "mean", which the normalization makes zero.
         mean: of the normalization.
     """
-    return np.asarray(mean if color == "mean" else color, np.float32)
+    return np.asarray(mean if value == "mean" else value, np.float32)

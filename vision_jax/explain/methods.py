@@ -2,15 +2,16 @@
 
 import dataclasses
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 
 from vision_jax.errors import ConfigError
-from vision_jax.explain import cam, gradients
-from vision_jax.explain.base import Network, check_targets
+from vision_jax.explain import cam, gradients, occlusion, rollout
+from vision_jax.explain.base import Network, check_targets, color
+from vision_jax.explain.variants import BATCH_SIZE
 from vision_jax.models.intermediates import shapes
 from vision_jax.models.layers import ImageModel
 
@@ -66,6 +67,27 @@ class Method:
             if not getattr(self, name) >= limit:
                 raise ConfigError(f"The option {name} of {self.name} is {getattr(self, name)}: give {limit} or more.")
 
+    def one_of(self, name: str, known: Iterable[str]) -> None:
+        """Checks an option that is a name.
+
+        Raises:
+            ConfigError: if it is unknown.
+        """
+        if getattr(self, name) not in known:
+            raise ConfigError(
+                f"The option {name} of {self.name} is {getattr(self, name)!r}: there are {', '.join(known)}."
+            )
+
+    def check_color(self, name: str) -> None:
+        """Checks an option that is a color.
+
+        Raises:
+            ConfigError: if it is neither a number in [0, 1] nor "mean".
+        """
+        value = getattr(self, name)
+        if value != "mean" and (isinstance(value, str) or not 0 <= value <= 1):
+            raise ConfigError(f"The option {name} of {self.name} is {value!r}: give a number from 0 to 1, or mean.")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Gradient(Method):
@@ -78,12 +100,88 @@ class Gradient(Method):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Saliency(Method):
+    """The size of the gradient, the largest of the channels."""
+
+    def maps(self, network: Network, images: jax.Array, targets: jax.Array, key: jax.Array | None) -> jax.Array:
+        return jnp.abs(gradients.gradient(network.apply, images, targets)).max(-1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GradientXInput(Method):
+    """The gradient times the image, added up over channels: pixels that are 0 have none."""
+
+    signed: ClassVar[bool] = True
+
+    def maps(self, network: Network, images: jax.Array, targets: jax.Array, key: jax.Array | None) -> jax.Array:
+        return (gradients.gradient(network.apply, images, targets) * images).sum(-1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SmoothGrad(Method):
+    """The mean gradient of noisy images, added up over channels; see `gradients.smoothgrad`.
+
+    Attributes:
+        sigma: of the noise, where pixels are in [0, 1].
+        samples: noisy images.
+        squared: average squares of gradients instead.
+    """
+
+    signed: ClassVar[bool] = True
+    random: ClassVar[bool] = True
+
+    sigma: float = 0.15
+    samples: int = 25
+    squared: bool = False
+
+    def __post_init__(self) -> None:
+        self.at_least(sigma=0, samples=1)
+
+    def maps(self, network: Network, images: jax.Array, targets: jax.Array, key: jax.Array | None) -> jax.Array:
+        found = gradients.smoothgrad(
+            network.apply, images, targets, key, sigma=self.sigma, samples=self.samples, squared=self.squared
+        )
+        return found.sum(-1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class IntegratedGradients(Method):
+    """Integrated gradients, added up over channels; see there in `gradients`.
+
+    Attributes:
+        steps: gradients along the path.
+        baseline: the color where it begins: a number in [0, 1], or "mean".
+        rule: "midpoint" or "gauss-legendre".
+    """
+
+    signed: ClassVar[bool] = True
+
+    steps: int = 50
+    baseline: float | str = 0.0
+    rule: str = "midpoint"
+
+    def __post_init__(self) -> None:
+        self.at_least(steps=1)
+        self.one_of("rule", gradients.RULES)
+        self.check_color("baseline")
+
+    def maps(self, network: Network, images: jax.Array, targets: jax.Array, key: jax.Array | None) -> jax.Array:
+        baseline = color(self.baseline, network.mean)
+        found = gradients.integrated_gradients(
+            network.apply, images, targets, steps=self.steps, baseline=baseline, rule=self.rule
+        )
+        return found.sum(-1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class GradCam(Method):
-    """Grad-CAM, as jacobgil/pytorch-grad-cam enlarges and scales it.
+    """Grad-CAM, enlarged and scaled as jacobgil/pytorch-grad-cam does it.
 
     Attributes:
         layer: a name of `vision_jax.models.intermediates`; None: the model's `gradcam_layer`.
     """
+
+    function: ClassVar[Callable[..., jax.Array]] = staticmethod(cam.gradcam)
 
     layer: str | None = None
 
@@ -91,12 +189,152 @@ class GradCam(Method):
         cam.find_layer(model, self.layer, shapes(model, image_shape))
 
     def maps(self, network: Network, images: jax.Array, targets: jax.Array, key: jax.Array | None) -> jax.Array:
-        return cam.to_image(cam.gradcam(network, images, targets, self.layer), images.shape[1:])
+        return cam.to_image(self.function(network, images, targets, self.layer), images.shape[1:])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GradCamPP(GradCam):
+    """Grad-CAM++, in the same way; its options are those of `GradCam`."""
+
+    function: ClassVar[Callable[..., jax.Array]] = staticmethod(cam.gradcam_pp)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rollout(Method):
+    """Attention rollout, enlarged; see `rollout.product`. It is the same for all classes.
+
+    Attributes:
+        fusion: of the heads: "mean", "max" or "min".
+        discard: the share of the smallest attention that is set to zero.
+    """
+
+    of_class: ClassVar[bool] = False
+
+    fusion: str = "mean"
+    discard: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.one_of("fusion", rollout.FUSIONS)
+        self.at_least(discard=0)
+        if self.discard >= 1:
+            raise ConfigError(f"The option discard of rollout is {self.discard}: give a share below 1.")
+
+    def check(self, model: ImageModel, image_shape: tuple[int, int, int]) -> None:
+        rollout.attention_names(model, shapes(model, image_shape))
+
+    def maps(self, network: Network, images: jax.Array, targets: jax.Array, key: jax.Array | None) -> jax.Array:
+        found = rollout.rollout(network, images, fusion=self.fusion, discard=self.discard)
+        return cam.enlarge(found, images.shape[1:])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Occlusion(Method):
+    """What the score loses by a window over each pixel; see `occlusion.occlusion`.
+
+    Attributes:
+        window: its height and width in pixels; 0: a seventh of the image's height, which is 32 of 224.
+        stride: from one to the next; 0: half a window.
+        baseline: the color of the window: a number in [0, 1], or "mean".
+        batch_size: images in one forward pass.
+    """
+
+    signed: ClassVar[bool] = True
+
+    window: int = 0
+    stride: int = 0
+    baseline: float | str = 0.0
+    batch_size: int = BATCH_SIZE
+
+    def __post_init__(self) -> None:
+        self.at_least(window=0, stride=0, batch_size=1)
+        self.check_color("baseline")
+        if self.window and self.stride > self.window:
+            raise ConfigError(
+                f"The option stride of occlusion is {self.stride}: give {self.window} or less, which is its window, so "
+                "that each pixel is covered."
+            )
+
+    def sizes(self, height: int) -> tuple[int, int]:
+        """Returns the window and the stride in pixels of images of a height."""
+        window = self.window or max(1, height // 7)
+        return window, self.stride or max(1, window // 2)
+
+    def check(self, model: ImageModel, image_shape: tuple[int, int, int]) -> None:
+        window, stride = self.sizes(image_shape[0])
+        if window > min(image_shape[:2]) or stride > window:
+            raise ConfigError(
+                f"Occlusion has a window of {window} pixels and a stride of {stride}, of images of {image_shape[0]} x "
+                f"{image_shape[1]}: give a window within them, and a stride that is not larger."
+            )
+
+    def maps(self, network: Network, images: jax.Array, targets: jax.Array, key: jax.Array | None) -> jax.Array:
+        self.check(network.model, (images.shape[1], images.shape[2], images.shape[3]))
+        window, stride = self.sizes(images.shape[1])
+        return occlusion.occlusion(
+            network.apply,
+            images,
+            targets,
+            window=window,
+            stride=stride,
+            baseline=color(self.baseline, network.mean),
+            batch_size=self.batch_size,
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rise(Method):
+    """RISE with the paper's numbers; see `occlusion.rise`.
+
+    Attributes:
+        masks: how many; of a few hundred, the map is a rough one.
+        cells: of a mask, in each direction.
+        share: of them that are visible.
+        baseline: the color of what is hidden: "mean", as published, or a number in [0, 1].
+        batch_size: images in one forward pass.
+    """
+
+    random: ClassVar[bool] = True
+
+    masks: int = 8000
+    cells: int = 7
+    share: float = 0.5
+    baseline: float | str = "mean"
+    batch_size: int = BATCH_SIZE
+
+    def __post_init__(self) -> None:
+        self.at_least(masks=1, cells=1, batch_size=1)
+        self.check_color("baseline")
+        if not 0 < self.share < 1:
+            raise ConfigError(f"The option share of rise is {self.share}: give one above 0 and below 1.")
+
+    def maps(self, network: Network, images: jax.Array, targets: jax.Array, key: jax.Array | None) -> jax.Array:
+        if key is None:
+            raise ConfigError("RISE masks images randomly: give it a random key.")
+        return occlusion.rise(
+            network.apply,
+            images,
+            targets,
+            key,
+            masks=self.masks,
+            cells=self.cells,
+            share=self.share,
+            baseline=color(self.baseline, network.mean),
+            batch_size=self.batch_size,
+        )
 
 
 METHODS: Mapping[str, type[Method]] = {
     "gradient": Gradient,
+    "saliency": Saliency,
+    "gradient_x_input": GradientXInput,
+    "smoothgrad": SmoothGrad,
+    "integrated_gradients": IntegratedGradients,
+    "ig": IntegratedGradients,
     "gradcam": GradCam,
+    "gradcam_pp": GradCamPP,
+    "rollout": Rollout,
+    "occlusion": Occlusion,
+    "rise": Rise,
 }
 
 

@@ -13,8 +13,9 @@ or learns from it (distillation of features). Names are paths of timm's modules 
     features/4               VGG, AlexNet, SqueezeNet: activations and poolings, by torch's number of the layer
     inception3a, Mixed_5b    GoogLeNet and Inception, with their convolutions before: `conv1`, `Conv2d_1a_3x3`
     patch_embed, blocks/3, norm   vision transformers: (batch, tokens, features), the class token and registers first;
-                             `blocks/3/norm1` is what a block's attention sees. Mixers have `stem` for `patch_embed`
-    layers/1, layers/1/blocks/0   Swin, whose tokens are maps
+                             `blocks/3/norm1` and `norm2` are what a block's attention and its MLP see. Mixers have
+                             `stem` for `patch_embed`
+    layers/1, layers/1/blocks/0   Swin, whose tokens are maps; blocks have a `norm1` and `norm2` too
     blocks/3/attn            the probabilities of attention, (batch, heads, queries, keys) float32; in Swin,
                              `layers/1/blocks/0/attn`: (batch, windows, heads, queries, keys)
     norm                     the last norm, and the activation behind it, where there is one before pooling

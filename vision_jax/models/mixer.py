@@ -45,10 +45,10 @@ class MixerBlock(nn.Module):
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """x: (batch, positions, features)."""
         features = x.shape[-1]
-        y = _LayerNorm(dtype=self.dtype, name="norm1")(x).swapaxes(1, 2)
+        y = capture(self, _LayerNorm(dtype=self.dtype, name="norm1")(x), "norm1").swapaxes(1, 2)
         y = _Mlp(features // 2, dtype=self.dtype, name="mlp_tokens")(y, train).swapaxes(1, 2)
         x = x + DropPath(self.drop_path_rate)(y, train)
-        y = _LayerNorm(dtype=self.dtype, name="norm2")(x)
+        y = capture(self, _LayerNorm(dtype=self.dtype, name="norm2")(x), "norm2")
         y = _Mlp(4 * features, dtype=self.dtype, name="mlp_channels")(y, train)
         return x + DropPath(self.drop_path_rate)(y, train)
 
@@ -87,11 +87,11 @@ class ResBlock(nn.Module):
             initial = nn.initializers.constant(self.layer_scale)
             return self.param(name, initial, (features,), jnp.float32).astype(self.dtype)
 
-        y = Affine(self.dtype, name="norm1")(x).swapaxes(1, 2)
+        y = capture(self, Affine(self.dtype, name="norm1")(x), "norm1").swapaxes(1, 2)
         xavier = nn.initializers.xavier_uniform()
         y = nn.Dense(y.shape[-1], dtype=self.dtype, kernel_init=xavier, name="linear_tokens")(y).swapaxes(1, 2)
         x = x + DropPath(self.drop_path_rate)(scale("ls1") * y, train)
-        y = Affine(self.dtype, name="norm2")(x)
+        y = capture(self, Affine(self.dtype, name="norm2")(x), "norm2")
         y = _Mlp(4 * features, dtype=self.dtype, name="mlp_channels")(y, train)
         return x + DropPath(self.drop_path_rate)(scale("ls2") * y, train)
 

@@ -131,10 +131,10 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        y = _LayerNorm(dtype=self.dtype, name="norm1")(x)
+        y = capture(self, _LayerNorm(dtype=self.dtype, name="norm1")(x), "norm1")
         y = WindowAttention(self.num_heads, self.window, self.shift, self.dtype, name="attn")(y)
         x = x + DropPath(self.drop_path_rate)(y, train)
-        y = _LayerNorm(dtype=self.dtype, name="norm2")(x)
+        y = capture(self, _LayerNorm(dtype=self.dtype, name="norm2")(x), "norm2")
         y = Mlp(4 * x.shape[-1], dtype=self.dtype, name="mlp")(y, train)
         return x + DropPath(self.drop_path_rate)(y, train)
 

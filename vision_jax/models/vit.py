@@ -129,7 +129,7 @@ class Block(nn.Module):
         y = attention(y, train, bias)
         x = x + drop(scale(y, "ls1"))
         mlp = Mlp(self.mlp_features, self.dtype, self.proj_drop_rate, self.kernel_init, name="mlp")
-        y = mlp(norm(name="norm2")(x), train)
+        y = mlp(capture(self, norm(name="norm2")(x), "norm2"), train)
         return x + drop(scale(y, "ls2"))
 
 
