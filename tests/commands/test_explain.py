@@ -267,6 +267,12 @@ def test_what_is_there_is_replaced_only_if_asked(
     assert command.main([*flags, "--overwrite"]) == 1
     assert "which has other files, such as mine.txt: give another folder" in capsys.readouterr().err
     (output / "mine.txt").unlink()
+    mine = tmp_path / "pictures" / "images" / "00000_0.png"
+    mine.parent.mkdir(parents=True)
+    mine.touch()
+    assert command.main([*flags[:-1], f"--output={tmp_path / 'pictures'}", "--overwrite"]) == 1
+    assert "pictures, which has other files, such as images: give another folder" in capsys.readouterr().err
+    assert mine.exists()
     assert command.main([*flags, "--overwrite"]) == 0
     assert [path.name for path in (output / "overlays").iterdir()] == ["00000_1.saliency.png"]
 

@@ -28,14 +28,14 @@ class Explanation:
     Attributes:
         path: of the image, or what else tells people which one it is.
         image: (height, width, channels) uint8, what the model saw.
-        classes: the most probable ones, the best first. Empty, as are `maps`, if the image is damaged.
-        target: the class that is explained; None: there is none, as the image is damaged.
+        classes: the most probable ones, the best first. Empty, as are `maps`, if there is an `error`.
+        target: the class that is explained; None: there is none.
         score: its logit, which is what the methods explain.
         maps: by method, (height, width) float32.
         curves: by method, what deletion and insertion give, and by `RANDOM` what they would without a map; {}: they
             were not computed.
         label: the class that would be right, by name; None: it is unknown.
-        error: why there is nothing; None: there is.
+        error: what is wrong with the image, or with what the model makes of it; None: nothing.
     """
 
     path: str
@@ -105,6 +105,7 @@ class ImageExplainer:
         self.batch_size = predictor.round_up(batch_size)
         transform = predictor.preprocessing.transform
         self._shape = (transform.size, transform.size, transform.channels)
+        self._mean, self._std = predictor.preprocessing.mean, predictor.preprocessing.std
         self._seed, self._curve_step = seed, curve_step
         for method in self.methods.values():
             explain.check(predictor.model, method, self._shape)
@@ -202,29 +203,26 @@ class ImageExplainer:
 
     def _logits(self, variables: Any, images: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Returns the images as they are, for every process, and their logits, float32."""
-        mean, std = self.predictor.preprocessing.mean, self.predictor.preprocessing.std
-        logits = self.predictor.model.apply(variables, augment.normalize(images, mean, std), train=False)
+        normalized = augment.normalize(images, self._mean, self._std)
+        logits = self.predictor.model.apply(variables, normalized, train=False)
         return images, logits.astype(jnp.float32)
 
     def _scores(
         self, variables: Any, images: jax.Array, targets: jax.Array, maps: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
         """Returns the deletion and insertion curves of a batch, (batch, points) each."""
-        mean, std = self.predictor.preprocessing.mean, self.predictor.preprocessing.std
-        network = explain.Network(self.predictor.model, variables, mean, std)
+        network = explain.Network(self.predictor.model, variables, self._mean, self._std)
         arguments = (network.apply, images.astype(jnp.float32) / 255, maps, targets)
-        deleted = deletion(*arguments, step=self._curve_step, baseline=np.asarray(mean, np.float32))
+        deleted = deletion(*arguments, step=self._curve_step, baseline=np.asarray(self._mean, np.float32))
         return deleted.scores, insertion(*arguments, step=self._curve_step).scores
 
     def _maps(self, method: Method) -> Callable[..., jax.Array]:
         """Returns what explains the images of a batch by a method."""
-        mean, std = self.predictor.preprocessing.mean, self.predictor.preprocessing.std
-        explainer = explain.make_explainer(self.predictor.model, method, mean=mean, std=std)
+        explainer = explain.make_explainer(self.predictor.model, method, mean=self._mean, std=self._std)
 
         def step(variables: Any, images: jax.Array, targets: jax.Array, numbers: jax.Array) -> jax.Array:
-            return explainer(
-                variables, images.astype(jnp.float32) / 255, targets, numbered_keys(jax.random.key(self._seed), numbers)
-            )
+            keys = numbered_keys(jax.random.key(self._seed), numbers)
+            return explainer(variables, images.astype(jnp.float32) / 255, targets, keys)
 
         return step
 

@@ -38,8 +38,13 @@ def check_output(directory: pathlib.Path, overwrite: bool) -> None:
     """
     check_folder("--output", directory)
     there = {path.name for path in directory.iterdir()} if directory.exists() else set()
-    if others := sorted(there - {PAGE, JSON, SHEET, _IMAGES, _OVERLAYS, _MAPS}):
-        raise ConfigError(f"--output is {directory}, which has other files, such as {others[0]}: give another folder.")
+    others = there - {PAGE, JSON, SHEET, _IMAGES, _OVERLAYS, _MAPS}
+    if there and JSON not in there:  # which is written first: folders of these names may be anybody's
+        others = there
+    if others:
+        raise ConfigError(
+            f"--output is {directory}, which has other files, such as {min(others)}: give another folder."
+        )
     if there and not overwrite:
         raise ConfigError(f"There are explanations in {directory} already: give another --output, or --overwrite.")
 
@@ -63,7 +68,9 @@ class Folder:
         self._means = Means()
         with self._storage():
             directory.mkdir(exist_ok=True)
-            for name in (PAGE, JSON, SHEET):
+        self._write_json({})
+        with self._storage():
+            for name in (PAGE, SHEET):
                 (directory / name).unlink(missing_ok=True)
             for name in (_IMAGES, _OVERLAYS, _MAPS):
                 if (directory / name).exists():
@@ -110,13 +117,7 @@ class Folder:
             DataError, CheckpointError: if the storage fails.
         """
         faithfulness = self._means.results()
-        content = {
-            **about,
-            "methods": {name: _describe_method(method) for name, method in self._methods.items()},
-            **({"faithfulness": {n: f.as_json() for n, f in faithfulness.items()}} if faithfulness else {}),
-            "images": self._entries,
-        }
-        write_atomically(self._directory / JSON, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+        self._write_json(about)
         if self._rows:
             with self._storage():
                 sheet = contact_sheet(self._rows, _THUMBNAIL, 1 + len(self._methods))
@@ -125,6 +126,17 @@ class Folder:
         text = page.make_page(title, model, self._cards, len(self._entries), self._methods, faithfulness)
         write_atomically(self._directory / PAGE, text)
         return faithfulness
+
+    def _write_json(self, about: Mapping[str, Any]) -> None:
+        """Writes explanations.json, with what has been added so far."""
+        faithfulness = {name: found.as_json() for name, found in self._means.results().items()}
+        content = {
+            **about,
+            "methods": {name: _describe_method(method) for name, method in self._methods.items()},
+            **({"faithfulness": faithfulness} if faithfulness else {}),
+            "images": self._entries,
+        }
+        write_atomically(self._directory / JSON, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
     def _write(self, name: str, explanation: Explanation, overlays: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """Writes the pictures and arrays of an image, and returns its entry."""

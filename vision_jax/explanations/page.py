@@ -19,14 +19,14 @@ _SIZE = 224  # pixels of a picture on the page, at most
 # What a reader of the page is told of each method of `explain.METHODS`.
 ABOUT: Mapping[str, str] = {
     "gradient": "how the score changes with each pixel (Simonyan et al. 2013, arXiv:1312.6034)",
-    "saliency": "how much the score changes with each pixel, in either direction (Simonyan et al. 2013, arXiv:1312.6034)",
+    "saliency": "how much the score changes with each pixel, up or down (Simonyan et al. 2013, arXiv:1312.6034)",
     "gradient_x_input": "the gradient times the pixel (Shrikumar et al. 2016, arXiv:1605.01713)",
     "smoothgrad": "the gradient, averaged over noise (Smilkov et al. 2017, arXiv:1706.03825)",
     "integrated_gradients": (
         "what each pixel adds to the score on the way from an empty image (Sundararajan et al. 2017, arXiv:1703.01365)"
     ),
-    "gradcam": "the features of a layer, weighted by their gradients (Selvaraju et al. 2017, arXiv:1610.02391)",
-    "gradcam_pp": "the features of a layer, weighted by gradients above zero (Chattopadhay et al. 2018, arXiv:1710.11063)",
+    "gradcam": "Grad-CAM: the features of a layer, weighted by gradients (Selvaraju et al. 2017, arXiv:1610.02391)",
+    "gradcam_pp": "Grad-CAM++: the same, by gradients above zero (Chattopadhay et al. 2018, arXiv:1710.11063)",
     "rollout": "attention, multiplied over the layers; of every class alike (Abnar and Zuidema 2020, arXiv:2005.00928)",
     "occlusion": "what the score loses by a window over the pixel (Zeiler and Fergus 2014, arXiv:1311.2901)",
     "rise": "the probability of the class where the pixel is visible (Petsiuk et al. 2018, arXiv:1806.07421)",
