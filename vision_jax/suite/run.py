@@ -193,8 +193,7 @@ class _Suite:
                     if entry is not None:
                         self._keep(name, {**entry, "seconds": seconds, "identity": identities[name]})
             if explain and self._mistakes is not None:
-                found = self._mistakes.write(one, transform, outputs)
-                distributed.from_first(lambda: self._results.add(one.name, {"mistakes": found}))
+                self._keep_mistakes(one.name, self._mistakes.write(one, transform, outputs))
 
     def _not_measured(self, identities: Mapping[str, str]) -> list[str]:
         """Returns the rows that are not known, of which older results are dropped; the others are shown."""
@@ -277,6 +276,14 @@ class _Suite:
         def put() -> None:
             self._results.put(name, entry)
             print(tables.row_text(name, self._results.sets[name]), flush=True)
+
+        distributed.from_first(put)
+
+    def _keep_mistakes(self, name: str, found: dict[str, Any]) -> None:
+        def put() -> None:
+            self._results.add(name, {"mistakes": found})
+            if found["page"] is not None:
+                print(f"{'':24}most confident mistakes: {self._results.directory / found['page']}", flush=True)
 
         distributed.from_first(put)
 
