@@ -10,15 +10,23 @@ import numpy as np
 from references import common
 
 import vision_jax
+from vision_jax.models import registry
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @functools.cache
-def load(folder: pathlib.Path, name: str) -> tuple[Any, dict[str, Any]]:
-    """Returns a network of models.json, and its variables."""
+def load(folder: pathlib.Path, name: str, *, scan: bool = False) -> tuple[Any, dict[str, Any]]:
+    """Returns a network of models.json, and its variables.
+
+    Args:
+        folder, name: where it is described.
+        scan: compile equal blocks once where the model has that, which is quicker.
+    """
     entry = json.loads((folder / "models.json").read_text())[name]
     options = {"num_classes": entry["classes"], **entry["options"]}
+    if scan and "scan_blocks" in registry.option_names(entry["timm"]):
+        options["scan_blocks"] = True
     model = vision_jax.create_model(entry["timm"], **options)
     variances = entry["variances"]
     state = {

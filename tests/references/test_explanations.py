@@ -18,8 +18,11 @@ from vision_jax.explain import Network, cam, curves, gradients, occlusion, rollo
 from vision_jax.models.intermediates import apply_with_intermediates
 
 OPTIONS = {"sigma", "samples", "steps", "window", "stride", "step", "rank"}
-# Of the networks here, this one takes long on a CPU.
-EXHAUSTIVE = ("explain.swin_tiny-224.npz",)
+# Of the arrays here, which take minutes on a CPU, the others are left to the exhaustive run.
+ALWAYS = {
+    "explain.resnet18-64.npz": r"target|logits|gradcam.*/layer4",
+    "explain.vit_tiny-64.npz": r"(?!curve|auc|smoothgrad).*|.*/deletion_black",
+}
 
 
 class Case:
@@ -32,20 +35,25 @@ class Case:
         assert not unknown, f"there is no reader for the options {unknown}"
         self.images = networks.pictures(self.meta["images"]).astype(np.float32)
         self.targets = jnp.asarray(self.file["target"])
-        self.model, self.variables = networks.load(path.parent, self.meta["model"])
+        self.model, self.variables = networks.load(path.parent, self.meta["model"], scan=True)
 
     def option(self, name: str) -> Any:
         value = self.meta["options"][name]
         return tuple(value) if isinstance(value, list) else value
 
-    def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Returns a function of the network, the images, and whatever else is given."""
+    def run(self, function: Callable[..., Any], *arguments: Any, loops: bool = False) -> Any:
+        """Returns a function of the network, the images, and whatever else is given.
+
+        Args:
+            function, arguments: what is compiled and called.
+            loops: optimize what is compiled: what other tests leave out saves more time in loops than it takes.
+        """
 
         def call(variables: Any, images: jax.Array, *arguments: Any) -> Any:
             return function(Network(self.model, variables, networks.MEAN, networks.STD), images, *arguments)
 
-        # Optimized: what other tests leave out saves more time in convolutions than it takes.
-        program = jax.jit(call, compiler_options={"xla_backend_optimization_level": 3})
+        level = {"xla_backend_optimization_level": 3 if loops else 0}
+        program = jax.jit(call, compiler_options=level)
         return jax.tree.map(np.asarray, program(self.variables, self.images, *arguments))
 
 
@@ -72,7 +80,7 @@ def smoothgrad(case: Case, squared: bool) -> np.ndarray:
         given = {"sigma": case.option("sigma"), "squared": squared, "noise": noise}
         return gradients.smoothgrad(network.apply, images, targets, **given)
 
-    return case.run(run, case.targets, noise)
+    return case.run(run, case.targets, noise, loops=True)
 
 
 @functools.cache
@@ -80,7 +88,7 @@ def integrated(case: Case) -> np.ndarray:
     def run(network: Network, images: jax.Array, targets: jax.Array) -> jax.Array:
         return gradients.integrated_gradients(network.apply, images, targets, steps=case.option("steps"))
 
-    return case.run(run, case.targets)
+    return case.run(run, case.targets, loops=True)
 
 
 def baseline_score(case: Case) -> np.ndarray:
@@ -96,7 +104,7 @@ def occluded(case: Case) -> np.ndarray:
         sizes = {name: case.option(name) for name in ("window", "stride")}
         return occlusion.occlusion(network.apply, images, targets, **sizes)
 
-    return case.run(run, case.targets)
+    return case.run(run, case.targets, loops=True)
 
 
 @functools.cache
@@ -125,11 +133,18 @@ def attention(case: Case, block: int) -> np.ndarray:
     return case.run(run)
 
 
-def rolled_out(case: Case, how: str) -> np.ndarray:
-    parts = re.fullmatch(r"(mean|max|min)?[_/-]?(?:discard([\d.]+))?", how)
-    assert parts, f"there is no reader for rollout/{how}"
-    fusion, discard = parts[1] or "mean", float(parts[2] or 0)
-    return case.run(lambda network, images: rollout.rollout(network, images, fusion=fusion, discard=discard))
+@functools.cache
+def rollouts(case: Case) -> dict[str, np.ndarray]:
+    """All that the file has, by what their names say."""
+    options = {}
+    for how in [key.removeprefix("rollout/") for key in case.file.files if key.startswith("rollout/")]:
+        if parts := re.fullmatch(r"(mean|max|min)?[_/-]?(?:discard([\d.]+))?", how):
+            options[how] = {"fusion": parts[1] or "mean", "discard": float(parts[2] or 0)}
+
+    def run(network: Network, images: jax.Array) -> dict[str, jax.Array]:
+        return {how: rollout.rollout(network, images, **given) for how, given in options.items()}
+
+    return case.run(run)
 
 
 @functools.cache
@@ -143,7 +158,7 @@ def curve(case: Case, kind: str) -> curves.Curve:
     def run(network: Network, images: jax.Array, maps: jax.Array, baseline: jax.Array) -> curves.Curve:
         return function(network.apply, images, maps, step=case.option("step"), baseline=baseline)
 
-    return case.run(run, maps, baseline)
+    return case.run(run, maps, baseline, loops=True)
 
 
 def ranking_map(name: str, size: int) -> np.ndarray:
@@ -176,7 +191,7 @@ READERS: dict[str, Callable[..., np.ndarray]] = {
     "occlusion": occluded,
     r"(gradcam(?:_pp)?(?:_full|_eps0)?)/(.+)": lambda case, kind, layer: cams(case, layer)[kind],
     r"attention_block(\d+)_cls": lambda case, block: attention(case, int(block)),
-    "rollout/(.+)": rolled_out,
+    "rollout/(.+)": lambda case, how: rollouts(case)[how],
     "blur_kernel": lambda case: np.outer(curves.blur_kernel(), curves.blur_kernel()),
     "curve/((?:deletion|insertion)_(?:black|blur))": lambda case, kind: curve(case, kind).scores,
     "auc/((?:deletion|insertion)_(?:black|blur))": lambda case, kind: curve(case, kind).auc,
@@ -185,13 +200,13 @@ READERS: dict[str, Callable[..., np.ndarray]] = {
 
 def cases() -> list[Any]:
     given = bool(os.environ.get("VISION_JAX_REFERENCES"))
+
+    def case(path: pathlib.Path, key: str) -> Any:
+        always = given or re.fullmatch(ALWAYS.get(path.name, ""), key)
+        return pytest.param(path, key, id=f"{path.name}:{key}", marks=() if always else pytest.mark.exhaustive)
+
     return [
-        pytest.param(
-            path,
-            key,
-            id=f"{path.name}:{key}",
-            marks=() if given or path.name not in EXHAUSTIVE else pytest.mark.exhaustive,
-        )
+        case(path, key)
         for path in common.files("eval", "explain.*.npz")
         for key in np.load(path).files
         if key != "meta" and not key.endswith("/step")
