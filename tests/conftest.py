@@ -38,6 +38,9 @@ COMPILED.mkdir(mode=0o700, parents=True, exist_ok=True)
 ONE_PROCESS_EACH = (
     "tests/augment/test_ops.py",
     "tests/evaluators/test_frozen.py",
+    "tests/explain/test_cam.py",
+    "tests/explain/test_gradients.py",
+    "tests/references/test_explanations.py",
     "tests/report/test_report.py",
     "tests/test_processes.py",
     "tests/test_recipes.py",

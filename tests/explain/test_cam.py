@@ -13,7 +13,7 @@ from explain import shallow
 from vision_jax import explain
 from vision_jax.errors import ConfigError
 from vision_jax.explain import cam
-from vision_jax.models.intermediates import apply_with_intermediates
+from vision_jax.models import intermediates
 
 IMAGES = np.random.default_rng(0).uniform(size=(3, 16, 16, 1)).astype(np.float32)
 TARGETS = np.array([3, 0, 9])
@@ -27,7 +27,9 @@ def by_formula() -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
 
     def run(images: jax.Array) -> Any:
         given = network, images, TARGETS
-        _, found = apply_with_intermediates(shallow.MODEL, variables, network.normalize(images), ["conv3"])
+        _, found = intermediates.apply_with_intermediates(
+            shallow.MODEL, variables, network.normalize(images), ["conv3"]
+        )
         maps = {"cam": cam.gradcam(*given), "pp": cam.gradcam_pp(*given), "pp0": cam.gradcam_pp(*given, epsilon=0.0)}
         return found["conv3"], maps
 
@@ -92,7 +94,12 @@ def test_gradcam_of_a_trained_network_lies_on_the_ink():
         assert of_trained > 1.8 * of_random
 
 
-@pytest.mark.parametrize("name", families.names())
+SLOW = ("googlenet", "inception_v3", "shufflenet_v2_x0_5")  # to trace
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.exhaustive if name in SLOW else ()) for name in families.names()]
+)
 def test_every_family_has_a_map(name: str):
     """Of the images' size, of the layer that is the model's default; nothing is computed."""
     model, size = families.create(name)
@@ -104,18 +111,21 @@ def test_every_family_has_a_map(name: str):
 
 def test_layers_are_named_as_in_torch_and_refused_in_one_line():
     model, size = families.create("resnet18", depths=(2, 2, 2, 2))
-    check = functools.partial(explain.check, model, image_shape=(size, size, 3))
-    for layer in ("layer4", "layer3/1", "layer3.1", "stem"):
-        check(explain.parse_method(f"gradcam:layer={layer}"))
-    known = r"the model has stem, layer\{1\.\.4\}/\{0\.\.1\}, layer\{1\.\.4\}\.$"
+    known = intermediates.shapes(model, (size, size, 3))
+    found = [cam.find_layer(model, name, known) for name in (None, "layer3/1", "layer3.1", "stem")]
+    assert found == ["layer4", "layer3/1", "layer3/1", "stem"]
+    there = r"the model has stem, layer\{1\.\.4\}/\{0\.\.1\}, layer\{1\.\.4\}\.$"
     for layer, message in (("layer5", "is not there"), ("features", "has no positions")):
-        with pytest.raises(ConfigError, match=f"'{layer}' {message}: {known}"):
-            check(explain.parse_method(f"gradcam_pp:layer={layer}"))
+        with pytest.raises(ConfigError, match=f"'{layer}' {message}: {there}"):
+            cam.find_layer(model, layer, known)
     model, size = families.create("deit_tiny_patch16_224", depth=3)
-    with pytest.raises(
-        ConfigError, match=r"has patch_embed, blocks/\{0\.\.2\}/norm\{1\.\.2\}, blocks/\{0\.\.2\}, norm\.$"
-    ):
-        explain.check(model, explain.parse_method("gradcam:layer=blocks/1/attn"), (size, size, 3))
+    method = explain.parse_method("gradcam_pp:layer=blocks/1/attn")
+    there = r"has patch_embed, blocks/\{0\.\.2\}/norm\{1\.\.2\}, blocks/\{0\.\.2\}, norm\."
+    with pytest.raises(ConfigError, match=there):
+        explain.check(model, method, (size, size, 3))
+    run, targets = explain.make_explainer(model, method), jax.ShapeDtypeStruct((2,), np.int32)
+    with pytest.raises(ConfigError, match=there):
+        jax.eval_shape(run, *families.abstract(model, size), targets)
 
 
 def test_ranges_of_names():

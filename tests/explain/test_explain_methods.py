@@ -1,11 +1,13 @@
 """Methods as text, and what is refused."""
 
 import dataclasses
+import re
 
 import jax
 import numpy as np
 import pytest
 from explain import shallow
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from vision_jax import explain
 from vision_jax.errors import ConfigError
@@ -46,7 +48,9 @@ def test_text_and_methods():
         ("occlusion:baseline=255", "baseline of occlusion is 255.0: give a number from 0 to 1, or mean"),
         ("occlusion:window=4:stride=5", "stride of occlusion is 5: give 4 or less"),
         ("smoothgrad:squared=1", "squared of smoothgrad is '1': give true or false"),
-        ("smoothgrad:sigma=nan", "sigma of smoothgrad is nan: give 0 or more"),
+        ("smoothgrad:sigma=nan", "sigma of smoothgrad is 'nan': give a number"),
+        ("smoothgrad:sigma=-0.1", "sigma of smoothgrad is -0.1: give 0 or more"),
+        ("ig:baseline=inf", "baseline of integrated_gradients is 'inf': give a number from 0 to 1, or mean"),
         ("rise:share=1", "share of rise is 1.0: give one above 0 and below 1"),
         ("rollout:fusion=sum", "fusion of rollout is 'sum': there are mean, max, min"),
         ("rollout:discard=1", "discard of rollout is 1.0: give a share below 1"),
@@ -76,6 +80,20 @@ def test_maps_are_of_the_images_size(name: str):
             run(shallow.initial(0), images, np.array([1, 2]), None)
 
 
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("text", ["gradient", "smoothgrad:samples=3", "gradcam_pp", "occlusion", "rise:masks=20"])
+def test_images_may_be_divided_over_devices(text: str):
+    """Each device explains its own: nothing is exchanged."""
+    images = np.random.default_rng(0).uniform(size=(8, 16, 16, 1)).astype(np.float32)
+    run = explain.make_explainer(shallow.MODEL, explain.parse_method(text), mean=shallow.MEAN, std=shallow.STD)
+    given = shallow.initial(0), images, np.arange(8), jax.random.key(0)
+    expected = jax.jit(run)(*given)
+    divided = NamedSharding(Mesh(np.array(jax.devices()), ("data",)), PartitionSpec("data"))
+    program = jax.jit(run, in_shardings=(None, divided, divided, None)).lower(*given).compile()
+    assert not re.search("all-gather|all-reduce|all-to-all|collective-permute", program.as_text())
+    np.testing.assert_allclose(program(*given), expected, rtol=1e-5, atol=1e-6)
+
+
 def test_targets_that_are_not_there():
     run = explain.make_explainer(shallow.MODEL, explain.parse_method("gradient"))
     images = np.zeros((2, 16, 16, 1), np.float32)
@@ -86,6 +104,8 @@ def test_targets_that_are_not_there():
     ):
         with pytest.raises(ConfigError, match=message):
             run(shallow.initial(0), images, np.array(targets), None)
+    with pytest.raises(ConfigError, match="images are uint8"):
+        run(shallow.initial(0), images.astype(np.uint8), np.array([1, 2]), None)
     with pytest.raises(ConfigError, match="has no classes"):
         explain.make_explainer(shallow.MODEL.clone(num_classes=0), explain.parse_method("gradient"))
 

@@ -84,7 +84,10 @@ def transformer() -> tuple[Any, dict[str, Any], np.ndarray]:
     return model, jax.tree.map(lambda x: 20 * x if x.shape == (32, CLASSES) else x, variables), images
 
 
-@pytest.mark.parametrize("method", ["ig:steps=100", "ig:steps=30:rule=gauss-legendre:baseline=0.2"])
+@pytest.mark.parametrize(
+    "method",
+    ["ig:steps=64", pytest.param("ig:steps=30:rule=gauss-legendre:baseline=0.2", marks=pytest.mark.exhaustive)],
+)
 def test_integrated_gradients_add_up_to_the_difference_of_scores(method: str):
     model, variables, images = transformer()
     normalization = {"mean": (0.4, 0.5, 0.6), "std": (0.2, 0.2, 0.3)}

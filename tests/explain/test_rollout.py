@@ -40,7 +40,14 @@ def test_heads_are_fused_and_the_smallest_left_out():
         rollout.product([heads], discard=1.0)
 
 
-@pytest.mark.parametrize("options", [{}, {"class_token": False, "global_pool": "avg"}, {"num_registers": 2}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"num_registers": 2},
+        {"class_token": False, "global_pool": "avg"},
+        pytest.param({}, marks=pytest.mark.exhaustive),
+    ],
+)
 def test_maps_of_vision_transformers(options: dict[str, object]):
     """What reaches the class token, or the average of the patches, from each patch."""
     model, size = families.create("deit_tiny_patch16_224", embed_dim=16, num_heads=2, img_size=48, **options)

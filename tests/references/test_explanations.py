@@ -107,8 +107,14 @@ def occluded(case: Case) -> np.ndarray:
     return case.run(run, case.targets, loops=True)
 
 
+# Names of layers that timm has others for: a norm with its activation.
+LAYERS = {"bn2": "conv_head", "act1": "stem"}
+
+
 @functools.cache
 def cams(case: Case, layer: str) -> dict[str, np.ndarray]:
+    layer = LAYERS.get(layer, layer)
+
     def run(network: Network, images: jax.Array, targets: jax.Array) -> dict[str, jax.Array]:
         given, shape = (network, images, targets, layer), images.shape[1:]
         plain, plus = cam.gradcam(*given), cam.gradcam_pp(*given)
@@ -153,7 +159,7 @@ def curve(case: Case, kind: str) -> curves.Curve:
     rank = case.meta["options"].get("rank", f"rank/{case.meta['model']}")
     maps = np.broadcast_to(ranking_map(rank, images.shape[1]), images.shape[:3])
     function = {"deletion": curves.deletion, "insertion": curves.insertion}[kind.partition("_")[0]]
-    baseline = {"black": 0.0, "blur": curves.blur(images)}[kind.partition("_")[2]]
+    baseline = {"black": 0.0, "mean": np.float32(networks.MEAN), "blur": curves.blur(images)}[kind.partition("_")[2]]
 
     def run(network: Network, images: jax.Array, maps: jax.Array, baseline: jax.Array) -> curves.Curve:
         return function(network.apply, images, maps, step=case.option("step"), baseline=baseline)
@@ -193,8 +199,8 @@ READERS: dict[str, Callable[..., np.ndarray]] = {
     r"attention_block(\d+)_cls": lambda case, block: attention(case, int(block)),
     "rollout/(.+)": lambda case, how: rollouts(case)[how],
     "blur_kernel": lambda case: np.outer(curves.blur_kernel(), curves.blur_kernel()),
-    "curve/((?:deletion|insertion)_(?:black|blur))": lambda case, kind: curve(case, kind).scores,
-    "auc/((?:deletion|insertion)_(?:black|blur))": lambda case, kind: curve(case, kind).auc,
+    "curve/((?:deletion|insertion)_(?:black|mean|blur))": lambda case, kind: curve(case, kind).scores,
+    "auc/((?:deletion|insertion)_(?:black|mean|blur))": lambda case, kind: curve(case, kind).auc,
 }
 
 

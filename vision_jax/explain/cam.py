@@ -60,7 +60,7 @@ def gradcam_pp(
         ConfigError: as for `gradcam`.
     """
     activations, g = activations_and_gradients(network, images, targets, layer)
-    total = activations.astype(jnp.float32).sum((1, 2), keepdims=True)
+    total = activations.sum((1, 2), jnp.float32, keepdims=True)
     # Divided by g^2, so that small gradients do not underflow.
     safe = jnp.where(g == 0, 1, g)
     denominator = 2 + total * safe + epsilon / safe / safe

@@ -1,6 +1,7 @@
 """Methods of explanation as a person names them, with their options, and as functions of a batch of images."""
 
 import dataclasses
+import math
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
@@ -23,7 +24,7 @@ class Method:
     """A method of explanation; its fields are its options.
 
     Attributes:
-        signed: whether its maps are negative where the image speaks against the class.
+        signed: whether its maps may be negative, where the image speaks against the class.
         of_class: whether they depend on the class.
         random: whether they depend on a random key.
     """
@@ -369,9 +370,11 @@ def _value(method: str, option: str, text: str, kind: Any) -> Any:
     for number in (int, float):
         if number in allowed:
             try:
-                return number(text)
+                value = number(text)
             except ValueError:
                 continue
+            if math.isfinite(value):
+                return value
     if str in allowed and text:
         return text
     names = {bool: "true or false", int: "a whole number", float: "a number", str: "a name"}
@@ -400,7 +403,8 @@ def make_explainer(
         mean, std: of the normalization of images, one number or one for each channel; the model's preprocessing.
 
     Raises:
-        ConfigError: if the model has no classifier. The function raises it where `check` does.
+        ConfigError: if the model has no classifier. The function raises it where `check` does, and for images of
+            integers.
     """
     if not model.num_classes:
         raise ConfigError("The model has no classes, whose scores are explained: it needs num_classes above 0.")
@@ -410,6 +414,8 @@ def make_explainer(
     ) -> jax.Array:
         if not isinstance(targets, jax.core.Tracer):
             check_targets(targets, model.num_classes)
+        if not jnp.issubdtype(images.dtype, jnp.floating):
+            raise ConfigError(f"The images are {images.dtype}: give floating-point numbers in [0, 1].")
         network = Network(model, variables, tuple(map(float, mean)), tuple(map(float, std)))
         return method.maps(network, jnp.asarray(images, jnp.float32), jnp.asarray(targets), key)
 

@@ -26,6 +26,7 @@ sees them. Blocks that a scan computes have the same names. Who applies a model 
 collections `intermediates` and `attention`, if they are mutable.
 """
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -60,6 +61,12 @@ def shapes_of(
     model: ImageModel, variables: Mapping[str, Any], images: jax.Array | jax.ShapeDtypeStruct
 ) -> dict[str, jax.ShapeDtypeStruct]:
     """Returns what `shapes` does, where there are variables and images, or their shapes."""
+    leaves, structure = jax.tree.flatten((variables, images))
+    return dict(_shapes(model, structure, tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)))
+
+
+@functools.lru_cache(maxsize=32)
+def _shapes(model: ImageModel, structure: Any, leaves: tuple[Any, ...]) -> dict[str, jax.ShapeDtypeStruct]:
     order: list[str] = []
 
     def run(variables: Mapping[str, Any], images: jax.Array) -> list[jax.Array]:
@@ -68,7 +75,7 @@ def shapes_of(
         order.extend(found)
         return list(found.values())
 
-    arrays = jax.eval_shape(run, variables, images)
+    arrays = jax.eval_shape(run, *jax.tree.unflatten(structure, [jax.ShapeDtypeStruct(*leaf) for leaf in leaves]))
     return dict(zip(order, arrays, strict=True))
 
 
