@@ -31,6 +31,7 @@ FLOORS = (
         "features",
         "search",
         "serve",
+        "explanations",
         "suite",
     ),
     ("commands", "main", "__main__"),

@@ -94,6 +94,18 @@ def check_output(what: str, path: pathlib.Path) -> None:
         raise ConfigError(f"{what} is {path}, but there is no folder {path.parent}.")
 
 
+def check_folder(what: str, path: pathlib.Path) -> None:
+    """Checks that `path`, which `what` names for the user, is a folder, or that one can be made there.
+
+    Raises:
+        ConfigError: if not.
+    """
+    if path.exists() and not path.is_dir():
+        raise ConfigError(f"{what} is {path}, which is a file: give a folder.")
+    if not path.absolute().parent.is_dir():
+        raise ConfigError(f"{what} is {path}, but there is no folder {path.parent}.")
+
+
 def check_no_url(what: str, value: str) -> None:
     """Checks that `value`, which `what` names for the user, is a path.
 

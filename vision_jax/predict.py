@@ -92,9 +92,10 @@ class Predictor:
         mesh: of the devices; None: of all that this process has.
 
     Attributes:
-        class_names: one for each class.
-        preprocessing: of the images.
+        model, variables, mesh, preprocessing: as above; the variables are on the devices.
+        class_names: what to call each class before a person.
         topk: how many classes of each image are told.
+        given_names: what the model's classes are called; empty: unknown.
 
     Raises:
         ConfigError: if it is not known what images the model expects, it has no classifier, or names do not fit.
@@ -123,14 +124,15 @@ class Predictor:
         if topk < 1 or batch_size < 1:
             raise ConfigError(f"topk is {topk} and batch_size {batch_size}: give 1 or more.")
         self.preprocessing = preprocessing or published_preprocessing(model)
+        self.given_names = tuple(class_names)
         self.class_names = pretrained.display_names(class_names) or [str(n) for n in range(num_classes)]
         self.topk, self.flip = min(topk, num_classes), flip
-        self._model: Any = model
+        self.model: Any = model
         self._batch_size, self._num_threads = batch_size, num_threads
         if mesh is None:
             mesh = sharding.make_mesh({"data": -1, "fsdp": 1, "tensor": 1}, jax.local_devices())
             variables = sharding.place(dict(variables), sharding.replicated(mesh))
-        self._mesh, self._variables = mesh, dict(variables)
+        self.mesh, self.variables = mesh, dict(variables)
         self._compiled: dict[int, Any] = {}
 
     @classmethod
@@ -159,13 +161,12 @@ class Predictor:
 
     def stream(self, source: ImageSource) -> Iterator[Prediction]:
         """Yields the predictions of a source's images in their order, as they are computed."""
-        shards = sharding.batch_shards(self._mesh)
-        size = -(-min(self._batch_size, len(source)) // shards) * shards
-        step, order = self._compile(size), EvalOrder(len(source), size)
+        size = self.round_up(min(self._batch_size, len(source)))
+        step = self._compile(size)
         pending: list[tuple[Any, Any, int]] = []
-        with contextlib.closing(self._batches(source, order)) as batches:
+        with contextlib.closing(self.batches(source, size)) as batches:
             for number, (batch, problems) in enumerate(batches):
-                pending.append((step(self._variables, batch), problems, number))
+                pending.append((step(self.variables, batch), problems, number))
                 if len(pending) > _AHEAD:
                     yield from self._take(source, size, *pending.pop(0))
             for entry in pending:
@@ -182,33 +183,43 @@ class Predictor:
         Returns:
             probabilities, (batch, topk) float32, and numbers of classes, (batch, topk) int32.
         """
-        shards = sharding.batch_shards(self._mesh)
-        size = -(-(1 << (len(images) - 1).bit_length()) // shards) * shards
+        size = self.round_up(1 << (len(images) - 1).bit_length())
         rows = {
             name: np.zeros((size, *field.shape), field.dtype)
             for name, field in batch_fields(self.preprocessing.transform).items()
         }
         rows["image"][: len(images)] = images
-        best = self._compile(size)(self._variables, sharding.batch_placer(self._mesh, size)(rows))
+        best = self._compile(size)(self.variables, sharding.batch_placer(self.mesh, size)(rows))
         probabilities, classes = (np.asarray(values) for values in jax.device_get(best))
         return probabilities[: len(images)], classes[: len(images)]
 
-    def _batches(
-        self, source: ImageSource, order: EvalOrder
+    def round_up(self, size: int) -> int:
+        """Returns the least number of images, not below `size`, that can be divided over the devices."""
+        shards = sharding.batch_shards(self.mesh)
+        return -(-size // shards) * shards
+
+    def batches(
+        self, source: ImageSource, size: int
     ) -> Generator[tuple[dict[str, jax.Array], dict[int, str]], None, None]:
-        """Yields batches on the devices, and what was wrong with the images so far, by their numbers."""
+        """Yields batches on the devices, and what was wrong with the images so far, by their numbers.
+
+        Args:
+            source: the images; batch `n` has those from `n * size`, and rows of zeros where there are no more.
+            size: of the batches; see `round_up`.
+        """
+        order = EvalOrder(len(source), size)
         with (
             Loader(
                 source,
                 order,
                 self.preprocessing.transform,
-                sharding.local_rows(self._mesh, order.batch_size),
+                sharding.local_rows(self.mesh, order.batch_size),
                 self._num_threads,
                 max_bad_records=len(source),
                 leave_out=True,
             ) as loader,
             Prefetcher(
-                loader, range(order.num_batches), sharding.batch_placer(self._mesh, order.batch_size), depth=2
+                loader, range(order.num_batches), sharding.batch_placer(self.mesh, order.batch_size), depth=2
             ) as batches,
         ):
             for batch in batches:
@@ -238,12 +249,12 @@ class Predictor:
 
             def step(variables: Any, batch: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
                 images = augment.normalize(batch["image"], self.preprocessing.mean, self.preprocessing.std)
-                logits = self._model.apply(variables, images, train=False)
+                logits = self.model.apply(variables, images, train=False)
                 if self.flip:
-                    logits = (logits + self._model.apply(variables, images[:, :, ::-1], train=False)) / 2
+                    logits = (logits + self.model.apply(variables, images[:, :, ::-1], train=False)) / 2
                 return jax.lax.top_k(jax.nn.softmax(logits.astype(jnp.float32)), self.topk)
 
-            batch = sharding.abstract_batch(self._mesh, size, batch_fields(self.preprocessing.transform))
-            jitted = jax.jit(step, out_shardings=sharding.replicated(self._mesh))
-            self._compiled[size] = sharding.compile_on(self._mesh, jitted, self._variables, batch)
+            batch = sharding.abstract_batch(self.mesh, size, batch_fields(self.preprocessing.transform))
+            jitted = jax.jit(step, out_shardings=sharding.replicated(self.mesh))
+            self._compiled[size] = sharding.compile_on(self.mesh, jitted, self.variables, batch)
         return self._compiled[size]

@@ -223,3 +223,25 @@ def test_a_teacher_gets_no_new_classifier(tmp_path: pathlib.Path):
     teacher = build.make_objective(config, 3).frozen()["teacher"]
     with pytest.raises(DataError, match="the weights have 1000 classes of unknown names, and the model 3"):
         teacher.load()
+
+
+def test_a_class_that_a_person_names():
+    imagenet = pretrained.imagenet_classes()
+    for text in ("tench", "n01440764", " Tench ", "0"):
+        assert pretrained.find_class(text, imagenet, 1000) == 0
+    assert pretrained.find_class("2", ("0", "2", "5"), 3) == 1  # a name comes before a number
+    assert pretrained.find_class("2", ("cat", "dog", "emu"), 3) == 2
+    assert pretrained.find_class("2", (), 3) == 2
+    assert pretrained.find_class("Cat", ("cat", "Cat"), 2) == 1
+    with pytest.raises(ConfigError, match=r"'thench': did you mean tench or "):
+        pretrained.find_class("thench", imagenet, 1000)
+    with pytest.raises(ConfigError, match=r"'persian': did you mean Persian cat\?$"):
+        pretrained.find_class("persian", imagenet, 1000)
+    with pytest.raises(ConfigError, match=r"'1000': give a number from 0 to 999, or .*`predict --topk=1000` lists"):
+        pretrained.find_class("1000", imagenet, 1000)
+    with pytest.raises(ConfigError, match=r"'cow': there are: cat, dog\.$"):
+        pretrained.find_class("cow", ("cat", "dog"), 2)
+    with pytest.raises(
+        ConfigError, match=r"'cat', and what the classes are called is unknown: give a number from 0 to 2"
+    ):
+        pretrained.find_class("cat", (), 3)

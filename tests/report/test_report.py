@@ -3,6 +3,7 @@
 import base64
 import html.parser
 import io
+import itertools
 import json
 import logging
 import pathlib
@@ -21,13 +22,14 @@ import sklearn.metrics
 from conftest import Command, encode, picture, records
 from ml_collections import ConfigDict
 
-from vision_jax import build, train
+from vision_jax import build, explanations, train
 from vision_jax import config as config_lib
 from vision_jax.commands import report as command_report
 from vision_jax.data.transforms import EvalTransform
 from vision_jax.devices import sharding
 from vision_jax.errors import ConfigError, DataError
 from vision_jax.evaluators import per_class
+from vision_jax.explain import make_explainer
 from vision_jax.objectives.rotation import ANGLES
 from vision_jax.report import curves, drawing, evaluation, figures, program, runs, samples
 from vision_jax.report.classes import ClassTable
@@ -35,7 +37,8 @@ from vision_jax.runtime.checkpoint import Checkpointer
 from vision_jax.runtime.writers import ProgressHandler
 
 NAMES = ["<script>alert(1)", 'b & "b"', "cat $x$ \N{SNOWMAN}"]
-SECTIONS = ["results", "curves", "time", "configuration", "classes", "calibration", "mistakes", "uncertain", "samples"]
+SECTIONS = ["results", "curves", "time", "configuration", "classes", "calibration", "mistakes", "explained"]
+SECTIONS += ["uncertain", "samples"]
 
 
 class Page(html.parser.HTMLParser):
@@ -256,6 +259,50 @@ def test_predictions_against_scikit_learn_and_loops(page: Page, workdir: pathlib
     assert shown["alt"] == f"Wrong: {worst.label}, predicted as {worst.prediction}."
 
 
+def test_mistakes_are_explained(page: Page, workdir: pathlib.Path):
+    """For the prediction and for the label, by the method's own function; and one leads to the other."""
+    labels, logits, images = predict_one_by_one(workdir, 4)
+    run, methods = runs.read_run(workdir, "run"), explanations.parse_methods("gradcam,saliency")
+    found = evaluation.evaluate_run(run, [4], "", examples=3, methods=methods)
+    assert found is not None
+    assert found.unexplained is None
+    checkpointer = Checkpointer(workdir / "checkpoints")
+    config = config_lib.from_dict(checkpointer.about(4)["config"])
+    mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
+    objective, variables = build.restore_variables(checkpointer, 4, config, mesh)
+    options = {"mean": config.data.mean, "std": config.data.std}
+    explain = [jax.jit(make_explainer(objective.setup.model, method, **options)) for method in methods.values()]
+    predictions, confidence = logits.argmax(1), (np.exp(logits) / np.exp(logits).sum(1, keepdims=True)).max(1)
+    wrong = sorted((i for i in range(15) if predictions[i] != labels[i]), key=lambda i: -confidence[i])[:3]
+    for example, i in zip(found.mistakes, wrong, strict=True):
+        assert (example.image == images[i]).all()
+        classes = (predictions[i], labels[i])
+        expected = [(name, NAMES[number]) for name in methods for number in classes]
+        assert [(each.method, each.target) for each in example.maps] == expected
+        for each, (maps, number) in zip(example.maps, itertools.product(explain, classes), strict=True):
+            values = maps(variables["ema_"], images[i][None].astype(np.float32) / 255, np.array([number]))[0]
+            drawn = explanations.overlay(images[i], np.asarray(values), signed=False)
+            assert np.abs(drawn.astype(int) - each.overlay).max() <= 2
+    places = {name for name in page.attributes("id") if re.fullmatch(r"explained-run0-\d+", name)}
+    assert places
+    assert {f"#{name}" for name in places} <= set(page.attributes("href"))
+    assert {f"#{name.replace('explained', 'mistake')}" for name in places} <= set(page.attributes("href"))
+    assert any(f"gradcam\n for {name}\n" in page.within["explained-run0-0"] for name in NAMES)
+
+
+def test_models_that_cannot_be_explained_are_told(
+    workdir: pathlib.Path, copied: pathlib.Path, tmp_path: pathlib.Path, capsys: Any
+):
+    (copied / "checkpoints").symlink_to(workdir / "checkpoints")
+    page = make_page(copied, "--explain=rollout", output=tmp_path / "report.html")
+    assert "explained" not in page.sections
+    assert "mistakes" in page.sections
+    assert "copied: Mistakes are not explained: " in page.text
+    assert "attention" in page.text
+    assert "Missing in the report: copied: Mistakes are not explained: " in capsys.readouterr().err
+    assert {f"#{name}" for name in page.sections} <= set(page.attributes("href"))
+
+
 def test_predictions_that_are_not_defined():
     """NaN among the logits: no prediction, an error of the class, and no part of calibration."""
     rows = {
@@ -408,6 +455,7 @@ def outputs(tmp_path: pathlib.Path) -> Iterator[pathlib.Path]:
         (["RUN", "empty"], "new.html", "empty has no metrics.jsonl"),
         (["gs://bucket/run"], "new.html", "WORKDIR is 'gs://bucket/run': URLs are not supported here"),
         (["RUN", "--step=3"], "new.html", "There is no checkpoint of step 3"),
+        (["RUN", "--explain=gradcm"], "new.html", "The method is 'gradcm': "),
     ],
 )
 def test_wrong_input_is_one_line(

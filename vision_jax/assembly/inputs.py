@@ -1,5 +1,6 @@
 """Sources, and what makes batches of their records."""
 
+import dataclasses
 import logging
 import pathlib
 from collections.abc import Sequence
@@ -24,7 +25,7 @@ from vision_jax.data.sources import (
     folder_class_names,
     read_labels,
 )
-from vision_jax.data.transforms import EvalTransform, SquareTransform, TrainTransform
+from vision_jax.data.transforms import EvalTransform, Preprocessing, SquareTransform, TrainTransform
 from vision_jax.data.views import View, parse_views
 from vision_jax.data.workers import ProcessLoader, create_loader
 from vision_jax.devices import sharding
@@ -174,6 +175,12 @@ def make_eval_transform(config: ConfigDict) -> EvalTransform:
     data = config.data
     kind = SquareTransform if data.eval_square else EvalTransform
     return kind(eval_size(config), eval_resize(config), data.channels, data.eval_filter, max_pixels=data.max_pixels)
+
+
+def make_preprocessing(config: ConfigDict) -> Preprocessing:
+    """Returns what is done with an image alone, without a label, before a model sees it in evaluation."""
+    transform = dataclasses.replace(make_eval_transform(config), copied=())
+    return Preprocessing(transform, tuple(config.data.mean), tuple(config.data.std))
 
 
 def make_order(config: ConfigDict, source: Source) -> TrainOrder | BalancedOrder:

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from vision_jax import config as config_lib
 from vision_jax import pretrained
-from vision_jax.assembly.inputs import make_eval_transform
+from vision_jax.assembly.inputs import make_preprocessing
 from vision_jax.assembly.models import check_sizes, make_objective, model_options
 from vision_jax.assembly.states import partition_rules
 from vision_jax.assembly.weights import load_pretrained, restore_variables
@@ -72,9 +72,7 @@ class TrainedModel:
     @property
     def preprocessing(self) -> Preprocessing:
         """Of images, as in evaluation. Labels are not copied."""
-        data = self.config.data
-        transform = dataclasses.replace(make_eval_transform(self.config), copied=())
-        return Preprocessing(transform, tuple(data.mean), tuple(data.std))
+        return make_preprocessing(self.config)
 
     @functools.cached_property
     def digest(self) -> str:

@@ -12,6 +12,7 @@ VERBS = {
     "predict": "predict the classes of images, folders and archives",
     "features": "write the features of images, in shards, and measure them: neighbors, ridge and logistic regression",
     "search": "find the images that are most similar to others, as text or as an HTML page",
+    "explain": "show what a model looks at: Grad-CAM, integrated gradients and others, on images of one's own",
     "suite": "measure a classifier on ImageNet's validation set, ReaL, V2, A, R, Sketch, C and ObjectNet",
     "report": "show runs in one HTML file: curves, classes, mistakes, samples, configuration",
     "serve": "answer the classes of images over HTTP, those that come together in one batch",

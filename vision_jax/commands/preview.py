@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import PIL.Image
-import PIL.ImageDraw
-import PIL.ImageFont
 
 from vision_jax.errors import ConfigError, DataError, VisionJaxError, check_no_url, check_output
+from vision_jax.report.sheet import Row, contact_sheet
 
 if TYPE_CHECKING:
     import jax
@@ -58,8 +57,6 @@ _FIELDS: dict[str, dict[str, object]] = {
     "both, pair": {"mixup": 0.8, "cutmix": 1.0, "mix_mode": "pair"},
     "both, batch": {"mixup": 0.8, "cutmix": 1.0, "mix_mode": "batch"},
 }
-
-Row = tuple[str, Sequence[np.ndarray], Sequence[str]]
 
 
 def load_images(path: str | None, size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -151,24 +148,6 @@ def field_row(name: str, fields: dict[str, object], image: np.ndarray, partner: 
     return name, list(shown), labels
 
 
-def contact_sheet(rows: Sequence[Row], size: int) -> PIL.Image.Image:
-    """Returns a picture with a line of text above each row and below each image that has a label."""
-    font = PIL.ImageFont.load_default(12)
-    margin, text, below = 6, 18, 16
-    heights = [text + size + (below if any(labels) else 0) + margin for _, _, labels in rows]
-    sheet = PIL.Image.new("RGB", (COLUMNS * (size + margin) + margin, sum(heights) + margin), "white")
-    draw = PIL.ImageDraw.Draw(sheet)
-    top = margin
-    for (title, images, labels), height in zip(rows, heights, strict=True):
-        draw.text((margin, top), title, fill="black", font=font)
-        for column, (image, label) in enumerate(zip(images, labels, strict=True)):
-            left = margin + column * (size + margin)
-            sheet.paste(PIL.Image.fromarray(np.asarray(image)), (left, top + text))
-            draw.text((left, top + text + size), label, fill="black", font=font)
-        top += height
-    return sheet
-
-
 def make_rows(image: np.ndarray, partner: np.ndarray, policy: str | None) -> list[Row]:
     """Returns the rows of the picture: those of one policy, or all."""
     if policy is not None:
@@ -202,7 +181,7 @@ def write_preview(
     if output.suffix.lower() not in PIL.Image.registered_extensions():
         raise ConfigError(f"The output is {str(output)!r}: give a file whose ending is a format, such as preview.png.")
     check_output("--output", output)
-    sheet = contact_sheet(make_rows(*load_images(image, size), policy), size)
+    sheet = contact_sheet(make_rows(*load_images(image, size), policy), size, COLUMNS)
     try:
         sheet.save(output)
     except (OSError, ValueError) as error:

@@ -3,6 +3,7 @@
 It opens without a network, and holds the curves of all runs, where their time went, their configurations and what
 differs in them, and of each run the confusion matrix, the scores of classes, the reliability diagram, the worst
 mistakes and least certain predictions with their images, and samples of the augmented batch that it was trained on.
+The worst mistakes are explained by Grad-CAM, or by what `--explain` names.
 
 For these a checkpoint is evaluated on the validation split, with the moving average (EMA) of the weights if there is
 one. `--no-evaluate` uses nothing but the files of the workdirs. Exit status: 0 done, 1 failed, 2 wrong flags.
@@ -25,11 +26,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--step", help="of the checkpoint, a number or `best`; default: the best if one is known, or else the latest"
     )
     parser.add_argument("--no-evaluate", action="store_true", help="use the files of the workdirs alone")
+    parser.add_argument(
+        "--explain",
+        help="what explains the worst mistakes: methods of `python -m vision_jax explain`, with commas, or `none` "
+        "(default: gradcam)",
+    )
     flags = parser.parse_args(argv)
     if flags.step is not None and flags.step != "best" and not flags.step.isdigit():
         parser.error(f"--step is {flags.step!r}: give a number or best")
     if flags.step is not None and flags.no_evaluate:
         parser.error("--step is the checkpoint that is evaluated: leave it out with --no-evaluate")
+    if flags.explain is not None and flags.no_evaluate:
+        parser.error("--explain is for the checkpoint that is evaluated: leave it out with --no-evaluate")
     return common.run(lambda: report(flags))
 
 
@@ -39,6 +47,8 @@ def report(flags: argparse.Namespace) -> int:
 
     if not flags.no_evaluate:
         common.keep_compiled()
-    program.write_report(flags.workdirs, flags.output, step=flags.step, evaluate=not flags.no_evaluate)
+    explain = {None: "gradcam", "none": None}.get(flags.explain, flags.explain)
+    options = {"step": flags.step, "evaluate": not flags.no_evaluate, "explain": explain}
+    program.write_report(flags.workdirs, flags.output, **options)
     print(flags.output)
     return 0

@@ -3,6 +3,7 @@
 --data has the sets as they are downloaded, unpacked or as archives, which are read in place: the validation set,
 real.json, ImageNet-V2, -A, -R, -Sketch, -C and ObjectNet. docs/evaluation.md says how they are called and scored. The
 results are in suite.csv and suite.json of --output, after each set; run again, the command goes on with the others.
+`--explain=gradcam` also writes, in mistakes/SET of --output, what the model looked at in its most confident mistakes.
 Exit status: 0 done; 1 failed, or a set did, as the others did not; 2 wrong flags, 130 Ctrl-C.
 """
 
@@ -25,6 +26,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--batch_size", type=int, default=128, help="images computed at once (default: %(default)s)")
     parser.add_argument("--max_bad", type=int, default=0, help="damaged images of a set that are left out (default: 0)")
     parser.add_argument("--overwrite", action="store_true", help="replace the results in --output")
+    parser.add_argument(
+        "--explain", help="explain the most confident mistakes: methods of `python -m vision_jax explain`, with commas"
+    )
+    parser.add_argument("--mistakes", type=int, default=16, help="explained, of each set (default: %(default)s)")
     common.add_model_arguments(parser)
     common.add_process_arguments(parser)
     arguments = common.parse(parser, argv)
@@ -38,6 +43,8 @@ def suite(arguments: argparse.Namespace) -> int:
         raise ConfigError(
             f"--batch_size is {arguments.batch_size} and --max_bad {arguments.max_bad}: not below 1 and 0."
         )
+    if arguments.mistakes < 1:
+        raise ConfigError(f"--mistakes is {arguments.mistakes}: give 1 or more.")
     check_no_url("--data", arguments.data)
 
     from vision_jax.suite import run
@@ -48,5 +55,8 @@ def suite(arguments: argparse.Namespace) -> int:
     found = find_sets(pathlib.Path(arguments.data).expanduser())
     wanted = found.choose(None if arguments.sets is None else [name.strip() for name in arguments.sets.split(",")])
     trained = common.load_model(arguments)
-    options = run.Options(arguments.batch_size, arguments.max_bad, arguments.overwrite, arguments.pretrained)
+    explained = {"explain": arguments.explain, "mistakes": arguments.mistakes}
+    options = run.Options(
+        arguments.batch_size, arguments.max_bad, arguments.overwrite, arguments.pretrained, **explained
+    )
     return 0 if run.run_suite(trained, found, wanted, output, options) else 1

@@ -82,6 +82,13 @@ def top_classes(logits: jax.Array, k: int = 5, *, among: Sequence[int] | None = 
     return jnp.where(jnp.isnan(logits).any(-1, keepdims=True), -1, best)
 
 
+def confidence(logits: jax.Array, *, among: Sequence[int] | None = None) -> jax.Array:
+    """Returns the probability of the best class of each example, (batch,) float32; arguments as for `top_classes`."""
+    if among is not None:
+        logits = logits[:, np.asarray(among)]
+    return jax.nn.softmax(logits.astype(jnp.float32)).max(-1)
+
+
 def accuracy(best: np.ndarray, labels: Sequence[int] | np.ndarray) -> dict[str, float]:
     """Returns the shares of examples whose label is the best class, and among the best ones: top1, top5, and count.
 

@@ -11,7 +11,14 @@ beside the model.
 """
 
 from vision_jax.pretrained.adapt import adapt_variables
-from vision_jax.pretrained.classes import Classes, display_names, imagenet_classes, map_classes, read_class_names
+from vision_jax.pretrained.classes import (
+    Classes,
+    display_names,
+    find_class,
+    imagenet_classes,
+    map_classes,
+    read_class_names,
+)
 from vision_jax.pretrained.convert import classes_of, from_torch, load, to_torch
 from vision_jax.pretrained.files import WeightFile, is_workdir, read
 from vision_jax.pretrained.heads import Beside, OfficialNames, load_heads, networks
@@ -24,6 +31,7 @@ __all__ = [
     "adapt_variables",
     "classes_of",
     "display_names",
+    "find_class",
     "from_torch",
     "imagenet_classes",
     "is_workdir",

@@ -8,11 +8,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from vision_jax.errors import DataError
+from vision_jax.errors import ConfigError, DataError, suggest
 
 log = logging.getLogger(__name__)
 
 IMAGENET = "imagenet"
+_MOST_LISTED = 20  # classes in a message
 
 
 @functools.cache
@@ -38,6 +39,38 @@ def display_names(names: Sequence[str]) -> list[str]:
     """Returns what to call classes before a person: English words for ImageNet's WordNet ids, else their names."""
     words = _imagenet_words()
     return [words.get(name, name) for name in names]
+
+
+def find_class(text: str, names: Sequence[str], count: int) -> int:
+    """Returns the number of a class that a person names.
+
+    Args:
+        text: its name, what `display_names` calls it, in whatever case, or its number, if no class is called so.
+        names: of the classes; empty: unknown.
+        count: how many there are.
+
+    Raises:
+        ConfigError: if there is no such class; it names similar ones.
+    """
+    shown = display_names(names)
+    folded = text.strip().casefold()
+    for known in (names, shown, [name.casefold() for name in shown]):
+        for wanted in (text, text.strip(), folded):
+            if known.count(wanted) == 1:
+                return list(known).index(wanted)
+    if folded.isascii() and folded.isdigit() and int(folded) < count:
+        return int(folded)
+    numbers = f"a number from 0 to {count - 1}"
+    if not names:
+        raise ConfigError(f"There is no class {text!r}, and what the classes are called is unknown: give {numbers}.")
+    containing = [name for name in shown if folded and folded in name.casefold()][:3]
+    if containing:
+        hint = f"did you mean {' or '.join(containing)}?"
+    else:
+        # Where they are too many for a message, a prediction of any image tells them.
+        many = f"give {numbers}, or another name: `predict --topk={count}`"
+        hint = suggest(text, shown, many if count > _MOST_LISTED else None)
+    raise ConfigError(f"There is no class {text!r}: {hint}")
 
 
 def read_class_names(what: str | None) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,10 +14,16 @@ from vision_jax import build, evaluate, pretrained
 from vision_jax.data.loader import Transform
 from vision_jax.data.sources import Record, Source
 from vision_jax.data.views import Field
+from vision_jax.errors import ConfigError
 from vision_jax.evaluators import calibration, per_class
 from vision_jax.evaluators.base import Prefixed, Step, collect
 from vision_jax.evaluators.logits import LogitsEvaluator
+from vision_jax.explain import Method
+from vision_jax.explanations.explainer import Explanation, ImageExplainer
+from vision_jax.explanations.overlays import overlay
+from vision_jax.explanations.program import read_images
 from vision_jax.objectives import Objective
+from vision_jax.predict import Predictor
 from vision_jax.report.classes import ClassTable
 from vision_jax.report.runs import Run
 from vision_jax.runtime.checkpoint import BestMetric, Checkpointer, best_step, choose_checkpoints
@@ -25,6 +31,21 @@ from vision_jax.runtime.checkpoint import BestMetric, Checkpointer, best_step, c
 log = logging.getLogger(__name__)
 
 _NUMBER = "number"
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassMap:
+    """What a model has looked at in an example.
+
+    Attributes:
+        method: as it is written.
+        target: the class that is explained, by name; None: the map is the same for every class.
+        overlay: the map on the image, (size, size, 3) uint8.
+    """
+
+    method: str
+    target: str | None
+    overlay: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +59,7 @@ class Example:
         confidence: the probability of the prediction.
         of_label: that of the label.
         description: by which people can find the record.
+        maps: by each method that of the prediction, and then that of the label; (): it is not explained.
     """
 
     image: np.ndarray
@@ -47,6 +69,7 @@ class Example:
     confidence: float
     of_label: float
     description: str
+    maps: tuple[ClassMap, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +90,8 @@ class Evaluation:
         errors: of calibration; see `calibration.calibration_errors`.
         mistakes: wrong predictions, the most confident first.
         uncertain: the least confident predictions.
+        methods: by which the mistakes are explained.
+        unexplained: why they are not, a sentence; None: they are, or nobody has asked.
     """
 
     step: int
@@ -82,6 +107,8 @@ class Evaluation:
     errors: dict[str, float]
     mistakes: tuple[Example, ...]
     uncertain: tuple[Example, ...]
+    methods: tuple[Method, ...] = ()
+    unexplained: str | None = None
 
 
 def choose(run: Run, step: int | str | None) -> tuple[list[int], str]:
@@ -104,13 +131,20 @@ def choose(run: Run, step: int | str | None) -> tuple[list[int], str]:
     return [first, *(other for other in latest_first if other != first)], f"the best by {best.name}"
 
 
-def evaluate_run(run: Run, candidates: Sequence[int], choice: str, examples: int = 16) -> Evaluation | None:
+def evaluate_run(
+    run: Run,
+    candidates: Sequence[int],
+    choice: str,
+    examples: int = 16,
+    methods: Mapping[str, Method] | None = None,
+) -> Evaluation | None:
     """Evaluates the first of some checkpoints that is not damaged, on the data that its configuration names.
 
     Args:
         run: whose checkpoints they are.
         candidates, choice: see `choose`.
         examples: how many mistakes, and how many uncertain predictions, are kept with their images.
+        methods: by which the mistakes are explained; see `explanations.parse_methods`.
 
     Returns:
         what it predicts; None if the objective trains no classifier.
@@ -119,13 +153,15 @@ def evaluate_run(run: Run, candidates: Sequence[int], choice: str, examples: int
         VisionJaxError: if that is not possible, such as because the data is not there any more.
     """
     checkpointer = Checkpointer(run.workdir / "checkpoints")
-    step, found = checkpointer.restore_first(candidates, functools.partial(_evaluate, checkpointer, examples))
+    step, found = checkpointer.restore_first(
+        candidates, functools.partial(_evaluate, checkpointer, examples, methods or {})
+    )
     if found is None or step == candidates[0]:
         return found and dataclasses.replace(found, choice=choice)
     return dataclasses.replace(found, choice=f"instead of step {candidates[0]}, {choice}, which is damaged")
 
 
-def _evaluate(checkpointer: Checkpointer, examples: int, step: int) -> Evaluation | None:
+def _evaluate(checkpointer: Checkpointer, examples: int, methods: Mapping[str, Method], step: int) -> Evaluation | None:
     with evaluate.restored(checkpointer, step) as model:
         if not model.objective.classifies:
             return None
@@ -139,15 +175,65 @@ def _evaluate(checkpointer: Checkpointer, examples: int, step: int) -> Evaluatio
         names = pretrained.display_names(per_class.class_names(model.source.class_names, size.num_classes))
         found = measure(rows, names)
         show = functools.partial(_show, model.source, context.transform, rows, names)
+        chosen = most_confident_mistakes(rows, examples)
+        mistakes, explainer, unexplained = show(chosen), None, None
+        if methods and mistakes:
+            classes = {name: rows[name][chosen] for name in ("prediction", "label")}
+            with model.watchdog.suspended():  # some methods take thousands of passes
+                try:
+                    explainer = _explainer(model, prefix, methods, len(mistakes))
+                    mistakes = explain_mistakes(explainer, mistakes, classes)
+                except ConfigError as error:
+                    unexplained = str(error)
         return Evaluation(
             step=step,
             choice="",
             is_ema=bool(prefix),
             split=model.config.data.val_split,
-            mistakes=show(most_confident_mistakes(rows, examples)),
+            mistakes=mistakes,
             uncertain=show(least_confident(rows, examples)),
+            methods=tuple(explainer.methods.values()) if explainer else (),
+            unexplained=unexplained,
             **found,
         )
+
+
+def _explainer(model: evaluate.Restored, prefix: str, methods: Mapping[str, Method], batch_size: int) -> ImageExplainer:
+    """Returns what explains the predictions of a checkpoint.
+
+    Raises:
+        ConfigError: if a method cannot explain this model.
+    """
+    module, variables = model.objective.setup.model, model.variables[prefix]
+    predictor = Predictor(module, variables, preprocessing=build.make_preprocessing(model.config), mesh=model.mesh)
+    return ImageExplainer(predictor, methods, batch_size=batch_size)
+
+
+def explain_mistakes(
+    explainer: ImageExplainer, mistakes: Sequence[Example], classes: Mapping[str, np.ndarray]
+) -> tuple[Example, ...]:
+    """Returns mistakes with what the model has looked at, for the class that it predicts and for the right one.
+
+    Args:
+        explainer: of the model.
+        mistakes: their examples.
+        classes: the numbers of each `prediction` and `label`, (mistakes,) integers.
+    """
+    images, paths = [each.image for each in mistakes], [each.description for each in mistakes]
+    of_prediction = explainer.stream(images, paths, classes["prediction"].tolist())
+    of_label = explainer.stream(images, paths, classes["label"].tolist())
+
+    def maps(example: Example, found: Sequence[Explanation]) -> Iterator[ClassMap]:
+        for name, method in explainer.methods.items():
+            for explanation, target in zip(found, (example.prediction, example.label), strict=True):
+                if explanation.error is None and (method.of_class or target == example.prediction):
+                    drawn = overlay(example.image, explanation.maps[name], method.signed)
+                    yield ClassMap(name, target if method.of_class else None, drawn)
+
+    return tuple(
+        dataclasses.replace(example, maps=tuple(maps(example, found)))
+        for example, *found in zip(mistakes, of_prediction, of_label, strict=True)
+    )
 
 
 def measure(rows: Mapping[str, np.ndarray], names: Sequence[str]) -> dict[str, Any]:
@@ -190,23 +276,20 @@ def _show(
     source: Source, transform: Transform, rows: Mapping[str, np.ndarray], names: Sequence[str], chosen: np.ndarray
 ) -> tuple[Example, ...]:
     """Reads the images of some rows again, as the model saw them."""
-    found = []
-    for row in chosen.tolist():
-        number = np.array([rows[_NUMBER][row]], np.int64)
-        out = {name: np.zeros((1, *field.shape), field.dtype) for name, field in transform.fields().items()}
-        transform([source[int(number[0])]], number, np.zeros(1, np.int64), out)
-        found.append(
-            Example(
-                image=out["image"][0],
-                label=names[rows["label"][row]],
-                prediction=names[rows["prediction"][row]],
-                is_correct=bool(rows["label"][row] == rows["prediction"][row]),
-                confidence=float(rows["confidence"][row]),
-                of_label=float(rows["of_label"][row]),
-                description=source.describe(int(number[0])),
-            )
+    numbers = rows[_NUMBER][chosen].tolist()
+    images = read_images(source, transform, numbers)
+    return tuple(
+        Example(
+            image=image,
+            label=names[rows["label"][row]],
+            prediction=names[rows["prediction"][row]],
+            is_correct=bool(rows["label"][row] == rows["prediction"][row]),
+            confidence=float(rows["confidence"][row]),
+            of_label=float(rows["of_label"][row]),
+            description=source.describe(number),
         )
-    return tuple(found)
+        for row, number, image in zip(chosen.tolist(), numbers, images, strict=True)
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)

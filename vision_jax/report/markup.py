@@ -2,6 +2,7 @@
 
 import base64
 import html
+import importlib.resources
 import io
 import re
 from collections.abc import Iterable, Sequence
@@ -97,16 +98,43 @@ def number(value: float | np.generic | None, text: str) -> Markup:
     return element("data", text, value="nan" if exact is None else repr(exact))
 
 
-def image(pixels: np.ndarray, alt: str) -> Markup:
+def document(title: str, style: str, *body: object, generator: str | None = None) -> str:
+    """Returns a whole page: HTML of ASCII characters, which is the same in every encoding.
+
+    Args:
+        title: of its window.
+        style: CSS, which is ASCII.
+        body: what it contains, in order; see `escape`.
+        generator: what made it, for programs; None: it is not said.
+    """
+    head = [
+        element("meta", charset="utf-8"),
+        *([] if generator is None else [element("meta", name="generator", content=generator)]),
+        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        element("title", title),
+        element("style", Markup(style)),
+    ]
+    page = join(["\n", element("head", *head), "\n", element("body", join(body, "\n")), "\n"])
+    whole = f"<!doctype html>\n{element('html', page, lang='en')}\n"
+    return whole.encode("ascii", "xmlcharrefreplace").decode()
+
+
+def report_style() -> str:
+    """Returns the CSS of the pages that show runs, which is light or dark as the reader's screen is."""
+    return (importlib.resources.files("vision_jax.report") / "style.css").read_text("ascii")
+
+
+def image(pixels: np.ndarray, alt: str, largest: int = _LARGEST) -> Markup:
     """Returns an image, within the page.
 
     Args:
         pixels: (height, width, 1 or 3) uint8.
         alt: what it shows, for those who do not see it.
+        largest: pixels of height and width; what is larger is made smaller.
     """
     picture = PIL.Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
     small = max(picture.size) <= _PIXELATED
-    picture.thumbnail((_LARGEST, _LARGEST))
+    picture.thumbnail((largest, largest))
     file = io.BytesIO()
     if small:
         picture.save(file, "PNG", optimize=True)

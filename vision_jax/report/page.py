@@ -1,14 +1,13 @@
 """The page: one HTML file with all figures and images in it, which needs no network and no JavaScript."""
 
 import dataclasses
-import importlib.resources
 from collections.abc import Callable, Sequence
 
 import vision_jax
 from vision_jax.report import predicted, written
 from vision_jax.report.classes import ClassTable
 from vision_jax.report.evaluation import Evaluation
-from vision_jax.report.markup import Markup, element, join
+from vision_jax.report.markup import Markup, document, element, report_style
 from vision_jax.report.runs import Run
 from vision_jax.report.samples import Sample
 
@@ -48,7 +47,7 @@ class Content:
 
 
 def render(content: Content) -> str:
-    """Returns the page: HTML of ASCII characters, which is the same in every encoding."""
+    """Returns the page; see `markup.document`."""
     runs, title = content.runs, f"Report: {', '.join(run.name for run in content.runs)}"
     sections = [
         ("results", "Results", written.results(runs)),
@@ -58,6 +57,7 @@ def render(content: Content) -> str:
         ("classes", "Classes", _per_run(content, _classes)),
         ("calibration", "Calibration", _per_run(content, _calibration)),
         ("mistakes", "Worst mistakes", _per_run(content, _mistakes)),
+        ("explained", "Worst mistakes, explained", _per_run(content, _explained)),
         ("uncertain", "Least certain predictions", _per_run(content, _uncertain)),
         ("samples", "Training samples", _per_run(content, _samples)),
         ("environment", "Environment", written.environment(runs, content.devices)),
@@ -70,17 +70,7 @@ def render(content: Content) -> str:
         element("main", _notes(content.notes), *(_section(*section) for section in there)),
         element("footer", element("p", f"Made by vision_jax {vision_jax.__version__}, {written.now()}.")),
     ]
-    style = Markup((importlib.resources.files("vision_jax.report") / "style.css").read_text())
-    head = [
-        element("meta", charset="utf-8"),
-        element("meta", name="generator", content=f"{GENERATOR} {vision_jax.__version__}"),
-        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        element("title", title),
-        element("style", style),
-    ]
-    page = join(["\n", element("head", *head), "\n", element("body", join(body, "\n")), "\n"])
-    whole = f"<!doctype html>\n{element('html', page, lang='en')}\n"
-    return whole.encode("ascii", "xmlcharrefreplace").decode()
+    return document(title, report_style(), *body, generator=f"{GENERATOR} {vision_jax.__version__}")
 
 
 def _notes(notes: Sequence[str]) -> Markup:
@@ -122,14 +112,17 @@ def _calibration(known: Predicted, name: str) -> list[Markup]:
 
 
 def _mistakes(known: Predicted, name: str) -> list[Markup]:
-    del name
     if known.evaluation is None:
         return []
     about = "The highest confidence in a wrong class; images are what the model saw."
-    return [
-        element("p", about, class_="quiet"),
-        predicted.examples(known.evaluation.mistakes, "Every prediction is correct."),
-    ]
+    if known.evaluation.methods:
+        about += " Beside each image, what spoke for that class."
+    shown = predicted.examples(known.evaluation.mistakes, "Every prediction is correct.", name)
+    return [element("p", about, class_="quiet"), shown]
+
+
+def _explained(known: Predicted, name: str) -> list[Markup]:
+    return predicted.explained(known.evaluation, name) if known.evaluation else []
 
 
 def _uncertain(known: Predicted, name: str) -> list[Markup]:

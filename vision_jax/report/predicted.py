@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from vision_jax.explanations.page import legend, map_figure
 from vision_jax.report import drawing, figures
 from vision_jax.report.classes import SCORES, ClassTable
 from vision_jax.report.evaluation import Evaluation, Example
@@ -114,25 +115,67 @@ def calibration(evaluation: Evaluation, name: str) -> list[Markup]:
     return [element("div", *parts, class_="columns")]
 
 
-def examples(shown: Sequence[Example], none: str) -> Markup:
-    """Returns examples with their images; `none` is what to say if there are none."""
+def examples(shown: Sequence[Example], none: str, name: str = "") -> Markup:
+    """Returns examples with their images; `none` is what to say if there are none.
+
+    Those that are explained lead to `explained`, which has the same `name`.
+    """
     if not shown:
         return element("p", none)
-    return element("div", *map(_example, shown), class_="images")
+    figures_ = [_example(example, f"{name}-{place}") for place, example in enumerate(shown)]
+    return element("div", *figures_, class_="images views" if any(each.maps for each in shown) else "images")
 
 
-def _example(example: Example) -> Markup:
+def _example(example: Example, anchor: str) -> Markup:
     right = example.is_correct
     alt = f"{'Correct' if right else 'Wrong'}: {example.label}, predicted as {example.prediction}."
+    pictures = image(example.image, alt)
+    link: list[Markup] = []
+    if example.maps:
+        first = example.maps[0]
+        beside = image(first.overlay, f"{first.method} for {first.target or 'every class'}.")
+        pictures = element("div", pictures, beside, class_="row")
+        more = element("a", "explanation", href=f"#explained-{anchor}")
+        link = [element("span", more, id=f"mistake-{anchor}")]
     caption = element(
         "figcaption",
         element("span", "correct: " if right else "wrong: ", class_="good" if right else "bad"),
         element("strong", example.prediction),
         f" {example.confidence:.1%}",
         *([] if right else [element("br"), "label: ", element("strong", example.label), f" {example.of_label:.1%}"]),
-        element("small", example.description),
+        element("small", example.description, *([" ", *link] if link else [])),
     )
-    return element("figure", image(example.image, alt), caption)
+    return element("figure", pictures, caption)
+
+
+def explained(evaluation: Evaluation, name: str) -> list[Markup]:
+    """Returns the mistakes with what the model has looked at, for the prediction and for the label.
+
+    Args:
+        evaluation: that has them.
+        name: unique in the page; as for `examples`.
+    """
+    articles = []
+    for place, example in enumerate(evaluation.mistakes):
+        if not example.maps:
+            continue
+        anchor = f"{name}-{place}"
+        heading = [
+            element("strong", example.prediction),
+            f" {example.confidence:.1%}, label ",
+            element("strong", example.label),
+            f" {example.of_label:.1%}: {example.description} ",
+            element("a", "among the mistakes", href=f"#mistake-{anchor}"),
+        ]
+        alt = f"Wrong: {example.label}, predicted as {example.prediction}."
+        pictures = [element("figure", image(example.image, alt), element("figcaption", "image"))]
+        pictures += [map_figure(each.overlay, each.method, each.target or "every class") for each in example.maps]
+        shown = element("div", *pictures, class_="images maps")
+        articles.append(element("article", element("p", *heading), shown, id=f"explained-{anchor}"))
+    if not articles:
+        return []
+    about = "What spoke for the class that was predicted, and what for the label."
+    return [element("p", about, class_="quiet"), legend(evaluation.methods), *articles]
 
 
 def samples(shown: Sequence[Sample]) -> Markup:

@@ -7,7 +7,7 @@ import numpy as np
 
 from vision_jax.data.decode import decode
 from vision_jax.features import Features
-from vision_jax.report.markup import Markup, element, image
+from vision_jax.report.markup import Markup, document, element, image
 from vision_jax.search.pictures import Pictures
 from vision_jax.search.program import Found, Match
 
@@ -70,19 +70,8 @@ def make_page(
             shown, body = _picture(None, ""), element("p", f"damaged: {each.error}", class_="bad")
         sections.append(element("section", element("header", shown, element("h2", each.query)), body))
     origin = f"{about.model}, {about.origin}. {len(features):,} images: {about.images}. {how}"
-    page = element(
-        "html",
-        element(
-            "head",
-            element("meta", charset="utf-8"),
-            element("meta", name="viewport", content="width=device-width, initial-scale=1"),
-            element("title", "Similar images"),
-            element("style", Markup(_STYLE)),
-        ),
-        element("body", element("h1", "Similar images"), element("p", origin, class_="about"), *sections),
-        lang="en",
-    )
-    return f"<!doctype html>\n{page}\n"
+    heading = [element("h1", "Similar images"), element("p", origin, class_="about")]
+    return document("Similar images", _STYLE, *heading, *sections)
 
 
 def _match(rank: int, match: Match, picture: Markup) -> Markup:

@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from vision_jax.errors import ConfigError, check_no_url
+from vision_jax.errors import ConfigError, check_folder, check_no_url
 from vision_jax.runtime.writers import write_atomically
 from vision_jax.suite import tables
 from vision_jax.suite.corruptions import corruption_entry
@@ -80,6 +80,12 @@ class Results:
         self.sets[row] = self._beside_published(row, entry)
         self.write()
 
+    def add(self, row: str, more: Entry) -> None:
+        """Adds something to the entry of a row, if there is one, and writes everything."""
+        if row in self.sets:
+            self.sets[row] = {**self.sets[row], **more}
+            self.write()
+
     def drop(self, row: str) -> None:
         """Forgets what is about to be measured again."""
         self.sets.pop(row, None)
@@ -118,8 +124,5 @@ def prepare_output(given: str) -> pathlib.Path:
     """
     check_no_url("--output", given)
     directory = pathlib.Path(given).expanduser()
-    if directory.exists() and not directory.is_dir():
-        raise ConfigError(f"--output is {directory}, which is a file: give a folder.")
-    if not directory.absolute().parent.is_dir():
-        raise ConfigError(f"--output is {directory}, but there is no folder {directory.parent}.")
+    check_folder("--output", directory)
     return directory

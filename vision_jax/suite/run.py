@@ -23,10 +23,12 @@ from vision_jax.devices import distributed, sharding
 from vision_jax.errors import ConfigError, DataError, DistributedError
 from vision_jax.evaluators.base import Context, Step, collect
 from vision_jax.evaluators.logits import LogitsEvaluator
-from vision_jax.evaluators.suites import IMAGENET_A_CLASSES, IMAGENET_R_CLASSES, top_classes
+from vision_jax.evaluators.suites import IMAGENET_A_CLASSES, IMAGENET_R_CLASSES, confidence, top_classes
+from vision_jax.explanations import parse_methods
 from vision_jax.suite import published, tables
 from vision_jax.suite.find import Found
 from vision_jax.suite.images import FIELDS
+from vision_jax.suite.mistakes import Mistakes
 from vision_jax.suite.results import Results
 from vision_jax.suite.sets import Opener, Outputs, Pass, Row, corruption_openers, openers
 
@@ -45,12 +47,17 @@ class Options:
         max_bad: damaged images of a set that may be left out.
         overwrite: replace results in the output folder, of whatever model.
         weights: the file of published weights that the model was read from; None: it is from a run.
+        explain: the methods by which the most confident mistakes are explained, such as "gradcam,ig"; None: they are
+            not.
+        mistakes: how many of each set.
     """
 
     batch_size: int = 128
     max_bad: int = 0
     overwrite: bool = False
     weights: str | None = None
+    explain: str | None = None
+    mistakes: int = 16
 
 
 def class_columns(trained: TrainedModel) -> np.ndarray | None:
@@ -131,6 +138,10 @@ class _Suite:
         self._step: Step | None = None
         self._failed = False
         about, known = self._about(), self._published()
+        self._mistakes: Mistakes | None = None
+        if options.explain is not None:
+            methods = parse_methods(options.explain)
+            self._mistakes = Mistakes(trained, about["model"], output, methods, options.mistakes, self._columns)
         self._known = bool(known)
 
         def open_results() -> None:
@@ -169,8 +180,10 @@ class _Suite:
             transform = one.adapt(self._transform)
             fingerprint = one.images.fingerprint()
             identities = {name: digest_of(row.identity, fingerprint, transform) for name, row in one.rows.items()}
-            missing = distributed.from_first(lambda: self._not_measured(identities))
-            if not missing:
+            missing, explain = distributed.from_first(
+                lambda: (self._not_measured(identities), self._is_to_be_explained(one))
+            )
+            if not missing and not explain:
                 return
             outputs, seconds = self._compute(one, transform)
             damaged = self._count_damaged(one, outputs)
@@ -179,6 +192,8 @@ class _Suite:
                     entry = _entry(one, one.rows[name], outputs, damaged)
                     if entry is not None:
                         self._keep(name, {**entry, "seconds": seconds, "identity": identities[name]})
+            if explain and self._mistakes is not None:
+                self._keep_mistakes(one.name, self._mistakes.write(one, transform, outputs))
 
     def _not_measured(self, identities: Mapping[str, str]) -> list[str]:
         """Returns the rows that are not known, of which older results are dropped; the others are shown."""
@@ -190,6 +205,12 @@ class _Suite:
                 self._results.drop(name)
                 missing.append(name)
         return missing
+
+    def _is_to_be_explained(self, one: Pass) -> bool:
+        """Returns whether the mistakes on a set are wanted, and not there."""
+        if self._mistakes is None or one.name not in one.rows:
+            return False
+        return not self._mistakes.are_in(self._results.sets.get(one.name, {}))
 
     def _compute(self, one: Pass, transform: EvalTransform) -> tuple[Outputs, float]:
         """Returns what the model says of the images of a pass, without the damaged ones, and the seconds that took."""
@@ -226,15 +247,12 @@ class _Suite:
             if self._columns is not None:
                 logits = logits[:, self._columns]
             copied = {name: batch[name] for name, _ in FIELDS}
+            competing = {"": None, "_a": IMAGENET_A_CLASSES, "_r": IMAGENET_R_CLASSES}
             if self._own_classes is not None:
-                best = top_classes(logits)
-                return {**copied, "best": best, "best_a": best, "best_r": best}
-            return {
-                **copied,
-                "best": top_classes(logits),
-                "best_a": top_classes(logits, among=IMAGENET_A_CLASSES),
-                "best_r": top_classes(logits, among=IMAGENET_R_CLASSES),
-            }
+                competing = dict.fromkeys(competing)
+            best = {f"best{end}": top_classes(logits, among=classes) for end, classes in competing.items()}
+            sure = {f"confidence{end}": confidence(logits, among=classes) for end, classes in competing.items()}
+            return {**copied, **best, **sure}
 
         return step
 
@@ -258,6 +276,14 @@ class _Suite:
         def put() -> None:
             self._results.put(name, entry)
             print(tables.row_text(name, self._results.sets[name]), flush=True)
+
+        distributed.from_first(put)
+
+    def _keep_mistakes(self, name: str, found: dict[str, Any]) -> None:
+        def put() -> None:
+            self._results.add(name, {"mistakes": found})
+            if found["page"] is not None:
+                print(f"{'':24}most confident mistakes: {self._results.directory / found['page']}", flush=True)
 
         distributed.from_first(put)
 

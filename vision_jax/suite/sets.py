@@ -63,6 +63,8 @@ class Outputs:
         label, index, number: (n,) integers; see `images.Images`.
         best, best_a, best_r: (n, 5) integers: the best of the 1,000 classes, of ImageNet-A's and of ImageNet-R's; see
             `suites.top_classes`.
+        confidence, confidence_a, confidence_r: (n,) float32, the probability of the first of them, among those that
+            compete.
     """
 
     label: np.ndarray
@@ -71,6 +73,9 @@ class Outputs:
     best: np.ndarray
     best_a: np.ndarray
     best_r: np.ndarray
+    confidence: np.ndarray
+    confidence_a: np.ndarray
+    confidence_r: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
