@@ -75,7 +75,7 @@ class Graph:
 
     def input(self, name: str, shape: Shape, dtype: Any) -> Tensor:
         """Adds an input of the graph."""
-        tensor = self._tensor(name, shape, dtype)
+        tensor = self.tensor(name, shape, dtype)
         self.inputs.append(tensor)
         return tensor
 
@@ -84,7 +84,7 @@ class Graph:
         array = np.ascontiguousarray(array) if np.ndim(array) else np.asarray(array)
         key = ("", array.dtype.str, array.shape, array.tobytes()) if array.nbytes <= 4096 else ("", id(array))
         if key not in self._known:
-            tensor = self._tensor(name, array.shape, array.dtype)
+            tensor = self.tensor(name, array.shape, array.dtype)
             self.constants[tensor.name] = array  # which keeps it alive, and so its id its own
             self._known[key] = [tensor]
         return self._known[key][0]
@@ -108,7 +108,7 @@ class Graph:
         names = ["" if tensor is None else tensor.name for tensor in inputs]
         key = (op, tuple(names), tuple(shapes), str(dtype), repr(sorted(attributes.items())))
         if key not in self._known:
-            outputs = [self._tensor(f"{place}/{op}" if place else op, shape, dtype) for shape in shapes]
+            outputs = [self.tensor(f"{place}/{op}" if place else op, shape, dtype) for shape in shapes]
             node = Node(op, names, [tensor.name for tensor in outputs], attributes, place)
             self.nodes.append(node)
             self._producers.update(dict.fromkeys(node.outputs, node))
@@ -152,12 +152,13 @@ class Graph:
             yield from node.inputs
         yield from (tensor.name for tensor in self.outputs)
 
-    def _tensor(self, name: str, shape: Shape, dtype: Any) -> Tensor:
+    def tensor(self, name: str, shape: Shape, dtype: Any) -> Tensor:
+        """Returns a tensor of a new name, for the output of an operator that is not added by `add`."""
         count = self._names.get(name, 0)
         self._names[name] = count + 1
         unique = f"{name}_{count}" if count else name
         if unique in self.tensors:  # a place may end in a number as well
-            return self._tensor(unique, shape, dtype)
+            return self.tensor(unique, shape, dtype)
         tensor = Tensor(unique, tuple(int(size) for size in shape), np.dtype(dtype))
         self.tensors[unique] = tensor
         return tensor

@@ -1,6 +1,7 @@
 """From a traced function to a graph: calls are inlined, and what does not depend on the images is computed."""
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -99,8 +100,7 @@ class _Writer:
             return known[variable]
 
         for equation in jaxpr.eqns:
-            scope = str(equation.source_info.name_stack)
-            inner = "/".join(part for part in (place, scope) if part)
+            inner = _inside(place, str(equation.source_info.name_stack))
             try:
                 results = self.write(equation, [read(variable) for variable in equation.invars], inner)
             except (Unsupported, NotImplementedError) as error:
@@ -177,6 +177,12 @@ class _Writer:
             rows.reverse()
         stacked = [shapes.stack(self.graph, list(parts), place) for parts in zip(*rows, strict=True)]
         return [*carry, *stacked]
+
+
+def _inside(place: str, scopes: str) -> str:
+    """Returns a place within another. Names of classes, which flax adds for each method, are left out."""
+    parts = [part for part in scopes.split("/") if part and not re.fullmatch(r"[A-Z]\w*(\.\w+)?", part)]
+    return "/".join([*([place] if place else []), *parts])
 
 
 def _of_one_example(equation: Equation, operand: Constant) -> np.ndarray | None:

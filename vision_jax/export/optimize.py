@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from vision_jax.export.fusion import fuse
 from vision_jax.export.graph import Graph, Node, Tensor
 
 _AFFINE = ("Add", "Sub", "Mul", "Div", "Neg")
@@ -21,6 +22,7 @@ def optimize(graph: Graph) -> None:
     if _before_pooling(graph):
         graph.drop_unused()
         _fold_affine(graph)
+    fuse(graph)
     graph.drop_unused()
 
 
@@ -212,9 +214,10 @@ def _before_pooling(graph: Graph) -> bool:
         if _channel_axis(graph, producer) is None or not chain.nodes or (chain.scale < 0).any():
             continue
         before = graph.tensors[node.inputs[0]]
-        copy = graph.add("Identity", [before], before.shape, before.dtype, node.place).name  # for its name
-        moved = _written(graph, before.name, dataclasses.replace(chain, end=copy), node.place)
-        nodes[-1:] = [*moved, Node("MaxPool", [copy if moved else before.name], [chain.end], node.attributes, node.place)]
+        end = graph.tensor(f"{node.place}/Add", before.shape, before.dtype).name
+        moved = _written(graph, before.name, dataclasses.replace(chain, end=end), node.place)
+        pooled = end if moved else before.name
+        nodes[-1:] = [*moved, Node("MaxPool", [pooled], [chain.end], node.attributes, node.place)]
         done.update(map(id, chain.nodes))
     graph.replace_nodes(nodes)
     return bool(done)
@@ -232,7 +235,7 @@ def _written(graph: Graph, start: str, chain: _Affine, place: str) -> list[Node]
     for number, (op, array) in enumerate(steps):
         constant = graph.constant(array.astype(tensor.dtype), f"{place}/constant" if place else "constant")
         last = number == len(steps) - 1
-        name = chain.end if last else graph.add(op, [tensor, constant], tensor.shape, tensor.dtype, place).name
+        name = chain.end if last else graph.tensor(f"{place}/{op}", tensor.shape, tensor.dtype).name
         nodes.append(Node(op, [start, constant.name], [name], {}, place))
         start = name
     return nodes

@@ -61,8 +61,32 @@ def _dot(equation: Equation, left: Operand, right: Operand) -> Sequence[Operand]
         free = len(right.shape) - len(contract_right)
         axes = [*range(free, len(equation.shape)), *range(free)]
         return [Value(result, tuple(axes), equation.shape)]
-    tensor = _product(equation, left, right, (contract_left, contract_right), (batch_left, batch_right))
+    contract, batch = (contract_left, contract_right), (batch_left, batch_right)
+    free = [
+        [dim for dim in range(len(operand.shape)) if dim not in contract[side] and dim not in batch[side]]
+        for side, operand in enumerate((left, right))
+    ]
+
+    def fitting(first: int, second: int) -> int:
+        """Returns how many operands need not be transposed if these are left and right."""
+        orders = ((first, [*free[first], *contract[first]]), (second, [*contract[second], *free[second]]))
+        return sum(_is_in_order((left, right)[side], [*batch[side], *order]) for side, order in orders)
+
+    if isinstance(right, Value) and fitting(1, 0) > fitting(0, 1):  # the transposed product
+        tensor = _product(equation, right, left, contract[::-1], batch[::-1])
+        groups, rows, columns = len(batch[0]), len(free[1]), len(free[0])
+        axes = [*range(groups), *range(groups + rows, groups + rows + columns), *range(groups, groups + rows)]
+        return [Value(tensor, tuple(axes), equation.shape)]
+    tensor = _product(equation, left, right, contract, batch)
     return [Value(tensor, tuple(range(len(equation.shape))), equation.shape)]
+
+
+def _is_in_order(operand: Operand, order: Sequence[int]) -> bool:
+    """Returns whether the axes of a value's tensor are its dimensions in an order."""
+    if isinstance(operand, Constant):
+        return True
+    axes = [axis for dim in order if (axis := operand.axes[dim]) is not None]
+    return axes == sorted(axes)
 
 
 def _product(equation: Equation, left: Operand, right: Operand, contract: Any, batch: Any) -> Tensor:
