@@ -31,6 +31,7 @@ FLOORS = (
         "features",
         "search",
         "suite",
+        "export",
     ),
     ("commands", "main", "__main__"),
 )

@@ -14,5 +14,5 @@ VERBS = {
     "search": "find the images that are most similar to others, as text or as an HTML page",
     "suite": "measure a classifier on ImageNet's validation set, ReaL, V2, A, R, Sketch, C and ObjectNet",
     "report": "show runs in one HTML file: curves, classes, mistakes, samples, configuration",
-    "export": "write a checkpoint as weights for timm or torchvision",
+    "export": "write a model for other programs: ONNX, StableHLO, weights for timm or torchvision",
 }

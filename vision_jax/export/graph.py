@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-# Where the batch is symbolic, a dimension that is k times it has this size times k: a prime number that is a factor of no
-# dimension that a model has. So shapes are integers throughout, and products of them still tell the batch apart.
+# Where the batch is symbolic, a dimension that is k times it has this size times k: a prime number, which is a factor
+# of no dimension that a model has. So shapes are integers throughout, and products of them still tell the batch apart.
 BATCH = 2**31 - 1
 
 Shape = tuple[int, ...]
@@ -78,6 +78,19 @@ class Graph:
         tensor = self.tensor(name, shape, dtype)
         self.inputs.append(tensor)
         return tensor
+
+    def finish(self, tensor: Tensor, name: str) -> None:
+        """Makes a tensor the output of the graph, with a name of its own."""
+        output = self.tensor(name, tensor.shape, tensor.dtype)
+        node = self.producer(tensor)
+        if node is None:
+            self.nodes.append(Node("Identity", [tensor.name], [output.name], {}, ""))
+        else:
+            for other in self.nodes:
+                other.inputs = [output.name if given == tensor.name else given for given in other.inputs]
+            node.outputs = [output.name if given == tensor.name else given for given in node.outputs]
+        self.outputs.append(output)
+        self.replace_nodes(self.nodes)
 
     def constant(self, array: Any, name: str = "constant") -> Tensor:
         """Returns the tensor of a stored array; one of the same values that is there already is used again."""

@@ -13,14 +13,13 @@ from jax.extend import core
 from vision_jax.errors import ConfigError
 from vision_jax.export import elementwise, products, shapes
 from vision_jax.export.graph import BATCH, Graph, Shape
-from vision_jax.export.layout import Constant, Operand, Value, constant, is_symbolic, materialize, whole
+from vision_jax.export.layout import Constant, Operand, constant, is_symbolic, materialize, whole
 from vision_jax.export.rules import Equation, Rule, Unsupported
 
 RULES: Mapping[str, Rule] = {**elementwise.RULES, **shapes.RULES, **products.RULES}
 
 # Primitives that call a function, and the parameter that holds it. What they add for derivatives, memory and sharding
-# does not matter here. Of these names some are of one version of JAX alone: `pjit` was renamed to `jit`, and `checkpoint`
-# is the name that `remat2` has in some.
+# does not matter here. Names change between versions of JAX: `pjit` has become `jit`, and `checkpoint` is `remat2`.
 _CALLS = {
     "jit": "jaxpr",
     "pjit": "jaxpr",
@@ -35,7 +34,14 @@ _CALLS = {
 }
 
 
-def trace(function: Callable[[jax.Array], jax.Array], shape: Sequence[int], dtype: Any, opset: int, model: str) -> Graph:
+def trace(
+    function: Callable[[jax.Array], jax.Array],
+    shape: Sequence[int],
+    dtype: Any,
+    opset: int,
+    model: str,
+    output: str = "logits",
+) -> Graph:
     """Writes a function of images as a graph.
 
     Args:
@@ -44,6 +50,7 @@ def trace(function: Callable[[jax.Array], jax.Array], shape: Sequence[int], dtyp
         dtype: of the images.
         opset: the version of ONNX's operators.
         model: its name, for errors.
+        output: the name of what the function gives.
 
     Returns:
         the graph, with one output.
@@ -57,8 +64,8 @@ def trace(function: Callable[[jax.Array], jax.Array], shape: Sequence[int], dtyp
     writer = _Writer(Graph(opset), batch, model)
     given = writer.graph.input("images", writer.shape(images.shape), dtype)
     (result,) = writer.run(closed.jaxpr, closed.consts, [whole(given)], "")
-    output = materialize(writer.graph, result, "output")
-    writer.graph.outputs.append(output)
+    found = materialize(writer.graph, result, output)
+    writer.graph.finish(found, output)
     return writer.graph
 
 
@@ -96,7 +103,7 @@ class _Writer:
 
         def read(variable: Any) -> Operand:
             if isinstance(variable, core.Literal):
-                return constant(np.asarray(variable.val, variable.aval.dtype))
+                return constant(np.asarray(variable.val, variable.aval.dtype))  # type: ignore[attr-defined]
             return known[variable]
 
         for equation in jaxpr.eqns:
@@ -119,7 +126,7 @@ class _Writer:
             return self.run(getattr(function, "jaxpr", function), consts, operands, place)
         if name == "scan":
             return self.unroll(equation.params, operands, place)
-        outputs = [variable.aval for variable in equation.outvars]
+        outputs: list[Any] = [variable.aval for variable in equation.outvars]
         described = Equation(
             self.graph,
             name,

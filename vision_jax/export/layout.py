@@ -123,7 +123,9 @@ def expand_tensor(graph: Graph, tensor: Tensor, shape: Shape, place: str) -> Ten
         batch = graph.add("Shape", [graph.inputs[0]], (1,), np.int64, start=0, end=1)
         parts = []
         for size in sizes:
-            parts.append(batch if size == BATCH else graph.constant(np.array([size // BATCH or size], np.int64), "size"))
+            parts.append(
+                batch if size == BATCH else graph.constant(np.array([size // BATCH or size], np.int64), "size")
+            )
             if is_symbolic([size]) and size != BATCH:
                 parts[-1] = graph.add("Mul", [batch, parts[-1]], (1,), np.int64)
         target = graph.add("Concat", parts, (len(sizes),), np.int64, axis=0) if len(parts) > 1 else parts[0]
@@ -154,9 +156,8 @@ def arrange(graph: Graph, value: Operand, order: Sequence[int | None], place: st
     current = [dim if tensor.shape[axis] != 1 else None for axis, dim in enumerate(value.dimensions())]
     wanted = [dim if dim in current else None for dim in order]
     missing = len(wanted) - len(current)
-    if missing == 0 or (missing > 0 and not exact):
-        if current == wanted[missing:] and wanted[:missing] == [None] * missing:
-            return tensor
+    if (missing == 0 or (missing > 0 and not exact)) and [None] * missing + current == wanted:
+        return tensor
     present = [dim for dim in wanted if dim is not None]
     spare = [axis for axis, dim in enumerate(current) if dim is None]
     moved = [current.index(dim) for dim in present]
@@ -183,8 +184,8 @@ def materialize(graph: Graph, value: Operand, place: str, order: Sequence[int] |
 def common_order(operands: Sequence[Operand], rank: int) -> list[int | None]:
     """Returns the order of axes in which the elements of values are best combined: that of the largest tensor.
 
-    Dimensions that it lacks and another has go where its tensor has an axis of size 1; if there are not enough of these,
-    all are in their own order.
+    Dimensions that it lacks and another has go where its tensor has an axis of size 1; if there are not enough of
+    these, all are in their own order.
     """
     values = [operand for operand in operands if isinstance(operand, Value)]
     largest = max(values, key=lambda value: math.prod(value.tensor.shape))

@@ -1,19 +1,19 @@
 """Writes a graph as an ONNX file."""
 
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
-from vision_jax.errors import ConfigError
+from vision_jax.errors import ConfigError, DataError
 from vision_jax.export.graph import BATCH, Graph, Node, Tensor
 
 OPSETS = range(17, 24)  # which are tested
 DEFAULT_OPSET = 18
 
 # A file of protobuf may have 2 GiB; what is not weights is far less than the rest.
-_LARGEST = 2**31 - 2**26
+LARGEST = 2**31 - 2**26
 
 
 def import_onnx() -> Any:
@@ -30,7 +30,7 @@ def import_onnx() -> Any:
     return onnx
 
 
-def is_large(graph: Graph, largest: int = _LARGEST) -> bool:
+def is_large(graph: Graph, largest: int = LARGEST) -> bool:
     """Returns whether weights are too large for one file, and lie in another one beside it."""
     return sum(array.nbytes for array in graph.constants.values()) > largest
 
@@ -67,6 +67,23 @@ def write(graph: Graph, path: pathlib.Path, metadata: Mapping[str, str], *, exte
     helper.set_model_props(model, dict(metadata))
     options = {"save_as_external_data": True, "location": f"{path.name}.data"} if external else {}
     onnx.save_model(model, str(path), **options)
+
+
+def load(path: pathlib.Path) -> Callable[[np.ndarray], np.ndarray]:
+    """Checks a file, and returns the function that onnxruntime makes of it, on the CPU.
+
+    Raises:
+        DataError: if it is no valid model.
+    """
+    onnx = import_onnx()
+    import onnxruntime
+
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise DataError(f"The graph that was written is not valid ONNX: {error}") from error
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return lambda images: session.run(None, {session.get_inputs()[0].name: images})[0]
 
 
 def _node(helper: Any, node: Node, number: int) -> Any:

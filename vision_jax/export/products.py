@@ -1,23 +1,14 @@
 """Rules for convolutions, products of matrices, pooling and reductions."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from vision_jax.export.elementwise import reduce_tensor
 from vision_jax.export.graph import Tensor
-from vision_jax.export.layout import (
-    Constant,
-    Operand,
-    Value,
-    arrange,
-    is_symbolic,
-    materialize,
-    reshape_tensor,
-)
+from vision_jax.export.layout import Constant, Operand, Value, materialize, reshape_tensor
 from vision_jax.export.rules import Equation, Rule
 
 
@@ -58,8 +49,8 @@ def _dot(equation: Equation, left: Operand, right: Operand) -> Sequence[Operand]
     (contract_left, contract_right), (batch_left, batch_right) = equation.params["dimension_numbers"]
     if isinstance(left, Constant) and isinstance(right, Value) and not batch_left:  # constants are best on the right
         result = _product(equation, right, left, (contract_right, contract_left), ((), ()))
-        free = len(right.shape) - len(contract_right)
-        axes = [*range(free, len(equation.shape)), *range(free)]
+        count = len(right.shape) - len(contract_right)
+        axes = [*range(count, len(equation.shape)), *range(count)]
         return [Value(result, tuple(axes), equation.shape)]
     contract, batch = (contract_left, contract_right), (batch_left, batch_right)
     free = [
@@ -135,7 +126,9 @@ def _pool(equation: Equation, value: Value, op: str, **attributes: Any) -> Value
     equation.require(all(factor == 1 for factor in params["base_dilation"]), "it spreads its input")
     equation.require(len(outer) >= 2, "it pools over the batch or channels")
     position = [-1 if axis is None else axis for axis in value.axes]
-    outer = sorted(outer, key=lambda dim: position[dim])[:2] if len(outer) > 2 else sorted(outer, key=position.__getitem__)
+    outer = (
+        sorted(outer, key=lambda dim: position[dim])[:2] if len(outer) > 2 else sorted(outer, key=position.__getitem__)
+    )
     inner = [dim for dim in range(len(window)) if dim not in outer]
     order = [*outer, *inner]
     tensor = equation.graph.add(

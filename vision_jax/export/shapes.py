@@ -23,9 +23,11 @@ def full_order(value: Value) -> list[int]:
 
 def in_order(tensor: Tensor, order: Sequence[int]) -> Value:
     """Returns the value of a tensor whose axes are its dimensions in an order."""
-    return Value(tensor, tuple(order.index(dim) for dim in range(len(order))), tuple(
-        tensor.shape[order.index(dim)] for dim in range(len(order))
-    ))
+    return Value(
+        tensor,
+        tuple(order.index(dim) for dim in range(len(order))),
+        tuple(tensor.shape[order.index(dim)] for dim in range(len(order))),
+    )
 
 
 def with_axes(graph: Graph, value: Operand, place: str) -> Value:
@@ -147,7 +149,8 @@ def _dynamic_slice(equation: Equation, value: Operand, *starts: Operand) -> Sequ
 def _gather(equation: Equation, value: Operand, indices: Operand) -> Sequence[Operand]:
     """Indices that are known: of one slice, or along one dimension."""
     equation.require(isinstance(value, Value) and isinstance(indices, Constant), "its indices depend on the images")
-    assert isinstance(value, Value) and isinstance(indices, Constant)  # for mypy
+    assert isinstance(value, Value)
+    assert isinstance(indices, Constant)
     numbers, sizes = equation.params["dimension_numbers"], equation.params["slice_sizes"]
     batching = tuple(numbers.operand_batching_dims)
     found = np.broadcast_to(indices.array, indices.shape)
@@ -178,7 +181,8 @@ def _gather(equation: Equation, value: Operand, indices: Operand) -> Sequence[Op
 def _pad(equation: Equation, value: Operand, filling: Operand) -> Sequence[Operand]:
     config = equation.params["padding_config"]
     equation.require(isinstance(value, Value) and isinstance(filling, Constant), "what it pads with is not known")
-    assert isinstance(value, Value) and isinstance(filling, Constant)  # for mypy
+    assert isinstance(value, Value)
+    assert isinstance(filling, Constant)
     equation.require(all(interior == 0 for _, _, interior in config), "it pads between elements")
     if any(value.axes[dim] is None and (low or high) for dim, (low, high, _) in enumerate(config)):
         value = with_axes(equation.graph, value, equation.place)
@@ -191,8 +195,13 @@ def _pad(equation: Equation, value: Operand, filling: Operand) -> Sequence[Opera
             pads[:, value.axes[dim]] = max(0, low), max(0, high)
     if not pads.any():
         return [value]
-    shape = tuple(size if is_symbolic([size]) else size + int(pads[:, a].sum()) for a, size in enumerate(value.tensor.shape))
-    given = [equation.graph.constant(pads.reshape(-1), "pads"), equation.graph.constant(filling.array.reshape(()), "pad")]
+    shape = tuple(
+        size if is_symbolic([size]) else size + int(pads[:, a].sum()) for a, size in enumerate(value.tensor.shape)
+    )
+    given = [
+        equation.graph.constant(pads.reshape(-1), "pads"),
+        equation.graph.constant(filling.array.reshape(()), "pad"),
+    ]
     tensor = equation.graph.add("Pad", [value.tensor, *given], shape, value.dtype, equation.place, mode="constant")
     return [Value(tensor, value.axes, equation.shape)]
 
