@@ -154,7 +154,7 @@ def test_from_a_run_to_a_file_and_back(command: Command, tmp_path: pathlib.Path,
     assert export.main(["--format=torchvision", "--workdir", str(workdir), str(tmp_path / "b.safetensors")]) == 1
     assert "torchvision has no vit_tiny_patch16_224" in capsys.readouterr().err
     assert not list(tmp_path.glob("*b.safetensors*"))
-    assert "vit_tiny_patch16_224" in (tmp_path / "a.md").read_text()
+    assert "vit_tiny_patch16_224" in (tmp_path / "a.safetensors.md").read_text()
 
     trained = records(workdir)[-1]
     weights = f"--config.model.pretrained={file}"

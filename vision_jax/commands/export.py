@@ -4,7 +4,7 @@ Formats: `onnx`, checked by onnxruntime before the file is there; `stablehlo`, a
 package, for CPU, CUDA and TPU; `timm` and `torchvision`, a safetensors file of weights that
 `timm.create_model(NAME, num_classes=N, checkpoint_path=FILE)` loads, or torchvision's model by
 `load_state_dict(safetensors.torch.load_file(FILE))`; a training here starts from it with
-`--config.model.pretrained=FILE`. A model card, NAME.md, is written beside each. Exit status: 0 done, 1 failed, 2 wrong
+`--config.model.pretrained=FILE`. A model card, FILE.md, is written beside each. Exit status: 0 done, 1 failed, 2 wrong
 flags.
 """
 

@@ -99,6 +99,8 @@ def _max(equation: Equation, x: Operand, y: Operand) -> Sequence[Operand]:
     for value, other in ((x, y), (y, x)):
         if isinstance(value, Value) and scalar_of(other) == 0:
             return [unary(equation, "Relu", value)]
+        if scalar_of(other) == -math.inf:  # where a maximum over axes begins
+            return [value]
     return [combine(equation, "Max", x, y)]
 
 

@@ -48,7 +48,7 @@ class Target:
     @property
     def card(self) -> pathlib.Path:
         """Of the model card."""
-        return self.path.with_suffix(".md")
+        return self.path.with_name(f"{self.path.name}.md")
 
     def check(self) -> None:
         """Checks that nothing is there that is not to be replaced.

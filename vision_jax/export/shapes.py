@@ -147,35 +147,38 @@ def _dynamic_slice(equation: Equation, value: Operand, *starts: Operand) -> Sequ
 
 
 def _gather(equation: Equation, value: Operand, indices: Operand) -> Sequence[Operand]:
-    """Indices that are known: of one slice, or along one dimension."""
+    """Indices that are known: of one slice, or of rows along one dimension."""
     equation.require(isinstance(value, Value) and isinstance(indices, Constant), "its indices depend on the images")
     assert isinstance(value, Value)
     assert isinstance(indices, Constant)
     numbers, sizes = equation.params["dimension_numbers"], equation.params["slice_sizes"]
-    batching = tuple(numbers.operand_batching_dims)
     found = np.broadcast_to(indices.array, indices.shape)
-    equation.require(not batching, "it has batched dimensions")
-    if found.ndim == 1:
-        starts = [0] * len(value.shape)
-        for dim, index in zip(numbers.start_index_map, found, strict=True):
-            starts[dim] = int(index)
-        for dim, start in enumerate(_starts(equation, starts, value.shape, sizes)):
+    equation.require(not numbers.operand_batching_dims and found.ndim <= 2, "its indices have several dimensions")
+    columns = dict(zip(numbers.start_index_map, found.reshape(-1, found.shape[-1]).T, strict=True))
+    along = [dim for dim, column in columns.items() if (column != column[0]).any()]
+    if found.ndim == 2 and not along:
+        along = [dim for dim in columns if dim in numbers.collapsed_slice_dims][:1]
+    starts = [0 if dim in along or dim not in columns else columns[dim][0] for dim in range(len(sizes))]
+    for dim, start in enumerate(_starts(equation, starts, value.shape, sizes)):
+        if dim not in along:
             value = cut(equation.graph, value, dim, start, start + sizes[dim], equation.place)
+    if found.ndim == 1:
         return [drop(value, numbers.collapsed_slice_dims)]
-    dims = tuple(numbers.start_index_map)
-    along = len(dims) == 1 and dims == tuple(numbers.collapsed_slice_dims)
-    rest = [size for dim, size in enumerate(sizes) if dim not in dims]
-    kept = [size for dim, size in enumerate(value.shape) if dim not in dims]
-    equation.require(along and rest == kept and found.ndim == 2, "it is not of whole rows along one dimension")
-    flat = np.clip(found[:, 0], 0, value.shape[dims[0]] - 1).astype(np.int64)
+    equation.require(len(along) == 1 and along[0] in numbers.collapsed_slice_dims, "it is not along one dimension")
+    return [_rows(equation, value, along[0], columns[along[0]])]
+
+
+def _rows(equation: Equation, value: Value, dim: int, numbers: np.ndarray) -> Value:
+    """Returns the rows of given numbers along a dimension, where a gather has them."""
     value = with_axes(equation.graph, value, equation.place)
-    axis = value.axes[dims[0]]
-    shape = tuple(len(flat) if a == axis else size for a, size in enumerate(value.tensor.shape))
-    given = equation.graph.constant(flat, "indices")
+    axis = value.axes[dim]
+    given = equation.graph.constant(np.clip(numbers, 0, value.shape[dim] - 1).astype(np.int64), "indices")
+    shape = tuple(len(numbers) if a == axis else size for a, size in enumerate(value.tensor.shape))
     tensor = equation.graph.add("Gather", [value.tensor, given], shape, value.dtype, equation.place, axis=axis)
-    others = iter(a for dim, a in enumerate(value.axes) if dim != dims[0])
-    axes = [next(others) if dim in numbers.offset_dims else axis for dim in range(len(equation.shape))]
-    return [Value(tensor, tuple(axes), equation.shape)]
+    layout = equation.params["dimension_numbers"]
+    others = iter(a for d, a in enumerate(value.axes) if d not in layout.collapsed_slice_dims)
+    axes = [next(others) if d in layout.offset_dims else axis for d in range(len(equation.shape))]
+    return Value(tensor, tuple(axes), equation.shape)
 
 
 def _pad(equation: Equation, value: Operand, filling: Operand) -> Sequence[Operand]:
