@@ -83,48 +83,35 @@ def test_every_family_agrees(name: str, tmp_path: pathlib.Path, monkeypatch: pyt
     assert not after_weights(graph)
 
 
-@pytest.mark.parametrize("name", ["convnext_tiny", "vit_small_patch16_224"])
-def test_a_model_that_was_scanned_or_traced_in_half_precision(name: str, tmp_path: pathlib.Path):
-    """Blocks that training runs in a loop, and weights in float16."""
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "resnet18"])
+def test_half_precision(name: str, tmp_path: pathlib.Path):
+    """Weights are float16, also those with batch norm in them, which JAX computes in float32; blocks may be scanned."""
     options = {"scan_blocks": True} if "scan_blocks" in registry.option_names(name) else {}
     model, size = families.create(name, **options)
     variables = families.random(families.abstract(model, size)[0])
     graph = written(model.clone(dtype=jnp.float16), variables, size)
-    large = {array.dtype for array in graph.constants.values() if array.ndim > 1 and array.size > 10_000}
-    assert large == {np.dtype(np.float16)}
+    found = [graph.constants.get(node.inputs[1]) for node in graph.nodes if node.op in ("Conv", "MatMul")]
+    assert {array.dtype for array in found if array is not None} == {np.dtype(np.float16)}
+    assert not after_weights(graph)
     session = session_of(graph, tmp_path / "model.onnx")
     assert largest_difference(model, variables, session, size) < check.TOLERANCES["float16"]
-
-
-def test_all_opsets(tmp_path: pathlib.Path):
-    """The oldest one that is offered, and the newest, of a model that reduces, pads, splits and normalizes."""
-    model, size = families.create("swin_tiny_patch4_window7_224")
-    variables = families.random(families.abstract(model, size)[0])
-    images = np.random.default_rng(0).normal(size=(2, 3, size, size)).astype(np.float32)
-    results, operators = [], []
-    for opset in (onnx_file.OPSETS[0], onnx_file.OPSETS[-1]):
-        graph = written(model, variables, size, opset)
-        results.append(session_of(graph, tmp_path / f"{opset}.onnx").run(None, {"images": images})[0])
-        operators.append({node.op for node in graph.nodes})
-        assert onnx.load(tmp_path / f"{opset}.onnx").opset_import[0].version == opset
-    assert check.difference(*results) < TOLERANCE
-    assert {"LayerNormalization", "Softmax", "Erf"} <= operators[0]
-    assert {"LayerNormalization", "Softmax", "Gelu"} <= operators[1]
 
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("name", vision_jax.list_models())
 def test_every_model_agrees(name: str, tmp_path: pathlib.Path):
-    """With its own depth, if it is not too large; at the smallest size that its family takes."""
+    """With its own depth, if it is not too large; of few pixels, if it takes images of any size."""
     if name not in models.read_facts():
         pytest.skip("a model of another test")
     takes = registry.option_names(name)
     plain = registry.entry(name).create()
-    large = models.read_facts()[name]["parameters"] > 100e6
+    large = models.read_facts()[name]["parameters"] > 30e6
     size = registry.entry(name).input.size
     options: dict[str, Any] = {}
-    if "img_size" not in takes and size > 96 and not name.startswith("inception"):
-        size = 96
+    if size > 96 and not name.startswith("inception"):
+        size = 98 if "patch14" in name else 96
+    if "img_size" in takes:
+        options["img_size"] = size
     if large and "depth" in takes and not name.startswith("wrn"):
         options["depth"] = 2
     if large and "depths" in takes:

@@ -74,6 +74,7 @@ FUNCTIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
         x, KERNEL[:, :, :2], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=2
     ),
     "layer norm": layer_norm,
+    "layer norm of channels in front": lambda x: layer_norm(conv(x)[..., 4:]) + x,
     "gelu": lambda x: gelu(conv(x)),
     "looped": looped,
     "max pooling": lambda x: max_pool(conv(x), 3, 2, padding=1),
@@ -150,6 +151,12 @@ def test_no_more_operators_than_are_needed():
     ]
     assert operators(nn.softmax) == ["Softmax"]
     assert operators(layer_norm) == ["LayerNormalization"]
+    assert operators(lambda x: layer_norm(conv(x)[..., :4]) @ MATRIX) == [
+        *("Transpose", "Conv", "Slice", "Transpose", "LayerNormalization", "MatMul")
+    ]
+    assert operators(first(lambda x: layer_norm(block(x)))) == [
+        *("Transpose", "Conv", "Transpose", "LayerNormalization", "Transpose")
+    ]
     assert operators(gelu, 20) == ["Gelu"]
     assert operators(lambda x: (x + 1) * 1 - 1) == ["Identity"]
     assert operators(lambda x: 3 - (2 * x - CHANNELS) / 4) == ["Mul", "Add"]
