@@ -32,6 +32,7 @@ FLOORS = (
         "search",
         "serve",
         "suite",
+        "export",
     ),
     ("commands", "main", "__main__"),
 )
