@@ -31,6 +31,7 @@ FLOORS = (
         "features",
         "search",
         "serve",
+        "compress",
         "suite",
         "export",
     ),

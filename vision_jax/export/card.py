@@ -11,6 +11,7 @@ import vision_jax
 from vision_jax import pretrained
 from vision_jax.build import TrainedModel
 from vision_jax.config import store
+from vision_jax.data.transforms import SquareTransform
 from vision_jax.export.check import Difference
 from vision_jax.export.subject import Subject
 from vision_jax.models import registry
@@ -180,6 +181,7 @@ def metadata(subject: Subject, opset: int, packages: Mapping[str, str]) -> dict[
         "class_names": json.dumps(list(trained.class_names) if trained.num_classes else []),
         "size": str(data.transform.size),
         "resize": str(data.transform.resize),
+        "square": json.dumps(isinstance(data.transform, SquareTransform)),
         "interpolation": data.transform.filter,
         "mean": json.dumps(list(data.mean)),
         "std": json.dumps(list(data.std)),
