@@ -32,7 +32,9 @@ FLOORS = (
         "search",
         "serve",
         "explanations",
+        "compress",
         "suite",
+        "export",
     ),
     ("commands", "main", "__main__"),
 )

@@ -537,7 +537,7 @@ def test_export_of_a_run_without_labels(tmp_path: Any, capsys: pytest.CaptureFix
     """The file has the backbone alone, of the network or of its teacher, under timm's names, and begins a training."""
     config = configuration("dino", None)
     config.model.name, config.model.scan_blocks, config.model.pretrained = "vit_tiny_patch16_224", True, None
-    config.data.image_size, config.data.views = 32, "2x32:0.2-1"
+    config.data.image_size, config.data.eval_resize, config.data.views = 32, 32, "2x32:0.2-1"
     objective = build.make_objective(config, 10, config_lib.make_plan(config, 1437))
     options = {"xla_backend_optimization_level": 0}
     state = jax.jit(lambda: build.create_state(objective, optax.sgd(0.1), seed=0), compiler_options=options)()
@@ -550,7 +550,7 @@ def test_export_of_a_run_without_labels(tmp_path: Any, capsys: pytest.CaptureFix
     expected = vit(192, 12, 16)
     for weights, variables in (("raw", values), ("ema", average)):
         path = tmp_path / f"{weights}.safetensors"
-        export.export(tmp_path / "run", path, weights=weights)
+        assert export.main([f"--workdir={tmp_path / 'run'}", f"--weights={weights}", str(path)]) == 0
         written = capsys.readouterr().out
         assert (
             f"vit_tiny_patch16_224, step 3, {weights} weights, without a classifier (for timm: num_classes=0)"

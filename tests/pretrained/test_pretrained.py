@@ -14,7 +14,7 @@ from conftest import Command, records
 from vision_jax import config as config_lib
 from vision_jax import evaluate, pretrained
 from vision_jax.commands import export
-from vision_jax.errors import CheckpointError, ConfigError, DataError
+from vision_jax.errors import ConfigError, DataError
 
 
 @pytest.fixture(scope="module", name="state")
@@ -142,18 +142,19 @@ FINE_TUNE = (
 
 
 @pytest.mark.slow
-def test_from_a_run_to_a_file_and_back(command: Command, tmp_path: pathlib.Path):
+def test_from_a_run_to_a_file_and_back(command: Command, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture):
     """Exported, the weights evaluate to the same numbers, and start another training."""
     workdir, file = tmp_path / "run", tmp_path / "a.safetensors"
     command(*FINE_TUNE, f"--workdir={workdir}")
     exporting = ("--workdir", str(workdir), str(file))
     assert "vit_tiny_patch16_224, step 2, ema weights, 10 classes" in command("export", *exporting, module="vision_jax")
     assert "blocks.11.attn.qkv.weight" in safetensors.numpy.load_file(file)
-    with pytest.raises(CheckpointError, match="is there already"):
-        export.export(workdir, file)
-    with pytest.raises(ConfigError, match="torchvision has no vit_tiny_patch16_224"):
-        export.export(workdir, tmp_path / "b.safetensors", "torchvision")
-    assert not list(tmp_path.glob("b.safetensors*"))
+    assert export.main(list(exporting)) == 1
+    assert "is there already" in capsys.readouterr().err
+    assert export.main(["--format=torchvision", "--workdir", str(workdir), str(tmp_path / "b.safetensors")]) == 1
+    assert "torchvision has no vit_tiny_patch16_224" in capsys.readouterr().err
+    assert not list(tmp_path.glob("*b.safetensors*"))
+    assert "vit_tiny_patch16_224" in (tmp_path / "a.safetensors.md").read_text()
 
     trained = records(workdir)[-1]
     weights = f"--config.model.pretrained={file}"

@@ -45,6 +45,8 @@ class TrainedModel:
         class_names: one for each class; empty: unknown.
         origin: where the weights are from, for a person.
         mesh: of all devices.
+        step: of the checkpoint; None: they are not of a run.
+        averaged: they are the moving average of the run's weights.
     """
 
     config: ConfigDict
@@ -53,6 +55,8 @@ class TrainedModel:
     class_names: tuple[str, ...]
     origin: str
     mesh: Mesh
+    step: int | None = None
+    averaged: bool = False
 
     @property
     def name(self) -> str:
@@ -126,7 +130,8 @@ def from_workdir(
         raise CheckpointError(f"The checkpoint of step {chosen} in {workdir} has no moving average: use --weights=raw.")
     about = checkpointer.about(chosen)
     origin = f"step {chosen} of {workdir}" + (", EMA" if prefix else "")
-    return TrainedModel(config, objective, variables[prefix], tuple(about["class_names"]), origin, mesh)
+    names = tuple(about["class_names"])
+    return TrainedModel(config, objective, variables[prefix], names, origin, mesh, chosen, bool(prefix))
 
 
 def from_file(

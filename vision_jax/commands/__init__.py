@@ -16,5 +16,6 @@ VERBS = {
     "suite": "measure a classifier on ImageNet's validation set, ReaL, V2, A, R, Sketch, C and ObjectNet",
     "report": "show runs in one HTML file: curves, classes, mistakes, samples, configuration",
     "serve": "answer the classes of images over HTTP, those that come together in one batch",
-    "export": "write a checkpoint as weights for timm or torchvision",
+    "compress": "write smaller ONNX files of a model, and measure what they lose and gain",
+    "export": "write a model for other programs: ONNX, StableHLO, weights for timm or torchvision",
 }

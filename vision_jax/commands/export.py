@@ -1,98 +1,33 @@
-"""Writes a checkpoint as weights for torch: `python -m vision_jax export --format=timm --workdir=runs/resnet50 FILE`.
+"""Writes a model for other programs: `python -m vision_jax export --format=onnx --workdir=runs/resnet50 resnet50.onnx`.
 
-FILE is a safetensors file that `timm.create_model(NAME, num_classes=N, checkpoint_path=FILE)` loads, or, with
-`--format=torchvision`, torchvision's model by `load_state_dict(safetensors.torch.load_file(FILE))`. A training here
-starts from it with `--config.model.pretrained=FILE`. Exit status: 0 done, 1 failed, 2 wrong flags.
+Formats: `onnx`, checked by onnxruntime before the file is there; `stablehlo`, a program that JAX runs without this
+package, for CPU, CUDA and TPU; `timm` and `torchvision`, a safetensors file of weights that
+`timm.create_model(NAME, num_classes=N, checkpoint_path=FILE)` loads, or torchvision's model by
+`load_state_dict(safetensors.torch.load_file(FILE))`; a training here starts from it with
+`--config.model.pretrained=FILE`. A model card, FILE.md, is written beside each. Exit status: 0 done, 1 failed, 2 wrong
+flags.
 """
 
 import argparse
-import contextlib
-import json
-import logging
-import os
 import pathlib
-import sys
 from collections.abc import Sequence
 
-from vision_jax.errors import CheckpointError, ConfigError, VisionJaxError, check_no_url
+from vision_jax.commands import common
+from vision_jax.errors import ConfigError, check_no_url
 
-log = logging.getLogger(__name__)
-
-
-def export(
-    workdir: str | pathlib.Path,
-    output: str | pathlib.Path,
-    library: str = "timm",
-    *,
-    step: int | str | None = None,
-    weights: str | None = None,
-    overwrite: bool = False,
-) -> None:
-    """Writes a checkpoint as a safetensors file.
-
-    Args:
-        workdir: of the run.
-        output: the file.
-        library: "timm" or "torchvision": whose names the tensors get.
-        step: of the checkpoint, or "best"; None: the latest.
-        weights: "raw", or "ema": their moving average; None: that if there is one.
-        overwrite: replace a file that is there.
-
-    Raises:
-        CheckpointError: if there is no such checkpoint, or it or the file cannot be used.
-        ConfigError: if the library does not have the model.
-    """
-    import jax
-    import safetensors.numpy
-
-    import vision_jax
-    from vision_jax import build, pretrained
-    from vision_jax import config as config_lib
-    from vision_jax.devices import backend, sharding
-    from vision_jax.models import registry
-    from vision_jax.runtime.checkpoint import Checkpointer, choose_checkpoints
-
-    workdir, output = pathlib.Path(workdir), pathlib.Path(output).expanduser()
-    if output.exists() and not overwrite:
-        raise CheckpointError(f"{output} is there already: give another name, or --overwrite.")
-    backend.start()
-    checkpointer = Checkpointer(workdir / "checkpoints")
-    chosen = choose_checkpoints(checkpointer, workdir, step)[0]
-    about = checkpointer.about(chosen)
-    config = config_lib.from_dict(about["config"])
-    config_lib.reset_mesh(config)  # one device is enough, wherever it was trained
-    mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
-    objective, variables = build.restore_variables(checkpointer, chosen, config, mesh)
-    prefix = {"raw": "", "ema": "ema_", None: "ema_" if "ema_" in variables else ""}[weights]
-    if prefix not in variables:
-        raise CheckpointError(f"The checkpoint of step {chosen} in {workdir} has no moving average: use --weights=raw.")
-    name = registry.entry(config.model.name).name
-    model_variables = build.without_heads(objective, variables[prefix])
-    state = pretrained.to_torch(name, jax.device_get(model_variables), library)
-    # Of a training without labels, it is the backbone.
-    classes = about["num_classes"] if objective.setup.model.num_classes else 0
-    metadata = {
-        "format": "pt",  # what transformers and timm ask for
-        "architecture": name,
-        "num_classes": str(classes),
-        "class_names": json.dumps(list(about["class_names"]) if classes else []),
-        "step": str(chosen),
-        "weights": "ema" if prefix else "raw",
-        "mean": str(tuple(config.data.mean)),
-        "std": str(tuple(config.data.std)),
-        "written_by": f"vision_jax {vision_jax.__version__}",
-    }
-    temporary = output.with_name(f"{output.name}.{os.getpid()}.tmp")
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        safetensors.numpy.save_file(state, temporary, metadata)
-        temporary.replace(output)
-    except (OSError, safetensors.SafetensorError) as error:
-        with contextlib.suppress(OSError):  # what could not be made cannot be removed
-            temporary.unlink(missing_ok=True)
-        raise CheckpointError(f"Cannot write {output}: {error}") from error
-    what = f"{classes} classes" if classes else "without a classifier (for timm: num_classes=0)"
-    print(f"{output}: {name}, step {chosen}, {metadata['weights']} weights, {what}")
+# Format -> the suffix of its files.
+FORMATS = {"onnx": ".onnx", "stablehlo": ".stablehlo", "timm": ".safetensors", "torchvision": ".safetensors"}
+# Flag -> the formats that it is for.
+_ONLY = {
+    "batch": ("onnx", "stablehlo"),
+    "size": ("onnx", "stablehlo"),
+    "with_preprocessing": ("onnx", "stablehlo"),
+    "layout": ("onnx", "stablehlo"),
+    "dtype": ("onnx", "stablehlo"),
+    "tolerance": ("onnx", "stablehlo"),
+    "images": ("onnx", "stablehlo"),
+    "opset": ("onnx",),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -100,29 +35,106 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         "python -m vision_jax export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--workdir", required=True, help="of the run")
-    parser.add_argument("--format", choices=("timm", "torchvision"), default="timm", help="whose names (%(default)s)")
-    parser.add_argument("--step", help="of the checkpoint, a number or `best`; default: the latest")
-    parser.add_argument("--weights", choices=("raw", "ema"), help="default: the moving average, if there is one")
-    parser.add_argument("--overwrite", action="store_true", help="replace FILE")
-    parser.add_argument("output", metavar="FILE", help="the safetensors file to write")
-    flags = parser.parse_args(argv)
-    if flags.step is not None and flags.step != "best" and not flags.step.isdigit():
-        parser.error(f"--step is {flags.step!r}: give a number or best")
-    try:
-        check_no_url("--workdir", flags.workdir)
-        check_no_url("FILE", flags.output)
-        if not flags.output.endswith(".safetensors"):
-            raise ConfigError(f"FILE is {flags.output!r}: it is written as safetensors, so its name must end so.")
-        export(
-            flags.workdir,
-            flags.output,
-            flags.format,
-            step=flags.step,
-            weights=flags.weights,
-            overwrite=flags.overwrite,
-        )
+    parser.add_argument("output", metavar="FILE", help="the file to write: .onnx, .stablehlo or .safetensors")
+    parser.add_argument("--format", choices=tuple(FORMATS), default="timm", help="(default: %(default)s)")
+    parser.add_argument("--overwrite", action="store_true", help="replace FILE and its model card")
+    parser.add_argument("--license", help="of the weights, for the model card; default: to be filled in there")
+    common.add_model_arguments(parser)
+    group = parser.add_argument_group("programs: onnx and stablehlo")
+    group.add_argument("--batch", help="number of images, or dynamic (default): any")
+    group.add_argument("--size", type=int, help="height and width of images; default: as in evaluation")
+    group.add_argument(
+        "--with_preprocessing", action="store_true", default=None, help="take uint8 pixels, NHWC, and normalize them"
+    )
+    group.add_argument(
+        "--layout", choices=("nchw", "nhwc"), help="of normalized images; default: nchw for onnx, else nhwc"
+    )
+    group.add_argument(
+        "--dtype", choices=("float32", "float16", "bfloat16"), help="of weights and computing (default: float32)"
+    )
+    group.add_argument("--opset", type=int, help="version of ONNX's operators (default: 18)")
+    group.add_argument(
+        "--tolerance", type=float, help="largest difference from JAX, as a part of the logits' standard deviation"
+    )
+    group.add_argument(
+        "--images",
+        action="append",
+        help="an image, folder or archive to check with; default: the run's validation split",
+    )
+    arguments = common.parse(parser, argv)
+    return common.run(lambda: export(arguments))
+
+
+def export(arguments: argparse.Namespace) -> int:
+    """Writes what the flags say; returns the exit status.
+
+    Raises:
+        ConfigError: for flags that cannot work, models that cannot be exported, and files that are there.
+        DataError, CheckpointError: if a model cannot be read, what was written is wrong, or cannot be written.
+    """
+    if arguments.workdir is not None:
+        check_no_url("--workdir", arguments.workdir)
+    check_no_url("FILE", arguments.output)
+    suffix = FORMATS[arguments.format]
+    if not arguments.output.endswith(suffix):
+        kind = "safetensors" if suffix == ".safetensors" else arguments.format
+        raise ConfigError(f"FILE is {arguments.output!r}: it is written as {kind}, so its name must end in {suffix}.")
+    for name, formats in _ONLY.items():
+        if arguments.format not in formats:
+            common.refuse(arguments, [name], f"for --format={' and '.join(formats)}")
+    batch = _batch(arguments.batch)
+    if arguments.size is not None:
+        if arguments.size < 1:
+            raise ConfigError(f"--size is {arguments.size}: give a number of pixels.")
+        arguments.overrides.append(f"--config.data.eval_size={arguments.size}")
+    if arguments.tolerance is not None and not arguments.tolerance >= 0:
+        raise ConfigError(f"--tolerance is {arguments.tolerance}: give a number from 0.")
+    if arguments.with_preprocessing and arguments.layout == "nchw":
+        raise ConfigError("--layout=nchw is for normalized images; with --with_preprocessing they are pixels, NHWC.")
+    common.check_model_arguments(arguments)
+
+    from vision_jax.export import onnx_file, program
+    from vision_jax.export.subject import Options
+    from vision_jax.export.weights import export_weights
+
+    path = pathlib.Path(arguments.output).expanduser()
+    workdir = None if arguments.workdir is None else pathlib.Path(arguments.workdir).expanduser()
+    target = program.Target(path, arguments.overwrite, arguments.tolerance, arguments.license, workdir)
+    target.check()
+    if arguments.format == "onnx":
+        onnx_file.import_onnx()  # before a model is loaded
+    trained = common.load_model(arguments)
+    what = f"{trained.num_classes} classes" if trained.num_classes else "without a classifier"
+    if suffix == ".safetensors":
+        export_weights(trained, target, arguments.format)
+        hint = "" if trained.num_classes else " (for timm: num_classes=0)"
+        kind = "" if trained.step is None else f", step {trained.step}, {'ema' if trained.averaged else 'raw'} weights"
+        print(f"{path}: {trained.name}{kind}, {what}{hint}")
         return 0
-    except VisionJaxError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    options = Options(
+        batch,
+        bool(arguments.with_preprocessing),
+        arguments.layout or ("nchw" if arguments.format == "onnx" else "nhwc"),
+        arguments.dtype or "float32",
+    )
+    pixels = program.read_pixels(trained, arguments.images or ())
+    if arguments.format == "onnx":
+        opset = arguments.opset or onnx_file.DEFAULT_OPSET
+        differences = program.export_onnx(trained, target, options, opset=opset, pixels=pixels)
+        form = f"opset {opset}"
+    else:
+        differences = program.export_stablehlo(trained, target, options, pixels=pixels)
+        form = "for cpu, cuda and tpu"
+    print(f"{path}: {trained.name}, {trained.origin}, {what}, {options.dtype}, {form}")
+    agreement = ", ".join(f"{one.relative:.1e} ({one.images})" for one in differences)
+    print(f"largest difference from JAX, as a part of the logits' standard deviation: {agreement}")
+    return 0
+
+
+def _batch(text: str | None) -> int:
+    """Returns the number of images that --batch says; 0: any."""
+    if text is None or text == "dynamic":
+        return 0
+    if not text.isdigit() or int(text) < 1:
+        raise ConfigError(f"--batch is {text!r}: give a number of images, or dynamic.")
+    return int(text)

@@ -9,10 +9,17 @@ wrong flags.
 
 import argparse
 import math
+import pathlib
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from vision_jax.commands import common
-from vision_jax.errors import ConfigError
+from vision_jax.errors import ConfigError, check_no_url
+
+if TYPE_CHECKING:
+    from vision_jax.serve.backends import Backend
+
+_OF_MODEL = ("workdir", "step", "weights", "model", "pretrained", "classes", "overrides")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--drain_seconds", type=float, default=1, help=f"after SIGTERM in which connections are accepted {default}"
     )
+    parser.add_argument("--onnx", help="a file of `export --format=onnx`, instead of --workdir or --model")
     common.add_model_arguments(parser)
     arguments = common.parse(parser, argv)
     return common.run(lambda: serve(arguments))
@@ -48,7 +56,10 @@ def serve(arguments: argparse.Namespace) -> int:
         ConfigError: for flags that cannot work, or if a library is missing.
         DataError, CheckpointError: if weights cannot be read.
     """
-    common.check_model_arguments(arguments)
+    if arguments.onnx is None:
+        common.check_model_arguments(arguments)
+    else:
+        common.refuse(arguments, _OF_MODEL, "of a model in JAX, and --onnx is given")
     _check_numbers(arguments)
     try:
         from vision_jax.serve.app import Options
@@ -56,18 +67,28 @@ def serve(arguments: argparse.Namespace) -> int:
     except ModuleNotFoundError as error:
         raise ConfigError(f"serve needs {error.name}: pip install 'vision_jax[serve]'.") from error
     from vision_jax.data.loader import usable_cores
-    from vision_jax.predict import Predictor
-    from vision_jax.serve.backends import JaxBackend
     from vision_jax.serve.batching import Limits
 
-    trained = common.load_model(arguments)
-    backend = JaxBackend(trained.name, Predictor.of(trained, topk=arguments.topk), arguments.max_pixels)
+    backend = _backend(arguments)
     limits = Limits(arguments.max_batch, arguments.max_delay_ms / 1000, arguments.max_waiting)
     options = Options(
         limits, arguments.max_bytes, arguments.max_seconds, backend.topk, backend.topk, num_threads=usable_cores()
     )
     serve(backend, options, Address(arguments.host, arguments.port, arguments.drain_seconds, arguments.max_connections))
     return 0
+
+
+def _backend(arguments: argparse.Namespace) -> "Backend":
+    from vision_jax.export.onnx_model import OnnxModel
+    from vision_jax.predict import Predictor
+    from vision_jax.serve.backends import JaxBackend, OnnxBackend
+
+    if arguments.onnx is not None:
+        check_no_url("--onnx", arguments.onnx)
+        model = OnnxModel.open(pathlib.Path(arguments.onnx).expanduser())
+        return OnnxBackend(model, arguments.topk, arguments.max_pixels)
+    trained = common.load_model(arguments)
+    return JaxBackend(trained.name, Predictor.of(trained, topk=arguments.topk), arguments.max_pixels)
 
 
 def _check_numbers(arguments: argparse.Namespace) -> None:

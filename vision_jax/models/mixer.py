@@ -156,7 +156,7 @@ class MlpMixer(ImageModel, kw_only=True):
                 f"{self.img_size} pixels: set img_size"
             )
         x = self.stem(self.prepare(images))
-        tokens = capture(self, x.reshape(len(x), -1, self.embed_dim), "stem")
+        tokens = capture(self, x.reshape(x.shape[0], -1, self.embed_dim), "stem")
         tokens = self.blocks(tokens, train)
         return {self.patch_size: tokens.reshape(x.shape)}
 

@@ -76,7 +76,7 @@ class MobileNetV3(MobileNet, kw_only=True):
     def features(self, images: jax.Array, *, train: bool) -> jax.Array:
         maps = self.feature_maps(images, train=train)
         x = self.conv_head(global_mean(maps[max(maps)])[:, None, None])
-        return self.act(x).reshape(len(x), -1).astype(jnp.float32)
+        return self.act(x).reshape(x.shape[0], -1).astype(jnp.float32)
 
 
 STEM = {"conv_stem": "features.0.0", "bn1": "features.0.1"}

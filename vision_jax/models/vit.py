@@ -113,7 +113,7 @@ class Block(nn.Module):
             if not train or (drop_path_rate is None and rate == 0):
                 return y
             # The rate may be traced, which the ready-made layers do not take.
-            keep = jax.random.bernoulli(self.make_rng("dropout"), 1 - rate, (len(y), 1, 1))
+            keep = jax.random.bernoulli(self.make_rng("dropout"), 1 - rate, (y.shape[0], 1, 1))
             return jnp.where(keep, y / (1 - rate), 0).astype(y.dtype)
 
         y = capture(self, norm(name="norm1")(x), "norm1")
@@ -391,7 +391,7 @@ class VisionTransformer(ImageModel, kw_only=True):
         patches = self.patch_embed(self.prepare(images), kept)
         if hidden is not None:
             patches = jnp.where(hidden[0][..., None], hidden[1].astype(self.dtype), patches)
-        batch, count = len(patches), self.num_prefix_tokens
+        batch, count = patches.shape[0], self.num_prefix_tokens
         x = capture(self, patches.reshape(batch, -1, self.embed_dim), "patch_embed")
         height, width = (length // self.patch_size for length in images.shape[1:3])
         bias, of_tokens = None, None

@@ -1,4 +1,4 @@
-"""What computes the classes of a batch of images: a model in JAX, whose programs are compiled beforehand."""
+"""What computes the classes of a batch of images: a model in JAX, or an ONNX file."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -6,7 +6,10 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from vision_jax import pretrained
 from vision_jax.data.transforms import EvalTransform
+from vision_jax.errors import ConfigError
+from vision_jax.export.onnx_model import OnnxModel
 from vision_jax.predict import Predictor
 
 
@@ -67,3 +70,34 @@ class JaxBackend:
 
     def __call__(self, images: np.ndarray) -> Best:
         return Best(*self._predictor.classify(images))
+
+
+class OnnxBackend:
+    """A file of `export --format=onnx`, or a smaller one of `compress`.
+
+    Args:
+        model: of the file.
+        topk: how many classes of an image it gives at most.
+        max_pixels: of an image; larger ones are refused.
+
+    Raises:
+        ConfigError: if it has no classifier.
+    """
+
+    def __init__(self, model: OnnxModel, topk: int, max_pixels: int):
+        if not model.num_classes:
+            raise ConfigError(f"The model, {model.name}, has no classifier: it cannot tell classes apart.")
+        self.name, self._model, self.topk = model.name, model, min(topk, model.num_classes)
+        names = pretrained.display_names(model.class_names)
+        self.class_names: Sequence[str] = names or [str(n) for n in range(model.num_classes)]
+        self.transform = dataclasses.replace(model.transform, max_pixels=max_pixels)
+
+    def prepare(self, max_batch: int) -> None:
+        self(np.zeros((max_batch, *self.transform.fields()["image"].shape), np.uint8))
+
+    def __call__(self, images: np.ndarray) -> Best:
+        logits = self._model(images)
+        shifted = np.exp(logits - logits.max(1, keepdims=True))
+        probabilities = shifted / shifted.sum(1, keepdims=True)
+        classes = np.argsort(-probabilities, axis=1, kind="stable")[:, : self.topk]  # of equal ones, the lower number
+        return Best(np.take_along_axis(probabilities, classes, 1), classes)
