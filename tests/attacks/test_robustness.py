@@ -11,7 +11,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from vision_jax import attacks
 from vision_jax.attacks.apgd import periods
-from vision_jax.attacks.evaluation import CLEAN, NOTHING, Stage
+from vision_jax.attacks.evaluation import CLEAN, NOTHING
+from vision_jax.attacks.stages import Stage
 from vision_jax.errors import ConfigError
 
 SHAPE, CLASSES, COUNT = (6, 6, 1), 5, 24

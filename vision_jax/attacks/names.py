@@ -9,14 +9,15 @@ from collections.abc import Callable, Mapping
 from vision_jax.attacks import base
 from vision_jax.attacks.apgd import apgd
 from vision_jax.attacks.base import Attacked
-from vision_jax.attacks.evaluation import Stage, stages_of_autoattack
 from vision_jax.attacks.pgd import fgsm, mi_fgsm, pgd
+from vision_jax.attacks.stages import Stage, lacking, stages_of_autoattack
 from vision_jax.errors import ConfigError, suggest
 
 _OF_AUTOATTACK = ("apgd-ce", "apgd-t", "fab-t", "square")
+_VERSIONS = {"autoattack": "standard", "autoattack-rand": "rand"}
 NAMES = (
     *("fgsm", "mi-fgsm", "pgd-STEPS", "pgd-STEPS-RESTARTS", "apgd-ce", "apgd-dlr", "apgd-t", "fab-t", "square"),
-    *("autoattack", "autoattack-rand"),
+    *_VERSIONS,
 )
 
 
@@ -92,8 +93,8 @@ def find_stages(name: str, classes: int) -> tuple[Stage, ...]:
     }
     if name in simple:
         return (Stage(name, simple[name]),)
-    if name in ("autoattack", "autoattack-rand"):
-        return stages_of_autoattack(classes, "rand" if name.endswith("rand") else "standard")
+    if name in _VERSIONS:
+        return stages_of_autoattack(classes, _VERSIONS[name])
     if name in _OF_AUTOATTACK:
         found = tuple(stage for stage in stages_of_autoattack(classes) if stage.name == name)
         if not found:
@@ -102,6 +103,16 @@ def find_stages(name: str, classes: int) -> tuple[Stage, ...]:
     if match := re.fullmatch(r"pgd-([1-9]\d*)(?:-([1-9]\d*))?", name):
         return (Stage(name, _pgd(int(match[1]), match[2] and int(match[2]))),)
     raise ConfigError(f"The attack is {name!r}: {suggest(name, NAMES)}")
+
+
+def is_random(name: str) -> bool:
+    """Returns whether an attack is for models that are random themselves, which take a key after the images."""
+    return name == "autoattack-rand"
+
+
+def lacks(name: str, classes: int) -> list[str]:
+    """Returns what an attack lacks on a model with so few classes; see `stages.lacking`."""
+    return lacking(classes, _VERSIONS[name]) if name in _VERSIONS else []
 
 
 def _pgd(steps: int, restarts: int | str | None) -> Callable[..., Attacked]:
