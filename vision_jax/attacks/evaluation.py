@@ -207,7 +207,8 @@ class _Run:
 
     def look(self) -> list[str]:
         """Notes which images are wrong without an attack, and returns the signs that clean images show."""
-        parts, calls = [], []
+        parts: list[Look] = []
+        calls: list[np.ndarray] = []
         for rows in self._batches(np.ones(len(self._images), bool)):
             images, labels = self._place(rows)
             more = self._more(self._key)

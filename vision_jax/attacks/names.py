@@ -15,6 +15,8 @@ from vision_jax.errors import ConfigError, suggest
 
 _OF_AUTOATTACK = ("apgd-ce", "apgd-t", "fab-t", "square")
 _VERSIONS = {"autoattack": "standard", "autoattack-rand": "rand"}
+_LINF_ONLY = ("fgsm", "mi-fgsm")
+_ALSO = {"mifgsm": "mi-fgsm"}  # other spellings
 NAMES = (
     *("fgsm", "mi-fgsm", "pgd-STEPS", "pgd-STEPS-RESTARTS", "apgd-ce", "apgd-dlr", "apgd-t", "fab-t", "square"),
     *_VERSIONS,
@@ -80,12 +82,13 @@ def find_stages(name: str, classes: int) -> tuple[Stage, ...]:
     - autoattack, autoattack-rand: its standard version, and that for models that are random (`random=True` there).
 
     Args:
-        name: one of these.
+        name: one of these, or mifgsm.
         classes: of the model.
 
     Raises:
         ConfigError: if the name is unknown, or the model has too few classes.
     """
+    name = canonical(name)
     simple: Mapping[str, Callable[..., Attacked]] = {
         "fgsm": _only_linf("fgsm", fgsm),
         "mi-fgsm": _only_linf("mi-fgsm", mi_fgsm),
@@ -103,6 +106,27 @@ def find_stages(name: str, classes: int) -> tuple[Stage, ...]:
     if match := re.fullmatch(r"pgd-([1-9]\d*)(?:-([1-9]\d*))?", name):
         return (Stage(name, _pgd(int(match[1]), match[2] and int(match[2]))),)
     raise ConfigError(f"The attack is {name!r}: {suggest(name, NAMES)}")
+
+
+def canonical(name: str) -> str:
+    """Returns the spelling of a name in `NAMES`."""
+    return _ALSO.get(name, name)
+
+
+def check(name: str, norm: str) -> None:
+    """Checks the name of an attack, and that there is such an attack in a norm.
+
+    Raises:
+        ConfigError: if not.
+    """
+    base.check_norm(norm)
+    find_stages(name, 1000)
+    _check_linf(canonical(name), norm)
+
+
+def _check_linf(name: str, norm: str) -> None:
+    if name in _LINF_ONLY and norm != "linf":
+        raise ConfigError(f"The attack {name} is one in linf, and the norm is {norm}: take pgd-1 or another.")
 
 
 def is_random(name: str) -> bool:
@@ -129,8 +153,7 @@ def _pgd(steps: int, restarts: int | str | None) -> Callable[..., Attacked]:
 
 def _only_linf(name: str, attack: Callable[..., Attacked]) -> Callable[..., Attacked]:
     def run(*arguments: object, eps: float, norm: str) -> Attacked:
-        if norm != "linf":
-            raise ConfigError(f"The attack {name} is one in linf, and the norm is {norm}: take pgd-1 or another.")
+        _check_linf(name, norm)
         return attack(*arguments, eps=eps)
 
     return run

@@ -58,8 +58,8 @@ def stages_of_autoattack(classes: int, version: str = "standard") -> tuple[Stage
 def lacking(classes: int, version: str = "standard") -> list[str]:
     """Returns what AutoAttack lacks with so few classes, in sentences; the robust accuracy may be too high by it."""
     found = [
-        f"AutoAttack is without {stage.name}, whose loss needs {least} classes, and the model has {classes}: the robust "
-        "accuracy may be too high."
+        f"AutoAttack is without {stage.name}, whose loss needs {least} classes, and the model has {classes}: the "
+        "robust accuracy may be too high."
         for stage, least in _autoattack(classes, version)
         if classes < least
     ]
