@@ -57,8 +57,9 @@ class Attack:
     @property
     def title(self) -> str:
         """For a person, such as `pgd-20 linf 4/255`."""
-        radius = f"{255 * self.eps:.6g}/255" if self.norm == "linf" else f"{self.eps:.6g}"
-        return f"{self.name} {self.norm} {radius}"
+        levels = 255 * self.eps
+        usual = self.norm == "linf" and levels < 32.5 and abs(levels - round(levels)) < 1e-6
+        return f"{self.name} {self.norm} {f'{levels:.0f}/255' if usual else f'{self.eps:.6g}'}"
 
     @property
     def row(self) -> str:

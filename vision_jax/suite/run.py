@@ -94,6 +94,7 @@ class _Suite:
         self, trained: TrainedModel, output: pathlib.Path, options: Options, own_classes: Sequence[str] | None
     ):
         self._trained, self._options, self._own_classes = trained, options, own_classes
+        self._attacked = output / adversarial.FOLDER
         self._columns = class_columns(trained) if own_classes is None else None
         self._preprocessing = trained.preprocessing
         self._transform = dataclasses.replace(self._preprocessing.transform, copied=FIELDS)
@@ -185,7 +186,7 @@ class _Suite:
             return
         start = time.perf_counter()
         with _loss_told(one.row):
-            found = attacker.attack(some, one, self._results.directory / adversarial.FOLDER)
+            found = attacker.attack(some, one, self._attacked)
         damaged = self._count_damaged(some, found.known.index)
         entry = adversarial.entry(some, one, found, damaged, own=self._own_classes is not None)
         seconds = time.perf_counter() - start
