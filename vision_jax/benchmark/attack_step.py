@@ -20,17 +20,22 @@ STEPS = 10  # of an attack in one call, by which its time is divided
 _EPS = 4 / 255
 
 
-def _abstract(job: Job) -> tuple[Any, dict[str, jax.ShapeDtypeStruct]]:
-    """Returns shapes and shardings of a model's variables, and of images and labels.
+def check(job: Job) -> None:
+    """Checks that there are logits to attack.
 
     Raises:
         ConfigError: if the model has no classifier.
     """
-    traced, setup = job.traced, job.traced.checked.objective.setup
-    model: Any = setup.model
+    checked = job.traced.checked
+    model: Any = checked.objective.setup.model
     if not model.num_classes:
-        name = traced.checked.config.model.name
+        name = checked.config.model.name
         raise ConfigError(f"The model, {name}, has no classifier that could be attacked: leave --attack out.")
+
+
+def _abstract(job: Job) -> tuple[Any, dict[str, jax.ShapeDtypeStruct]]:
+    """Returns shapes and shardings of a model's variables, and of images and labels."""
+    traced, setup = job.traced, job.traced.checked.objective.setup
     layout, state = sharding.along_batch(traced.mesh), traced.program.abstract_state
     rows = {
         "image": jax.ShapeDtypeStruct((job.batch_size, *setup.image_shape), np.uint8, sharding=layout),
@@ -78,7 +83,7 @@ class AttackStep:
         compile_seconds: to trace the attack and compile it.
 
     Raises:
-        ConfigError: if the model has no classifier, or the attack does not fit into memory.
+        ConfigError: if the attack does not fit into the memory of a device.
     """
 
     def __init__(self, job: Job, kind: str):

@@ -166,7 +166,7 @@ def run(arguments: argparse.Namespace) -> None:
         arguments.steps, arguments.rounds = arguments.steps or STEPS, arguments.rounds or ROUNDS
         if not (problem := torch_step.find_problem()):
             os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # or JAX would leave no memory to torch
-    from vision_jax.benchmark import train_step
+    from vision_jax.benchmark import attack_step, train_step
     from vision_jax.config import command_line
     from vision_jax.devices import backend, topology
 
@@ -186,6 +186,8 @@ def run(arguments: argparse.Namespace) -> None:
     for name, config in configs:  # all of them first, so that what is wrong with one is said before any is compiled
         with _errors_named(name):
             jobs.append(train_step.trace(name, config, arguments.topology))
+            if arguments.attack is not None:
+                attack_step.check(jobs[-1])
     environment = _describe_environment(jobs[0])
     print("\n".join(f"{key}: {value}" for key, value in environment.items()))
     results: list[dict[str, Any]] = []
