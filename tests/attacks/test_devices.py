@@ -86,4 +86,5 @@ def test_eight_devices_find_what_one_does(mesh_name: str, attack: str):
     for name in ("index", "mask", "predicted", "fooled"):
         np.testing.assert_array_equal(alone[name][counts], together[name][counts])
     np.testing.assert_allclose(alone["distance"][counts], together["distance"][counts], rtol=1e-3, atol=1e-4)
-    assert alone["fooled"][~counts].all()  # padding, for the sake of which nothing goes on
+    if attack != "fab-t":  # which looks for the nearest image of another class, however far
+        assert alone["fooled"][~counts].all()  # padding, for the sake of which nothing goes on

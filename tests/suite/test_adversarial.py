@@ -265,6 +265,10 @@ def test_damaged_images_are_left_out_as_far_as_allowed(
     entry = entries(tmp_path / "out")["adversarial/fgsm linf 12/255"]
     assert (entry["clean"], entry["count"], entry["damaged"]) == (40, 5, 1)
     assert entry["incomplete"] == ["5 of 50,000 images", "1 left out, as damaged"]
+    path = tmp_path / "list"
+    path.write_text("ILSVRC2012_val_00000002.JPEG")
+    assert run(tmp_path / "out", *flags, "--max_bad=1", f"--image_list={path}") == 1
+    assert f"All 1 images are damaged, such as {damaged}" in capsys.readouterr().err
 
 
 def test_own_data_in_a_folder(tmp_path: pathlib.Path):
@@ -311,9 +315,14 @@ def test_flags_are_checked_before_the_model_is_loaded(tmp_path: pathlib.Path, us
 
 
 def test_rows_are_in_order():
-    names = ["adversarial/pgd-20 linf 4/255", "c/fog/1", "c", "val", "adversarial/fgsm linf 0.2"]
-    assert tables.in_order(names) == ["val", "c", "c/fog/1", "adversarial/fgsm linf 0.2", names[0]]
-    assert Attack("pgd-20", "linf", 4 / 255).row == names[0]
+    names = [
+        *(f"adversarial/{x}" for x in ("pgd-20 linf 8/255", "fgsm linf 0.05", "fgsm linf 8/255")),
+        "c/fog/1",
+        "c",
+        "val",
+    ]
+    assert tables.in_order(names) == ["val", "c", "c/fog/1", names[2], names[0], names[1]]
+    assert Attack("pgd-20", "linf", 8 / 255).row == names[0]
     assert Attack("pgd-20", "linf", 0.2).title == "pgd-20 linf 0.2"
     assert Attack("square", "l2", 3.0).title == "square l2 3"
 

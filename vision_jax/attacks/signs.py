@@ -91,7 +91,7 @@ def of_model(seen: Look, calls: Sequence[np.ndarray], *, random: bool) -> list[s
             f"The gradient of the cross-entropy is zero for {vanishing} of {right} images: gradients are masked, and "
             "the robust accuracy may be too high."
         )
-    changes = max((float(np.abs(one - calls[0]).max()) for one in calls[1:]), default=0.0)
+    changes = max((float(np.abs(one - calls[0]).max(initial=0)) for one in calls[1:]), default=0.0)
     if changes > _SAME and not random:
         found.append(
             f"The model is random: logits of the same images differ by up to {changes:.2g} between calls. Attacks that "

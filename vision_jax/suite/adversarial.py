@@ -199,7 +199,7 @@ class Attacker:
             directory: of its file; it is made.
 
         Raises:
-            DataError: if an image cannot be read; those that are damaged are left out.
+            DataError: if an image cannot be read, or all are damaged; those that are damaged are left out.
             CheckpointError: if the file cannot be written.
         """
         stages = attacks.find_stages(one.name, self._classes)
@@ -245,6 +245,10 @@ class Attacker:
                     again = [jax.device_get(self._programs.look(batch)) for _ in range(CALLS - 1)]
                     calls = [rows["best"], *(one["best"][one["mask"] > 0] for one in again)]
             joined = {name: np.concatenate([one[name] for one in found]) for name in found[0]}
+            if not len(joined["index"]):
+                raise DataError(
+                    f"All {len(some)} images are damaged, such as {some.images.describe(int(some.rows[0]))}."
+                )
             seen = Look(*(joined[name] for name in Look._fields))
             self._seen = identity, Known.of(joined["index"], joined["label"], seen), seen, calls
         _, known, seen, calls = self._seen

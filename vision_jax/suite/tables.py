@@ -1,6 +1,7 @@
 """The table of a suite, as CSV and for a terminal."""
 
 import csv
+import fractions
 import io
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -20,9 +21,12 @@ _COLUMNS = (
 def in_order(rows: Iterable[str]) -> list[str]:
     """Returns the names of rows in the order of the table; parts of ImageNet-C follow it."""
 
-    def place(row: str) -> tuple[int, int, str]:
+    def place(row: str) -> tuple[int, float, str]:
         kind, _, part = row.partition("/")
-        return ROWS.index(kind), CORRUPTIONS.index(part.split("/")[0]) if kind == "c" and part else -1, part
+        if kind == "adversarial":  # as in `adversarial/pgd-20 linf 8/255`
+            attack, _, radius = part.rpartition(" ")
+            return ROWS.index(kind), float(fractions.Fraction(radius)), attack
+        return ROWS.index(kind), CORRUPTIONS.index(part.split("/")[0]) if part else -1, part
 
     return sorted(rows, key=place)
 
