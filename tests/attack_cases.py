@@ -18,7 +18,8 @@ from vision_jax.suite.adversarial import Attack, Plan
 from vision_jax.suite.find import find_sets
 from vision_jax.suite.run import Options, run_suite
 
-ATTACKS = (Attack("pgd-3-2", "linf", 13 / 255), Attack("apgd-t", "l2", 1.5), Attack("square", "linf", 0.06))
+TARGETED = Attack("apgd-t", "l2", 1.5)
+ATTACKS = (Attack("pgd-3-2", "linf", 13 / 255), TARGETED, Attack("square", "linf", 0.06))
 
 
 def attacked(directory: pathlib.Path) -> dict[str, Any]:

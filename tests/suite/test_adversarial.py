@@ -340,7 +340,19 @@ def test_two_processes_find_what_one_does(command: Command, tmp_path: pathlib.Pa
     (tmp_path / "one").mkdir()
     launch(command, "attack_cases", f"--directory={tmp_path / 'two'}", devices=1, timeout=280)
     expected = attack_cases.attacked(tmp_path / "one")
+
+    def distances(results: dict) -> list[float]:
+        """Takes out what differs by rounding: distances, and targets, of which several are equally near to a class."""
+        for line in results[attack_cases.TARGETED.row]["images"]:
+            line.update({"distance": 0, "taken_for": None})
+        rows = [line for name, entry in results.items() if name != "done" for line in entry["images"]]
+        return [line.pop("distance") or 0 for line in rows]
+
+    far = distances(expected)
+    assert max(far) > 0
     for process in range(2):
-        assert json.loads((tmp_path / "two" / f"process_{process}.json").read_text()) == expected
+        found = json.loads((tmp_path / "two" / f"process_{process}.json").read_text())
+        assert distances(found) == pytest.approx(far, rel=1e-3)
+        assert found == expected
     assert expected["done"]
     assert expected[attack_cases.ATTACKS[0].row]["damaged"] == 1
