@@ -186,6 +186,21 @@ def test_the_suite_finds_what_functions_find(tmp_path: pathlib.Path):
     assert len(set(expected.fooled_by[rows])) > 1
 
 
+def test_the_runs_own_data_is_attacked_without_a_folder(tmp_path: pathlib.Path, use, capsys: pytest.CaptureFixture):
+    use(random_digits())
+    flags = ("--attack=fgsm", "--eps=0.05", "--examples=first:40", "--batch_size=40", "--config.data.source=synthetic")
+    assert command.main([f"--output={tmp_path}", "--sets=adversarial", *flags]) == 0
+    entry = entries(tmp_path)["adversarial/fgsm linf 0.05"]
+    assert (entry["count"], entry["expected"], entry["own_classes"]) == (40, 40, True)
+    assert entry["clean"] > entry["robust"]
+    # Of 40 images few are right, for which smaller batches do, of a multiple of the eight devices.
+    right = round(entry["clean"] * 40 / 100)
+    err = capsys.readouterr().err
+    assert "look, of 40 images at once, was compiled" in err
+    assert f"fgsm linf, of {8 if right <= 8 else 16} images at once, was compiled" in err
+    assert right <= 16
+
+
 def test_an_attack_goes_on_where_it_was_ended(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch):
     trained = random_digits()
     found, wanted, options = own(trained, 80, TARGETED)

@@ -106,7 +106,7 @@ def _plan(arguments: argparse.Namespace, wanted: Sequence[str]) -> "Plan":
 
 
 def _attacks(arguments: argparse.Namespace) -> "tuple[Attack, ...]":
-    """Returns the attacks of --attack, --eps and --norm, and prints how a radius is read."""
+    """Returns the attacks of --attack, --eps and --norm."""
     from vision_jax import attacks
     from vision_jax.attacks import names
     from vision_jax.suite.adversarial import Attack
@@ -120,9 +120,9 @@ def _attacks(arguments: argparse.Namespace) -> "tuple[Attack, ...]":
     if arguments.eps is None and norm != "linf":
         raise ConfigError(f"--eps is missing: give the radius in {norm}, such as 3.")
     radii = [attacks.parse_epsilon(text, norm) for text in (arguments.eps or "4/255").split(",")]
-    for radius in radii:
-        print(f"eps: {radius.reading}", flush=True)
-    return tuple(Attack(names.canonical(name), norm, radius.value) for name in found for radius in radii)
+    return tuple(
+        Attack(names.canonical(name), norm, radius.value, radius.reading) for name in found for radius in radii
+    )
 
 
 def _selection(arguments: argparse.Namespace) -> "Selection":

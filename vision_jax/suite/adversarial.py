@@ -22,7 +22,7 @@ from vision_jax.attacks.signs import CALLS, NOTHING, Look
 from vision_jax.attacks.stages import Stage
 from vision_jax.build import TrainedModel
 from vision_jax.data.sources import digest_of
-from vision_jax.devices import distributed
+from vision_jax.devices import distributed, sharding
 from vision_jax.errors import DataError
 from vision_jax.evaluators.base import Context
 from vision_jax.suite import find
@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 FOLDER = "adversarial"
 _VERSION = 1  # of what attacks find: what another one has found is measured anew
 _COMPARED = re.compile(r"(apgd|pgd)-.*")  # attacks that should find no less than Square does
+_SHRINK = 4  # by which factor batches become smaller
 _TOLD = 0.2  # in percent, by how much Square may be below them
 
 
@@ -48,11 +49,13 @@ class Attack:
         name: see `attacks.find_stages`.
         norm: linf or l2.
         eps: the radius, of images in [0, 1].
+        reading: how the radius was read, for a person.
     """
 
     name: str
     norm: str
     eps: float
+    reading: str = dataclasses.field(default="", compare=False, repr=False)  # repr: `identity` goes without
 
     @property
     def title(self) -> str:
@@ -217,7 +220,8 @@ class Attacker:
             run = self._programs.attack(stage, one.norm, one.eps, number, rank)
             title = f"{stage.name}, target {rank + 1} of {stage.targets}" if stage.targets else stage.name
             left = known.left(count)
-            for _, rows in self._batches(Records(some.images, known.index[left], target[left]), run, title):
+            records = Records(some.images, known.index[left], target[left])
+            for _, rows in self._batches(records, run, title, self._batch_size(len(left))):
                 entries = np.searchsorted(known.index, rows["index"])
                 known.note(entries, number, count, rows["fooled"], rows["predicted"], rows["distance"])
                 keep(False)
@@ -239,7 +243,8 @@ class Attacker:
             found: list[Mapping[str, np.ndarray]] = []
             calls: list[np.ndarray] = []
             records = Records(some.images, some.rows, np.zeros(len(some.rows), np.int32))
-            for batch, rows in self._batches(records, self._programs.look, "clean images"):
+            size = self._context.batch_size
+            for batch, rows in self._batches(records, self._programs.look, "clean images", size):
                 found.append(rows)
                 if not calls:
                     again = [jax.device_get(self._programs.look(batch)) for _ in range(CALLS - 1)]
@@ -254,11 +259,24 @@ class Attacker:
         _, known, seen, calls = self._seen
         return Known(*(values.copy() for values in vars(known).values())), seen, calls
 
+    def _batch_size(self, count: int) -> int:
+        """Returns the batch size for so many images: the whole one, or its quarter and so on, if they fit into that.
+
+        Programs are compiled again for it, which costs less than thousands of queries for padding.
+        """
+        shards = sharding.batch_shards(self._context.mesh)
+        size = self._context.batch_size
+        while (less := -(-size // (_SHRINK * shards)) * shards) < size and count <= less:
+            size = less
+        return size
+
     def _batches(
-        self, records: Records, run: Callable[[Any], Mapping[str, jax.Array]], title: str
+        self, records: Records, run: Callable[[Any], Mapping[str, jax.Array]], title: str, batch_size: int
     ) -> Iterator[tuple[Mapping[str, jax.Array], dict[str, np.ndarray]]]:
         """Yields batches, and what a program says of their images, without padding and what is damaged."""
-        context = dataclasses.replace(self._context, source=records, max_bad_records=len(records))
+        context = dataclasses.replace(
+            self._context, source=records, batch_size=batch_size, max_bad_records=len(records)
+        )
         pending: collections.deque[tuple[Any, Any]] = collections.deque()
 
         def take() -> tuple[Any, Any]:

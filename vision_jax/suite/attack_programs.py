@@ -51,7 +51,7 @@ class Logits:
 
 
 class Programs:
-    """Programs of one model. Each is compiled when it is first called, and serves all radii.
+    """Programs of one model. Each is compiled when it is first called with a batch size, and serves all radii.
 
     A batch has `image` (uint8), `label`, `index`, `target` and `mask`; results are replicated.
 
@@ -66,7 +66,7 @@ class Programs:
         self._mesh, self._logits = mesh, logits
         self._everywhere = sharding.replicated(mesh)
         self._given = {"variables": variables, **sharding.place({"seed": np.uint32(seed)}, self._everywhere)}
-        self._compiled: dict[tuple[str, ...], Any] = {}
+        self._compiled: dict[tuple[tuple[str, ...], int], Any] = {}
 
     def look(self, batch: Batch) -> dict[str, jax.Array]:
         """Returns the fields of `signs.Look`, `index`, `label` and `mask` of clean images."""
@@ -101,12 +101,14 @@ class Programs:
         batch: Batch,
         layout: NamedSharding,
     ) -> Any:
-        if name not in self._compiled:
+        key = name, len(batch["image"])
+        if key not in self._compiled:
             start = time.perf_counter()
             jitted = jax.jit(function, out_shardings=layout)
-            self._compiled[name] = sharding.compile_on(self._mesh, jitted, given, batch)
-            log.info("%s was compiled in %.1f s.", " ".join(name), time.perf_counter() - start)
-        return self._compiled[name](given, batch)
+            self._compiled[key] = sharding.compile_on(self._mesh, jitted, given, batch)
+            seconds = time.perf_counter() - start
+            log.info("%s, of %d images at once, was compiled in %.1f s.", " ".join(name), key[1], seconds)
+        return self._compiled[key](given, batch)
 
     def _attacked(self, given: Any, batch: Batch) -> tuple[Apply, jax.Array, jax.Array]:
         """Returns the attacked function, images in [0, 1], and labels."""

@@ -163,6 +163,8 @@ class _Suite:
             some = _together(lambda: adversarial.open_images(self._trained, found, plan, self._own_classes))
             distributed.check_agreement({"the attacks": plan.facts()}, {"attacked images": some})
             attacker = self._make_attacker(some)
+            for reading in dict.fromkeys(one.reading for one in plan.attacks if one.reading):
+                self._say(f"eps: {reading}")
             for one in plan.attacks:
                 with self._failures_told(one.row):
                     self._attack(attacker, some, one)
