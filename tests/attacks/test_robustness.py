@@ -69,6 +69,7 @@ def test_autoattack_finds_what_there_is(norm: str):
     assert found.clean_accuracy == pytest.approx(1 - 1 / COUNT)
     assert found.robust_accuracy == pytest.approx(right.mean())
     assert found.accuracies()["square"] == found.robust_accuracy
+    assert found.attacks == tuple(found.accuracies())
     assert found.warnings == ()
     # What fooled the model does so, and is within the radius.
     fooled = found.fooled_by >= 0

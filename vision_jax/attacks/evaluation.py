@@ -37,6 +37,11 @@ class Robustness:
     warnings: tuple[str, ...] = ()
 
     @property
+    def attacks(self) -> tuple[str, ...]:
+        """The names of the attacks, in the order in which they ran."""
+        return tuple(stage.name for stage in self.stages)
+
+    @property
     def clean_accuracy(self) -> float:
         """The share of images that are right without an attack."""
         return float(np.mean(self.fooled_by != CLEAN))
