@@ -4,6 +4,7 @@ import functools
 from typing import Any
 
 import jax
+import jax.experimental
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from vision_jax import attacks
 from vision_jax.attacks.apgd import periods
-from vision_jax.attacks.evaluation import CLEAN, NOTHING, Stage
+from vision_jax.attacks.evaluation import CLEAN, NOTHING
+from vision_jax.attacks.stages import Stage, lacking
 from vision_jax.errors import ConfigError
 
 SHAPE, CLASSES, COUNT = (6, 6, 1), 5, 24
@@ -67,6 +69,7 @@ def test_autoattack_finds_what_there_is(norm: str):
     assert found.clean_accuracy == pytest.approx(1 - 1 / COUNT)
     assert found.robust_accuracy == pytest.approx(right.mean())
     assert found.accuracies()["square"] == found.robust_accuracy
+    assert found.attacks == tuple(found.accuracies())
     assert found.warnings == ()
     # What fooled the model does so, and is within the radius.
     fooled = found.fooled_by >= 0
@@ -131,6 +134,74 @@ def test_masked_gradients_are_told():
     assert found.robust_accuracy < 0.9
     assert [warning.split()[:2] for warning in found.warnings] == [["The", "gradient"], ["square,", "which"]]
     assert f"zero for {COUNT} of {COUNT} images" in found.warnings[0]
+    # Square alone has nothing that it could be compared with.
+    alone = attacks.evaluate_robustness(apply, IMAGES, LABELS, KEY, (quick,), eps=0.1, batch_size=COUNT)
+    assert len(alone.warnings) == 1
+
+
+def warnings_of(apply: attacks.Apply, **options: Any) -> tuple[str, ...]:
+    """Returns the warnings that clean images alone give."""
+    return attacks.evaluate_robustness(apply, IMAGES, LABELS, KEY, (), eps=0.01, **options).warnings
+
+
+def test_probabilities_are_told():
+    (warning,) = warnings_of(lambda images: jax.nn.softmax(linear(WEIGHTS, images)))
+    assert "seems to return probabilities" in warning
+    # Logits may lie between 0 and 1, too.
+    assert warnings_of(lambda images: jax.nn.softmax(linear(WEIGHTS, images)) / 2) == ()
+
+
+def test_random_models_are_told():
+    draws = np.random.default_rng(1)
+
+    def noise(images: np.ndarray) -> np.ndarray:
+        return (0.01 * draws.normal(size=(len(images), CLASSES))).astype(np.float32)
+
+    def noisy(images: jax.Array) -> jax.Array:
+        shape = jax.ShapeDtypeStruct((len(images), CLASSES), np.float32)
+        # The host draws, so that every call differs; gradients pass by.
+        drawn = jax.experimental.io_callback(noise, shape, jax.lax.stop_gradient(images))
+        return linear(WEIGHTS, images) + drawn
+
+    (warning,) = warnings_of(noisy)
+    assert warning.startswith("The model is random: logits of the same images differ by up to 0.0")
+    assert "take autoattack-rand" in warning
+
+
+def test_models_that_are_not_random_are_told():
+    def steady(images: jax.Array, key: jax.Array) -> jax.Array:
+        return linear(WEIGHTS, images)
+
+    def noisy(images: jax.Array, key: jax.Array) -> jax.Array:
+        return linear(WEIGHTS + 0.1 * jax.random.normal(key, WEIGHTS.shape), images)
+
+    (warning,) = warnings_of(steady, random=True)
+    assert warning.startswith("The model is not random: ")
+    assert warnings_of(noisy, random=True) == ()
+
+
+def test_what_autoattack_lacks_is_told(monkeypatch: pytest.MonkeyPatch):
+    three = lacking(3)
+    assert len(three) == 2
+    assert three[0].startswith("AutoAttack is without apgd-t, whose loss needs 4 classes, and the model has 3")
+    assert three[1] == "The model has 3 classes: AutoAttack's targeted attacks have all 2 others as targets, not 9."
+    assert lacking(10) == lacking(1000) == lacking(3, "rand") == []
+    assert lacking(2, "rand")[0].startswith("AutoAttack is without apgd-dlr, whose loss needs 3 classes")
+    assert len(lacking(5)) == 1
+    with pytest.raises(ConfigError, match="The version of AutoAttack is 'plus'"):
+        lacking(5, "plus")
+    # `autoattack` says it, beside what the run shows.
+    monkeypatch.setattr("vision_jax.attacks.evaluation.stages_of_autoattack", lambda *_: attacks.find_stages("fgsm", 5))
+    found = attacks.autoattack(APPLY, IMAGES, LABELS, KEY, eps=0.01)
+    assert found.warnings == tuple(lacking(5))
+
+
+def test_logits_that_are_not_finite_are_errors():
+    def broken(images: jax.Array) -> jax.Array:
+        return jnp.where(images.mean((1, 2, 3))[:, None] > 0.5, jnp.nan, linear(WEIGHTS, images))
+
+    found = attacks.evaluate_robustness(broken, IMAGES, LABELS, KEY, (), eps=0.01)
+    np.testing.assert_array_equal(found.fooled_by == CLEAN, IMAGES.mean((1, 2, 3)) > 0.5)
 
 
 def test_gradients_of_random_models_are_averaged():
@@ -207,6 +278,7 @@ def test_names_are_found():
 
 
 def test_errors_say_what_to_do():
+    assert attacks.find_stages("mifgsm", 10)[0].name == "mi-fgsm"
     for name in ("pgd", "autoattak", "pgd-0"):
         with pytest.raises(ConfigError, match=f"The attack is '{name}'"):
             attacks.find_stages(name, 10)

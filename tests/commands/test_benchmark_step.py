@@ -76,6 +76,24 @@ def test_steps_of_several_configurations(report, capsys: pytest.CaptureFixture[s
         (line,) = [line for line in printed.splitlines() if line.startswith(result["config"])]
         assert f"{1e3 * result['median_seconds']:10.2f} (" in line
         assert f"{result['images_per_second']:10.1f}       -" in line
+        assert "attack" not in result
+
+
+@pytest.mark.parametrize("attack", ["pgd", pytest.param("apgd", marks=pytest.mark.exhaustive)])
+def test_a_step_of_an_attack(attack: str, report, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch_step, "find_problem", lambda: "not installed")
+    (result,) = report(VIT, *RGB, *ROUNDS, "--batch_size=16", f"--attack={attack}")["results"]
+    found = result["attack"]
+    assert found["kind"] == attack
+    assert len(found["seconds"]) == 2
+    assert found["images_per_second"] == pytest.approx(16 / found["median_seconds"])
+    assert found["ratios"] == pytest.approx(
+        [its / plain for its, plain in zip(found["seconds"], result["seconds"], strict=True)]
+    )
+    # Images need a gradient and weights none: a training step has three forward passes less the first layer's gradient
+    # for images, and an attack's two and that.
+    assert found["flops"] == pytest.approx(result["flops"] * 2 / 3, rel=0.1)
+    assert f"\n  {attack}/training: {found['ratio']:.2f} (" in capsys.readouterr().out
 
 
 def test_torch_is_measured_in_turn(report, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
@@ -168,7 +186,7 @@ def test_figures_follow_from_the_seconds():
 @needs_libtpu
 @pytest.mark.filterwarnings("ignore:Error reading persistent compilation cache")
 def test_costs_on_tpus_that_are_not_here(report, capsys: pytest.CaptureFixture[str]):
-    found = report(VIT, *RGB, "--batch_size=64", "--topology=v5e:2x2")
+    found = report(VIT, *RGB, "--batch_size=64", "--topology=v5e:2x2", "--attack=pgd")
     assert (found["environment"]["device"], found["environment"]["devices"]) == ("TPU v5 lite", 4)
     (result,) = found["results"]
     assert result["dtype"] == "float32"
@@ -180,7 +198,13 @@ def test_costs_on_tpus_that_are_not_here(report, capsys: pytest.CaptureFixture[s
     assert list(result["shares"]) == ["augmentation", "forward", "backward", "optimizer", "copies", "other"]
     assert sum(result["shares"].values()) == pytest.approx(1)
     assert min(result["shares"][part] for part in ("forward", "backward", "optimizer")) > 0
-    first, second = [line for line in capsys.readouterr().out.splitlines() if line.startswith(result["config"])]
+    attack = result["attack"]
+    assert attack["cost"]["product_flops"] == pytest.approx(cost["product_flops"] * 2 / 3, rel=0.1)
+    assert 0 < attack["bytes_an_image"] < result["bytes_an_image"]
+    assert attack["shares"]["optimizer"] == 0
+    printed = capsys.readouterr().out
+    assert sum(line.startswith("  pgd ") for line in printed.splitlines()) == 2
+    first, second = [line for line in printed.splitlines() if line.startswith(result["config"])]
     assert f"{result['bytes_an_image'] / 1e6:9.1f}" in first
     assert f"{result['shares']['backward']:14.1%}" in second
 
@@ -198,6 +222,11 @@ def test_costs_on_tpus_that_are_not_here(report, capsys: pytest.CaptureFixture[s
         ([VIT, "--json=gs://bucket/x.json"], "--json is 'gs://bucket/x.json': URLs are not supported here"),
         ([VIT, "--topology=v5e:2x2", "--rounds=3"], "--rounds is 3, but with --topology nothing is timed"),
         ([VIT, "--topology=v9:2x2"], "The topology 'v9:2x2' is not known"),
+        ([VIT, "--attack=fgsm"], "--attack is 'fgsm': "),
+        (
+            [VIT, *RGB, "--attack=pgd", "--config.objective.name=rotation", "--config.checkpoint.best_metric=val/loss"],
+            "has no classifier that could be attacked",
+        ),
     ],
 )
 def test_flags_that_cannot_work(flags: list[str], message: str, capsys: pytest.CaptureFixture[str]):

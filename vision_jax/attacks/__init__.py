@@ -4,17 +4,19 @@
 [0, 1]. An image is fooled if its class is another than its label. Images may be divided over devices, and each has its
 own random key, so that neither the devices nor the rest of the batch change what is found.
 
-One file a family: `pgd` (FGSM, PGD, MI-FGSM), `apgd`, `fab` and `square`. `evaluation` runs several on a whole data
-set, as AutoAttack does, and `names` finds them and radii by what a person writes.
+One file a family: `pgd` (FGSM, PGD, MI-FGSM), `apgd`, `fab` and `square`. `stages` has AutoAttack, which is a row of
+them, and `evaluation` runs such a row on a whole data set; `signs` says when its result may be too high, and `names`
+finds attacks and radii by what a person writes.
 """
 
 from vision_jax.attacks.apgd import apgd, apgd_t
 from vision_jax.attacks.base import Apply, Attacked, classifier
-from vision_jax.attacks.evaluation import Robustness, Stage, autoattack, evaluate_robustness, stages_of_autoattack
+from vision_jax.attacks.evaluation import Robustness, autoattack, evaluate_robustness
 from vision_jax.attacks.fab import fab, fab_t
 from vision_jax.attacks.names import Epsilon, find_stages, parse_epsilon
 from vision_jax.attacks.pgd import fgsm, mi_fgsm, pgd
 from vision_jax.attacks.square import square
+from vision_jax.attacks.stages import Stage, stages_of_autoattack
 
 __all__ = [
     "Apply",

@@ -9,14 +9,17 @@ from collections.abc import Callable, Mapping
 from vision_jax.attacks import base
 from vision_jax.attacks.apgd import apgd
 from vision_jax.attacks.base import Attacked
-from vision_jax.attacks.evaluation import Stage, stages_of_autoattack
 from vision_jax.attacks.pgd import fgsm, mi_fgsm, pgd
+from vision_jax.attacks.stages import Stage, lacking, stages_of_autoattack
 from vision_jax.errors import ConfigError, suggest
 
 _OF_AUTOATTACK = ("apgd-ce", "apgd-t", "fab-t", "square")
+_VERSIONS = {"autoattack": "standard", "autoattack-rand": "rand"}
+_LINF_ONLY = ("fgsm", "mi-fgsm")
+_ALSO = {"mifgsm": "mi-fgsm"}  # other spellings
 NAMES = (
     *("fgsm", "mi-fgsm", "pgd-STEPS", "pgd-STEPS-RESTARTS", "apgd-ce", "apgd-dlr", "apgd-t", "fab-t", "square"),
-    *("autoattack", "autoattack-rand"),
+    *_VERSIONS,
 )
 
 
@@ -79,12 +82,13 @@ def find_stages(name: str, classes: int) -> tuple[Stage, ...]:
     - autoattack, autoattack-rand: its standard version, and that for models that are random (`random=True` there).
 
     Args:
-        name: one of these.
+        name: one of these, or mifgsm.
         classes: of the model.
 
     Raises:
         ConfigError: if the name is unknown, or the model has too few classes.
     """
+    name = canonical(name)
     simple: Mapping[str, Callable[..., Attacked]] = {
         "fgsm": _only_linf("fgsm", fgsm),
         "mi-fgsm": _only_linf("mi-fgsm", mi_fgsm),
@@ -92,8 +96,8 @@ def find_stages(name: str, classes: int) -> tuple[Stage, ...]:
     }
     if name in simple:
         return (Stage(name, simple[name]),)
-    if name in ("autoattack", "autoattack-rand"):
-        return stages_of_autoattack(classes, "rand" if name.endswith("rand") else "standard")
+    if name in _VERSIONS:
+        return stages_of_autoattack(classes, _VERSIONS[name])
     if name in _OF_AUTOATTACK:
         found = tuple(stage for stage in stages_of_autoattack(classes) if stage.name == name)
         if not found:
@@ -102,6 +106,37 @@ def find_stages(name: str, classes: int) -> tuple[Stage, ...]:
     if match := re.fullmatch(r"pgd-([1-9]\d*)(?:-([1-9]\d*))?", name):
         return (Stage(name, _pgd(int(match[1]), match[2] and int(match[2]))),)
     raise ConfigError(f"The attack is {name!r}: {suggest(name, NAMES)}")
+
+
+def canonical(name: str) -> str:
+    """Returns the spelling of a name in `NAMES`."""
+    return _ALSO.get(name, name)
+
+
+def check(name: str, norm: str) -> None:
+    """Checks the name of an attack, and that there is such an attack in a norm.
+
+    Raises:
+        ConfigError: if not.
+    """
+    base.check_norm(norm)
+    find_stages(name, 1000)
+    _check_linf(canonical(name), norm)
+
+
+def _check_linf(name: str, norm: str) -> None:
+    if name in _LINF_ONLY and norm != "linf":
+        raise ConfigError(f"The attack {name} is one in linf, and the norm is {norm}: take pgd-1 or another.")
+
+
+def is_random(name: str) -> bool:
+    """Returns whether an attack is for models that are random themselves, which take a key after the images."""
+    return name == "autoattack-rand"
+
+
+def lacks(name: str, classes: int) -> list[str]:
+    """Returns what an attack lacks on a model with so few classes; see `stages.lacking`."""
+    return lacking(classes, _VERSIONS[name]) if name in _VERSIONS else []
 
 
 def _pgd(steps: int, restarts: int | str | None) -> Callable[..., Attacked]:
@@ -118,8 +153,7 @@ def _pgd(steps: int, restarts: int | str | None) -> Callable[..., Attacked]:
 
 def _only_linf(name: str, attack: Callable[..., Attacked]) -> Callable[..., Attacked]:
     def run(*arguments: object, eps: float, norm: str) -> Attacked:
-        if norm != "linf":
-            raise ConfigError(f"The attack {name} is one in linf, and the norm is {norm}: take pgd-1 or another.")
+        _check_linf(name, norm)
         return attack(*arguments, eps=eps)
 
     return run

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from vision_jax.benchmark import torch_step
 from vision_jax.benchmark.common import positive, span, versions
-from vision_jax.errors import ConfigError, check_no_url, check_output
+from vision_jax.errors import ConfigError, check_no_url, check_output, suggest
 from vision_jax.runtime.writers import write_atomically
 
 if TYPE_CHECKING:  # it imports JAX, which takes seconds that --help should not
@@ -23,13 +23,16 @@ Keep = Callable[[dict[str, Any]], None]  # of a result, for JSON
 
 STEPS, ROUNDS = 20, 5
 _WARM_UP = 3  # steps before the first round
+_ATTACKS = ("pgd", "apgd")
 
 _LEGEND = """
 Columns: ms/step, the median of the rounds, and their range; images/s at the median
   MFU      model FLOPs utilization (vision_jax/devices/flops.py); -: the peak of this device is not known
   compile  seconds to trace and compile the step; torch: to compile the model and do a first step
   memory   GiB of a device: measured by its allocator (a), or planned by the compiler (c)
-  ours/its our images/s divided by torch's, in the same round: median and range"""
+  ours/its our images/s divided by torch's, in the same round: median and range
+  attack   a step of it on the same model and batch, of calls of ten steps: images/s/step, and how much of the time of
+           a training step it takes, in the same round"""
 
 _TOPOLOGY_LEGEND = """
 Columns, of one chip: what it reads and writes for an image, as its compiler counts; memory besides state and batch;
@@ -56,6 +59,23 @@ class TorchResult:
 
 
 @dataclasses.dataclass
+class AttackResult:
+    """What a step of an attack on the same model takes.
+
+    Attributes:
+        kind: its name.
+        flops: of a step.
+        seconds: of a step, by round.
+        compile_seconds: to trace and compile the attack.
+    """
+
+    kind: str
+    flops: int
+    compile_seconds: float
+    seconds: list[float] = dataclasses.field(default_factory=list)
+
+
+@dataclasses.dataclass
 class Result:
     """What a step of a configuration takes.
 
@@ -67,6 +87,7 @@ class Result:
         seconds: of a step, by round.
         memory_bytes, memory_source: see `train_step.TrainStep.peak_bytes`.
         torch: what it is compared to.
+        attack: on the same model; None: none was asked for.
     """
 
     batch_size: int
@@ -77,6 +98,7 @@ class Result:
     memory_bytes: int | None
     memory_source: str
     torch: TorchResult
+    attack: AttackResult | None = None
 
     @property
     def median(self) -> float:
@@ -113,6 +135,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--steps", type=positive(int), help=f"in a round; default: {STEPS}")
     add("--rounds", type=positive(int), help=f"default: {ROUNDS}")
+    add("--attack", help="pgd or apgd: also measure a step of it on the same model; with --topology, a step of PGD")
     add("--json", metavar="FILE", help="write the results there, too")
     parser.set_defaults(overrides=[])
 
@@ -127,6 +150,8 @@ def run(arguments: argparse.Namespace) -> None:
         check_no_url("--json", arguments.json)
         arguments.json = pathlib.Path(arguments.json)
         check_output("--json", arguments.json)
+    if arguments.attack is not None and arguments.attack not in _ATTACKS:
+        raise ConfigError(f"--attack is {arguments.attack!r}: {suggest(arguments.attack, _ATTACKS)}")
     if not arguments.config:
         raise ConfigError("--config is missing: pass a file, such as --config=configs/resnet50.py.")
     if arguments.topology is not None:
@@ -141,7 +166,7 @@ def run(arguments: argparse.Namespace) -> None:
         arguments.steps, arguments.rounds = arguments.steps or STEPS, arguments.rounds or ROUNDS
         if not (problem := torch_step.find_problem()):
             os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # or JAX would leave no memory to torch
-    from vision_jax.benchmark import train_step
+    from vision_jax.benchmark import attack_step, train_step
     from vision_jax.config import command_line
     from vision_jax.devices import backend, topology
 
@@ -161,6 +186,8 @@ def run(arguments: argparse.Namespace) -> None:
     for name, config in configs:  # all of them first, so that what is wrong with one is said before any is compiled
         with _errors_named(name):
             jobs.append(train_step.trace(name, config, arguments.topology))
+            if arguments.attack is not None:
+                attack_step.check(jobs[-1])
     environment = _describe_environment(jobs[0])
     print("\n".join(f"{key}: {value}" for key, value in environment.items()))
     results: list[dict[str, Any]] = []
@@ -173,9 +200,9 @@ def run(arguments: argparse.Namespace) -> None:
             write_atomically(arguments.json, json.dumps(report, indent=2, default=os.fspath) + "\n")
 
     if arguments.topology is not None:
-        _estimate_all(jobs, keep)
+        _estimate_all(jobs, arguments.attack, keep)
     else:
-        _measure_all(jobs, arguments.steps, arguments.rounds, problem, keep)
+        _measure_all(jobs, arguments, problem, keep)
 
 
 @contextlib.contextmanager
@@ -202,8 +229,9 @@ def _width(jobs: Sequence["train_step.Job"]) -> int:
     return max(len("config"), *(len(job.name) for job in jobs))
 
 
-def _measure_all(jobs: Sequence["train_step.Job"], steps: int, rounds: int, problem: str, keep: Keep) -> None:
+def _measure_all(jobs: Sequence["train_step.Job"], arguments: argparse.Namespace, problem: str, keep: Keep) -> None:
     """Measures one configuration after another, so that each has all memory; prints a table, and keeps the results."""
+    steps, rounds = arguments.steps, arguments.rounds
     print(f"{_LEGEND}\nSteps in a round: {steps}; rounds: {rounds}" + (f"; torch: {problem}\n" if problem else "\n"))
     width = _width(jobs)
     print(
@@ -213,16 +241,22 @@ def _measure_all(jobs: Sequence["train_step.Job"], steps: int, rounds: int, prob
     )
     for job in jobs:
         with _errors_named(job.name):
-            result = _measure(job, steps, rounds, problem)
+            result = _measure(job, arguments, problem)
         print("\n".join(_format(job.name, result, width, told=bool(problem))), flush=True)
         keep({**job.describe(), **_as_dict(result)})
 
 
-def _measure(job: "train_step.Job", steps: int, rounds: int, problem: str) -> Result:
-    """Measures our step and torch's in turn, round after round."""
-    from vision_jax.benchmark import train_step
+def _measure(job: "train_step.Job", arguments: argparse.Namespace, problem: str) -> Result:
+    """Measures our step, an attack's and torch's in turn, round after round."""
+    from vision_jax.benchmark import attack_step, train_step
 
+    steps = arguments.steps
+    attack, attacked = None, None
     ours = train_step.TrainStep(job)
+    if arguments.attack is not None:
+        attack = attack_step.AttackStep(job, arguments.attack)
+        attack.run(1)
+        attacked = AttackResult(arguments.attack, attack.flops, attack.compile_seconds)
     ours.run(_WARM_UP)
     torch = TorchResult(problem=problem or _find_torch_problem(job))
     theirs, seconds = None, []
@@ -232,8 +266,10 @@ def _measure(job: "train_step.Job", steps: int, rounds: int, problem: str) -> Re
             theirs.run(_WARM_UP)
         except RuntimeError as error:  # whatever torch cannot do is shown in the table
             torch.problem, theirs = _first_line(error), None
-    for _ in range(rounds):
+    for _ in range(arguments.rounds):
         seconds.append(ours.run(steps) / steps)
+        if attack is not None and attacked is not None:
+            attacked.seconds.append(attack.run(-(-steps // attack_step.STEPS)))
         if theirs is not None:
             torch.seconds.append(theirs.run(steps) / steps)
     if theirs is not None:
@@ -248,6 +284,7 @@ def _measure(job: "train_step.Job", steps: int, rounds: int, problem: str) -> Re
         memory_bytes=memory,
         memory_source=source,
         torch=torch,
+        attack=attacked,
     )
 
 
@@ -286,10 +323,27 @@ def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), 'no message')}"
 
 
+def _attack_as_dict(result: Result, attack: AttackResult) -> dict[str, Any]:
+    median = statistics.median(attack.seconds)
+    ratios = [its / plain for its, plain in zip(attack.seconds, result.seconds, strict=True)]
+    return {
+        "kind": attack.kind,
+        "flops": attack.flops,
+        "seconds": attack.seconds,
+        "median_seconds": median,
+        "images_per_second": result.batch_size / median,
+        "mfu": None if result.peak_flops is None else attack.flops / (median * result.peak_flops),
+        "compile_seconds": attack.compile_seconds,
+        "ratio": statistics.median(ratios),
+        "ratios": ratios,
+    }
+
+
 def _as_dict(result: Result) -> dict[str, Any]:
     """Returns a result for JSON."""
     torch = result.torch
     return {
+        **({} if result.attack is None else {"attack": _attack_as_dict(result, result.attack)}),
         "seconds": result.seconds,
         "median_seconds": result.median,
         "images_per_second": result.batch_size / result.median,
@@ -327,6 +381,11 @@ def _format(name: str, result: Result, width: int, *, told: bool) -> list[str]:
     mfu = "-" if result.mfu is None else f"{result.mfu:.1%}"
     memory = f"{_gibibytes(result.memory_bytes)} {result.memory_source[0]}"
     lines = [line(name, str(result.batch_size), result.seconds, mfu, result.compile_seconds, memory)]
+    if result.attack is not None:
+        of = _attack_as_dict(result, result.attack)
+        used = "-" if of["mfu"] is None else f"{of['mfu']:.1%}"
+        lines.append(line(f"  {of['kind']}", "", of["seconds"], used, of["compile_seconds"], ""))
+        lines.append(f"  {of['kind']}/training: {of['ratio']:.2f} {span(of['ratios'], 2)}")
     if torch.problem:
         return lines if told else [*lines, f"  torch: {torch.problem}"]
     its = line("  torch", "", torch.seconds, "", torch.compile_seconds, f"{_gibibytes(torch.memory_bytes)} a")
@@ -338,9 +397,9 @@ def _gibibytes(number: int | None) -> str:
     return "-" if number is None else f"{number / 2**30:.2f}"
 
 
-def _estimate_all(jobs: Sequence["train_step.Job"], keep: Keep) -> None:
-    """Compiles one configuration after another; prints a table, and keeps the results."""
-    from vision_jax.benchmark import train_step
+def _estimate_all(jobs: Sequence["train_step.Job"], attack: str | None, keep: Keep) -> None:
+    """Compiles one configuration after another, and a step of an attack on its model; prints a table, and keeps all."""
+    from vision_jax.benchmark import attack_step, train_step
 
     width = _width(jobs)
     times = ("products", "memory", "interconnect")
@@ -353,27 +412,30 @@ def _estimate_all(jobs: Sequence["train_step.Job"], keep: Keep) -> None:
         flush=True,
     )
     estimates = []
-    for job in jobs:
-        with _errors_named(job.name):
-            found = train_step.estimate(job)
-        estimates.append(found)
-        milliseconds = [f"{1e3 * found.seconds[name]:.2f}" if name in found.seconds else "-" for name in times]
+
+    def show(name: str, found: "train_step.Estimate") -> dict[str, Any]:
+        milliseconds = [f"{1e3 * found.seconds[kind]:.2f}" if kind in found.seconds else "-" for kind in times]
         print(
-            f"{job.name:<{width}}{found.cost.images:8g}{found.cost.bytes_accessed / found.cost.images / 1e6:9.1f}"
+            f"{name:<{width}}{found.cost.images:8g}{found.cost.bytes_accessed / found.cost.images / 1e6:9.1f}"
             f"{found.cost.temp_bytes / 2**30:13.2f}{milliseconds[0]:>9}{milliseconds[1]:>8}{milliseconds[2]:>13}"
             f"{found.compile_seconds:9.1f}",
             flush=True,
         )
-        keep(
-            {
-                **job.describe(),
-                "cost": dataclasses.asdict(found.cost),
-                "bytes_an_image": found.cost.bytes_accessed / found.cost.images,
-                "seconds": dict(found.seconds),
-                "shares": dict(found.shares),
-                "compile_seconds": found.compile_seconds,
-            }
-        )
+        estimates.append((name, found))
+        return {
+            "cost": dataclasses.asdict(found.cost),
+            "bytes_an_image": found.cost.bytes_accessed / found.cost.images,
+            "seconds": dict(found.seconds),
+            "shares": dict(found.shares),
+            "compile_seconds": found.compile_seconds,
+        }
+
+    for job in jobs:
+        with _errors_named(job.name):
+            result = show(job.name, train_step.estimate(job))
+            if attack is not None:
+                result["attack"] = show("  pgd", attack_step.estimate(job))
+        keep({**job.describe(), **result})
     print(f"\n{'config':<{width}}" + "".join(f"{part:>14}" for part in train_step.PARTS))
-    for job, found in zip(jobs, estimates, strict=True):
-        print(f"{job.name:<{width}}" + "".join(f"{found.shares[part]:14.1%}" for part in train_step.PARTS))
+    for name, found in estimates:
+        print(f"{name:<{width}}" + "".join(f"{found.shares[part]:14.1%}" for part in train_step.PARTS))

@@ -185,12 +185,24 @@ def estimate(job: Job) -> Estimate:
     Raises:
         ConfigError: if the step does not fit into their memory, or they are of a kind of which too little is known.
     """
-    traced = job.traced
     start = time.perf_counter()
-    compiled = traced.compile()
-    seconds = job.trace_seconds + time.perf_counter() - start
-    found = cost.measure(traced.step, compiled, traced.mesh, job.batch_size)
-    kind = traced.mesh.devices.flat[0].device_kind
+    compiled = job.traced.compile()
+    return estimate_program(job, job.traced.step, compiled, job.trace_seconds + time.perf_counter() - start)
+
+
+def estimate_program(job: Job, traced: jax.stages.Traced, compiled: jax.stages.Compiled, seconds: float) -> Estimate:
+    """Returns what the compiler says of a program for the devices of a job.
+
+    Args:
+        job: of the configuration.
+        traced, compiled: the program.
+        seconds: what it took to make it.
+
+    Raises:
+        ConfigError: if the devices are of a kind of which too little is known.
+    """
+    found = cost.measure(traced, compiled, job.traced.mesh, job.batch_size)
+    kind = job.traced.mesh.devices.flat[0].device_kind
     chip = flops.find_chip(kind)
     if found is None or chip is None:
         lacking = "the cost of a step by its compiler" if found is None else "a peak in vision_jax/devices/flops.py"

@@ -26,6 +26,7 @@ SETS: Mapping[str, str] = {
     "sketch": "imagenet-sketch or sketch",
     "c": "CORRUPTION/SEVERITY/CLASS/IMAGE, or blur.tar, digital.tar, extra.tar, noise.tar and weather.tar",
     "objectnet": "objectnet-1.0",
+    "adversarial": "the validation set; of a model of other classes a prepared data set, or val/ or test/ with images",
 }
 V2 = ("v2-matched-frequency", "v2-threshold-0.7", "v2-top-images")
 EXTRA_CORRUPTIONS = ("speckle_noise", "gaussian_blur", "spatter", "saturate")
@@ -45,6 +46,7 @@ _PATTERNS: Mapping[str, re.Pattern[str]] = {
 _CORRUPTION_ARCHIVES = frozenset({"blur", "digital", "extra", "noise", "weather", "imagenet-c", *CORRUPTIONS})
 _REAL_FILES = ("real.json", "imagenet_real_labels.json")  # the authors' name, and timm's
 _VALIDATION_FOLDERS = ("val", "validation")
+_OWN_SPLITS = ("validation", "val", "test")
 _CLASS = re.compile(r"n\d{8}|\d+")  # a class folder, in which there is nothing to find
 _IMAGENET_ENTRY = re.compile(r"n\d{8}$|ILSVRC2012_val_\d{8}\.")
 _OTHER_VALIDATION = re.compile(r"imagenet2012_(corrupted|real|multilabel)")  # tfds' names
@@ -80,6 +82,7 @@ class Found:
         real: the file of ReaL's labels; None: there is none.
         places: by set (those of V2 by variant), its folder or archive.
         corruptions: the folders of ImageNet-C's corruptions, and archives of some of them.
+        labeled: a split of whatever classes; None: there is none.
     """
 
     root: pathlib.Path
@@ -87,9 +90,10 @@ class Found:
     real: pathlib.Path | None = None
     places: Mapping[str, pathlib.Path] = dataclasses.field(default_factory=dict)
     corruptions: Sequence[pathlib.Path] = ()
+    labeled: Validation | None = None
 
     def sets(self) -> list[str]:
-        """Returns the names of the sets that are there, in the order of `SETS`."""
+        """Returns the names of the sets that are there, in the order of `SETS`; attacks are no set of their own."""
         there = {
             "val": self.validation is not None,
             "real": self.real is not None and self.validation is not None,
@@ -105,6 +109,8 @@ class Found:
             ConfigError: for an unknown one, one that is not there, or if there is none at all.
         """
         there = self.sets()
+        if "adversarial" in (wanted or ()) and (self.validation or self.labeled):
+            there.append("adversarial")
         if unknown := [name for name in wanted or () if name not in SETS]:
             raise ConfigError(f"--sets has {unknown[0]!r}: it takes {', '.join(SETS)}.")
         missing = [name for name in wanted or () if name not in there]
@@ -151,8 +157,9 @@ def find_sets(root: pathlib.Path) -> Found:
     _log_others("val", [one.path for one in validation])
     _log_others("real", real)
     corruptions.sort(key=lambda path: path.is_file())
+    labeled = next((one for one in map(_labeled_in, _directories(root)) if one is not None), None)
     first = {name: paths[0] for name, paths in places.items()}
-    return Found(root, next(iter(validation), None), next(iter(real), None), first, corruptions)
+    return Found(root, next(iter(validation), None), next(iter(real), None), first, corruptions, labeled)
 
 
 def _log_others(name: str, paths: Sequence[pathlib.Path]) -> None:
@@ -218,6 +225,23 @@ def _validation_in(directory: pathlib.Path, *, likely: bool) -> list[Validation]
         if (directory / name).is_dir() and (not likely or _like_imagenet(directory / name)):
             found.append(Validation("folder", directory, name))
     return found
+
+
+def _labeled_in(directory: pathlib.Path) -> Validation | None:
+    """Returns the split of a folder by which a model of other classes than ImageNet's is measured."""
+    if (directory / "features.json").is_file():
+        splits = _tfds_splits(directory)
+        return next((Validation("tfds", directory, name) for name in _OWN_SPLITS if name in splits), None)
+    there = (name for name in _OWN_SPLITS if (directory / name).is_dir())
+    return next((Validation("folder", directory, name) for name in there), None)
+
+
+def _tfds_splits(directory: pathlib.Path) -> list[str]:
+    try:
+        return [split["name"] for split in json.loads((directory / "dataset_info.json").read_text("utf-8"))["splits"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        log.info("%s is not taken for a data set: %s.", directory, error)
+        return []
 
 
 def _like_imagenet(folder: pathlib.Path) -> bool:

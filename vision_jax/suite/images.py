@@ -6,6 +6,7 @@ The label of an image is the folder that it is in, whether that is one of the fi
 import dataclasses
 import functools
 import logging
+import os
 import pathlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,7 +18,15 @@ from vision_jax.data import archives, listing, tfds_format
 from vision_jax.data.archives import Archive
 from vision_jax.data.cache import cache_dir
 from vision_jax.data.images import ImageSource, image_members
-from vision_jax.data.sources import FolderSource, Record, RelabeledSource, Source, TfdsSource, digest_of
+from vision_jax.data.sources import (
+    FolderSource,
+    Record,
+    RelabeledSource,
+    Source,
+    SubsetSource,
+    TfdsSource,
+    digest_of,
+)
 from vision_jax.data.transforms import LABEL, Copied
 from vision_jax.data.views import Field
 from vision_jax.errors import DataError
@@ -70,8 +79,25 @@ class Images:
     def describe(self, index: int) -> str:
         return self.source.describe(index)
 
+    def name(self, index: int) -> str:
+        """Returns the name of an image's file, with the folder that it is in; empty: it is not known."""
+        return _file_name(self.source, index)
+
     def fingerprint(self) -> str:
         return digest_of("suite", self.source.fingerprint(), self.labels, self.numbers, self.class_names)
+
+
+def _file_name(source: Source, index: int) -> str:
+    while isinstance(source, RelabeledSource | SubsetSource):
+        index = int(source.indices[index]) if isinstance(source, SubsetSource) else index
+        source = source.source
+    if isinstance(source, TfdsSource):
+        return bytes(source[index].get("file_name", b"")).decode("utf-8", "replace") if source.has_file_names else ""
+    if isinstance(source, _RecordSource):
+        return source.name(index)
+    if isinstance(source, FolderSource):
+        return os.fsdecode(bytes(source.names[index]))
+    return "/".join(source.describe(index).split("/")[-2:]) if isinstance(source, ImageSource) else ""
 
 
 def number_in(name: str) -> int:
@@ -212,11 +238,11 @@ def in_prepared(path: pathlib.Path, classes: Sequence[str]) -> Images | None:
     return _relabeled(TfdsSource(path, names[0]), path, classes)
 
 
-def open_validation(place: Validation) -> Images:
-    """Returns the validation images, whose labels number ImageNet's 1,000 classes.
+def open_validation(place: Validation, classes: Sequence[str] | None = None) -> Images:
+    """Returns the validation images, whose labels number ImageNet's 1,000 classes, or those given.
 
     Raises:
-        DataError: if it cannot be read, or has classes that are not ImageNet's.
+        DataError: if it cannot be read, or has other classes.
     """
     source: _RecordSource | TfdsSource | FolderSource
     if place.kind == "archives":
@@ -227,10 +253,21 @@ def open_validation(place: Validation) -> Images:
     else:
         option = "placing it beside the folder as val.csv"
         source = FolderSource(place.directory, place.split, labels_option=option)
-    return _relabeled(source, place.path, pretrained.imagenet_classes())
+    return _relabeled(source, place.path, pretrained.imagenet_classes() if classes is None else classes)
 
 
-def _relabeled(source: _RecordSource | TfdsSource | FolderSource, path: pathlib.Path, classes: Sequence[str]) -> Images:
+def of_source(source: Source, what: str, classes: Sequence[str]) -> Images:
+    """Returns the images of a source, whose labels number `classes`; one without names has as many, in their order.
+
+    Raises:
+        DataError: if it has others; `what` names it.
+    """
+    if list(source.class_names) == list(classes) or (not source.class_names and source.num_classes == len(classes)):
+        return Images(source, classes)
+    return _relabeled(source, what, classes)
+
+
+def _relabeled(source: Source, path: pathlib.Path | str, classes: Sequence[str]) -> Images:
     """Returns the images of a source, whose labels number `classes`.
 
     Raises:
@@ -245,6 +282,6 @@ def _relabeled(source: _RecordSource | TfdsSource | FolderSource, path: pathlib.
             f"{': ' + listing.shorten(lacking, 3) if lacking else ', or does not name them'}."
         )
     numbers = None
-    if not isinstance(source, TfdsSource):
+    if isinstance(source, _RecordSource | FolderSource):
         numbers = np.asarray([number_in(source.describe(index)) for index in range(len(source))], np.int32)
     return Images(RelabeledSource(source, labels, classes), classes, numbers=numbers)

@@ -15,7 +15,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from vision_jax import pretrained
 from vision_jax.build import TrainedModel, compute_dtype
 from vision_jax.data.sources import digest_of
 from vision_jax.data.transforms import EvalTransform
@@ -25,11 +24,15 @@ from vision_jax.evaluators.base import Context, Step, collect
 from vision_jax.evaluators.logits import LogitsEvaluator
 from vision_jax.evaluators.suites import IMAGENET_A_CLASSES, IMAGENET_R_CLASSES, confidence, top_classes
 from vision_jax.explanations import parse_methods
-from vision_jax.suite import published, tables
+from vision_jax.suite import adversarial, published, selection, tables
+from vision_jax.suite.adversarial import Attack, Attacker, Plan
+from vision_jax.suite.attack_programs import Logits
+from vision_jax.suite.classes import class_columns, own_classes
 from vision_jax.suite.find import Found
-from vision_jax.suite.images import FIELDS
+from vision_jax.suite.images import FIELDS, Images
 from vision_jax.suite.mistakes import Mistakes
 from vision_jax.suite.results import Results
+from vision_jax.suite.selection import Some
 from vision_jax.suite.sets import Opener, Outputs, Pass, Row, corruption_openers, openers
 
 log = logging.getLogger(__name__)
@@ -47,6 +50,7 @@ class Options:
         max_bad: damaged images of a set that may be left out.
         overwrite: replace results in the output folder, of whatever model.
         weights: the file of published weights that the model was read from; None: it is from a run.
+        plan: of the attacks, where they are wanted.
         explain: the methods by which the most confident mistakes are explained, such as "gradcam,ig"; None: they are
             not.
         mistakes: how many of each set.
@@ -56,34 +60,9 @@ class Options:
     max_bad: int = 0
     overwrite: bool = False
     weights: str | None = None
+    plan: Plan = dataclasses.field(default_factory=Plan)
     explain: str | None = None
     mistakes: int = 16
-
-
-def class_columns(trained: TrainedModel) -> np.ndarray | None:
-    """Returns which logit is that of each of ImageNet's classes, (1000,) int32; None: they are these, in their order.
-
-    A model without names for its classes is taken to have them in their order if there are 1,000.
-
-    Raises:
-        ConfigError: if it has other classes.
-    """
-    classes, names = pretrained.imagenet_classes(), trained.class_names
-    needed = f"the evaluation sets need ImageNet's {len(classes):,}"
-    if not trained.num_classes:
-        raise ConfigError(f"The model, {trained.name}, has no classifier: {needed} classes.")
-    if not names:
-        if trained.num_classes != len(classes):
-            raise ConfigError(f"The model has {trained.num_classes} classes, of unknown names: {needed}.")
-        return None
-    columns = pretrained.map_classes(classes, names)
-    if missing := int((columns < 0).sum()):
-        raise ConfigError(
-            f"The model has {trained.num_classes} classes, such as {names[0]!r}, and {missing:,} of ImageNet's are not "
-            f"among them: {needed}, by their WordNet ids. --sets=c alone takes data of the model's own classes."
-        )
-    in_order = trained.num_classes == len(classes) and np.array_equal(columns, np.arange(len(classes)))
-    return None if in_order else columns
 
 
 def run_suite(
@@ -109,15 +88,8 @@ def run_suite(
         CheckpointError: if the results cannot be written.
         DistributedError: if one of several processes cannot read its images, or they see others.
     """
-    return _Suite(trained, output, options, own_classes(trained, wanted)).run(found, wanted)
-
-
-def own_classes(trained: TrainedModel, wanted: Sequence[str]) -> Sequence[str] | None:
-    """Returns the names of a model's own classes, where corruptions alone are wanted; None: they are ImageNet's."""
-    names = trained.class_names
-    if list(wanted) != ["c"] or not names or set(names) >= set(pretrained.imagenet_classes()):
-        return None
-    return names
+    own = own_classes(trained, wanted, own_data=options.plan.split is not None)
+    return _Suite(trained, output, options, own).run(found, wanted)
 
 
 class _Suite:
@@ -129,6 +101,7 @@ class _Suite:
         self, trained: TrainedModel, output: pathlib.Path, options: Options, own_classes: Sequence[str] | None
     ):
         self._trained, self._options, self._own_classes = trained, options, own_classes
+        self._attacked = output / adversarial.FOLDER
         self._columns = class_columns(trained) if own_classes is None else None
         self._preprocessing = trained.preprocessing
         self._transform = dataclasses.replace(self._preprocessing.transform, copied=FIELDS)
@@ -155,7 +128,8 @@ class _Suite:
         """Does what `run_suite` says."""
         parts_of_c = [path.name for path in found.corruptions]
         distributed.check_agreement({"--sets": list(wanted), "what there is of ImageNet-C": parts_of_c})
-        self._say(tables.heading(beside=self._known))
+        if set(wanted) - {"adversarial"}:
+            self._say(tables.heading(beside=self._known))
         for opener in openers(found, wanted):
             self._measure(opener)
         done: set[str] = set()
@@ -169,6 +143,8 @@ class _Suite:
                 else:
                     done.add(opener.name)
                     self._measure(opener)
+        if "adversarial" in wanted:
+            self._attack_all(found)
         distributed.from_first(lambda: print("\n" + tables.as_text(self._results.sets), flush=True))
         return not self._failed
 
@@ -186,7 +162,7 @@ class _Suite:
             if not missing and not explain:
                 return
             outputs, seconds = self._compute(one, transform)
-            damaged = self._count_damaged(one, outputs)
+            damaged = self._count_damaged(one, outputs.index)
             for name in missing:
                 with self._failures_told(name):
                     entry = _entry(one, one.rows[name], outputs, damaged)
@@ -194,6 +170,44 @@ class _Suite:
                         self._keep(name, {**entry, "seconds": seconds, "identity": identities[name]})
             if explain and self._mistakes is not None:
                 self._keep_mistakes(one.name, self._mistakes.write(one, transform, outputs))
+
+    def _attack_all(self, found: Found) -> None:
+        """Measures the robust accuracy under all attacks of the plan."""
+        plan = self._options.plan
+        with self._failures_told("adversarial"):
+            some = _together(lambda: adversarial.open_images(self._trained, found, plan, self._own_classes))
+            distributed.check_agreement({"the attacks": plan.facts()}, {"attacked images": some})
+            attacker = self._make_attacker(some)
+            for reading in dict.fromkeys(one.reading for one in plan.attacks if one.reading):
+                self._say(f"eps: {reading}")
+            for one in plan.attacks:
+                with self._failures_told(one.row):
+                    self._attack(attacker, some, one)
+            for text in distributed.from_first(lambda: adversarial.compared(self._results.sets)):
+                log.warning("%s", text)
+
+    def _make_attacker(self, some: Some) -> Attacker:
+        transform = dataclasses.replace(self._transform, copied=selection.FIELDS)
+        shards = sharding.batch_shards(self._trained.mesh)
+        context = self._context(some.images, transform, min(self._batch_size, -(-len(some) // shards) * shards))
+        columns = None if self._columns is None else tuple(self._columns.tolist())
+        flip = self._trained.config.eval.flip
+        logits = Logits(self._trained.model, self._preprocessing.mean, self._preprocessing.std, flip, columns)
+        classes = self._trained.num_classes if columns is None else len(columns)
+        return Attacker(context, logits, self._variables[""], classes, self._options.plan.seed)
+
+    def _attack(self, attacker: Attacker, some: Some, one: Attack) -> None:
+        """Measures the robust accuracy under an attack, unless it is known."""
+        identity = attacker.identity(some, one)
+        if not distributed.from_first(lambda: self._not_measured({one.row: identity})):
+            return
+        start = time.perf_counter()
+        with _loss_told(one.row):
+            found = attacker.attack(some, one, self._attacked)
+        damaged = self._count_damaged(some, found.known.index)
+        entry = adversarial.entry(some, one, found, damaged, own=self._own_classes is not None)
+        seconds = time.perf_counter() - start
+        self._keep(one.row, {**entry, "seed": self._options.plan.seed, "seconds": seconds, "identity": identity})
 
     def _not_measured(self, identities: Mapping[str, str]) -> list[str]:
         """Returns the rows that are not known, of which older results are dropped; the others are shown."""
@@ -214,29 +228,28 @@ class _Suite:
 
     def _compute(self, one: Pass, transform: EvalTransform) -> tuple[Outputs, float]:
         """Returns what the model says of the images of a pass, without the damaged ones, and the seconds that took."""
+        context = self._context(one.images, transform, self._batch_size)
+        if self._step is None:
+            self._step = context.compile(self._make_step(context), self._variables)
+        start = time.perf_counter()
+        with _loss_told(one.name):
+            rows = collect(context, self._step, self._variables, everywhere=True, description=one.name)
+        assert rows is not None  # they are everywhere
+        return Outputs(**rows), time.perf_counter() - start
+
+    def _context(self, images: Images, transform: EvalTransform, batch_size: int) -> Context:
         data = self._trained.config.data
-        context = Context(
+        return Context(
             mesh=self._trained.mesh,
-            source=one.images,
+            source=images,
             transform=transform,
-            batch_size=self._batch_size,
+            batch_size=batch_size,
             mean=self._preprocessing.mean,
             std=self._preprocessing.std,
             num_workers=data.num_workers,
             num_threads=data.num_threads,
-            max_bad_records=len(one.images),  # all are found, and judged by what all processes have left out
+            max_bad_records=len(images),  # all are found, and judged by what all processes have left out
         )
-        if self._step is None:
-            self._step = context.compile(self._make_step(context), self._variables)
-        start = time.perf_counter()
-        try:
-            rows = collect(context, self._step, self._variables, everywhere=True, description=one.name)
-        except DataError as error:
-            if jax.process_count() == 1:
-                raise
-            raise DistributedError(f"{one.name}: {error}") from error  # the others wait for this process
-        assert rows is not None  # they are everywhere
-        return Outputs(**rows), time.perf_counter() - start
 
     def _make_step(self, context: Context) -> Step:
         """Returns (variables by prefix, batch) -> fields of `Outputs`: one for all sets."""
@@ -256,18 +269,19 @@ class _Suite:
 
         return step
 
-    def _count_damaged(self, one: Pass, outputs: Outputs) -> int:
-        """Returns how many images of a pass are damaged.
+    def _count_damaged(self, one: Pass | Some, there: np.ndarray) -> int:
+        """Returns how many images are damaged: those that are not among the numbers in `there`.
 
         Raises:
             DataError: if they are more than may be left out; it names the first ones.
         """
-        damaged = np.setdiff1d(np.arange(len(one.images)), outputs.index).tolist()
+        rows = one.rows if isinstance(one, Some) else np.arange(len(one.images))
+        damaged = np.setdiff1d(rows, there).tolist()
         if len(damaged) > self._options.max_bad:
             names = ", ".join(one.images.describe(index) for index in damaged[:_NAMED])
             more = f" and {len(damaged) - _NAMED} more" if len(damaged) > _NAMED else ""
             raise DataError(
-                f"{len(damaged)} of {len(one.images)} images are damaged: {names}{more}. Copy or download them again, "
+                f"{len(damaged)} of {len(rows)} images are damaged: {names}{more}. Copy or download them again, "
                 f"or leave them out by --max_bad={len(damaged)}."
             )
         return len(damaged)
@@ -382,6 +396,17 @@ def _together(compute: Callable[[], Any]) -> Any:
     if problems:
         raise DataError(problems[0])
     return value
+
+
+@contextlib.contextmanager
+def _loss_told(name: str) -> Iterator[None]:
+    """Ends all processes if one of several cannot read its images: the others wait for it."""
+    try:
+        yield
+    except DataError as error:
+        if jax.process_count() == 1:
+            raise
+        raise DistributedError(f"{name}: {error}") from error
 
 
 @contextlib.contextmanager

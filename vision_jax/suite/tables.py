@@ -1,6 +1,7 @@
 """The table of a suite, as CSV and for a terminal."""
 
 import csv
+import fractions
 import io
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -8,19 +9,23 @@ from typing import Any
 from vision_jax.evaluators.suites import ALEXNET_ERRORS
 from vision_jax.suite.find import CORRUPTIONS, V2
 
-ROWS = ("val", "real", *V2, "a", "a-clean", "r", "r-clean", "sketch", "c", "objectnet")
+ROWS = ("val", "real", *V2, "a", "a-clean", "r", "r-clean", "sketch", "c", "objectnet", "adversarial")
 _COLUMNS = (
     *("set", "top1", "top5", "count", "expected", "incomplete", "damaged"),
     *("published_top1", "difference_top1", "published_top5", "difference_top5"),
-    *("error", "ce", "relative_ce", "mce", "published_mce", "difference_mce", "relative_mce", "seconds", "rule"),
+    *("error", "ce", "relative_ce", "mce", "published_mce", "difference_mce", "relative_mce"),
+    *("clean", "robust", "after", "warnings", "seconds", "rule"),
 )
 
 
 def in_order(rows: Iterable[str]) -> list[str]:
     """Returns the names of rows in the order of the table; parts of ImageNet-C follow it."""
 
-    def place(row: str) -> tuple[int, int, str]:
+    def place(row: str) -> tuple[int, float, str]:
         kind, _, part = row.partition("/")
+        if kind == "adversarial":  # as in `adversarial/pgd-20 linf 8/255`
+            attack, _, radius = part.rpartition(" ")
+            return ROWS.index(kind), float(fractions.Fraction(radius)), attack
         return ROWS.index(kind), CORRUPTIONS.index(part.split("/")[0]) if part else -1, part
 
     return sorted(rows, key=place)
@@ -33,6 +38,8 @@ def as_csv(sets: Mapping[str, Mapping[str, Any]]) -> str:
     writer.writeheader()
     for row, entry in sets.items():
         cells = {"set": row, **entry, "incomplete": "; ".join(entry["incomplete"])}
+        if "robust" in entry:
+            cells |= {"after": _after(entry), "warnings": " ".join(entry["warnings"])}
         for kind in ("published", "difference"):
             cells |= {f"{kind}_{measure}": value for measure, value in entry.get(kind, {}).items()}
         writer.writerow({name: _cell(value) for name, value in cells.items()})
@@ -49,6 +56,9 @@ def row_text(row: str, entry: Mapping[str, Any]) -> str:
     """Returns a line of the table for a terminal."""
     count, expected = entry["count"], entry["expected"]
     images = f"{count:,}" if count == expected else f"{count:,} of {expected:,}"
+    if "robust" in entry:
+        name = row.partition("/")[2] + (" *" if entry["incomplete"] else "")
+        return f"{name:36}{entry['clean']:8.3f}{entry['robust']:9.3f}{images:>18}"
     known, difference = entry.get("published", {}).get("top1"), entry.get("difference", {}).get("top1")
     beside = f"{known:10.3f} {difference:+10.3f}" if known is not None else ""
     name = row + (" *" if entry["incomplete"] else "")
@@ -64,12 +74,32 @@ def heading(*, beside: bool) -> str:
 def as_text(sets: Mapping[str, Mapping[str, Any]]) -> str:
     """Returns the whole table for a terminal, with what is incomplete, and one of ImageNet-C's corruptions."""
     rows = [row for row in in_order(sets) if "/" not in row]
-    lines = [heading(beside=any("published" in sets[row] for row in rows)), *(row_text(row, sets[row]) for row in rows)]
+    lines = []
+    if rows:
+        beside = any("published" in sets[row] for row in rows)
+        lines += [heading(beside=beside), *(row_text(row, sets[row]) for row in rows)]
+    if attacked := [row for row in in_order(sets) if "robust" in sets[row]]:
+        lines += [*([""] if rows else []), *_attack_lines({row: sets[row] for row in attacked})]
+        rows += attacked
     if lacking := [row for row in rows if sets[row]["incomplete"]]:
         lines += ["", "* incomplete:", *(f"  {row}: {'; '.join(sets[row]['incomplete'])}" for row in lacking)]
     if "c" in sets:
         lines += ["", *_corruption_lines(sets["c"])]
     return "\n".join(lines)
+
+
+def _attack_lines(sets: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    lines = [f"{'percent of the images':36}{'clean':>8}{'robust':>9}{'images':>18}"]
+    for row, entry in sets.items():
+        lines.append(row_text(row, entry))
+        if len(entry["after"]) > 1:
+            lines.append(f"  after {_after(entry)}")
+        lines += [f"  warning: {text}" for text in entry["warnings"]]
+    return lines
+
+
+def _after(entry: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value:.3f}" for name, value in entry["after"].items())
 
 
 def _corruption_lines(entry: Mapping[str, Any]) -> list[str]:
