@@ -1,0 +1,50 @@
+"""Which files hold a tokenizer."""
+
+import pathlib
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+from vision_jax.errors import DataError
+from vision_jax.text.bpe import read_clip_tokenizer
+from vision_jax.text.sentences import read_siglip_tokenizer
+
+# By kind, what the files are called that weights come with, the first ones preferred.
+KINDS = {
+    "clip": ("tokenizer.json", "bpe_simple_vocab_16e6.txt.gz", "merges.txt"),
+    "siglip": ("tokenizer.json", "spiece.model", "sentencepiece.model"),
+}
+
+
+class Tokenizer(Protocol):
+    """Makes tokens of texts."""
+
+    @property
+    def context_length(self) -> int:
+        """Tokens of each text."""
+        ...
+
+    def __call__(self, texts: Sequence[str]) -> np.ndarray:
+        """Returns (texts, context_length) int32."""
+        ...
+
+
+def read_tokenizer(kind: str, path: str | pathlib.Path, context_length: int) -> Tokenizer:
+    """Reads a tokenizer.
+
+    Args:
+        kind: one of `KINDS`.
+        path: of a file; see `read_clip_tokenizer` and `read_siglip_tokenizer`.
+        context_length: tokens of each text.
+
+    Raises:
+        DataError: if it cannot be read.
+        ConfigError: if a library is not installed.
+    """
+    path = pathlib.Path(path).expanduser()
+    if not path.is_file():
+        raise DataError(f"There is no tokenizer {path}: it is one of the files {', '.join(KINDS[kind])}.")
+    if kind == "siglip":
+        return read_siglip_tokenizer(path, context_length)
+    return read_clip_tokenizer(path, context_length)
