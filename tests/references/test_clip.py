@@ -22,7 +22,7 @@ from vision_jax.models.clip import Clip, ImageTower, TextTower, Transformer
 from vision_jax.models.clip_resnet import ModifiedResNet
 from vision_jax.pretrained import clip as weights
 from vision_jax.text import clean_for_clip, clean_for_siglip, clip_bpe
-from vision_jax.zero_shot import class_weights, preprocessing
+from vision_jax.zero_shot import preprocessing
 
 # Files that other tests read: of detection, segmentation and their measures.
 ELSEWHERE = ("anchors", "box_coders", "coco_ap", "detection", "matcher", "miou", "postprocess", "segmentation")
@@ -177,7 +177,7 @@ def check_preprocess(case: dict[str, Any], number: int, kind: str) -> None:
 
 
 def check_zero_shot(case: dict[str, Any]) -> None:
-    found = class_weights(jnp.asarray(case["prompts"]))
+    found = clip.class_weights(jnp.asarray(case["prompts"]))
     common.near(found, case["weights"], 1e-5)
     logits = 100 * jnp.matmul(clip.unit(jnp.asarray(case["images"])), found, precision="highest")
     assert np.abs(np.asarray(logits) - case["logits"]).max() <= 1e-5 * 100

@@ -69,7 +69,8 @@ def zero_shot(arguments: argparse.Namespace) -> int:
     output, kind = predictions.check_arguments(arguments)
 
     from vision_jax.data.images import ImageSource
-    from vision_jax.zero_shot import program, prompts
+    from vision_jax.text import prompts
+    from vision_jax.zero_shot import program
 
     names, folders = prompts.read_classes(arguments.classes)
     templates = prompts.read_templates(arguments.templates)

@@ -33,13 +33,13 @@ from vision_jax.data.views import parse_views
 from vision_jax.devices import sharding
 from vision_jax.errors import ConfigError, check_no_url, suggest
 from vision_jax.evaluators import EVALUATORS, LogitsEvaluator
-from vision_jax.objectives import OBJECTIVES, options_of
+from vision_jax.objectives import OBJECTIVES, Pairs, options_of
 from vision_jax.runtime import experiments
 
 # What `validate` allows; fields that are not set are not checked.
 _CHOICES = {
     "dtype": ("auto", "float32", "bfloat16", "float16"),
-    "data.source": ("digits", "tfds", "folder", "synthetic"),
+    "data.source": ("digits", "tfds", "folder", "synthetic", "pairs"),
     "data.train_filter": ("bilinear", "bicubic", "area", "pillow-bilinear", "pillow-bicubic"),
     "data.eval_filter": ("bilinear", "bicubic"),
     "optimizer.learning_rate_scaling": ("linear", "sqrt"),
@@ -57,7 +57,7 @@ _WEIGHTS = ("model.pretrained", "distill.pretrained")
 
 
 # What tuples hold that do not hold numbers.
-_NAMES = ("log.trackers",)
+_NAMES = ("log.trackers", "objective.words", "objective.templates")
 _PATTERNS = tuple(f"optimizer.{name}" for name in ("no_decay", "no_clip_adaptive", "frozen", "layers", "constant_rate"))
 
 
@@ -226,6 +226,8 @@ def _check_kinds(config: ConfigDict) -> Iterator[str]:
         if kind_name is not None and issubclass(EVALUATORS[kind_name], LogitsEvaluator) and not kind.classifies:
             objective = objective_name(config)
             yield f"evals.{name}.kind is {kind_name!r}, but the objective {objective} trains no classifier to measure."
+        if kind_name == "zero_shot" and not issubclass(kind, Pairs):
+            yield f"evals.{name}.kind is 'zero_shot', but the objective {objective_name(config)} learns no words."
         every = config.evals[name].get("every_epochs")
         if every is not None and not (isinstance(every, int | float) and every > 0):
             yield f"evals.{name}.every_epochs is {every!r}, which must be positive."

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from vision_jax.errors import ConfigError, suggest
-from vision_jax.models.layers import ACTIVATIONS, Classifier, capture, maybe_remat, transformer_init
+from vision_jax.models.layers import ACTIVATIONS, Classifier, ImageModel, capture, maybe_remat, transformer_init
 from vision_jax.models.transformer import Mlp, PatchEmbed, attend
 from vision_jax.models.vit import Block, Blocks
 
@@ -29,6 +29,18 @@ def unit(x: jax.Array) -> jax.Array:
     """Returns vectors, (..., features), with the length 1, in float32."""
     x = x.astype(jnp.float32)
     return x * jax.lax.rsqrt(jnp.maximum(jnp.square(x).sum(-1, keepdims=True), 1e-24))
+
+
+def class_weights(embeddings: jax.Array) -> jax.Array:
+    """Returns the weights of classes: normalized embeddings, averaged over the sentences, and normalized again.
+
+    Args:
+        embeddings: (classes, templates, features), of any length.
+
+    Returns:
+        (features, classes) float32.
+    """
+    return unit(unit(embeddings).mean(1)).T
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,7 +174,8 @@ class ImageTower(nn.Module):
                 f"the images have the shape {images.shape}, and the model takes (batch, {self.img_size}, "
                 f"{self.img_size}, {self.in_channels})"
             )
-        x = self.patch_embed(images.astype(self.dtype)).reshape(images.shape[0], -1, self.width)
+        side = self.img_size // self.patch_size * self.patch_size  # what is left over at the edge is not seen
+        x = self.patch_embed(images[:, :side, :side].astype(self.dtype)).reshape(images.shape[0], -1, self.width)
         if self.pool == "token":
             token = jnp.broadcast_to(self.cls_token.astype(self.dtype), (x.shape[0], 1, self.width))
             x = jnp.concatenate([token, x], axis=1)
@@ -230,6 +243,31 @@ class TextTower(nn.Module):
         return self.head(capture(self, self.norm(x), "features").astype(jnp.float32))
 
 
+class Projected(nn.Module):
+    """Any model for images as a tower: its features, and a projection.
+
+    Attributes:
+        backbone: one of `vision_jax.create_model`, whose classifier does not matter.
+        embed_dim: length of the embedding.
+        img_size: height and width of the images.
+    """
+
+    backbone: ImageModel
+    embed_dim: int
+    img_size: int
+
+    @property
+    def in_channels(self) -> int:
+        return self.backbone.in_channels
+
+    @nn.compact
+    def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
+        """Returns the embeddings, (batch, embed_dim) float32, of images, (batch, height, width, channels)."""
+        features = self.backbone.features(images, train=train)
+        init = nn.initializers.normal(features.shape[-1] ** -0.5)
+        return Classifier(self.embed_dim, use_bias=False, kernel_init=init, name="head")(features)
+
+
 class Clip(nn.Module):
     """Both towers, and how cosines become logits.
 
@@ -267,6 +305,10 @@ class Clip(nn.Module):
         """Returns the embeddings of tokens, (batch, features) float32, whose lengths are not 1."""
         return self.text(tokens, train=train)
 
+    def encode(self, images: jax.Array, tokens: jax.Array, *, train: bool) -> tuple[jax.Array, jax.Array]:
+        """Returns the embeddings of images and of tokens."""
+        return self.encode_images(images, train=train), self.encode_texts(tokens, train=train)
+
     def log_scale_and_bias(self) -> tuple[jax.Array, jax.Array]:
         """Returns the logarithm of the scale, and the bias: 0 where there is none."""
         return self.logit_scale, jnp.float32(0) if self.initial_bias is None else self.logit_bias
@@ -281,5 +323,5 @@ class Clip(nn.Module):
 
     def __call__(self, images: jax.Array, tokens: jax.Array, *, train: bool) -> jax.Array:
         """Returns the logits of all pairs of images and texts, (images, texts) float32."""
-        texts = self.encode_texts(tokens, train=train)
-        return self.logits_of_classes(self.encode_images(images, train=train), unit(texts).T)
+        features, texts = self.encode(images, tokens, train=train)
+        return self.logits_of_classes(features, unit(texts).T)

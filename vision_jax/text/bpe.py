@@ -35,6 +35,11 @@ class ClipTokenizer:
     end: int
     context_length: int = CONTEXT_LENGTH
 
+    @property
+    def vocab_size(self) -> int:
+        """Number of different tokens."""
+        return max(self.pairs.get_vocab_size(), self.start + 1, self.end + 1)
+
     def encode(self, text: str) -> list[int]:
         """Returns the tokens of a text, which is cleaned, without the special ones."""
         return self.pairs.encode(clean_for_clip(text), add_special_tokens=False).ids

@@ -3,6 +3,7 @@
 import dataclasses
 import pathlib
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -18,10 +19,12 @@ class SigLipTokenizer:
 
     Attributes:
         pieces: gives the numbers of a clean text's pieces.
+        vocab_size: number of different tokens.
         context_length: tokens of each text.
     """
 
     pieces: Callable[[str], list[int]]
+    vocab_size: int
     context_length: int = 64
 
     def encode(self, text: str) -> list[int]:
@@ -37,6 +40,16 @@ class SigLipTokenizer:
         return tokens
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Pieces:
+    """Gives the numbers of pieces by the library `tokenizers`; unlike a lambda it can be pickled."""
+
+    sentences: Any
+
+    def __call__(self, text: str) -> list[int]:
+        return self.sentences.encode(text, add_special_tokens=False).ids
+
+
 def read_siglip_tokenizer(path: pathlib.Path, context_length: int) -> SigLipTokenizer:
     """Reads SigLIP's tokenizer.
 
@@ -48,6 +61,7 @@ def read_siglip_tokenizer(path: pathlib.Path, context_length: int) -> SigLipToke
         DataError: if it cannot be read.
         ConfigError: if the library that reads it is not installed.
     """
+    pieces: Callable[[str], list[int]]
     try:
         if path.suffix == ".json":
             import tokenizers
@@ -55,17 +69,16 @@ def read_siglip_tokenizer(path: pathlib.Path, context_length: int) -> SigLipToke
             sentences = tokenizers.Tokenizer.from_file(str(path))
             sentences.no_padding()
             sentences.no_truncation()
-            end = sentences.token_to_id("</s>")
-            pieces: Callable[[str], list[int]] = lambda text: sentences.encode(text, add_special_tokens=False).ids  # noqa: E731
+            end, size, pieces = sentences.token_to_id("</s>"), sentences.get_vocab_size(), _Pieces(sentences)
         else:
             import sentencepiece
 
             model = sentencepiece.SentencePieceProcessor(model_file=str(path))
-            end, pieces = model.eos_id(), model.encode
+            end, size, pieces = model.eos_id(), model.vocab_size(), model.encode
     except ImportError as error:
         raise ConfigError(f"{path} is read by {error.name}: pip install 'vision_jax[clip]'.") from error
     except Exception as error:  # both libraries raise plain exceptions
         raise DataError(f"{path} is no tokenizer of sentencepiece, or of the library `tokenizers`: {error}.") from error
     if end != END:
         raise DataError(f"{path} has the number {end} for the end of a text, and SigLIP's is {END}: is it SigLIP's?")
-    return SigLipTokenizer(pieces, context_length)
+    return SigLipTokenizer(pieces, size, context_length)

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vision_jax.models.clip import Clip, unit
+from vision_jax.models.clip import Clip, class_weights
 from vision_jax.text import Tokenizer
-from vision_jax.zero_shot.prompts import prompts
+from vision_jax.text.prompts import prompts
 
 _TEXTS = 256  # that are computed at once
 
@@ -36,29 +36,16 @@ class WordClassifier(nn.Module):
         return self.model.logits_of_classes(features, self.weights.value)
 
 
-def class_weights(embeddings: jax.Array) -> jax.Array:
-    """Returns the weights of classes: normalized embeddings, averaged over the sentences, and normalized again.
-
-    Args:
-        embeddings: (classes, templates, features), of any length.
-
-    Returns:
-        (features, classes) float32.
-    """
-    return unit(unit(embeddings).mean(1)).T
-
-
 def embed_classes(
     model: Clip, variables: Mapping[str, Any], tokenizer: Tokenizer, names: Sequence[str], templates: Sequence[str]
 ) -> jax.Array:
     """Returns the weights, (features, classes) float32, of classes by their names."""
-    texts = prompts(names, templates)
-    tokens = tokenizer(texts)
+    tokens = tokenizer(prompts(names, templates))
     size = min(_TEXTS, len(tokens))
     padded = np.pad(tokens, ((0, -len(tokens) % size), (0, 0)), "edge").reshape(-1, size, tokens.shape[1])
     embed = jax.jit(lambda variables, tokens: model.apply(variables, tokens, train=False, method="encode_texts"))
     parts: list[Any] = [np.asarray(embed(variables, batch)) for batch in padded]
-    embeddings = np.concatenate(parts)[: len(texts)]
+    embeddings = np.concatenate(parts)[: len(tokens)]
     return class_weights(jnp.asarray(embeddings.reshape(len(names), len(templates), -1)))
 
 

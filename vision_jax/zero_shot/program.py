@@ -46,7 +46,7 @@ class WordModel:
 
         Args:
             names: of the classes.
-            templates: sentences with a place for a name; see `zero_shot.prompts`.
+            templates: sentences with a place for a name; see `text.prompts`.
             topk, batch_size: see `Predictor`.
         """
         weights = embed_classes(self.model, self.variables, self.tokenizer, names, templates)

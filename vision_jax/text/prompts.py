@@ -3,7 +3,10 @@
 import pathlib
 from collections.abc import Sequence
 
+import numpy as np
+
 from vision_jax.errors import ConfigError, DataError
+from vision_jax.text.tokenizers import Tokenizer
 
 PLACE = "{}"
 PLAIN = ("a photo of a {}.",)  # what CLIP's paper begins with, section 3.1.4
@@ -59,6 +62,11 @@ def read_templates(path: str | None) -> tuple[str, ...]:
 def prompts(names: Sequence[str], templates: Sequence[str]) -> list[str]:
     """Returns each class in each sentence: all sentences of the first class, then those of the second, and so on."""
     return [template.replace(PLACE, name) for name in names for template in templates]
+
+
+def table(tokenizer: Tokenizer, names: Sequence[str], templates: Sequence[str]) -> np.ndarray:
+    """Returns the tokens of each class in each sentence, (classes, templates, context_length) int32."""
+    return tokenizer(prompts(names, templates)).reshape(len(names), len(templates), -1)
 
 
 def _lines(path: str) -> list[str]:
