@@ -33,14 +33,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--labelled", help="a folder of labelled images, to measure instead")
     parser.add_argument("--json", help="with --labelled, a file for the accuracy")
     predictions.add_arguments(parser)
-    group = parser.add_argument_group("the model")
+    group = parser.add_argument_group(
+        "the model",
+        "Published weights, or a checkpoint of a run with the objective clip or siglip. --config.FIELD=VALUE changes a "
+        "field of the run's configuration.",
+    )
     group.add_argument("--model", help="its name, as open_clip has it (--model=list shows all)")
     group.add_argument("--pretrained", help="its weights: safetensors, npz or torch file, or hf://OWNER/NAME")
     group.add_argument("--tokenizer", help="its file; default: it is looked for beside the weights")
     group.add_argument("--activation", help="of the towers, such as gelu_tanh; default: that of the model")
     group.add_argument("--img_size", type=int, help="height and width of the images; default: those of the weights")
-    group.add_argument("--dtype", default="float32", help="what is computed in (default: %(default)s)")
-    arguments = parser.parse_args(argv)
+    group.add_argument("--dtype", help="what is computed in; default: float32")
+    group.add_argument("--workdir", help="of a run")
+    group.add_argument("--step", help="of its checkpoint, a number or `best`; default: the latest")
+    group.add_argument("--weights", choices=("raw", "ema"), help="default: the moving average, if there is one")
+    arguments = common.parse(parser, argv)
     return common.run(lambda: zero_shot(arguments))
 
 
@@ -56,9 +63,9 @@ def zero_shot(arguments: argparse.Namespace) -> int:
 
         print("\n".join(list_clips()))
         return 0
-    for name in ("model", "pretrained", "classes"):
-        if not getattr(arguments, name):
-            raise ConfigError(f"--{name} is missing: see --help.")
+    common.check_model_arguments(arguments, more=("tokenizer", "activation", "img_size", "dtype"))
+    if not arguments.classes:
+        raise ConfigError("--classes is missing: give names with commas between them, or a file with one a line.")
     if bool(arguments.paths) == bool(arguments.labelled):
         raise ConfigError("What is to be classified? Give images, folders or archives, or --labelled=DIR.")
     if arguments.labelled:
@@ -96,6 +103,8 @@ def _load(arguments: argparse.Namespace) -> "WordModel":
     from vision_jax.devices import backend
     from vision_jax.zero_shot import program
 
+    if arguments.workdir is not None:
+        return program.of_run(common.load_model(arguments))
     backend.start()
     common.keep_compiled()
     options = {name: value for name in ("activation", "img_size", "dtype") if (value := getattr(arguments, name))}

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from vision_jax import augment
@@ -48,7 +49,8 @@ class ZeroShot(Evaluator):
         everywhere = sharding.replicated(mesh)
 
         def embed(values: Any, tokens: jax.Array) -> jax.Array:
-            return objective.clip.apply(to_clip(values), tokens, train=False, method="encode_texts")
+            embeddings: Any = objective.clip.apply(to_clip(values), tokens, train=False, method="encode_texts")
+            return embeddings
 
         jitted = jax.jit(embed, out_shardings=everywhere)
         some = jax.ShapeDtypeStruct((size, rows.shape[1]), np.int32, sharding=everywhere)
@@ -63,7 +65,7 @@ class ZeroShot(Evaluator):
                 parts.append(np.asarray(embedded)[: len(rows) - first])
                 self.context.watchdog.beat()
             embeddings = np.concatenate(parts).reshape(*tokens.shape[:2], -1)
-            found[prefix] = sharding.place(np.asarray(class_weights(embeddings)), everywhere)
+            found[prefix] = sharding.place(np.asarray(class_weights(jnp.asarray(embeddings))), everywhere)
         return found
 
     def make_step(self, objective: Objective) -> Step:

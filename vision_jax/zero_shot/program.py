@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from vision_jax.build import TrainedModel
 from vision_jax.data.images import ImageSource
 from vision_jax.data.transforms import Preprocessing
 from vision_jax.errors import ConfigError, DataError
 from vision_jax.models import clip_variants
 from vision_jax.models.clip import Clip
+from vision_jax.objectives.pairs import Pairs, to_clip
 from vision_jax.predict import Predictor
 from vision_jax.pretrained import clip as weights_of_clip
 from vision_jax.text import Tokenizer
@@ -74,6 +76,20 @@ def load(name: str, weights: str, *, tokenizer: str | None = None, **options: An
     variant = as_published(variant, weights, model.text.transformer.activation)
     words = tokenizer_of(variant, weights, tokenizer, model.text.context_length)
     return WordModel(model, weights_of_clip.load(model, file), words, preprocessing(variant, model.img_size))
+
+
+def of_run(trained: TrainedModel) -> WordModel:
+    """Returns the model of a run that learned from pairs of images and texts.
+
+    Raises:
+        ConfigError: if it did not, or its tokenizer does not fit.
+        DataError: if its tokenizer cannot be read.
+    """
+    objective = trained.objective
+    if not isinstance(objective, Pairs):
+        raise ConfigError(f"{trained.origin} learned no words: its objective is none of clip and siglip.")
+    tokenizer = objective.open_tokenizer()
+    return WordModel(objective.clip, to_clip(trained.variables), tokenizer, trained.preprocessing)
 
 
 @dataclasses.dataclass(frozen=True)
