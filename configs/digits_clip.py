@@ -11,16 +11,16 @@ from vision_jax import recipes
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 TEMPLATES = ("a photo of the number {}.", "the digit {}.", "{} in handwriting.")
-VARIANTS = {"clip": {}, "siglip": {"initial_scale": 10.0}}
+# Epochs: SigLIP's bias begins where almost no pair fits, and has a longer way to go in few steps.
+VARIANTS = {"clip": 40.0, "siglip": 100.0}
 
 
 def get_config(variant: str = "clip") -> ConfigDict:
-    options = recipes.choose(VARIANTS, variant)
     config = recipes.digits("lenet5")
     config.batch_size = 128
-    config.epochs = 40.0
+    config.epochs = recipes.choose(VARIANTS, variant)
     sizes = {"context_length": 32, "embed_dim": 32, "text_width": 48, "text_depth": 2, "text_heads": 4}
-    config.objective = recipes.objective(variant, words=DIGITS, templates=TEMPLATES, **sizes, **options)
+    config.objective = recipes.objective(variant, words=DIGITS, templates=TEMPLATES, **sizes)
 
     config.optimizer.name = "adamw"
     config.optimizer.learning_rate = 0.003

@@ -276,6 +276,17 @@ def test_digits_are_learned_from_their_names(command: Command, tmp_path: pathlib
     assert [line["val/top1"] for line in lines if "val/top1" in line][-1] >= 0.95
     module = "vision_jax"
     command("features", run, "--split=val", f"--output={tmp_path}/features", module=module)
-    words = "--words=a photo of the number seven."
-    text = command("search", run, f"--index={tmp_path}/features", words, "--topk=5", module=module)
+    photos = tmp_path / "photos"
+    source = inputs.create_source(recipes.digits("lenet5"), train=False)
+    for i in range(60):
+        record = source[i]
+        (photos / str(record["label"])).mkdir(parents=True, exist_ok=True)
+        (photos / str(record["label"]) / f"{i}.jpg").write_bytes(record["image"])
+    words = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+    (tmp_path / "classes.txt").write_text("\n".join(f"{i}\t{word}" for i, word in enumerate(words)))
+    flags = f"--classes={tmp_path}/classes.txt", f"--labelled={photos}", f"--json={tmp_path}/found.json"
+    command("zero-shot", run, *flags, module=module)
+    assert json.loads((tmp_path / "found.json").read_text())["top1"] >= 0.95
+    query = "--words=a photo of the number seven."
+    text = command("search", run, f"--index={tmp_path}/features", query, "--topk=5", module=module)
     assert text.count("[7]") >= 4

@@ -19,6 +19,8 @@ from vision_jax.errors import ConfigError, check_no_url
 if TYPE_CHECKING:
     from vision_jax.zero_shot.program import WordModel
 
+OF_WEIGHTS = ("tokenizer", "activation", "img_size", "dtype")  # flags that are for published weights alone
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Does what the flags say and returns the exit status."""
@@ -28,11 +30,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("paths", metavar="IMAGE", nargs="*", help="an image, a folder, or a tar or zip file")
     parser.add_argument("--classes", help="names with commas between them, or a file with one a line")
     parser.add_argument(
-        "--templates", help='a file of sentences, one a line, with {} for the name; default: "a photo of a {}."'
+        "--templates",
+        help='a file of sentences, one a line, with {} for the name; default: "a photo of a {}.", or the run\'s',
     )
     parser.add_argument("--labelled", help="a folder of labelled images, to measure instead")
     parser.add_argument("--json", help="with --labelled, a file for the accuracy")
     predictions.add_arguments(parser)
+    add_model_arguments(parser)
+    arguments = common.parse(parser, argv)
+    return common.run(lambda: zero_shot(arguments))
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags that say which model of images and words."""
     group = parser.add_argument_group(
         "the model",
         "Published weights, or a checkpoint of a run with the objective clip or siglip. --config.FIELD=VALUE changes a "
@@ -47,8 +57,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     group.add_argument("--workdir", help="of a run")
     group.add_argument("--step", help="of its checkpoint, a number or `best`; default: the latest")
     group.add_argument("--weights", choices=("raw", "ema"), help="default: the moving average, if there is one")
-    arguments = common.parse(parser, argv)
-    return common.run(lambda: zero_shot(arguments))
 
 
 def zero_shot(arguments: argparse.Namespace) -> int:
@@ -63,7 +71,7 @@ def zero_shot(arguments: argparse.Namespace) -> int:
 
         print("\n".join(list_clips()))
         return 0
-    common.check_model_arguments(arguments, more=("tokenizer", "activation", "img_size", "dtype"))
+    common.check_model_arguments(arguments, OF_WEIGHTS)
     if not arguments.classes:
         raise ConfigError("--classes is missing: give names with commas between them, or a file with one a line.")
     if bool(arguments.paths) == bool(arguments.labelled):
@@ -80,12 +88,13 @@ def zero_shot(arguments: argparse.Namespace) -> int:
     from vision_jax.zero_shot import program
 
     names, folders = prompts.read_classes(arguments.classes)
-    templates = prompts.read_templates(arguments.templates)
+    prompts.read_templates(arguments.templates)  # now, before the model is loaded
     if arguments.labelled:
         source, labels = program.labelled(arguments.labelled, folders)
     else:
         source = ImageSource.find(arguments.paths)
-    model = _load(arguments)
+    model = load(arguments)
+    templates = prompts.read_templates(arguments.templates, model.templates)
     topk = max(5, arguments.topk) if arguments.labelled else arguments.topk
     predictor = model.predictor(names, templates, topk=topk, batch_size=arguments.batch_size)
     if not arguments.labelled:
@@ -99,7 +108,8 @@ def zero_shot(arguments: argparse.Namespace) -> int:
     return common.DAMAGED if found.damaged else 0
 
 
-def _load(arguments: argparse.Namespace) -> "WordModel":
+def load(arguments: argparse.Namespace) -> "WordModel":
+    """Loads the model of images and words that the flags of `add_model_arguments` name."""
     from vision_jax.devices import backend
     from vision_jax.zero_shot import program
 

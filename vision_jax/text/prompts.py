@@ -38,18 +38,18 @@ def read_classes(given: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return names, folders
 
 
-def read_templates(path: str | None) -> tuple[str, ...]:
+def read_templates(path: str | None, default: tuple[str, ...] = PLAIN) -> tuple[str, ...]:
     """Reads sentences with a place for the name of a class, `{}`, from a text file with one a line.
 
     Returns:
-        the sentences; without a file, "a photo of a {}." alone.
+        the sentences; without a file, `default`.
 
     Raises:
         ConfigError: if there is none, or one has no place.
         DataError: if the file cannot be read.
     """
     if path is None:
-        return PLAIN
+        return default
     templates = tuple(line.strip() for line in _lines(path) if line.strip())
     if not templates:
         raise ConfigError(f"--templates is {path}, which is empty: write a sentence with {PLACE} a line.")

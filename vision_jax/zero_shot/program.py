@@ -6,23 +6,30 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from vision_jax.build import TrainedModel
+from vision_jax.config import default_config
 from vision_jax.data.images import ImageSource
-from vision_jax.data.transforms import Preprocessing
+from vision_jax.data.transforms import Preprocessing, SquareTransform
+from vision_jax.devices import sharding
 from vision_jax.errors import ConfigError, DataError
 from vision_jax.models import clip_variants
 from vision_jax.models.clip import Clip
+from vision_jax.objectives import Setup
+from vision_jax.objectives.classification import Classification
 from vision_jax.objectives.pairs import Pairs, to_clip
 from vision_jax.predict import Predictor
 from vision_jax.pretrained import clip as weights_of_clip
-from vision_jax.text import Tokenizer
+from vision_jax.text import Tokenizer, prompts
 from vision_jax.zero_shot.classes import as_classifier, embed_classes
 from vision_jax.zero_shot.preprocessing import preprocessing
 from vision_jax.zero_shot.published import as_published, tokenizer_of
 
 log = logging.getLogger(__name__)
+
+Classes = tuple[tuple[str, ...], tuple[str, ...]]  # as `text.prompts.read_classes` returns them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,12 +41,14 @@ class WordModel:
         variables: its `params` and `batch_stats`.
         tokenizer: of its texts.
         preprocessing: of its images.
+        templates: sentences that it was trained on, or that it is mostly used with.
     """
 
     model: Clip
     variables: Mapping[str, Any]
     tokenizer: Tokenizer
     preprocessing: Preprocessing
+    templates: tuple[str, ...] = prompts.PLAIN
 
     def predictor(
         self, names: Sequence[str], templates: Sequence[str], *, topk: int = 5, batch_size: int = 128
@@ -89,7 +98,8 @@ def of_run(trained: TrainedModel) -> WordModel:
     if not isinstance(objective, Pairs):
         raise ConfigError(f"{trained.origin} learned no words: its objective is none of clip and siglip.")
     tokenizer = objective.open_tokenizer()
-    return WordModel(objective.clip, to_clip(trained.variables), tokenizer, trained.preprocessing)
+    variables = to_clip(trained.variables)
+    return WordModel(objective.clip, variables, tokenizer, trained.preprocessing, objective.templates)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,3 +175,32 @@ def measure(predictor: Predictor, source: ImageSource, labels: np.ndarray) -> Ac
     if not count:
         raise DataError(f"All {damaged} images are damaged.")
     return Accuracy(count, best / count, five / count, damaged)
+
+
+def as_trained(words: WordModel, name: str, origin: str, classes: Classes, templates: Sequence[str]) -> TrainedModel:
+    """Returns a classifier of words in the shape of a trained model, for what measures these.
+
+    Args:
+        words: the model of images and words.
+        name: of its architecture.
+        origin: where its weights are from, for a person.
+        classes: their names, and what the data calls them.
+        templates: sentences with a place for a name.
+    """
+    names, folders = classes
+    weights = embed_classes(words.model, words.variables, words.tokenizer, names, templates)
+    classifier, variables = as_classifier(words.model, words.variables, weights)
+    transform, mean, std = words.preprocessing.transform, words.preprocessing.mean, words.preprocessing.std
+    config = default_config()
+    config.model.name, config.model.num_classes = name, len(names)
+    config.dtype = jnp.dtype(words.model.text.dtype).name
+    data = config.data
+    data.image_size = data.eval_size = transform.size
+    data.eval_resize, data.eval_filter, data.channels = transform.resize, transform.filter, transform.channels
+    data.eval_square = isinstance(transform, SquareTransform)
+    data.mean, data.std = tuple(mean), tuple(std)
+    shape = (transform.size, transform.size, transform.channels)
+    setup = Setup(classifier, shape, tuple(mean), tuple(std))
+    mesh = sharding.make_mesh(config.mesh)
+    placed = sharding.place(variables, sharding.replicated(mesh))
+    return TrainedModel(config, Classification(setup=setup), placed, folders, origin, mesh)
