@@ -17,7 +17,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from vision_jax import losses, recipes
 from vision_jax.assembly import inputs
-from vision_jax.config import default_config
+from vision_jax.config import default_config, validate
 from vision_jax.data.pairs import CaptionTokens, LabelTokens, PairsSource
 from vision_jax.data.transforms import EvalTransform
 from vision_jax.devices import sharding
@@ -253,6 +253,21 @@ def test_a_configuration_of_captions(captions: pathlib.Path):
     assert inputs.make_eval_transform(config).fields()["tokens"].shape == (CONTEXT,)
 
 
+def test_captions_are_no_labels(captions: pathlib.Path):
+    config = default_config()
+    config.data.source, config.data.dir = "pairs", str(captions)
+    with pytest.raises(ConfigError, match="but no labels, from which classification learns"):
+        validate(config, num_devices=1)
+    config.objective = recipes.objective("clip", **SMALL)
+    with config.unlocked():
+        config.evals = {"val": {"kind": "zero_shot"}}
+    with pytest.raises(ConfigError, match="no labels to measure it by"):
+        validate(config, num_devices=1)
+    config.objective = recipes.objective("simclr")
+    with pytest.raises(ConfigError, match="the objective simclr learns no words"):
+        validate(config, num_devices=1)
+
+
 def test_only_the_backbone_is_locked_by_the_pattern_that_is_told():
     import re
 
@@ -268,10 +283,11 @@ def test_only_the_backbone_is_locked_by_the_pattern_that_is_told():
 
 
 @pytest.mark.exhaustive
+@pytest.mark.timeout(900)
 def test_digits_are_learned_from_their_names(command: Command, tmp_path: pathlib.Path):
     """And classified by the command, and found by words."""
     run = f"--workdir={tmp_path}/run"
-    command("--config=configs/digits_clip.py:clip", run)
+    command("--config=configs/digits_clip.py:clip", run, "--config.epochs=25.0", "--config.eval.every_epochs=25.0")
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["val/top1"] for line in lines if "val/top1" in line][-1] >= 0.95
     module = "vision_jax"
