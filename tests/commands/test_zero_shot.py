@@ -16,8 +16,10 @@ from vision_jax.commands import common, zero_shot
 from vision_jax.models import clip_variants
 from vision_jax.models.clip import Clip, ImageTower, TextTower, Transformer
 from vision_jax.models.registry import InputSpec
+from vision_jax.predict import Predictor
 from vision_jax.pretrained import clip as weights
 from vision_jax.text import read_tokenizer
+from vision_jax.zero_shot import program
 
 SIZE, CONTEXT = 16, 24
 NAMES = ("ant", "bumble bee", "cat")
@@ -105,6 +107,19 @@ def test_classes_by_their_names(flags: list[str], tiny: pathlib.Path, photos: pa
     assert zero_shot.main([*flags, f"--labelled={photos}", f"--json={accuracy}"]) == common.DAMAGED
     written = json.loads(accuracy.read_text())
     assert written == {"count": 5, "top1": pytest.approx(np.mean(best)), "top5": 1.0, "damaged": 1}
+
+
+def test_a_suite_gets_the_same_classifier(tiny: pathlib.Path, photos: pathlib.Path):
+    words = program.load("tiny", str(tiny))
+    folders = ("n01", "n02", "n03")
+    trained = program.as_trained(words, "tiny", str(tiny), (NAMES, folders), TEMPLATES)
+    assert (trained.num_classes, trained.class_names, trained.name) == (3, folders, "tiny")
+    assert trained.preprocessing == words.preprocessing
+    image = photos / "n01" / "0.png"
+    (found,) = Predictor.of(trained, topk=3).predict([image])
+    probabilities = expected(tiny, image)
+    assert [each.name for each in found.classes] == [folders[i] for i in np.argsort(-probabilities)]
+    np.testing.assert_allclose([c.probability for c in found.classes], np.sort(probabilities)[::-1], rtol=1e-4)
 
 
 @pytest.mark.parametrize(

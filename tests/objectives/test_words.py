@@ -5,6 +5,7 @@ import io
 import json
 import pathlib
 import tarfile
+from types import SimpleNamespace
 from typing import Any
 
 import flax.linen as nn
@@ -26,6 +27,7 @@ from vision_jax.evaluators import Context, ZeroShot
 from vision_jax.models.layers import BatchNorm, ImageModel, global_mean
 from vision_jax.objectives import OBJECTIVES, Pairs, Setup
 from vision_jax.objectives.pairs import from_clip, to_clip
+from vision_jax.search import find_by_words
 from vision_jax.text import ByteTokenizer, prompts
 
 SIZE, CONTEXT = 8, 16
@@ -152,6 +154,32 @@ def test_zero_shot_classes_in_an_evaluation():
     assert found["count"] == 7
     assert found["top1"] == pytest.approx((cosines.argmax(1) == labels).mean())
     assert found["loss"] == pytest.approx(float(losses.softmax_cross_entropy(logits, labels).mean()), rel=0.03)  # JPEG
+
+
+def test_a_search_by_words():
+    """Among the backbone's features, which are projected."""
+    each = objective()
+    variables = each.init(jax.random.key(5), rows(0, 1))
+    stored = np.random.RandomState(3).standard_normal((9, 6)).astype(np.float16)
+    names = [f"{i}.jpg" for i in range(9)]
+    about = SimpleNamespace(digest="same", model="", origin="")
+    features = SimpleNamespace(features=stored, names=names, label_name=lambda row: None, about=about, directory="")
+    trained: Any = SimpleNamespace(objective=each, variables=variables, digest="same", origin="run", name="")
+    texts = ["the picture", "number 7"]
+    found = list(find_by_words(trained, texts, features, topk=4))
+    tokens = ByteTokenizer(CONTEXT)(texts)
+    queries = jax.jit(lambda t: each.clip.apply(to_clip(variables), t, train=False, method="encode_texts"))(tokens)
+    items = stored.astype(np.float64) @ np.asarray(variables["params"]["image_head"]["kernel"])
+    a, b = (np.asarray(x, np.float64) / np.linalg.norm(x, axis=1, keepdims=True) for x in (queries, items))
+    for text, result, cosines in zip(texts, found, a @ b.T, strict=True):
+        assert result.query == text
+        assert [match.row for match in result.matches] == np.argsort(-cosines)[:4].tolist()
+        np.testing.assert_allclose([match.cosine for match in result.matches], np.sort(cosines)[::-1][:4], rtol=1e-4)
+    with pytest.raises(ConfigError, match="One of --words is empty"):
+        list(find_by_words(trained, [" "], features))
+    trained.objective = OBJECTIVES["simclr"](setup=each.setup)
+    with pytest.raises(ConfigError, match="learned no words"):
+        list(find_by_words(trained, texts, features))
 
 
 @pytest.fixture
