@@ -179,7 +179,7 @@ def test_models_are_listed(capsys):
     ("name", "millions"),
     [
         ("ViT-B/16", 149.62),
-        ("RN50", 102.01),
+        pytest.param("RN50", 102.01, marks=pytest.mark.exhaustive),
         ("ViT-B-16-SigLIP", 203.16),
         pytest.param("ViT-H-14", 986.11, marks=pytest.mark.exhaustive),
         pytest.param("ViT-L-14-336", 427.94, marks=pytest.mark.exhaustive),

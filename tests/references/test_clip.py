@@ -118,9 +118,9 @@ def check_network(model: Clip, case: dict[str, Any], state: dict[str, np.ndarray
 
     @jax.jit
     def run(variables: Any, images: jax.Array, tokens: jax.Array) -> tuple[jax.Array, ...]:
-        features = model.apply(variables, images, train=False, method="encode_images")
-        texts = model.apply(variables, tokens, train=False, method="encode_texts")
-        return features, texts, model.apply(variables, images, tokens, train=False)
+        features, texts = model.apply(variables, images, tokens, train=False, method="encode")
+        classes = clip.unit(texts).T
+        return features, texts, model.apply(variables, features, classes, method="logits_of_classes")
 
     images = np.moveaxis(case["pixels"], 1, -1)
     features, texts, logits = run(variables, images, case["tokens"].astype(np.int32))

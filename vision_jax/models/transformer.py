@@ -180,9 +180,9 @@ def attention(
 
     This is the place that chooses what computes it: cuDNN's kernel (Dao et al. 2022, arXiv:2205.14135), which has no
     maps of (batch, heads, tokens, tokens) in memory, where there is one; else products that the compiler fuses with the
-    softmax.
+    softmax. So it is for a single query, as of a pooling, whose map is small.
     """
-    if bias is None and _has_flash_kernel(query.dtype, query.shape[-1]):
+    if bias is None and query.shape[1] > 1 and _has_flash_kernel(query.dtype, query.shape[-1]):
         return _flash(query, key, value)
     return _fused(query, key, value, bias, recompute)
 
