@@ -1,4 +1,4 @@
-"""Handwritten digits from their names: a CLIP or SigLIP that two cores train, on «a photo of the number seven».
+"""Handwritten digits from their names: a CLIP or SigLIP that two cores train, on "a photo of the number seven".
 
 Result:   zero-shot top-1 on the held-out digits; see docs/zero_shot.md.
 Source:   this project's; the losses are those of arXiv:2103.00020 and arXiv:2303.15343.

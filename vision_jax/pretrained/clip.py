@@ -161,9 +161,9 @@ def to_own_names(tensors: Mapping[str, Any]) -> dict[str, np.ndarray]:
     names = [name for name in tensors if not _NO_WEIGHTS.search(name)]
     if any(name.startswith(f"{prefix}img/") for name in names for prefix in _BIG_VISION_PREFIXES):
         values = _of_big_vision(tensors, names)
-    elif prefix := _prefix(names, ("vision_model.", "text_model.")):
+    elif (prefix := _prefix(names, ("vision_model.", "text_model."))) is not None:
         values = {_renamed(name, _HUGGING_FACE): to_numpy(tensors[prefix + name]) for name in _without(names, prefix)}
-    elif prefix := _prefix(names, ("visual.",)):
+    elif (prefix := _prefix(names, ("visual.",))) is not None:
         rules = _OPEN_CLIP_VIT if f"{prefix}visual.class_embedding" in tensors else _OPEN_CLIP
         values = {}
         for name in _without(names, prefix):
@@ -178,21 +178,14 @@ def to_own_names(tensors: Mapping[str, Any]) -> dict[str, np.ndarray]:
     return _with_joined_attention(values)
 
 
-class _Prefix(str):
-    """What names begin with; true also if that is empty."""
-
-    def __bool__(self) -> bool:
-        return True
-
-
-def _prefix(names: Sequence[str], starts: Sequence[str]) -> _Prefix | None:
+def _prefix(names: Sequence[str], starts: Sequence[str]) -> str | None:
     """Returns what wrappers have put before the names, of which some begin with `starts` behind it."""
     for name in names:
         for start in starts:
             if name.startswith(start):
-                return _Prefix("")
+                return ""
             if f".{start}" in name:
-                return _Prefix(name[: name.index(f".{start}") + 1])
+                return name[: name.index(f".{start}") + 1]
     return None
 
 
