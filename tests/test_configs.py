@@ -12,8 +12,9 @@ from ml_collections import ConfigDict
 
 from vision_jax import build, models
 from vision_jax import config as config_lib
-from vision_jax.data.views import View
+from vision_jax.data.views import Field, View
 from vision_jax.devices import sharding
+from vision_jax.objectives import Objective, Pairs
 
 DIRECTORY = pathlib.Path(__file__).parent.parent / "configs"
 # Besides the first one of each file, those with another kind of step. The rest is left to the exhaustive run.
@@ -72,9 +73,13 @@ def shapes(tree: object) -> object:
     return jax.tree.map(lambda x: (x.shape, x.dtype), tree)
 
 
-def batch_of(size: int, channels: int, views: tuple[View, ...] = ()) -> dict[str, jax.ShapeDtypeStruct]:
+def batch_of(
+    size: int, channels: int, objective: Objective, views: tuple[View, ...] = ()
+) -> dict[str, jax.ShapeDtypeStruct]:
     """The shapes of a batch; of several views if they are given, otherwise of one of this size."""
     fields = [view.fields(channels) for view in views or (View(size=size),)]
+    if isinstance(objective, Pairs):
+        fields.append({"tokens": Field((objective.context_length,), np.dtype(np.int32))})
     return {
         **{name: jax.ShapeDtypeStruct((8, *x.shape), x.dtype) for field in fields for name, x in field.items()},
         "label": jax.ShapeDtypeStruct((8,), np.int32),
@@ -90,16 +95,20 @@ def test_a_step_gives_what_it_takes(recipe: str):
     state = program.abstract_state
     for size in {config.data.image_size, *config.data.progressive_sizes[:1]}:
         views = program.objective.inputs() if type(program.objective).crops else ()
-        batch = batch_of(size, config.data.channels, views)
+        batch = batch_of(size, config.data.channels, program.objective, views)
         after, metrics = jax.eval_shape(program.train_step, state, batch, constants)
         assert shapes(after) == shapes(state)
         expected = {"top1"} if program.objective.classifies else set(program.objective.metrics)
         assert {"loss", "grad_norm", "learning_rate"} | expected <= metrics.keys()
     evaluator = build.make_evaluators(config, program.objective, None, None)["val"]
     eval_step = evaluator.make_step(program.objective)
-    batch = batch_of(config_lib.eval_size(config), config.data.channels)
+    batch = batch_of(config_lib.eval_size(config), config.data.channels, program.objective)
     if program.objective.classifies:
         assert jax.eval_shape(eval_step, {"": state.variables}, batch).keys() == {"loss", "top1", "top5", "count"}
+    elif isinstance(program.objective, Pairs):
+        weights = jax.ShapeDtypeStruct((program.objective.embed_dim, 10), np.float32)
+        found = jax.eval_shape(eval_step, ({"": state.variables}, {"": weights}), batch)
+        assert found.keys() == {"loss", "top1", "top5", "count"}
     else:
         found = jax.eval_shape(eval_step, ({"": state.variables}, constants), batch)
         assert found.keys() == {*program.objective.metrics, "count"}
@@ -121,8 +130,10 @@ def test_two_steps_are_taken(recipe: str):
     random = np.random.default_rng(0)
     for _ in range(2):
         views = program.objective.inputs() if type(program.objective).crops else ()
-        shapes_ = batch_of(config.data.image_size, config.data.channels, views)
+        shapes_ = batch_of(config.data.image_size, config.data.channels, program.objective, views)
         batch = {key: random.integers(0, 256, x.shape, np.uint8) for key, x in shapes_.items() if x.dtype == np.uint8}
+        if isinstance(program.objective, Pairs):
+            batch["tokens"] = random.integers(0, 256, shapes_["tokens"].shape, np.int32)
         state, metrics = step(state, {**batch, "label": np.arange(8, dtype=np.int32), "mask": np.ones(8, np.float32)})
         assert np.isfinite(metrics["loss"])
         assert np.isfinite(metrics["grad_norm"])

@@ -11,7 +11,7 @@ PACKAGE = pathlib.Path(__file__).parent.parent / "vision_jax"
 # From the bottom to the top; a module may import what is on its own floor or below.
 FLOORS = (
     ("errors",),
-    ("data", "augment", "models", "optim"),
+    ("data", "augment", "models", "optim", "text"),
     ("attacks", "explain", "losses", "metrics", "pretrained", "state"),
     ("devices", "runtime"),
     ("objectives", "evaluators"),
@@ -35,10 +35,11 @@ FLOORS = (
         "compress",
         "suite",
         "export",
+        "zero_shot",
     ),
     ("commands", "main", "__main__"),
 )
-APART = {"data", "augment", "models", "optim"}  # which do not know each other
+APART = {"data", "augment", "models", "optim", "text"}  # which do not know each other
 
 
 def name_of(path: pathlib.Path) -> str:

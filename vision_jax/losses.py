@@ -129,3 +129,55 @@ def distillation_loss(logits: jax.Array, teacher_logits: jax.Array, *, kind: str
     log_p = jax.nn.log_softmax(logits.astype(jnp.float32) / temperature)
     log_teacher = jax.nn.log_softmax(teacher_logits / temperature)
     return temperature**2 * jnp.sum(jnp.exp(log_teacher) * (log_teacher - log_p), axis=-1)
+
+
+def clip_loss(images: jax.Array, texts: jax.Array, log_scale: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+    """Returns CLIP's loss of pairs (Radford et al. 2021, arXiv:2103.00020, figure 3): which text is of which image?
+
+    It is the mean of two cross-entropies: of the texts of each image, and of the images of each text. Within `jax.jit`,
+    the batch is the global one, wherever its rows lie: all pairs of all devices count.
+
+    Args:
+        images, texts: (batch, features) embeddings, whose lengths do not matter.
+        log_scale: logarithm of what the cosines are multiplied by.
+        mask: (batch,), 0 for pairs that do not count, also not for the others; None: all count.
+
+    Returns:
+        (batch,) float32.
+    """
+    logits = jnp.exp(log_scale) * _cosines(images, texts)
+    hidden = 0.0 if mask is None else jnp.where(mask > 0, 0.0, -jnp.inf)
+    of_texts = jax.nn.logsumexp(logits + hidden, 1)
+    of_images = jax.nn.logsumexp(logits.T + hidden, 1)
+    return (of_texts + of_images) / 2 - jnp.diagonal(logits)
+
+
+def siglip_loss(
+    images: jax.Array, texts: jax.Array, log_scale: jax.Array, bias: jax.Array, mask: jax.Array | None = None
+) -> jax.Array:
+    """Returns SigLIP's loss of pairs (Zhai et al. 2023, arXiv:2303.15343): is this text of this image?
+
+    Of each image it is the sum over the texts of the batch of -log sigmoid(z * (scale * cosine + bias)), where z is 1
+    for its own and -1 for the others. Within `jax.jit`, all pairs of all devices count.
+
+    Args:
+        images, texts, log_scale, mask: as for `clip_loss`.
+        bias: added to the logits.
+
+    Returns:
+        (batch,) float32.
+    """
+    logits = jnp.exp(log_scale) * _cosines(images, texts) + bias
+    signs = 2 * jnp.eye(len(logits)) - 1
+    losses = -jax.nn.log_sigmoid(signs * logits)
+    return (losses if mask is None else jnp.where(mask > 0, losses, 0.0)).sum(1)
+
+
+def _cosines(images: jax.Array, texts: jax.Array) -> jax.Array:
+    """Returns the cosines of all pairs, (images, texts) float32."""
+
+    def unit(x: jax.Array) -> jax.Array:
+        x = x.astype(jnp.float32)
+        return x * jax.lax.rsqrt(jnp.maximum(jnp.square(x).sum(-1, keepdims=True), 1e-24))
+
+    return jnp.matmul(unit(images), unit(texts).T, precision="highest")

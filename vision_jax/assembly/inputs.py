@@ -4,17 +4,20 @@ import dataclasses
 import logging
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vision_jax import pretrained
-from vision_jax.config.plan import Plan, eval_resize, eval_size
+from vision_jax.config.plan import Plan, eval_resize, eval_size, objective_name
 from vision_jax.data import check, digits, order, subsets
 from vision_jax.data.cache import cache_dir
 from vision_jax.data.loader import Loader
 from vision_jax.data.order import BalancedOrder, OffsetOrder, TrainOrder
+from vision_jax.data.pairs import CaptionTokens, LabelTokens, PairsSource
 from vision_jax.data.sources import (
     FolderSource,
     RelabeledSource,
@@ -25,12 +28,14 @@ from vision_jax.data.sources import (
     folder_class_names,
     read_labels,
 )
-from vision_jax.data.transforms import EvalTransform, Preprocessing, SquareTransform, TrainTransform
-from vision_jax.data.views import View, parse_views
+from vision_jax.data.transforms import LABEL, Copied, EvalTransform, Preprocessing, SquareTransform, TrainTransform
+from vision_jax.data.views import Field, View, parse_views
 from vision_jax.data.workers import ProcessLoader, create_loader
 from vision_jax.devices import sharding
 from vision_jax.errors import DataError
+from vision_jax.objectives import OBJECTIVES, Pairs
 from vision_jax.runtime import writers
+from vision_jax.text import prompts
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +69,38 @@ def create_source(config: ConfigDict, *, train: bool, class_names: Sequence[str]
     elif train and data.train_list is not None:
         path = pathlib.Path(data.train_list).expanduser()
         source = SubsetSource(source, subsets.listed(source, path, data.num_threads))
-    return _relabel(config, source)
+    return _with_tokens(config, _relabel(config, source))
+
+
+def _with_tokens(config: ConfigDict, source: Source) -> Source:
+    """Adds the tokens of texts to the records, for an objective that learns from these.
+
+    Raises:
+        ConfigError: if the classes have no names, or the tokenizer does not fit.
+        DataError: if the tokenizer cannot be read.
+    """
+    if (objective := _pairs(config)) is None:
+        return source
+    tokenizer = objective.open_tokenizer()
+    if config.data.source == "pairs":
+        return CaptionTokens(source, tokenizer)
+    words = objective.class_words(tuple(source.class_names))
+    return LabelTokens(source, prompts.table(tokenizer, words, objective.templates))
+
+
+def _pairs(config: ConfigDict) -> Pairs | None:
+    """Returns the options of an objective that learns from pairs of images and texts; None: it is another one."""
+    kind = OBJECTIVES[objective_name(config)]
+    if not issubclass(kind, Pairs):
+        return None
+    setup: Any = None  # on which options do not depend
+    return kind(setup=setup, **{name: value for name, value in config.objective.items() if name != "name"})
+
+
+def _copied(config: ConfigDict) -> Copied:
+    """Returns what of a record is a field of the batch as it is."""
+    objective = _pairs(config)
+    return LABEL if objective is None else (*LABEL, ("tokens", Field((objective.context_length,), np.dtype(np.int32))))
 
 
 def _create_source(config: ConfigDict, train: bool, class_names: Sequence[str]) -> Source:
@@ -72,6 +108,8 @@ def _create_source(config: ConfigDict, train: bool, class_names: Sequence[str]) 
     data = config.data
     split = data.train_split if train else data.val_split
     match data.source:
+        case "pairs":
+            return PairsSource(pathlib.Path(data.dir).expanduser(), split)
         case "synthetic":
             examples = data.synthetic_train_examples if train else data.synthetic_val_examples
             size = data.image_size if train else data.eval_resize
@@ -166,6 +204,7 @@ def make_transform(config: ConfigDict, plan: Plan, views: Sequence[View] | None 
         fast_dct=data.fast_dct,
         fast_upsampling=data.fast_upsampling,
         sizes=plan.train_sizes,
+        copied=_copied(config),
         max_pixels=data.max_pixels,
     )
 
@@ -174,7 +213,8 @@ def make_eval_transform(config: ConfigDict) -> EvalTransform:
     """Returns what makes a batch of records for evaluation and prediction: the preprocessing of a checkpoint."""
     data = config.data
     kind = SquareTransform if data.eval_square else EvalTransform
-    return kind(eval_size(config), eval_resize(config), data.channels, data.eval_filter, max_pixels=data.max_pixels)
+    sizes = eval_size(config), eval_resize(config), data.channels
+    return kind(*sizes, data.eval_filter, copied=_copied(config), max_pixels=data.max_pixels)
 
 
 def make_preprocessing(config: ConfigDict) -> Preprocessing:

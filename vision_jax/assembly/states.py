@@ -129,7 +129,9 @@ def abstract_variables(objective: Objective) -> dict[str, Any]:
 def heads(objective: Objective) -> tuple[str, ...]:
     """Returns the beginnings of the paths of the parameters that an objective has beside those of its model."""
     model = _model_parameters(objective.setup.model, objective.setup.image_shape)
-    return tuple(f"{name}/" for name in abstract_variables(objective)["params"] if name not in model)
+    params = abstract_variables(objective)["params"]
+    # One that is no module, but a parameter, ends its path.
+    return tuple(f"{name}/" if isinstance(x, Mapping) else name for name, x in params.items() if name not in model)
 
 
 def classifier(objective: Objective) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ VERBS = {
     "preview": "show every augmentation in one picture",
     "benchmark": "measure input and prediction beside other loaders, and the training step beside torch",
     "predict": "predict the classes of images, folders and archives",
+    "zero-shot": "predict classes by their names, by CLIP or SigLIP, of images, folders and archives",
     "features": "write the features of images, in shards, and measure them: neighbors, ridge and logistic regression",
     "search": "find the images that are most similar to others, as text or as an HTML page",
     "explain": "show what a model looks at: Grad-CAM, integrated gradients and others, on images of one's own",

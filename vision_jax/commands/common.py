@@ -75,8 +75,12 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argpar
     return arguments
 
 
-def check_model_arguments(arguments: argparse.Namespace) -> None:
+def check_model_arguments(arguments: argparse.Namespace, more: Sequence[str] = ("classes",)) -> None:
     """Checks the flags of `add_model_arguments`, before JAX is started.
+
+    Args:
+        arguments: the flags.
+        more: names of others that are for `--model` alone.
 
     Raises:
         ConfigError: if they do not say which model.
@@ -86,7 +90,7 @@ def check_model_arguments(arguments: argparse.Namespace) -> None:
     if arguments.model is not None and not arguments.pretrained:
         raise ConfigError(f"--model={arguments.model} needs its weights: --pretrained=FILE, or hf://OWNER/NAME.")
     of_workdir = {"--step": arguments.step, "--weights": arguments.weights}
-    of_weights = {"--pretrained": arguments.pretrained, "--classes": arguments.classes}
+    of_weights = {f"--{name}": getattr(arguments, name) for name in ("pretrained", *more)}
     for name, value in (of_weights if arguments.workdir else of_workdir).items():
         if value is not None:
             raise ConfigError(f"{name} is {value!r}, which is for {'--model' if arguments.workdir else '--workdir'}.")

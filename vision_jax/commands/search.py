@@ -5,6 +5,10 @@ folder or an archive. Without --output, the result is a table. How well images o
 
     python -m vision_jax search --index=FEATURES --measure [--queries=FEATURES]
 
+Of a run that learned from images and texts, with the objective clip or siglip, words can be searched for:
+
+    python -m vision_jax search --index=FEATURES --workdir=W --words="a photo of the number seven"
+
 Damaged queries are named and left out. Exit status: 0 done; 3 done, but some queries are damaged; 1 failed, 2 wrong
 flags, 130 Ctrl-C.
 """
@@ -41,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "python -m vision_jax search", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("paths", metavar="IMAGE", nargs="*", help="a query: an image, a folder, or a tar or zip file")
+    parser.add_argument("--words", action="append", help="a query in words, in place of IMAGE; may be given again")
     parser.add_argument("--index", required=True, help="the features to search")
     parser.add_argument("--topk", type=int, default=10, help="images to find for each query (default: %(default)s)")
     parser.add_argument("--output", help=f"a file that ends in {', '.join(_FORMATS)}; default: the terminal")
@@ -68,7 +73,7 @@ def measure(arguments: argparse.Namespace) -> int:
         ConfigError: for flags that cannot work.
         DataError: if the features are missing, damaged, have no labels or do not fit.
     """
-    common.refuse(arguments, ("paths", "output", "approximate", "workdir", "model"), "not for --measure")
+    common.refuse(arguments, ("paths", "words", "output", "approximate", "workdir", "model"), "not for --measure")
     ks = arguments.ks or (1, 5, 10)
     if any(k < 1 for k in ks):
         raise ConfigError(f"--ks is {','.join(map(str, ks))}: give numbers from 1.")
@@ -100,8 +105,10 @@ def search(arguments: argparse.Namespace) -> int:
     """
     common.refuse(arguments, ("queries", "ks", "json"), "for --measure alone")
     common.check_model_arguments(arguments)
-    if not arguments.paths:
-        raise ConfigError("Similar to what? Give images, folders or archives, or --measure.")
+    if bool(arguments.paths) == bool(arguments.words):
+        raise ConfigError("Similar to what? Give images, folders or archives, or --words, or --measure.")
+    if arguments.words:
+        common.refuse(arguments, ("approximate",), "for images alone")
     for name in ("topk", "batch_size"):
         if getattr(arguments, name) < 1:
             raise ConfigError(f"--{name} is {getattr(arguments, name)}: give 1 or more.")
@@ -113,17 +120,23 @@ def search(arguments: argparse.Namespace) -> int:
     from vision_jax import search as program
     from vision_jax.data.images import ImageSource
 
-    source = ImageSource.find(arguments.paths)
+    source = ImageSource.find(arguments.paths) if arguments.paths else None
     stored = features.read(arguments.index)
     trained = common.load_model(arguments, classifier=False)
-    program.check_made_by(trained, stored)
-    index = program.open_index(stored, arguments.approximate)
-    found = list(program.find(trained, source, stored, index, topk=arguments.topk, batch_size=arguments.batch_size))
+    exact = True
+    if source is None:
+        found = list(program.find_by_words(trained, arguments.words, stored, topk=arguments.topk))
+    else:
+        program.check_made_by(trained, stored)
+        index = program.open_index(stored, arguments.approximate)
+        exact = isinstance(index, program.ExactIndex)
+        found = list(program.find(trained, source, stored, index, topk=arguments.topk, batch_size=arguments.batch_size))
     match kind:
         case "html":
             pictures = program.Pictures(stored, _images(trained.config, stored))
-            how = "Exact search." if isinstance(index, program.ExactIndex) else "Approximate search."
-            text = program.make_page(found, stored, pictures, lambda number: source[number]["image"], how)
+            how = "Exact search." if exact else "Approximate search."
+            read_query = None if source is None else lambda number: source[number]["image"]
+            text = program.make_page(found, stored, pictures, read_query, how)
             _tell_missing(pictures.missing)
         case "csv":
             text = _as_csv(found)
@@ -137,7 +150,7 @@ def search(arguments: argparse.Namespace) -> int:
         write_atomically(output, text)
     damaged = sum(each.error is not None for each in found)
     if damaged:
-        print(f"{damaged} of {len(source)} queries are damaged, as named above.", file=sys.stderr)
+        print(f"{damaged} of {len(found)} queries are damaged, as named above.", file=sys.stderr)
     return common.DAMAGED if damaged else 0
 
 

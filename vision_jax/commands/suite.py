@@ -3,6 +3,7 @@
 --data has the sets as they are downloaded, unpacked or as archives, which are read in place: the validation set,
 real.json, ImageNet-V2, -A, -R, -Sketch, -C and ObjectNet. docs/evaluation.md says how they are called and scored. The
 results are in suite.csv and suite.json of --output, after each set; run again, the command goes on with the others.
+With --zero_shot=CLASSES, a model of images and words is measured, whose classes are these, as for `zero-shot`.
 `--explain=gradcam` also writes, in mistakes/SET of --output, what the model looked at in its most confident mistakes.
 
 Robust accuracy (docs/robustness.md) is a set that is asked for by name. Without --data, the run's own data is attacked:
@@ -21,6 +22,7 @@ from vision_jax.commands import common
 from vision_jax.errors import ConfigError, check_no_url
 
 if TYPE_CHECKING:
+    from vision_jax.build import TrainedModel
     from vision_jax.suite.adversarial import Attack, Plan
     from vision_jax.suite.selection import Selection
 
@@ -41,6 +43,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--batch_size", type=int, default=128, help="images computed at once (default: %(default)s)")
     parser.add_argument("--max_bad", type=int, default=0, help="damaged images of a set that are left out (default: 0)")
     parser.add_argument("--overwrite", action="store_true", help="replace the results in --output")
+    parser.add_argument("--zero_shot", metavar="CLASSES", help="a file of names of classes, one a line behind its id")
+    parser.add_argument("--templates", help="with --zero_shot, a file of sentences, as for `zero-shot`")
+    parser.add_argument("--tokenizer", help="with --zero_shot, its file; default: it is looked for beside the weights")
     parser.add_argument(
         "--explain", help="explain the most confident mistakes: methods of `python -m vision_jax explain`, with commas"
     )
@@ -72,6 +77,8 @@ def suite(arguments: argparse.Namespace) -> int:
     plan = _plan(arguments, wanted or ())
     if arguments.data is not None:
         check_no_url("--data", arguments.data)
+    if not arguments.zero_shot:
+        common.refuse(arguments, ("templates", "tokenizer"), "for --zero_shot")
 
     from vision_jax.suite import run
     from vision_jax.suite.find import Found, find_sets
@@ -83,7 +90,7 @@ def suite(arguments: argparse.Namespace) -> int:
     else:
         found = find_sets(pathlib.Path(arguments.data).expanduser())
         chosen = found.choose(wanted)
-    trained = common.load_model(arguments)
+    trained = _load_words(arguments) if arguments.zero_shot else common.load_model(arguments)
     explained = {"explain": arguments.explain, "mistakes": arguments.mistakes}
     options = run.Options(
         arguments.batch_size, arguments.max_bad, arguments.overwrite, arguments.pretrained, plan, **explained
@@ -153,3 +160,20 @@ def _selection(arguments: argparse.Namespace) -> "Selection":
     if kind not in ("", "first") or not number.isdecimal() or not int(number):
         raise ConfigError(f"--examples is {arguments.examples!r}: give a number, such as 1000, or first:1000.")
     return Selection(int(number), first=kind == "first")
+
+
+def _load_words(arguments: argparse.Namespace) -> "TrainedModel":
+    """Loads a model of images and words, and makes it a classifier of the classes of --zero_shot."""
+    from vision_jax.text import prompts
+    from vision_jax.zero_shot import program
+
+    common.refuse(arguments, ("classes",), "the names of a classifier: --zero_shot has those of the words")
+    classes = prompts.read_classes(arguments.zero_shot)
+    prompts.read_templates(arguments.templates)  # now, before the model is loaded
+    if arguments.workdir is not None:
+        words = program.of_run(common.load_model(arguments))
+    else:
+        words = program.load(arguments.model, arguments.pretrained, tokenizer=arguments.tokenizer)
+    templates = prompts.read_templates(arguments.templates, words.templates)
+    name, origin = arguments.model or "words", arguments.pretrained or arguments.workdir
+    return program.as_trained(words, name, origin, classes, templates)

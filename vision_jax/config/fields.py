@@ -96,8 +96,8 @@ def default_config() -> ConfigDict:
 
     config.data = data = ConfigDict()
     # digits: scikit-learn's 1,797 digits. tfds: a data set in tfds' layout, as ArrayRecord files (which `python -m
-    # vision_jax prepare` writes) or TFRecord files. folder: DIR/SPLIT/CLASS/IMAGE. synthetic: generated JPEGs, which
-    # need no data.
+    # vision_jax prepare` writes) or TFRecord files. folder: DIR/SPLIT/CLASS/IMAGE. pairs: images with captions, as
+    # DIR/SPLIT.csv or DIR/SPLIT/*.tar. synthetic: generated JPEGs, which need no data.
     data.source = "tfds"
     # tfds: the folder with features.json, or a parent that holds no other data set. folder: DIR as above. digits: where
     # the data set is cached; None: vision_jax's cache.

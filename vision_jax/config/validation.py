@@ -33,13 +33,13 @@ from vision_jax.data.views import parse_views
 from vision_jax.devices import sharding
 from vision_jax.errors import ConfigError, check_no_url, suggest
 from vision_jax.evaluators import EVALUATORS, LogitsEvaluator
-from vision_jax.objectives import OBJECTIVES, options_of
+from vision_jax.objectives import OBJECTIVES, Pairs, options_of
 from vision_jax.runtime import experiments
 
 # What `validate` allows; fields that are not set are not checked.
 _CHOICES = {
     "dtype": ("auto", "float32", "bfloat16", "float16"),
-    "data.source": ("digits", "tfds", "folder", "synthetic"),
+    "data.source": ("digits", "tfds", "folder", "synthetic", "pairs"),
     "data.train_filter": ("bilinear", "bicubic", "area", "pillow-bilinear", "pillow-bicubic"),
     "data.eval_filter": ("bilinear", "bicubic"),
     "optimizer.learning_rate_scaling": ("linear", "sqrt"),
@@ -57,7 +57,7 @@ _WEIGHTS = ("model.pretrained", "distill.pretrained")
 
 
 # What tuples hold that do not hold numbers.
-_NAMES = ("log.trackers",)
+_NAMES = ("log.trackers", "objective.words", "objective.templates")
 _PATTERNS = tuple(f"optimizer.{name}" for name in ("no_decay", "no_clip_adaptive", "frozen", "layers", "constant_rate"))
 
 
@@ -204,6 +204,8 @@ def _check_kinds(config: ConfigDict) -> Iterator[str]:
         return
     name = objective_name(config)
     kind = OBJECTIVES[name]
+    if kind.classifies and config.data.source == "pairs":
+        yield f"data.source is 'pairs', whose images have captions, but no labels, from which {name} learns."
     if name != "distillation" and config.distill.teacher is not None:
         yield f"objective.name is {name!r}, and distill.teacher is {config.distill.teacher!r}: unset one."
     if kind.classifies:
@@ -226,6 +228,10 @@ def _check_kinds(config: ConfigDict) -> Iterator[str]:
         if kind_name is not None and issubclass(EVALUATORS[kind_name], LogitsEvaluator) and not kind.classifies:
             objective = objective_name(config)
             yield f"evals.{name}.kind is {kind_name!r}, but the objective {objective} trains no classifier to measure."
+        if kind_name == "zero_shot" and not issubclass(kind, Pairs):
+            yield f"evals.{name}.kind is 'zero_shot', but the objective {objective_name(config)} learns no words."
+        elif kind_name == "zero_shot" and config.data.source == "pairs":
+            yield f"evals.{name}.kind is 'zero_shot', and data.source='pairs' has no labels to measure it by."
         every = config.evals[name].get("every_epochs")
         if every is not None and not (isinstance(every, int | float) and every > 0):
             yield f"evals.{name}.every_epochs is {every!r}, which must be positive."
@@ -486,7 +492,7 @@ def _check_data(config: ConfigDict) -> Iterator[str]:
         else:
             if data.progressive_sizes and "image" not in names:
                 yield f"data.progressive_sizes are those of the view 'image', and data.views has {', '.join(names)}."
-    if data.source in ("tfds", "folder"):
+    if data.source in ("tfds", "folder", "pairs"):
         if not data.dir:
             yield (
                 f"data.dir is not set, and data.source={data.source} reads from it: pass --config.data.dir=DIR, or "

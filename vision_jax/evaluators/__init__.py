@@ -12,6 +12,7 @@ from vision_jax.evaluators.logits import LogitsEvaluator
 from vision_jax.evaluators.objective import ObjectiveLoss
 from vision_jax.evaluators.per_class import PerClass
 from vision_jax.evaluators.protocols import Knn, LinearProbes, Logistic, Ridge
+from vision_jax.evaluators.zero_shot import ZeroShot
 
 EVALUATORS: dict[str, type[Evaluator]] = {
     "calibration": Calibration,
@@ -22,6 +23,7 @@ EVALUATORS: dict[str, type[Evaluator]] = {
     "objective": ObjectiveLoss,
     "per_class": PerClass,
     "ridge": Ridge,
+    "zero_shot": ZeroShot,
 }
 
 __all__ = [
@@ -36,6 +38,7 @@ __all__ = [
     "ObjectiveLoss",
     "PerClass",
     "Table",
+    "ZeroShot",
     "collect",
     "run_pass",
 ]

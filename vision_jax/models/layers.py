@@ -399,11 +399,36 @@ def _gelu_backward(x: jax.Array, gradient: jax.Array) -> tuple[jax.Array]:
 gelu.defvjp(_gelu_forward, _gelu_backward)
 
 
-def dot_after_gelu(x: jax.Array, kernel: jax.Array, dimensions: Any, precision: Any = None) -> jax.Array:
-    """Returns a product of gelu(x), for `nn.Dense`: for the backward pass only x is kept, not gelu(x) too."""
-    return jax.checkpoint(lambda x, kernel: jax.lax.dot_general(gelu(x), kernel, dimensions, precision=precision))(
-        x, kernel
-    )
+def gelu_tanh(x: jax.Array) -> jax.Array:
+    """Returns the approximation of `gelu` by a hyperbolic tangent, which is JAX's and big_vision's default."""
+    return nn.gelu(x, approximate=True)
+
+
+def quick_gelu(x: jax.Array) -> jax.Array:
+    """Returns x times the sigmoid of 1.702 x, with which OpenAI's CLIP approximates `gelu` (arXiv:1606.08415)."""
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "gelu": gelu,
+    "gelu_tanh": gelu_tanh,
+    "quick_gelu": quick_gelu,
+}
+
+
+def dot_after(activation: str) -> Callable[..., jax.Array]:
+    """Returns the product of one of `ACTIVATIONS` of x, for `nn.Dense`: for the backward pass only x is kept."""
+    function = ACTIVATIONS[activation]
+
+    def dot(x: jax.Array, kernel: jax.Array, dimensions: Any, precision: Any = None) -> jax.Array:
+        return jax.checkpoint(
+            lambda x, kernel: jax.lax.dot_general(function(x), kernel, dimensions, precision=precision)
+        )(x, kernel)
+
+    return dot
+
+
+dot_after_gelu = dot_after("gelu")
 
 
 def over_tensor_axis(x: jax.Array, dimension: int) -> jax.Array:

@@ -11,12 +11,12 @@ import numpy as np
 
 from vision_jax.errors import DataError
 from vision_jax.models.layers import (
+    ACTIVATIONS,
     ATTENTION,
     NOT_COUNTED,
     capture,
     dense_init,
-    dot_after_gelu,
-    gelu,
+    dot_after,
     is_captured,
     is_perturbed,
     over_tensor_axis,
@@ -88,13 +88,16 @@ class _Projection(nn.Module):
     dtype: Any
     kernel_init: nn.initializers.Initializer
     bias_init: nn.initializers.Initializer
+    use_bias: bool
 
     @nn.compact
     def __call__(self, patches: jax.Array) -> jax.Array:
         kernel = self.param("kernel", self.kernel_init, (*patches.shape[-3:], self.features), jnp.float32)
-        bias = self.param("bias", self.bias_init, (self.features,), jnp.float32)
         flat = patches.reshape(*patches.shape[:-3], -1).astype(self.dtype)
-        return flat @ kernel.reshape(-1, self.features).astype(self.dtype) + bias.astype(self.dtype)
+        projected = flat @ kernel.reshape(-1, self.features).astype(self.dtype)
+        if not self.use_bias:
+            return projected
+        return projected + self.param("bias", self.bias_init, (self.features,), jnp.float32).astype(self.dtype)
 
 
 class PatchEmbed(nn.Module):
@@ -108,6 +111,7 @@ class PatchEmbed(nn.Module):
         dtype: what it computes in.
         kernel_init: of the projection; torch's default for convolutions unless given.
         bias_init: of the projection.
+        use_bias: whether it has one.
     """
 
     patch_size: int
@@ -115,6 +119,7 @@ class PatchEmbed(nn.Module):
     dtype: Any = jnp.float32
     kernel_init: nn.initializers.Initializer = dense_init
     bias_init: nn.initializers.Initializer = nn.initializers.zeros
+    use_bias: bool = True
 
     @nn.compact
     def __call__(self, images: jax.Array, kept: jax.Array | None = None) -> jax.Array:
@@ -133,11 +138,12 @@ class PatchEmbed(nn.Module):
             batch, height, width, *square = patches.shape
             rows = patches.reshape(batch, height * width, math.prod(square))
             patches = take_tokens(rows, kept).reshape(*kept.shape, *square)
-        return _Projection(self.features, self.dtype, self.kernel_init, self.bias_init, name="proj")(patches)
+        inits = self.kernel_init, self.bias_init
+        return _Projection(self.features, self.dtype, *inits, self.use_bias, name="proj")(patches)
 
 
 class Mlp(nn.Module):
-    """Two dense layers with GELU between them, on the last axis; the result has as many features as the input.
+    """Two dense layers with an activation between them, on the last axis; the result has the features of the input.
 
     Attributes:
         hidden_features: between the layers.
@@ -145,6 +151,7 @@ class Mlp(nn.Module):
         drop_rate: probability of dropping a unit after either layer, in training.
         kernel_init: of both layers.
         bias_init: of both layers.
+        activation: between them; one of `ACTIVATIONS`.
     """
 
     hidden_features: int
@@ -152,16 +159,17 @@ class Mlp(nn.Module):
     drop_rate: float = 0.0
     kernel_init: nn.initializers.Initializer = transformer_init
     bias_init: nn.initializers.Initializer = nn.initializers.zeros
+    activation: str = "gelu"
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=self.kernel_init, bias_init=self.bias_init)
         y = dense(self.hidden_features, name="fc1")(x)
         if train and self.drop_rate:
-            y = nn.Dropout(self.drop_rate)(gelu(y), deterministic=False)
+            y = nn.Dropout(self.drop_rate)(ACTIVATIONS[self.activation](y), deterministic=False)
             y = dense(x.shape[-1], name="fc2")(y)
         else:
-            y = dense(x.shape[-1], name="fc2", dot_general=dot_after_gelu)(y)
+            y = dense(x.shape[-1], name="fc2", dot_general=dot_after(self.activation))(y)
         return nn.Dropout(self.drop_rate)(y, deterministic=not train)
 
 
@@ -172,9 +180,9 @@ def attention(
 
     This is the place that chooses what computes it: cuDNN's kernel (Dao et al. 2022, arXiv:2205.14135), which has no
     maps of (batch, heads, tokens, tokens) in memory, where there is one; else products that the compiler fuses with the
-    softmax.
+    softmax. So it is for a single query, as of a pooling, whose map is small.
     """
-    if bias is None and _has_flash_kernel(query.dtype, query.shape[-1]):
+    if bias is None and query.shape[1] > 1 and _has_flash_kernel(query.dtype, query.shape[-1]):
         return _flash(query, key, value)
     return _fused(query, key, value, bias, recompute)
 

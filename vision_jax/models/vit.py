@@ -83,6 +83,8 @@ class Block(nn.Module):
         dtype: what it computes in.
         kernel_init, qkv_init: of the matrices; see `Attention`.
         recompute_attention: compute the probabilities of attention anew in the backward pass; see `attend`.
+        epsilon: of the norms.
+        activation: of the MLP; one of `layers.ACTIVATIONS`.
     """
 
     num_heads: int
@@ -94,6 +96,8 @@ class Block(nn.Module):
     kernel_init: nn.initializers.Initializer = transformer_init
     qkv_init: nn.initializers.Initializer | None = None
     recompute_attention: bool = False
+    epsilon: float = 1e-6
+    activation: str = "gelu"
 
     @nn.compact
     def __call__(
@@ -103,7 +107,7 @@ class Block(nn.Module):
 
         `bias` is added to the logits of pairs of tokens; see `attend`.
         """
-        norm = functools.partial(nn.LayerNorm, epsilon=1e-6, dtype=self.dtype, use_fast_variance=False)
+        norm = functools.partial(nn.LayerNorm, epsilon=self.epsilon, dtype=self.dtype, use_fast_variance=False)
 
         def scale(y: jax.Array, name: str) -> jax.Array:
             return y if self.layer_scale is None else LayerScale(self.layer_scale, self.dtype, name=name)(y)
@@ -128,7 +132,14 @@ class Block(nn.Module):
         )
         y = attention(y, train, bias)
         x = x + drop(scale(y, "ls1"))
-        mlp = Mlp(self.mlp_features, self.dtype, self.proj_drop_rate, self.kernel_init, name="mlp")
+        mlp = Mlp(
+            self.mlp_features,
+            self.dtype,
+            self.proj_drop_rate,
+            self.kernel_init,
+            activation=self.activation,
+            name="mlp",
+        )
         y = mlp(capture(self, norm(name="norm2")(x), "norm2"), train)
         return x + drop(scale(y, "ls2"))
 

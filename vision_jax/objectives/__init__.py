@@ -10,6 +10,7 @@ from vision_jax.objectives.linear_probe import LinearProbe
 from vision_jax.objectives.mae import MAE
 from vision_jax.objectives.mocov2 import MoCoV2
 from vision_jax.objectives.mocov3 import MoCoV3
+from vision_jax.objectives.pairs import Clip, Pairs, SigLip
 from vision_jax.objectives.rotation import Rotation
 from vision_jax.objectives.simclr import SimCLR
 from vision_jax.objectives.simmim import SimMIM
@@ -21,6 +22,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "barlow_twins": BarlowTwins,
     "byol": Byol,
     "classification": Classification,
+    "clip": Clip,
     "dino": Dino,
     "distillation": Distillation,
     "linear_probe": LinearProbe,
@@ -28,6 +30,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "mocov2": MoCoV2,
     "mocov3": MoCoV3,
     "rotation": Rotation,
+    "siglip": SigLip,
     "simclr": SimCLR,
     "simmim": SimMIM,
     "simsiam": SimSiam,
@@ -35,4 +38,4 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "vicreg": VICReg,
 }
 
-__all__ = ["OBJECTIVES", "Constant", "Ema", "Objective", "Out", "Progress", "Setup", "options_of"]
+__all__ = ["OBJECTIVES", "Constant", "Ema", "Objective", "Out", "Pairs", "Progress", "Setup", "options_of"]

@@ -10,7 +10,7 @@ import math
 import pathlib
 import struct
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -234,6 +234,29 @@ def _flatten(value: Any, key: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...]
     for name, item in items:
         if item is not None:
             yield from _flatten(item, (*key, name))
+
+
+def find_beside(path: str | pathlib.Path, names: Sequence[str]) -> pathlib.Path | None:
+    """Returns the first of some files that is there beside a file of weights, in its folder or its repository.
+
+    Args:
+        path: of the weights; see `read`.
+        names: of the files.
+
+    Raises:
+        DataError: if the Hugging Face hub cannot be asked.
+    """
+    if not str(path).startswith(HUB):
+        folder = pathlib.Path(path).expanduser().parent
+        return next((folder / name for name in names if (folder / name).is_file()), None)
+    owner, repository, *inner = str(path).removeprefix(HUB).split("/")
+    for name in names:
+        try:
+            return pathlib.Path(_download("/".join((owner, repository, *inner[:-1], name))))
+        except DataError as error:
+            if not type(error.__cause__).__name__.endswith("EntryNotFoundError"):
+                raise
+    return None
 
 
 def _download(where: str) -> str:

@@ -41,10 +41,10 @@ class Tensor:
 
     def to_torch(self, value: Any) -> np.ndarray:
         array = np.asarray(value if self.index is None else value[self.index])
-        return np.ascontiguousarray(array if self.axes is None else array.transpose(self.axes))
+        return np.asarray(array if self.axes is None else array.transpose(self.axes), order="C")
 
     def from_torch(self, value: np.ndarray) -> np.ndarray:
-        return np.ascontiguousarray(value if self.axes is None else value.transpose(np.argsort(self.axes)))
+        return np.asarray(value if self.axes is None else value.transpose(np.argsort(self.axes)), order="C")
 
 
 def tensors_of(variables: Mapping[str, Any]) -> list[Tensor]:

@@ -48,7 +48,7 @@ p { margin: 0.3rem 0 0; font-size: 0.85rem; line-height: 1.3; overflow-wrap: any
 
 
 def make_page(
-    found: Sequence[Found], features: Features, pictures: Pictures, read_query: Callable[[int], bytes], how: str
+    found: Sequence[Found], features: Features, pictures: Pictures, read_query: Callable[[int], bytes] | None, how: str
 ) -> str:
     """Returns the page.
 
@@ -56,7 +56,7 @@ def make_page(
         found: the results.
         features: what was searched.
         pictures: finds the images of the results.
-        read_query: number of a query -> its encoded image.
+        read_query: number of a query -> its encoded image; None: queries are words.
         how: a sentence on how it was searched.
     """
     about = features.about
@@ -64,7 +64,7 @@ def make_page(
     sections = []
     for each in found:
         if each.error is None:
-            shown = _picture(read_query(each.number), each.query)
+            shown = Markup() if read_query is None else _picture(read_query(each.number), each.query)
             body = element("ol", *(_match(rank, m, picture(m.row)) for rank, m in enumerate(each.matches, 1)))
         else:
             shown, body = _picture(None, ""), element("p", f"damaged: {each.error}", class_="bad")

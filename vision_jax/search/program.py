@@ -92,14 +92,15 @@ def find(
             yield Found(number, query, (), _problem(source, number, trained.preprocessing.transform))
             continue
         row = rows[number]
-        yield Found(
-            number,
-            query,
-            tuple(
-                Match(item, features.names[item], cosine, features.label_name(item))
-                for item, cosine in zip(numbers[row].tolist(), cosines[row].tolist(), strict=True)
-            ),
-        )
+        yield Found(number, query, matches(features, numbers[row], cosines[row]))
+
+
+def matches(features: Features, rows: np.ndarray, cosines: np.ndarray) -> tuple[Match, ...]:
+    """Returns what was found for one query: rows of the features, and their cosines."""
+    return tuple(
+        Match(row, features.names[row], cosine, features.label_name(row))
+        for row, cosine in zip(rows.tolist(), cosines.tolist(), strict=True)
+    )
 
 
 def _problem(source: ImageSource, number: int, transform: EvalTransform) -> str:
