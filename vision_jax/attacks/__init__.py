@@ -5,7 +5,8 @@
 own random key, so that neither the devices nor the rest of the batch change what is found.
 
 One file a family: `pgd` (FGSM, PGD, MI-FGSM), `apgd`, `fab` and `square`. `evaluation` runs several on a whole data
-set, as AutoAttack does, and `names` finds them and radii by what a person writes.
+set, as AutoAttack does, and `names` finds them and radii by what a person writes. `ascent` has what a training step
+attacks with.
 """
 
 from vision_jax.attacks.apgd import apgd, apgd_t
