@@ -157,7 +157,13 @@ def neighbors(config: ConfigDict, every_epochs: float) -> None:
 
 
 def robustness(
-    config: ConfigDict, attack: str, eps: str, *, norm: str = "linf", examples: int = 1000, every_epochs: float | None = None
+    config: ConfigDict,
+    attack: str,
+    eps: str,
+    *,
+    norm: str = "linf",
+    examples: int = 1000,
+    every_epochs: float | None = None,
 ) -> None:
     """Adds the evaluation `robust` of the accuracy under an attack.
 

@@ -206,9 +206,8 @@ def _check_kinds(config: ConfigDict) -> Iterator[str]:
     kind = OBJECTIVES[name]
     if name != "distillation" and config.distill.teacher is not None:
         yield f"objective.name is {name!r}, and distill.teacher is {config.distill.teacher!r}: unset one."
-    if kind.classifies:
-        if name == "distillation" and config.distill.teacher is None:
-            yield "objective.name is 'distillation', and distill.teacher is not set: it takes a name and weights."
+    if name == "distillation" and config.distill.teacher is None:
+        yield "objective.name is 'distillation', and distill.teacher is not set: it takes a name and weights."
     elsewhere = kind.configured if options_of(kind) else {*config.objective} - {"name"}
     for option in sorted({*config.objective} & elsewhere):
         yield f"objective.{option} is set, but {name} has its options in label_smoothing, loss and distill."

@@ -20,8 +20,8 @@ class AdvProp(Adversarial):
     """AdvProp (Xie et al. 2020, arXiv:1911.09665): the loss of images and that of adversarial ones, added up.
 
     Adversarial images, and the attack that makes them, have a second set of batch norms: `params["auxiliary"]` and
-    `batch_stats["auxiliary"]` have the norms' scales, biases and statistics, by the paths of the first ones. All else is
-    shared. What is evaluated and exported is the network with the first set.
+    `batch_stats["auxiliary"]` have the norms' scales, biases and statistics, by the paths of the first ones. All else
+    is shared. What is evaluated and exported is the network with the first set.
 
     The defaults are those of ARES: one step of 1/255 from a random start.
     """
@@ -61,7 +61,7 @@ class AdvProp(Adversarial):
             "top1": (variables, self.pixels(views)),
             "robust_top1": (moved(self.attacked(variables), targets.moved), targets.images),
         }
-        value, metrics, stats = jnp.float32(0), {}, {}
+        value, metrics, stats = jnp.float32(0), {}, dict[str, Any]()
         for number, (name, (network, pixels)) in enumerate(passes.items()):
             key_ = jax.random.fold_in(key, number)
             logits, auxiliary, updates = self.logits(network, self.normalized(pixels), key_, train=train)
@@ -85,8 +85,9 @@ def _norms(params: Mapping[str, Any], stats: Mapping[str, Any]) -> dict[str, Any
 
 def _overlaid(tree: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
     """Returns nested dicts with the leaves of `other` where it has any, and without the second set itself."""
-    return {
-        name: value if name not in other else _overlaid(value, other[name]) if isinstance(value, Mapping) else other[name]
-        for name, value in tree.items()
-        if name != AUXILIARY
-    }
+    overlaid = {}
+    for name, value in tree.items():
+        if name != AUXILIARY:
+            inner = isinstance(value, Mapping) and name in other
+            overlaid[name] = _overlaid(value, other[name]) if inner else other.get(name, value)
+    return overlaid

@@ -15,7 +15,7 @@ from vision_jax.objectives.base import ROWS, Out, Progress, Variables, Views, ch
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FreeAdversarial(Perturbing):
-    """Free adversarial training (Shafahi et al. 2019, arXiv:1904.12843), as mahyarnajibi/FreeAdversarialTraining has it.
+    """Free adversarial training (Shafahi et al. 2019, arXiv:1904.12843), as in mahyarnajibi/FreeAdversarialTraining.
 
     Each batch is seen in `replays` steps, one after another. Of one backward pass, a step takes the gradient of the
     parameters for its update, and that of the perturbation, which goes on from step to step and from batch to batch:
@@ -69,7 +69,7 @@ class FreeAdversarial(Perturbing):
             return jnp.zeros(shape, jnp.float32)
         if perturbation.shape != shape:
             raise ConfigError(
-                f"The objective free_adversarial keeps a perturbation of the shape {perturbation.shape}, and images are "
+                f"The objective free_adversarial keeps a perturbation of {perturbation.shape}, and the images are "
                 f"{shape}: it takes neither optimizer.accumulate, augment.col_out nor data.progressive_sizes."
             )
         return perturbation
