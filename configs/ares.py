@@ -7,9 +7,8 @@ Result:   published top-1 of clean images, under PGD-100 and under AutoAttack at
               wrn50_2    70.5, 44.6, 39.3   swin_base       76.6, 60.2, 57.3   swin_large  79.7, 63.9, 62.3
           We have not run it yet.
 Source:   Liu et al. 2023, arXiv:2302.14301; thu-ml/ares, robust_training: README.md, adversarial_training.py and
-          train_configs. Known differences: the step of the attack rises linearly in five epochs here, and by whole epochs
-          there; ResNets' norms have the 64 images of one GPU, which is bn_group_size here; the batch is that of eight GPUs
-          for all models.
+          train_configs. Known differences: the step of the attack rises linearly in five epochs here, and by whole
+          epochs there; the batch is that of eight GPUs of 64 images for all models.
 Command:  python -m vision_jax.main --config=configs/ares.py:convnext_base --config.data.dir=IMAGENET
           --workdir=runs/ares_convnext_base
 """

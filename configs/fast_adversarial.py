@@ -4,9 +4,9 @@ Result:   published top-1 of clean images of 288 pixels, and under PGD-50 with t
               eps2  60.90, 43.46 (in 12 hours)   eps4  55.45, 30.28 (26.24 under AutoAttack, 5,000 images)
           We have not run it yet.
 Source:   Wong et al. 2020, arXiv:2001.03994; locuslab/fast_adversarial, README.md and ImageNet/. Known differences: it
-          reads images whose shorter sides have been made 160 and 352 pixels for the first two phases, on which crops are
-          as large a share; the momentum of SGD begins anew with each phase here; a pixel that the random start leaves
-          outside of [0, 1] has no gradient there, and that at the border here.
+          reads images whose shorter sides have been made 160 and 352 pixels for the first two phases; the momentum of
+          SGD begins anew with each phase here; a pixel that the random start takes out of [0, 1] has no gradient
+          there, and that at the border here.
 Command:  for each phase in turn, with the one before in model.pretrained:
           python -m vision_jax.main --config=configs/fast_adversarial.py:eps4_phase1 --config.data.dir=IMAGENET
           --workdir=runs/fast_eps4_phase1

@@ -5,9 +5,9 @@ Result:   published top-1 of clean images, and under AutoAttack at 4/255 (5,000 
               vit_small (300 epochs)      69.2, 44.0     vit_base (50 epochs)       73.3, 50.0
           We have not run it yet.
 Source:   Singh et al. 2023, arXiv:2303.01870; nmndeep/revisiting-at, main.py, parserr.py, autopgd_train_clean.py and
-          run_train.sh. Its better models have a stem of convolutions, which is not here. Known differences: the batch is
-          that of eight GPUs, whose number is not published; images are normalized here as the weights that it begins with
-          expect.
+          run_train.sh. Its better models have a stem of convolutions, which is not here. Known differences: the number
+          of GPUs is not published, and the batch that of eight here; images are normalized here, as the weights expect
+          that training begins with.
 Command:  python -m vision_jax.main --config=configs/revisiting_at.py:convnext_tiny --config.data.dir=IMAGENET
           --workdir=runs/robust_convnext_tiny
           Training begins with weights of clean training: --config.model.pretrained=FILE for others.

@@ -5,8 +5,8 @@ Result:   published top-1 of clean images, and under PGD-100 at the radius of th
           We have not run it yet.
 Source:   MadryLab/robustness: README.md, defaults.py, attacker.py, data_augmentation.py. The number of steps and their
           length, 3 and 2/3 of the radius, are those of Salman et al. 2020 (arXiv:2007.08489), as the published weights
-          do not say. Known differences: there images also have AlexNet's noise of lighting, of deviation 0.05, and norms
-          have the batch of one GPU, whose size is not known.
+          do not say. Known differences: there images also have AlexNet's noise of lighting, of deviation 0.05, and
+          norms have the batch of one GPU, whose size is not known.
 Command:  python -m vision_jax.main --config=configs/robust_resnet50.py:linf_4 --config.data.dir=IMAGENET
           --workdir=runs/robust_linf_4
           The accuracy under PGD-100 afterwards: the same with --mode=eval --config.evals.robust.attack=pgd-100

@@ -1,10 +1,10 @@
 """Wide ResNet-34-10 on CIFAR-10 by TRADES, in 76 epochs.
 
 Result:   published top-1 of clean images 84.92 %, under PGD-20 56.61 %, at a radius of 0.031. We have not run it yet.
-Source:   Zhang et al. 2019, arXiv:1901.08573; yaodongyu/TRADES, README.md, trades.py and train_trades_cifar10.py. beta is
-          6, as in the paper for the published weights; the script's default is 1. Epochs count from 1 there, and the rate
-          falls with the 75th. Known differences: the clean images of a step have one forward pass here, and two there,
-          so that running statistics take theirs in once; norms have the batch of one GPU there.
+Source:   Zhang et al. 2019, arXiv:1901.08573; yaodongyu/TRADES, README.md, trades.py and train_trades_cifar10.py. beta
+          is 6, as in the paper for the published weights; the script's default is 1. Epochs count from 1 there, and the
+          rate falls with the 75th. Known differences: the clean images of a step have one forward pass here, and two
+          there, so that running statistics take theirs in once; norms have the batch of one GPU there.
 Command:  python -m vision_jax.main --config=configs/trades.py --config.data.dir=CIFAR10 --workdir=runs/trades
           where CIFAR10 is the folder that tfds or `python -m vision_jax prepare --encoding=raw tfds:cifar10 CIFAR10`
           wrote.

@@ -1,4 +1,4 @@
-"""Every self-supervised and adversarial method, small enough to be trained in seconds, with the batch norm, queues and views it has.
+"""Every self-supervised and adversarial method, small enough to be trained in seconds, with norms, queues, views.
 
 As a configuration, `--config=tests/method_cases.py:dino`, it is one on the digits. As a command, `python -m
 method_cases --directory=DIR --coordinator_address=… --num_processes=… --process_id=… dino …`, it takes one step of each

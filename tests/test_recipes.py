@@ -31,7 +31,15 @@ FORMS = dict.fromkeys(("adamw", "lamb", "nadamw"), "decoupled") | dict.fromkeys(
 )
 # Files of which recipes.json has nothing; those of this project's own recipes are not in NUMBERS either.
 SMALL = (
-    *("ares", "digits_adversarial", "fast_adversarial", "free_adversarial", "revisiting_at", "robust_resnet50", "trades"),
+    *(
+        "ares",
+        "digits_adversarial",
+        "fast_adversarial",
+        "free_adversarial",
+        "revisiting_at",
+        "robust_resnet50",
+        "trades",
+    ),
     *(
         "barlow_twins",
         "bit_hyperrule",

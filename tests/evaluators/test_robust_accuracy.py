@@ -1,4 +1,4 @@
-"""The evaluation of robust accuracy against `attacks.evaluate_robustness`, which attacks on the host, image by image."""
+"""The evaluation of robust accuracy against `attacks.evaluate_robustness`, which is driven from the host."""
 
 import functools
 from typing import Any
@@ -100,7 +100,7 @@ def test_it_is_that_of_the_attack_on_each_image(name: str, monkeypatch: pytest.M
 
 
 def test_of_some_examples_and_mirrored_ones():
-    objective, variables, images, labels = setting()
+    objective, variables, _, _ = setting()
     found = evaluator_of(attack="pgd-2-1", eps="1/255", examples=10, flip=True)(objective, {"": variables})
     assert found["count"] == 10
     assert found["robust_top1"] <= found["top1"]

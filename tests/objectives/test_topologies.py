@@ -1,4 +1,4 @@
-"""Steps of all self-supervised and adversarial methods on one device, on eight and in two processes, and runs that are killed."""
+"""Steps of all methods without labels or with attacks: on one device, eight, and in two processes; and killed runs."""
 
 import functools
 import json
