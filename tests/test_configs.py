@@ -18,6 +18,8 @@ from vision_jax.devices import sharding
 DIRECTORY = pathlib.Path(__file__).parent.parent / "configs"
 # Besides the first one of each file, those with another kind of step. The rest is left to the exhaustive run.
 ALWAYS = ("deit:small_distilled", "composer:hot", "vit:augreg_s16")
+# Files whose first one is left to it too: attacks take long to trace, and those of digits_adversarial are traced here.
+RARELY = ("ares", "fast_adversarial", "free_adversarial", "revisiting_at", "robust_resnet50", "trades")
 
 
 def load(name: str) -> types.ModuleType:
@@ -34,7 +36,8 @@ def recipes(*, only_first: bool = False) -> list:
         for i, variant in enumerate(getattr(load(path.stem), "VARIANTS", [""])):
             name = f"{path.stem}:{variant}".rstrip(":")
             if i == 0 or not only_first:
-                marks = [] if i == 0 or name in ALWAYS else [pytest.mark.exhaustive]
+                often = (i == 0 and path.stem not in RARELY) or name in ALWAYS
+                marks = [] if often else [pytest.mark.exhaustive]
                 result.append(pytest.param(name, marks=marks, id=name))
     return result
 
