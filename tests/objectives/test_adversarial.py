@@ -1,6 +1,7 @@
 """Adversarial training against formulas in NumPy, on a linear model; and on the digits."""
 
 import functools
+import pathlib
 from typing import Any
 
 import flax.linen as nn
@@ -9,8 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import sklearn.datasets
+from conftest import Command, records
 
-from vision_jax import augment, steps
+from vision_jax import attacks, augment, steps
 from vision_jax.errors import ConfigError
 from vision_jax.objectives import OBJECTIVES, Setup
 from vision_jax.objectives import adversarial as adversarial_lib
@@ -329,3 +332,61 @@ def test_what_cannot_be_meant_is_refused(name: str, options: dict[str, Any], mes
 def test_free_takes_no_micro_batches():
     with pytest.raises(ConfigError, match=r"optimizer\.accumulate"):
         train(make("free_adversarial"), BATCHES[:1], accumulate=2)
+
+
+class Dense(nn.Module):
+    """A network of two layers."""
+
+    num_classes: int = 10
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
+        hidden = nn.relu(nn.Dense(96, name="hidden")(images.reshape(len(images), -1)))
+        return nn.Dense(self.num_classes, name="fc")(hidden)
+
+
+def test_it_withstands_attacks_that_standard_training_does_not():
+    """On digits of 8 x 8 pixels, within seconds; the attack is not the one of the training."""
+    digits = sklearn.datasets.load_digits()
+    images = np.round(255 / 16 * digits.images[..., None]).astype(np.uint8)
+    order = np.random.RandomState(0).permutation(len(images))
+    images, labels = images[order], digits.target[order].astype(np.int32)
+    accuracies = {}
+    for name, options in (("classification", {}), ("adversarial", {"eps": 0.1, "start": "ball"})):
+        objective = make(name, Dense(), (8, 8, 1), **options)
+        optimizer = optax.adam(0.01)
+        step = jax.jit(steps.make_train_step(objective, optimizer, optax.constant_schedule(0.01), seed=0))
+        state = start(objective, optimizer)
+        for number in range(240):
+            rows = (np.arange(100) + 100 * number) % 1400
+            batch = {"image": images[rows], "label": labels[rows], "mask": np.ones(100, np.float32)}
+            state, _ = step(state, batch)
+        apply = attacks.classifier(Dense(), {"params": state.params}, (MEAN,), (STD,))
+        stages = attacks.find_stages("pgd-20-1", 10)
+        found = attacks.evaluate_robustness(
+            apply, images[1400:], labels[1400:], jax.random.key(0), stages, eps=0.1, batch_size=397
+        )
+        accuracies[name] = found.clean_accuracy, found.robust_accuracy
+    assert min(clean for clean, _ in accuracies.values()) > 0.9
+    assert accuracies["adversarial"][1] > accuracies["classification"][1] + 0.2, accuracies
+
+
+@pytest.mark.slow
+@pytest.mark.exhaustive
+def test_the_digits_of_the_recipe(command: Command, tmp_path: pathlib.Path):
+    """As docs/robustness.md says, with some room for other machines."""
+    found = {}
+    for variant in ("standard", "pgd"):
+        workdir = tmp_path / variant
+        config = f"--config=configs/digits_adversarial.py:{variant}"
+        command(config, f"--workdir={workdir}", "--config.eval.every_epochs=60")
+        weaker = "--config.evals.robust.eps=0.1"
+        command(config, f"--workdir={workdir}", "--mode=eval", weaker)
+        lines = [line for line in records(workdir) if "robust/robust_top1" in line]
+        found[variant] = lines[0]
+        if variant == "pgd":
+            assert lines[-1]["robust/robust_top1"] > 0.8
+    assert found["standard"]["robust/robust_top1"] < 0.05
+    assert found["pgd"]["robust/robust_top1"] > 0.45
+    assert min(line["robust/top1"] for line in found.values()) > 0.95
