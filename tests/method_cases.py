@@ -1,4 +1,4 @@
-"""Every self-supervised method, small enough to be trained in seconds, with the batch norm, queues and views it has.
+"""Every self-supervised and adversarial method, small enough to be trained in seconds, with norms, queues, views.
 
 As a configuration, `--config=tests/method_cases.py:dino`, it is one on the digits. As a command, `python -m
 method_cases --directory=DIR --coordinator_address=… --num_processes=… --process_id=… dino …`, it takes one step of each
@@ -27,9 +27,12 @@ from vision_jax.runtime.checkpoint import Checkpointer
 
 # Options of the objectives: small ones, and a queue that two batches fill.
 METHODS: dict[str, dict[str, Any]] = {
+    "adversarial": {"eps": 0.1, "steps": 2, "start": "ball", "mode": "train"},
+    "advprop": {"eps": 0.1},
     "barlow_twins": {"hidden": (16,), "out": 12},
     "byol": {"hidden": 16, "out": 12},
     "dino": {"hidden": (16,), "bottleneck": 8, "out": 24},
+    "free_adversarial": {"eps": 0.1, "replays": 2},
     "mae": {"decoder_width": 8, "decoder_depth": 1, "decoder_heads": 2},
     "mocov2": {"hidden": 16, "out": 12, "queue": 32},
     "mocov3": {"hidden": (16,), "predictor_hidden": 16, "out": 12, "predictor_norm": True},
@@ -38,11 +41,13 @@ METHODS: dict[str, dict[str, Any]] = {
     "simmim": {"mask_size": 4},
     "simsiam": {"hidden": (16,), "out": 12, "bottleneck": 8},
     "swav": {"hidden": 16, "out": 8, "prototypes": 12, "queue": 32, "queue_epochs": 0},
+    "trades": {"eps": 0.1, "steps": 2},
     "vicreg": {"hidden": (16,), "out": 12},
 }
 TRANSFORMERS = ("dino", "mae", "mocov3", "simmim")
 MULTI_CROP = ("dino", "swav")
-ONE_CROP = ("mae", "rotation", "simmim")
+ADVERSARIAL = ("adversarial", "advprop", "free_adversarial", "trades")
+ONE_CROP = (*ADVERSARIAL, "mae", "rotation", "simmim")
 FROZEN = {"dino": "^projector/last_layer/", "swav": "^prototypes/"}
 BATCH_SIZE, EXAMPLES, STEPS = 16, 1437, 6
 BEFORE = 2  # steps after which queues are full, teachers are no copies, and what is frozen at first is trained

@@ -32,6 +32,15 @@ FORMS = dict.fromkeys(("adamw", "lamb", "nadamw"), "decoupled") | dict.fromkeys(
 # Files of which recipes.json has nothing; those of this project's own recipes are not in NUMBERS either.
 SMALL = (
     *(
+        "ares",
+        "digits_adversarial",
+        "fast_adversarial",
+        "free_adversarial",
+        "revisiting_at",
+        "robust_resnet50",
+        "trades",
+    ),
+    *(
         "barlow_twins",
         "bit_hyperrule",
         "byol",
@@ -73,7 +82,56 @@ _DINO_PROBE = {
     **{"nesterov": False, "rates": {0: 4e-3, 0.9: 4e-3, 50: 2e-3, 50.9: 2e-3}},
 }
 _VIT_MOCO_PROBE = {"examples": 1_281_167, "batch_size": 1024, "weight_decay": 0, "rates": {0: 12.0, 45: 6.0}}
+_ROBUST_RESNET = {
+    **{"examples": 1_281_167, "batch_size": 256, "steps": 200 * 5004, "undecayed": 0, "weight_decay": 1e-4},
+    **{"momentum": 0.9, "nesterov": False, "rates": {0: 0.1, 49.9: 0.1, 50: 0.01, 100: 1e-3, 150: 1e-4, 199: 1e-4}},
+}
+_FREE = {
+    **{"examples": 1_281_167, "batch_size": 256, "steps": 92 * 5004, "undecayed": 0, "weight_decay": 1e-4},
+    **{"momentum": 0.9, "nesterov": False, "rates": {0: 0.1, 31.9: 0.1, 32: 0.01, 64: 1e-3, 91: 1e-3}},
+}
 NUMBERS: dict[str, dict[str, Any]] = {
+    # MadryLab/robustness, README.md and defaults.py: a tenth every 50 epochs.
+    **dict.fromkeys(("robust_resnet50:linf_4", "robust_resnet50:linf_8", "robust_resnet50:l2_3"), _ROBUST_RESNET),
+    # mahyarnajibi/FreeAdversarialTraining, configs.yml and lib/utils.py: ceil(30 / 4) = 8 of 23 passes, 4 times each.
+    **dict.fromkeys(("free_adversarial:eps4", "free_adversarial:eps2"), _FREE),
+    # locuslab/fast_adversarial: on straight lines between (0, 0), (1, .4), (6, .04), (12, .004) and (15, .0004).
+    "fast_adversarial:eps4_phase1": {
+        **{"examples": 1_281_167, "batch_size": 512, "steps": 6 * 2502, "undecayed": 2 * 26_560, "weight_decay": 1e-4},
+        **{"momentum": 0.9, "nesterov": False, "rates": {0: 0, 0.5: 0.2, 1: 0.4, 3: 0.256, 6: 0.04}},
+    },
+    "fast_adversarial:eps2_phase2": {
+        **{"examples": 1_281_167, "batch_size": 224, "steps": 6 * 5719, "rates": {0: 0.04, 3: 0.022, 6: 0.004}},
+    },
+    "fast_adversarial:eps4_phase3": {
+        **{"examples": 1_281_167, "batch_size": 128, "steps": 3 * 10_009, "rates": {0: 4e-3, 1: 2.8e-3, 3: 4e-4}},
+    },
+    # yaodongyu/TRADES, train_trades_cifar10.py, whose epochs count from 1: a tenth from the 75th on.
+    "trades": {
+        **{"examples": 50_000, "batch_size": 128, "steps": 76 * 390, "undecayed": 0, "weight_decay": 2e-4},
+        **{"momentum": 0.9, "nesterov": False, "rates": {0: 0.1, 73.9: 0.1, 74: 0.01, 75.5: 0.01}},
+    },
+    # nmndeep/revisiting-at, main.py: 1e-4 of the peak at first, the peak after 20 or 10 epochs, then a half cosine.
+    "revisiting_at:convnext_tiny": {
+        **{"examples": 1_281_167, "batch_size": 640, "steps": 300 * 2001, "weight_decay": 0.05, "b1": 0.9, "b2": 0.95},
+        "rates": {0: 1e-7, 10: 5.0005e-4, 20: 1e-3, 160: 5e-4},
+    },
+    "revisiting_at:vit_base": {
+        # 25 norms of twice 768; biases of the patches, of 9 * 768 a block, and of the classifier.
+        **{"examples": 1_281_167, "undecayed": 25 * 2 * 768 + 768 + 12 * 9 * 768 + 1000},
+        **{"steps": 50 * 2001, "rates": {0: 1e-7, 5: 5.0005e-4, 10: 1e-3, 30: 5e-4}},
+    },
+    # thu-ml/ares, train_configs: lrb of 512 images; warm-up from 1e-4 or 1e-6 in five epochs, on which timm's schedules
+    # do not wait.
+    "ares:resnet50": {
+        **{"examples": 1_281_167, "batch_size": 512, "steps": 95 * 2502, "undecayed": _NORMS, "weight_decay": 1e-4},
+        **{"momentum": 0.9, "nesterov": True},
+        "rates": {0: 1e-4, 2.5: 0.10005, 5: 0.2, 29: 0.2, 30: 0.02, 60: 2e-3, 90: 2e-4},
+    },
+    "ares:convnext_base": {
+        **{"examples": 1_281_167, "batch_size": 512, "steps": 300 * 2502, "weight_decay": 0.05, "b1": 0.9, "b2": 0.999},
+        "rates": {0: 1e-6, 2.5: 2.505e-4, 150: 2.55e-4},
+    },
     # uoguelph-mlrg/Cutout, train.py: MultiStepLR, milestones 60, 120 and 160, gamma 0.2.
     **dict.fromkeys(("cifar:cifar10_resnet18", "cifar:cifar100_resnet18"), _CIFAR),
     # szagoruyko/wide-residual-networks, scripts/train_cifar.sh; arXiv:1605.07146, section 3.

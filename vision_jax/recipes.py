@@ -156,6 +156,27 @@ def neighbors(config: ConfigDict, every_epochs: float) -> None:
         config.evals.knn = ConfigDict({"kind": "knn", "every_epochs": every_epochs, "train_examples": 100_000})
 
 
+def robustness(
+    config: ConfigDict,
+    attack: str,
+    eps: str,
+    *,
+    norm: str = "linf",
+    examples: int = 1000,
+    every_epochs: float | None = None,
+) -> None:
+    """Adds the evaluation `robust` of the accuracy under an attack.
+
+    Args:
+        config: the configuration.
+        attack, eps, norm, examples: see `evaluators.Adversarial`.
+        every_epochs: epochs between evaluations; None: as often as the others.
+    """
+    options = {"attack": attack, "eps": eps, "norm": norm, "examples": examples}
+    with config.unlocked():
+        config.evals.robust = ConfigDict({"kind": "adversarial", "every_epochs": every_epochs, **options})
+
+
 def mocov2_augmentation(config: ConfigDict) -> None:
     """Sets the two crops of MoCo v2 (Chen et al. 2020, arXiv:2003.04297), which are alike; SimSiam took them over."""
     config.data.views = "2x224:0.2-1"

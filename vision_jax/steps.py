@@ -15,7 +15,7 @@ import optax
 
 from vision_jax import augment, optim
 from vision_jax.errors import ConfigError
-from vision_jax.objectives.base import Objective, Views
+from vision_jax.objectives.base import Climbed, Objective, Views
 from vision_jax.state import TrainState
 
 Batch = dict[str, jax.Array]
@@ -108,7 +108,9 @@ def make_train_step(
     def train_step(state: TrainState, batch: Batch, constants: Mapping[str, Any] | None = None) -> Any:
         rows = {name: values for name, values in batch.items() if name != "replaced"}
         size = rows["mask"].shape[0]
-        keys = augment.example_keys(seed, state.step, size)
+        # A batch that is seen in several steps has the augmentation and mixing of one.
+        drawn = state.step // objective.steps_per_batch if objective.steps_per_batch > 1 else state.step
+        keys, mix_key = augment.example_keys(seed, drawn, size), augment.batch_key(seed, drawn, size)
         key = augment.batch_key(seed, state.step, size)
         progress = objective.progress(state.step)
         trained, rest = rules.split(state.params)
@@ -121,7 +123,7 @@ def make_train_step(
         def whole() -> Any:
             """Returns views and targets of all micro-batches, or of the batch if there is but one."""
             with jax.named_scope(AUGMENTATION):
-                views = objective.mix(key, objective.views(keys, rows))
+                views = objective.mix(mix_key, objective.views(keys, rows))
             if accumulate == 1:
                 return views, targets_of(views, 0)
             parts = _split_rows(views, accumulate)
@@ -147,9 +149,15 @@ def make_train_step(
         def gradients(trained: Any) -> tuple[Any, tuple[_Sums, Any, Any]]:
             def add(stats: Any, part: Any, number: jax.Array | int) -> tuple[Any, _Sums, Any]:
                 views, targets = make(part, number)
-                (_, out), grads = jax.value_and_grad(part_loss, has_aux=True)(trained, stats, views, targets, number)
+                wanted = (0, 3) if objective.climbs else 0
+                differentiate = jax.value_and_grad(part_loss, wanted, has_aux=True)
+                (_, out), grads = differentiate(trained, stats, views, targets, number)
+                rows = out.rows
+                if objective.climbs:
+                    grads, climbed = grads
+                    rows = Climbed(rows, climbed)
                 stats = out.variables.get("batch_stats", stats)
-                return stats, _Sums(grads, out.loss, out.weight, out.metrics, out.sums, out.average_stats), out.rows
+                return stats, _Sums(grads, out.loss, out.weight, out.metrics, out.sums, out.average_stats), rows
 
             if accumulate == 1:
                 stats, sums, rows_ = add(state.batch_stats, parts, 0)

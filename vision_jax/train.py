@@ -34,7 +34,7 @@ from vision_jax import config as config_lib
 from vision_jax.config import Plan
 from vision_jax.config.plan import metric_directions
 from vision_jax.data.loader import Prefetcher
-from vision_jax.data.order import BalancedOrder, TrainOrder
+from vision_jax.data.order import BalancedOrder, ReplayOrder, TrainOrder
 from vision_jax.data.sources import Source, check_classes, closing
 from vision_jax.devices import compilation, distributed, sharding
 from vision_jax.errors import CheckpointError, ConfigError, DamagedError, Interrupted, Preempted, check_no_url
@@ -178,7 +178,7 @@ class _Run:
     profiler: Profiler
     preemption: Preemption
     watchdog: Watchdog
-    order: TrainOrder | BalancedOrder
+    order: TrainOrder | BalancedOrder | ReplayOrder
 
 
 def _train(

@@ -25,7 +25,7 @@ def parameters(name: str, **options: object) -> int:
 
 @pytest.mark.parametrize(
     ("name", "depth", "factor", "published"),
-    [("wrn_16_4", 16, 4, 2.7), ("wrn_28_10", 28, 10, 36.5), ("wrn_40_2", 40, 2, 2.2)],
+    [("wrn_16_4", 16, 4, 2.7), ("wrn_28_10", 28, 10, 36.5), ("wrn_34_10", 34, 10, 46.2), ("wrn_40_2", 40, 2, 2.2)],
 )
 def test_number_of_parameters_of_wide_resnets(name: str, depth: int, factor: int, published: float):
     """Of the convolutions, norms and the classifier, as the paper's table of the architecture has them."""

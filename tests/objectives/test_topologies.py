@@ -1,4 +1,4 @@
-"""Steps of all self-supervised methods on one device, on eight and in two processes, and runs that are killed."""
+"""Steps of all methods without labels or with attacks: on one device, eight, and in two processes; and killed runs."""
 
 import functools
 import json
@@ -85,6 +85,8 @@ def test_what_a_step_changes(name: str):
         pytest.param(("barlow_twins", "byol", "simclr", "simsiam"), marks=pytest.mark.exhaustive),
         pytest.param(("dino", "mae", "mocov3", "simmim"), marks=pytest.mark.exhaustive),
         pytest.param(("rotation", "swav", "vicreg"), marks=pytest.mark.exhaustive),
+        pytest.param(("adversarial", "advprop"), marks=pytest.mark.exhaustive),
+        pytest.param(("free_adversarial", "trades"), marks=pytest.mark.exhaustive),
     ],
     ids="-".join,
 )
@@ -114,9 +116,9 @@ def outcome(workdir: pathlib.Path) -> tuple[dict[str, Any], list[dict[str, Any]]
 
 @pytest.mark.slow
 @pytest.mark.exhaustive
-@pytest.mark.parametrize("name", ["byol", "dino", "mae", "mocov2", "swav"])
+@pytest.mark.parametrize("name", ["adversarial", "byol", "dino", "free_adversarial", "mae", "mocov2", "swav"])
 def test_a_run_that_is_killed_ends_bitwise_the_same(command: Command, tmp_path: pathlib.Path, name: str):
-    """With its target network, center, masks, queue and prototypes."""
+    """With its attacks, target network, center, perturbation, masks, queue and prototypes."""
     arguments = (f"--config=tests/method_cases.py:{name}", *RUN)
     tests = {"PYTHONPATH": f"{REPOSITORY}:{REPOSITORY / 'tests'}"}
     command(*arguments, f"--workdir={tmp_path / 'whole'}", **tests)
@@ -133,5 +135,5 @@ def test_a_run_that_is_killed_ends_bitwise_the_same(command: Command, tmp_path: 
     (arrays, lines), (expected, expected_lines) = outcome(killed), outcome(tmp_path / "whole")
     assert arrays == expected
     assert lines == expected_lines
-    kept = {"byol": "ema", "dino": "center", "mae": "decoder", "mocov2": "queue", "swav": "queue"}[name]
-    assert any(kept in path for path in arrays)
+    kept = {"adversarial": "fc", "byol": "ema", "dino": "center", "free_adversarial": "perturbation", "mae": "decoder"}
+    assert any(kept.get(name, "queue") in path for path in arrays)

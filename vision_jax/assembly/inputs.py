@@ -12,11 +12,11 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vision_jax import pretrained
-from vision_jax.config.plan import Plan, eval_resize, eval_size, objective_name
+from vision_jax.config.plan import Plan, eval_resize, eval_size, objective_name, steps_per_batch
 from vision_jax.data import check, digits, order, subsets
 from vision_jax.data.cache import cache_dir
 from vision_jax.data.loader import Loader
-from vision_jax.data.order import BalancedOrder, OffsetOrder, TrainOrder
+from vision_jax.data.order import BalancedOrder, OffsetOrder, ReplayOrder, TrainOrder
 from vision_jax.data.pairs import CaptionTokens, LabelTokens, PairsSource
 from vision_jax.data.sources import (
     FolderSource,
@@ -38,6 +38,8 @@ from vision_jax.runtime import writers
 from vision_jax.text import prompts
 
 log = logging.getLogger(__name__)
+
+Order = TrainOrder | BalancedOrder | ReplayOrder
 
 
 def create_source(config: ConfigDict, *, train: bool, class_names: Sequence[str] = ()) -> Source:
@@ -223,13 +225,17 @@ def make_preprocessing(config: ConfigDict) -> Preprocessing:
     return Preprocessing(transform, tuple(config.data.mean), tuple(config.data.std))
 
 
-def make_order(config: ConfigDict, source: Source) -> TrainOrder | BalancedOrder:
+def make_order(config: ConfigDict, source: Source) -> Order:
     """Returns the order of the training's batches. For `data.balanced` this may read the whole data set, once."""
     data = config.data
+    order: TrainOrder | BalancedOrder
     if data.balanced:
         labels = read_labels(source, data.num_threads)
-        return BalancedOrder(labels, source.num_classes, config.batch_size, config.seed)
-    return TrainOrder(len(source), config.batch_size, config.seed, data.repeats)
+        order = BalancedOrder(labels, source.num_classes, config.batch_size, config.seed)
+    else:
+        order = TrainOrder(len(source), config.batch_size, config.seed, data.repeats)
+    replays = steps_per_batch(config)
+    return ReplayOrder(order, replays) if replays > 1 else order
 
 
 def make_train_loader(
@@ -239,7 +245,7 @@ def make_train_loader(
     source: Source,
     rewinds: Sequence[tuple[int, int]] = (),
     *,
-    order: TrainOrder | BalancedOrder | None = None,
+    order: Order | None = None,
     views: Sequence[View] | None = None,
 ) -> Loader | ProcessLoader:
     """Returns the loader of the training's batches.
@@ -253,7 +259,9 @@ def make_train_loader(
     data = config.data
     order = make_order(config, source) if order is None else order
     # The size of the images is that of the step, whatever batch it sees.
-    batches = OffsetOrder(order, sum(bad - good for bad, good in rewinds)) if rewinds else order
+    # Of batches that are seen in several steps, whole ones are left out.
+    skipped, replays = sum(bad - good for bad, good in rewinds), steps_per_batch(config)
+    batches = OffsetOrder(order, -(-skipped // replays) * replays) if rewinds else order
     return create_loader(
         source,
         batches,

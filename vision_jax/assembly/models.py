@@ -54,6 +54,7 @@ def make_objective(config: ConfigDict, num_classes: int, plan: Plan | None = Non
         augmentation=augment.create_augmentation(augmentation_fields(config)),
         augmentations=_crop_augmentations(config, sum(view.count for view in views)),
         ema=ema,
+        batch_size=config.batch_size,
         **({"steps_per_epoch": plan.steps_per_epoch, "total_steps": plan.total_steps} if plan else {}),
     )
     options = {name: value for name, value in config.objective.items() if name != "name"}

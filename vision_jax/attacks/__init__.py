@@ -6,7 +6,7 @@ own random key, so that neither the devices nor the rest of the batch change wha
 
 One file a family: `pgd` (FGSM, PGD, MI-FGSM), `apgd`, `fab` and `square`. `stages` has AutoAttack, which is a row of
 them, and `evaluation` runs such a row on a whole data set; `signs` says when its result may be too high, and `names`
-finds attacks and radii by what a person writes.
+finds attacks and radii by what a person writes. `ascent` has what a training step attacks with.
 """
 
 from vision_jax.attacks.apgd import apgd, apgd_t

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from vision_jax.attacks import base
 from vision_jax.attacks.base import Apply, Attacked
-from vision_jax.attacks.losses import LEAST_CLASSES, LOSSES
+from vision_jax.attacks.losses import LEAST_CLASSES, LOSSES, classes_of
 from vision_jax.errors import ConfigError
 
 _RISES = 0.75  # the least share of steps with a rising loss
@@ -63,7 +63,7 @@ def apgd(
     Args:
         apply: images in [0, 1] -> logits (batch, classes); see `classifier`. With `eot`, (images, key) -> logits.
         images: (batch, height, width, channels) float32 in [0, 1].
-        labels: (batch,) integers.
+        labels: (batch,) integers; or (batch, classes) float32, soft ones, for the cross-entropy.
         key: a random key, or one for each image; needed without `start`, and with `eot`.
         eps: the radius, of images in [0, 1].
         norm: linf or l2.
@@ -201,7 +201,7 @@ def _apgd(
         logits = apply(perturbed, *key).astype(jnp.float32)
         defined = [each for name, each in LOSSES.items() if LEAST_CLASSES[name] <= logits.shape[1]]
         losses = jax.lax.switch(loss, defined, logits, labels, target)
-        return losses.sum(), (logits.argmax(1) != labels, losses)
+        return losses.sum(), (logits.argmax(1) != classes_of(labels), losses)
 
     def gradient_at(perturbed: jax.Array, number: jax.Array | int) -> tuple[jax.Array, Attacked]:
         gradient = jax.grad(evaluate, has_aux=True)

@@ -8,6 +8,11 @@ import jax.numpy as jnp
 from vision_jax.losses import softmax_cross_entropy
 
 
+def classes_of(labels: jax.Array) -> jax.Array:
+    """Returns the classes of labels, (batch,) integers; of soft ones, (batch, classes), the most likely."""
+    return labels if labels.ndim == 1 else labels.argmax(1)
+
+
 def of_class(logits: jax.Array, classes: jax.Array) -> jax.Array:
     """Returns the logit of one class of each example, (batch,).
 
@@ -67,10 +72,11 @@ def targeted_dlr(logits: jax.Array, labels: jax.Array, targets: jax.Array) -> ja
     return -difference / (best[:, 0] - (best[:, 2] + best[:, 3]) / 2 + 1e-12)
 
 
-# By name: (logits, labels, targets) -> (batch,); and how many classes each needs.
+# By name: (logits, labels, targets) -> (batch,); and how many classes each needs. Of soft labels, (batch, classes), the
+# cross-entropy takes all, and the others the most likely class.
 LOSSES: Mapping[str, Callable[[jax.Array, jax.Array, jax.Array], jax.Array]] = {
     "ce": lambda logits, labels, targets: softmax_cross_entropy(logits, labels),
-    "dlr": lambda logits, labels, targets: dlr(logits, labels),
-    "dlr-targeted": targeted_dlr,
+    "dlr": lambda logits, labels, targets: dlr(logits, classes_of(labels)),
+    "dlr-targeted": lambda logits, labels, targets: targeted_dlr(logits, classes_of(labels), classes_of(targets)),
 }
 LEAST_CLASSES: Mapping[str, int] = {"ce": 2, "dlr": 3, "dlr-targeted": 4}

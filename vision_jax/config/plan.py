@@ -12,7 +12,7 @@ from vision_jax.config.fields import EVAL_FIELDS
 from vision_jax.errors import ConfigError
 from vision_jax.evaluators import EVALUATORS
 from vision_jax.models import registry
-from vision_jax.objectives import OBJECTIVES
+from vision_jax.objectives import OBJECTIVES, options_of
 
 
 def resolve(config: ConfigDict) -> ConfigDict:
@@ -43,6 +43,12 @@ def _weights_input(name: str, path: str | None) -> registry.InputSpec:
 def objective_name(config: ConfigDict) -> str:
     """Returns the name of what is minimized; see `vision_jax.objectives`."""
     return config.objective.name or ("classification" if config.distill.teacher is None else "distillation")
+
+
+def steps_per_batch(config: ConfigDict) -> int:
+    """Returns in how many steps, one after another, each batch is seen; see `Objective.steps_per_batch`."""
+    replays = options_of(OBJECTIVES[objective_name(config)]).get("replays")
+    return 1 if replays is None else config.objective.get("replays", replays.default)
 
 
 def eval_kind(config: ConfigDict, name: str) -> str:

@@ -208,13 +208,13 @@ def _check_kinds(config: ConfigDict) -> Iterator[str]:
         yield f"data.source is 'pairs', whose images have captions, but no labels, from which {name} learns."
     if name != "distillation" and config.distill.teacher is not None:
         yield f"objective.name is {name!r}, and distill.teacher is {config.distill.teacher!r}: unset one."
-    if kind.classifies:
-        if name == "distillation" and config.distill.teacher is None:
-            yield "objective.name is 'distillation', and distill.teacher is not set: it takes a name and weights."
-        for option in set(config.objective) - {"name"}:
-            yield f"objective.{option} is set, but {name} has its options in label_smoothing, loss and distill."
-    else:
-        yield from _check_fields("objective", dict(config.objective), kind, ("name",))
+    if name == "distillation" and config.distill.teacher is None:
+        yield "objective.name is 'distillation', and distill.teacher is not set: it takes a name and weights."
+    elsewhere = kind.configured if options_of(kind) else {*config.objective} - {"name"}
+    for option in sorted({*config.objective} & elsewhere):
+        yield f"objective.{option} is set, but {name} has its options in label_smoothing, loss and distill."
+    own = {option: value for option, value in config.objective.items() if option not in elsewhere}
+    yield from _check_fields("objective", own, kind, ("name",))
     if not isinstance(config.evals, ConfigDict) or not all(isinstance(v, ConfigDict) for v in config.evals.values()):
         yield f"evals is {config.evals!r}: it takes names of evaluations, and for each its kind and options."
         return

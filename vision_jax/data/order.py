@@ -170,6 +170,27 @@ class BalancedOrder:
 
 
 @dataclasses.dataclass(frozen=True)
+class ReplayOrder:
+    """An order in which each batch is seen in several steps, one after another.
+
+    Attributes:
+        order: which order.
+        replays: steps that see the same batch.
+    """
+
+    order: TrainOrder | BalancedOrder
+    replays: int
+
+    def records(self, step: int) -> np.ndarray:
+        """Returns the records of a step: (batch_size,) int32."""
+        return self.order.records(step // self.replays)
+
+    def visits(self, step: int) -> np.ndarray:
+        """Returns, for each record, how many batches may have had it before: (batch_size,) int64."""
+        return self.order.visits(step // self.replays)
+
+
+@dataclasses.dataclass(frozen=True)
 class OffsetOrder:
     """An order shifted by some batches: a step sees the batch of a later step, and those in between are skipped.
 
@@ -178,7 +199,7 @@ class OffsetOrder:
         offset: number of batches.
     """
 
-    order: TrainOrder | BalancedOrder
+    order: TrainOrder | BalancedOrder | ReplayOrder
     offset: int
 
     def records(self, step: int) -> np.ndarray:

@@ -12,7 +12,8 @@ The layout of a parameter is that of
 3. with an fsdp axis, parameters of at least `config.mesh.fsdp_min_size` elements are sharded along their largest
    remaining dimension that the axis divides, as in stage 3 of ZeRO (Rajbhandari et al. 2019, arXiv:1910.02054).
 
-Everything else is replicated. The EMA and the optimizer state are sharded like the parameters that they belong to.
+Arrays in `extra["rows"]`, which have a row for each example of the batch, are sharded as batches are. Everything else
+is replicated. The EMA and the optimizer state are sharded like the parameters that they belong to.
 """
 
 import dataclasses
@@ -25,6 +26,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from vision_jax.devices.sharding import along_batch
 from vision_jax.errors import ConfigError
 from vision_jax.optim import masks
 
@@ -136,6 +138,8 @@ def layouts(rules: Rules, mesh: Mesh, params: Any, tree: Any) -> Any:
 
     def layout(path: Any, x: Any) -> NamedSharding:
         parts = masks.path_string(path).split("/")
+        if parts[:2] == ["extra", "rows"]:
+            return along_batch(mesh)
         ends = ("/".join(parts[i:]) for i in range(len(parts)))
         owner = next((end for end in ends if shapes.get(end) == x.shape), None)
         return NamedSharding(mesh, specs[owner] if owner is not None else others.spec("", x.shape))

@@ -4,6 +4,7 @@
 pure functions: how evaluation sets are scored, and measures of features and of scores.
 """
 
+from vision_jax.evaluators.adversarial import Adversarial
 from vision_jax.evaluators.base import Bank, Context, Evaluator, Table, collect, run_pass
 from vision_jax.evaluators.calibration import Calibration
 from vision_jax.evaluators.classification import Classification
@@ -15,6 +16,7 @@ from vision_jax.evaluators.protocols import Knn, LinearProbes, Logistic, Ridge
 from vision_jax.evaluators.zero_shot import ZeroShot
 
 EVALUATORS: dict[str, type[Evaluator]] = {
+    "adversarial": Adversarial,
     "calibration": Calibration,
     "classification": Classification,
     "knn": Knn,
@@ -28,6 +30,7 @@ EVALUATORS: dict[str, type[Evaluator]] = {
 
 __all__ = [
     "EVALUATORS",
+    "Adversarial",
     "Bank",
     "Calibration",
     "Classification",

@@ -28,6 +28,9 @@ Rows = Mapping[str, jax.Array]
 Views = dict[str, jax.Array]
 Variables = Mapping[str, Any]
 
+# The name, in `extra`, of arrays with one row for each example of the batch, which are divided over devices as it is.
+ROWS = "rows"
+
 NO_AUGMENTATION = augment.create_augmentation(augment.AugmentConfig())
 
 
@@ -68,6 +71,18 @@ class Out(NamedTuple):
     sums: Any = ()
     rows: Any = ()
     average_stats: Any = None
+
+
+class Climbed(NamedTuple):
+    """What `after` gets as `rows` from an objective that climbs.
+
+    Attributes:
+        rows: of `Out`.
+        climbed: the gradient of the loss for the targets, of their shapes, up to a factor above 0.
+    """
+
+    rows: Any
+    climbed: Any
 
 
 class Constant(NamedTuple):
@@ -122,6 +137,7 @@ class Setup:
         augmentation: of images on the devices, and, by mixing, of their targets.
         ema: the EMA; None: there is none.
         steps_per_epoch, total_steps: of the run.
+        batch_size: examples of a step, over all devices.
         augmentations: of each crop, where there are several; the last one is that of all that follow. (): all have
             `augmentation`.
     """
@@ -135,6 +151,7 @@ class Setup:
     inputs: tuple[View, ...] = (View(),)
     steps_per_epoch: int = 1
     total_steps: int = 1
+    batch_size: int = 1
     augmentations: tuple[augment.Augmentation, ...] = ()
 
     def augmentation_of(self, crop: int) -> augment.Augmentation:
@@ -160,6 +177,10 @@ class Objective:
     crops: ClassVar[bool] = False
     # Whether the EMA is its teacher, so that `ema_decay` of the configuration is not the user's to set.
     teaches: ClassVar[bool] = False
+    # Whether `after` gets the gradient of the loss for the targets too, as `Climbed`, from the same backward pass.
+    climbs: ClassVar[bool] = False
+    # Options that have fields of their own in the configuration, outside of `config.objective`.
+    configured: ClassVar[frozenset[str]] = frozenset()
     # The metrics of `loss`, and whether a higher one is better.
     metrics: ClassVar[Mapping[str, bool]] = {}
 
@@ -237,6 +258,11 @@ class Objective:
             that reshaping them is local to a device.
         """
         raise NotImplementedError
+
+    @property
+    def steps_per_batch(self) -> int:
+        """In how many steps, one after another, each batch is seen, with the same crops, augmentation and mixing."""
+        return 1
 
     @property
     def mixes(self) -> bool:
@@ -362,8 +388,12 @@ def check_ranges(
 
 
 def options_of(kind: type) -> dict[str, dataclasses.Field]:
-    """Returns the options of an objective or evaluator: the fields of its dataclass except `setup` or `context`."""
-    return {field.name: field for field in dataclasses.fields(kind) if field.name not in ("setup", "context")}
+    """Returns the options of an objective or evaluator: the fields of its dataclass except `setup` or `context`.
+
+    Those that have fields of their own in the configuration are left out; see `Objective.configured`.
+    """
+    others = {"setup", "context", *getattr(kind, "configured", ())}
+    return {field.name: field for field in dataclasses.fields(kind) if field.name not in others}
 
 
 def total(values: jax.Array, mask: jax.Array | None) -> tuple[jax.Array, jax.Array]:

@@ -25,6 +25,9 @@ class Classification(Objective):
     """
 
     classifies: ClassVar[bool] = True
+    configured: ClassVar[frozenset[str]] = frozenset(
+        ("label_smoothing", "loss_name", "threshold", "sum_classes", "class_weights", "auxiliary_weight")
+    )
     metrics: ClassVar[Mapping[str, bool]] = {"loss": False, "top1": True}
 
     label_smoothing: float = 0.0

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -28,6 +28,10 @@ class Distillation(Classification):
         weight: of the distillation loss; the label loss gets 1 - weight.
         teacher_mean, teacher_std: normalization of its images.
     """
+
+    configured: ClassVar[frozenset[str]] = Classification.configured | {
+        *("teacher", "pretrained", "teacher_options", "kind", "temperature", "weight", "teacher_mean", "teacher_std")
+    }
 
     teacher: str
     pretrained: str
