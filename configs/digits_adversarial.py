@@ -17,7 +17,6 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]] | None] = {
     "pgd": ("adversarial", _PGD),
     "standard": None,
     "fast": ("adversarial", _PGD | {"steps": 1, "relative_step": 1.25, "mode": "train"}),
-    "free": ("free_adversarial", {"replays": 4}),
     "trades": ("trades", {"steps": 5, "relative_step": 0.5}),
     "mart": ("mart", {"steps": 5, "relative_step": 0.5}),
 }
