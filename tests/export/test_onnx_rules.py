@@ -25,6 +25,7 @@ KERNEL = RNG.normal(size=(3, 3, 4, 8)).astype(np.float32)
 MATRIX = RNG.normal(size=(4, 3)).astype(np.float32)
 TENSOR = RNG.normal(size=(4, 3, 2)).astype(np.float32)
 CHANNELS = RNG.normal(size=4).astype(np.float32)
+MASK = np.where(np.arange(4) == 2, -np.inf, 0).astype(np.float32)
 IMAGE = RNG.normal(size=SHAPE).astype(np.float32)
 
 
@@ -77,6 +78,7 @@ FUNCTIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "layer norm of channels in front": lambda x: layer_norm(conv(x)[..., 4:]) + x,
     "gelu": lambda x: gelu(conv(x)),
     "looped": looped,
+    "mask": lambda x: nn.softmax((x + MASK) * 2),
     "max pooling": lambda x: max_pool(conv(x), 3, 2, padding=1),
     "nothing of the images": lambda x: jnp.broadcast_to(CHANNELS, (x.shape[0], 4)),
     "padding": lambda x: lax.pad(x, 1.5, ((0, 0, 0), (1, 2, 0), (-1, -2, 0), (0, 1, 0))),
@@ -160,6 +162,7 @@ def test_no_more_operators_than_are_needed():
     assert operators(gelu, 20) == ["Gelu"]
     assert operators(lambda x: (x + 1) * 1 - 1) == ["Identity"]
     assert operators(lambda x: 3 - (2 * x - CHANNELS) / 4) == ["Mul", "Add"]
+    assert operators(lambda x: (x + MASK + 1) * 2) == ["Add", "Mul", "Add"]
 
 
 NHWC = ("NHWC", "HWIO", "NHWC")
