@@ -178,7 +178,9 @@ def _folded(graph: Graph, node: Node, chain: _Affine, axis: int) -> list[Node]:
     weights = graph.constants[node.inputs[1]]
     features = graph.tensors[node.outputs[0]].shape[axis]
     scale, shift = (np.broadcast_to(array.reshape(-1), (features,)) for array in (chain.scale, chain.shift))
-    inputs, kernel = list(node.inputs), node.inputs[1]
+    if len(node.inputs) == 3:  # a convolution that has a bias
+        shift = shift + scale * graph.constants[node.inputs[2]]
+    inputs, kernel = list(node.inputs[:2]), node.inputs[1]
     if (scale != 1).any():
         shaped = scale.reshape(-1, *[1] * (weights.ndim - 1)) if node.op == "Conv" else scale
         kernel = graph.constant((weights * shaped).astype(weights.dtype), node.inputs[1]).name
