@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import onnx
 import onnxruntime
+import PIL.Image
 import pytest
 from stored_features import random_model
 
@@ -142,6 +143,25 @@ def test_the_card_quotes_what_was_measured_of_the_checkpoint(tmp_path: pathlib.P
     assert "9. j" in text
     assert '"name": "lenet5"' in text
     assert card.LICENSE in text
+
+
+def test_the_examples_of_the_documentation(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    text = (pathlib.Path(__file__).parents[2] / "docs" / "export.md").read_text()
+    of_onnx, of_stablehlo = (block.partition("```")[0] for block in text.split("```python\n")[1:])
+    trained = dataclasses.replace(random_model(), class_names=tuple("abcdefghij"))
+    options = Options(with_preprocessing=True)
+    program.export_onnx(trained, Target(tmp_path / "digits.onnx"), options)
+    program.export_stablehlo(trained, Target(tmp_path / "digits.stablehlo"), options)
+    PIL.Image.fromarray(PIXELS[0, :, :, 0]).save(tmp_path / "digit.png")
+    monkeypatch.chdir(tmp_path)
+    logits = make(trained, options).reference(np.concatenate([PIXELS[:1], np.zeros_like(PIXELS[:1])]))
+    capsys.readouterr()
+    exec(of_onnx, {})
+    assert capsys.readouterr().out == f"{'abcdefghij'[logits[0].argmax()]}\n"
+    exec(of_stablehlo, {})
+    assert capsys.readouterr().out == f"[{logits[1].argmax()} {logits[1].argmax()}]\n"
 
 
 def test_a_difference_is_a_part_of_the_spread():

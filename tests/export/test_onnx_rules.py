@@ -25,6 +25,9 @@ KERNEL = RNG.normal(size=(3, 3, 4, 8)).astype(np.float32)
 MATRIX = RNG.normal(size=(4, 3)).astype(np.float32)
 TENSOR = RNG.normal(size=(4, 3, 2)).astype(np.float32)
 CHANNELS = RNG.normal(size=4).astype(np.float32)
+MASK = np.where(np.arange(4) == 2, -np.inf, 0).astype(np.float32)
+NHWC = ("NHWC", "HWIO", "NHWC")
+STATISTICS = {"mean": CHANNELS + 2, "var": CHANNELS**2 + 1}
 IMAGE = RNG.normal(size=SHAPE).astype(np.float32)
 
 
@@ -46,6 +49,12 @@ def looped(x: jax.Array) -> jax.Array:
 
 def layer_norm(x: jax.Array) -> jax.Array:
     return nn.LayerNorm(use_fast_variance=False).bind({"params": {"scale": CHANNELS, "bias": CHANNELS + 1}})(x)
+
+
+def pooled_norm(x: jax.Array) -> jax.Array:
+    """Batch norm behind pooling, with scales of both signs."""
+    norm = BatchNorm().bind({"params": {"scale": CHANNELS, "bias": CHANNELS}, "batch_stats": STATISTICS})
+    return norm(conv(x)[..., :4] + CHANNELS, train=False, pool=lambda x: max_pool(x, 2, 2))[1]
 
 
 FUNCTIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -77,8 +86,11 @@ FUNCTIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "layer norm of channels in front": lambda x: layer_norm(conv(x)[..., 4:]) + x,
     "gelu": lambda x: gelu(conv(x)),
     "looped": looped,
+    "mask": lambda x: nn.softmax((x + MASK) * 2),
     "max pooling": lambda x: max_pool(conv(x), 3, 2, padding=1),
     "nothing of the images": lambda x: jnp.broadcast_to(CHANNELS, (x.shape[0], 4)),
+    "norm behind pooling": pooled_norm,
+    "norm behind pooling, of a convolution with a bias": lambda x: max_pool(conv(x) + 1, 2, 2) * 2 + 3,
     "padding": lambda x: lax.pad(x, 1.5, ((0, 0, 0), (1, 2, 0), (-1, -2, 0), (0, 1, 0))),
     "powers": lambda x: x**2 + x**3 + lax.rsqrt(x**2 + 1) + jnp.sqrt(jnp.abs(x)) + jnp.exp(-x) / 3 + 1 / (2 + x * x),
     "products": lambda x: jnp.einsum("bhwc,cde,bhwf->bdef", x, TENSOR, x),
@@ -146,6 +158,7 @@ def test_no_more_operators_than_are_needed():
         "Relu",
     ]
     assert operators(first(pooled)) == ["Transpose", "Conv", "MaxPool"]
+    assert operators(first(lambda x: max_pool(conv(x) + 1, 2, 2) * 2 + 3)) == ["Transpose", "Conv", "MaxPool"]
     assert operators(lambda x: conv(x).mean((1, 2)) @ np.eye(8, dtype=np.float32) + 1) == [
         *("Transpose", "Conv", "GlobalAveragePool", "Reshape", "Gemm")
     ]
@@ -160,10 +173,7 @@ def test_no_more_operators_than_are_needed():
     assert operators(gelu, 20) == ["Gelu"]
     assert operators(lambda x: (x + 1) * 1 - 1) == ["Identity"]
     assert operators(lambda x: 3 - (2 * x - CHANNELS) / 4) == ["Mul", "Add"]
-
-
-NHWC = ("NHWC", "HWIO", "NHWC")
-STATISTICS = {"mean": CHANNELS + 2, "var": CHANNELS**2 + 1}
+    assert operators(lambda x: (x + MASK + 1) * 2) == ["Add", "Mul", "Add"]
 
 
 def test_a_fixed_batch_needs_no_symbol(tmp_path: pathlib.Path):

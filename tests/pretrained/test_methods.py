@@ -538,6 +538,7 @@ def test_export_of_a_run_without_labels(tmp_path: Any, capsys: pytest.CaptureFix
     config = configuration("dino", None)
     config.model.name, config.model.scan_blocks, config.model.pretrained = "vit_tiny_patch16_224", True, None
     config.data.image_size, config.data.eval_resize, config.data.views = 32, 32, "2x32:0.2-1"
+    config.data.source, config.data.dir = "folder", str(tmp_path / "gone")  # which an export does not need
     objective = build.make_objective(config, 10, config_lib.make_plan(config, 1437))
     options = {"xla_backend_optimization_level": 0}
     state = jax.jit(lambda: build.create_state(objective, optax.sgd(0.1), seed=0), compiler_options=options)()

@@ -101,6 +101,8 @@ def from_workdir(
     step: int | str | None = None,
     weights: str | None = None,
     overrides: Sequence[str] = (),
+    *,
+    needs_data: bool = True,
 ) -> TrainedModel:
     """Restores a checkpoint of a run.
 
@@ -109,6 +111,7 @@ def from_workdir(
         step: of the checkpoint, or "best"; None: the latest that is whole.
         weights: "raw", or "ema": their moving average; None: that if there is one.
         overrides: fields of its configuration that are to be others, such as --config.data.eval_size=288.
+        needs_data: False: if the folder of its data is not here, its source becomes `synthetic`.
 
     Raises:
         CheckpointError: if there is no such checkpoint, or it does not fit.
@@ -118,7 +121,10 @@ def from_workdir(
     checkpointer = Checkpointer(pathlib.Path(workdir).expanduser() / "checkpoints")
 
     def restore(candidate: int) -> tuple[ConfigDict, Mesh, Objective, dict[str, dict[str, Any]]]:
-        config = _settle(checkpoint_config(checkpointer.about(candidate)), overrides)
+        config = checkpoint_config(checkpointer.about(candidate))
+        if not needs_data and config.data.dir and not pathlib.Path(config.data.dir).expanduser().is_dir():
+            config.data.source = "synthetic"
+        config = _settle(config, overrides)
         mesh = sharding.make_mesh(config.mesh)
         return config, mesh, *restore_variables(checkpointer, candidate, config, mesh)
 

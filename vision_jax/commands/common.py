@@ -122,15 +122,20 @@ def keep_compiled() -> None:
         backend.enable_compilation_cache(None)
 
 
-def load_model(arguments: argparse.Namespace, *, classifier: bool = True) -> "TrainedModel":
-    """Loads the model that the flags of `add_model_arguments` name; arguments as for `build.from_file`."""
+def load_model(arguments: argparse.Namespace, *, classifier: bool = True, needs_data: bool = True) -> "TrainedModel":
+    """Loads the model that the flags of `add_model_arguments` name.
+
+    Other arguments are as for `build.from_file` and `build.from_workdir`.
+    """
     from vision_jax import build, pretrained
     from vision_jax.devices import backend
 
     backend.start()
     keep_compiled()
     if arguments.workdir is not None:
-        return build.from_workdir(arguments.workdir, arguments.step, arguments.weights, arguments.overrides)
+        return build.from_workdir(
+            arguments.workdir, arguments.step, arguments.weights, arguments.overrides, needs_data=needs_data
+        )
     names = pretrained.read_class_names(arguments.classes)
     return build.from_file(arguments.model, arguments.pretrained, names, arguments.overrides, classifier=classifier)
 

@@ -103,7 +103,7 @@ def export(arguments: argparse.Namespace) -> int:
     target.check()
     if arguments.format == "onnx":
         onnx_file.import_onnx()  # before a model is loaded
-    trained = common.load_model(arguments)
+    trained = common.load_model(arguments, needs_data=False)
     what = f"{trained.num_classes} classes" if trained.num_classes else "without a classifier"
     if suffix == ".safetensors":
         export_weights(trained, target, arguments.format)

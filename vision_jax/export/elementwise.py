@@ -252,11 +252,13 @@ def _fold(equation: Equation, *operands: Constant) -> Constant:
     """Computes an equation of constants, whose elements stay repeated where they are."""
     rank = len(equation.shape)
     arrays = [_ranked(operand, rank).array for operand in operands]  # type: ignore[union-attr]
-    return Constant(np.asarray(_NUMPY[equation.name](*arrays), equation.dtype), equation.shape)
+    with np.errstate(all="ignore"):  # JAX says nothing of infinities either
+        return Constant(np.asarray(_NUMPY[equation.name](*arrays), equation.dtype), equation.shape)
 
 
 def _fold_cast(equation: Equation, operand: Constant) -> Constant:
-    return Constant(operand.array.astype(equation.dtype), operand.shape)
+    with np.errstate(all="ignore"):
+        return Constant(operand.array.astype(equation.dtype), operand.shape)
 
 
 def _fold_select(equation: Equation, which: Constant, *cases: Constant) -> Constant | None:

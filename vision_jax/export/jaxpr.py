@@ -172,16 +172,19 @@ class _Writer:
 
     def unroll(self, params: Mapping[str, Any], operands: list[Operand], place: str) -> list[Operand]:
         """Writes a loop whose number of steps is known, step by step, as `jax.lax.scan` describes it."""
-        first, carried = params["num_consts"], params["num_consts"] + params["num_carry"]
-        fixed, carry, inputs = operands[:first], operands[first:carried], operands[carried:]
+        if "ft_in" in params:  # JAX 0.12
+            fixed, carry, inputs = map(list, params["ft_in"].update(operands).unpack())
+        else:
+            first, carried = params["num_consts"], params["num_consts"] + params["num_carry"]
+            fixed, carry, inputs = operands[:first], operands[first:carried], operands[carried:]
+        count, body = len(carry), params["jaxpr"]
         steps = range(params["length"])
         rows: list[list[Operand]] = []
         for step in reversed(steps) if params["reverse"] else steps:
             of_step = [shapes.row(self.graph, operand, step, place) for operand in inputs]
-            body = params["jaxpr"]
             results = self.run(body.jaxpr, body.consts, [*fixed, *carry, *of_step], f"{place}/{step}")
-            carry = results[: params["num_carry"]]
-            rows.append(results[params["num_carry"] :])
+            carry = results[:count]
+            rows.append(results[count:])
         if params["reverse"]:
             rows.reverse()
         stacked = [shapes.stack(self.graph, list(parts), place) for parts in zip(*rows, strict=True)]

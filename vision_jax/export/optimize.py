@@ -55,6 +55,8 @@ class _Affine:
             if array is None or (node.op == "Div" and first):
                 return None
             value = array.astype(np.float64)
+            if not np.isfinite(value).all() or (node.op == "Div" and not value.all()):
+                return None  # as of a mask of -inf, which scaled by 0 would be NaN
             if node.op == "Add":
                 shift = shift + value
             elif node.op == "Sub":
@@ -80,6 +82,9 @@ def _fold_affine(graph: Graph) -> None:
         if node.op in _AFFINE and (start := _chain_input(node, graph)) is not None:
             # What begins at an input of the graph, or at a tensor with several uses.
             chain = _longest(graph, start, node, consumers, count, channels=None)
+            if not chain.nodes:
+                nodes.append(node)
+                continue
             new = _written(graph, start, chain, node.place)
             if chain.end in final and not new:
                 new = [Node("Identity", [start], [chain.end], {}, node.place)]
@@ -173,7 +178,9 @@ def _folded(graph: Graph, node: Node, chain: _Affine, axis: int) -> list[Node]:
     weights = graph.constants[node.inputs[1]]
     features = graph.tensors[node.outputs[0]].shape[axis]
     scale, shift = (np.broadcast_to(array.reshape(-1), (features,)) for array in (chain.scale, chain.shift))
-    inputs, kernel = list(node.inputs), node.inputs[1]
+    if len(node.inputs) == 3:  # a convolution that has a bias
+        shift = shift + scale * graph.constants[node.inputs[2]]
+    inputs, kernel = list(node.inputs[:2]), node.inputs[1]
     if (scale != 1).any():
         shaped = scale.reshape(-1, *[1] * (weights.ndim - 1)) if node.op == "Conv" else scale
         kernel = graph.constant((weights * shaped).astype(weights.dtype), node.inputs[1]).name
