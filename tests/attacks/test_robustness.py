@@ -254,6 +254,7 @@ def test_a_radius_is_read(text: str, norm: str, value: float):
         ("four", "positive number"),
         ("nan", "positive number"),
         ("4/0", "above 0"),
+        ("1e400", "finite"),
         ("4.0", "or 4.0/255"),
         ("200", "any image may become gray"),
         ("", "positive number"),
@@ -281,6 +282,9 @@ def test_errors_say_what_to_do():
     assert attacks.find_stages("mifgsm", 10)[0].name == "mi-fgsm"
     for name in ("pgd", "autoattak", "pgd-0"):
         with pytest.raises(ConfigError, match=f"The attack is '{name}'"):
+            attacks.find_stages(name, 10)
+    for name in ("pgd", "pgd-20-0", "pgd-99999999999", "pgd-1-99999999999"):
+        with pytest.raises(ConfigError, match=f"'{name}': give pgd-STEPS or pgd-STEPS-RESTARTS"):
             attacks.find_stages(name, 10)
     with pytest.raises(ConfigError, match="apgd-t needs more than 3 classes"):
         attacks.find_stages("apgd-t", 3)

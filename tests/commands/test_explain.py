@@ -27,6 +27,7 @@ from vision_jax.explanations import files, overlays, page
 from vision_jax.explanations.faithfulness import RANDOM, Curves, Means
 from vision_jax.models import registry
 from vision_jax.predict import Predictor
+from vision_jax.runtime import writers
 
 SIZE = 28
 MODEL = vision_jax.create_model("lenet5", num_classes=10)
@@ -273,6 +274,10 @@ def test_what_is_there_is_replaced_only_if_asked(
     assert command.main([*flags[:-1], f"--output={tmp_path / 'pictures'}", "--overwrite"]) == 1
     assert "pictures, which has other files, such as images: give another folder" in capsys.readouterr().err
     assert mine.exists()
+    with writers.open_workdir(output):
+        assert command.main([*flags, "--overwrite"]) == 1
+    assert "Another run is using" in capsys.readouterr().err
+    assert (output / "overlays" / "00000_0.gradcam.png").exists()
     assert command.main([*flags, "--overwrite"]) == 0
     assert [path.name for path in (output / "overlays").iterdir()] == ["00000_1.saliency.png"]
 

@@ -318,6 +318,8 @@ def test_advprop_has_two_sets_of_norms():
         ("adversarial", {"norm": "l1"}, "objective.norm is 'l1'"),
         ("adversarial", {"start": "bal"}, "ball"),
         ("adversarial", {"eps": 0.0}, "objective.eps is 0.0"),
+        ("adversarial", {"eps": 4.0}, "objective.eps is 4 of pixels .* such as 0.01569 for 4/255"),
+        ("free_adversarial", {"eps": 0.6}, "objective.eps is 0.6 of pixels .* Give 0.5 or less.$"),
         ("adversarial", {"attack": "apgd", "mode": "train"}, "takes objective.mode=eval"),
         ("trades", {"beta": -1.0}, "objective.beta"),
         ("mart", {"augmentation": augment.AugmentConfig(mixup=0.8)}, "set both to 0"),

@@ -232,6 +232,8 @@ def test_a_class_that_a_person_names():
     assert pretrained.find_class("2", ("0", "2", "5"), 3) == 1  # a name comes before a number
     assert pretrained.find_class("2", ("cat", "dog", "emu"), 3) == 2
     assert pretrained.find_class("2", (), 3) == 2
+    with pytest.raises(ConfigError, match="no class '11': there are: 0, 1, 2"):
+        pretrained.find_class("11", ("0", "1", "2"), 3)
     assert pretrained.find_class("Cat", ("cat", "Cat"), 2) == 1
     with pytest.raises(ConfigError, match=r"'thench': did you mean tench or "):
         pretrained.find_class("thench", imagenet, 1000)

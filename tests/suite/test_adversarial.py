@@ -19,7 +19,8 @@ from vision_jax import attacks, build, features
 from vision_jax.attacks.evaluation import evaluate_robustness
 from vision_jax.commands import common
 from vision_jax.commands import suite as command
-from vision_jax.errors import ConfigError, DataError
+from vision_jax.errors import CheckpointError, ConfigError, DataError
+from vision_jax.runtime import writers
 from vision_jax.suite import adversarial, attacked, tables
 from vision_jax.suite.adversarial import Attack, Plan
 from vision_jax.suite.attack_programs import Programs
@@ -236,6 +237,17 @@ def test_an_attack_goes_on_where_it_was_ended(tmp_path: pathlib.Path, monkeypatc
     whole, ended = (next(iter(entries(tmp_path / name).values())) for name in ("whole", "ended"))
     assert lines(tmp_path / "whole", whole) == lines(tmp_path / "ended", ended)
     assert whole["after"] == ended["after"]
+    # What was found on fewer images does not cost what was found on all.
+    fewer = dataclasses.replace(options, plan=dataclasses.replace(options.plan, selection=Selection(8)))
+    kept = path.read_text()
+    assert run_suite(trained, found, wanted, tmp_path / "ended", fewer)
+    assert path.read_text() == kept
+    before = len(calls)
+    assert run_suite(trained, found, wanted, tmp_path / "ended", options)
+    assert len(calls) == before
+    assert next(iter(entries(tmp_path / "ended").values()))["after"] == whole["after"]
+    with writers.open_workdir(tmp_path / "ended"), pytest.raises(CheckpointError, match="Another run is using"):
+        run_suite(trained, found, wanted, tmp_path / "ended", options)
     # What is no such file is not used.
     path.write_text("{}\n")
     store = attacked.Store(path, ["apgd-t"])
@@ -316,6 +328,9 @@ def test_flags_are_checked_before_the_model_is_loaded(tmp_path: pathlib.Path, us
     assert "The attack mi-fgsm is one in linf, and the norm is l2" in said("--attack=mifgsm", "--norm=l2", "--eps=1")
     assert "--eps is missing: give the radius in l2" in said("--attack=pgd-3", "--norm=l2")
     assert "which is 4 of pixels" in said("--attack=fgsm", "--eps=4.0")
+    assert "The radius is ''" in said("--attack=fgsm", "--eps=")
+    assert "--explain is 'gradcam', for the mistakes on sets" in said("--attack=fgsm", "--explain=gradcam")
+    assert "--seed is -1: give a number from 0" in said("--attack=fgsm", "--seed=-1")
     assert "--examples is 'all': give a number, such as 1000, or first:1000" in said("--attack=fgsm", "--examples=all")
     assert "give one of them" in said("--attack=fgsm", "--examples=3", "--image_list=x")
     assert "--image_list is x, which is no file" in said("--attack=fgsm", "--image_list=x")

@@ -17,6 +17,7 @@ _OF_AUTOATTACK = ("apgd-ce", "apgd-t", "fab-t", "square")
 _VERSIONS = {"autoattack": "standard", "autoattack-rand": "rand"}
 _LINF_ONLY = ("fgsm", "mi-fgsm")
 _ALSO = {"mifgsm": "mi-fgsm"}  # other spellings
+_MOST = 2**31 - 1  # of steps and of restarts, which are counted in int32
 NAMES = (
     *("fgsm", "mi-fgsm", "pgd-STEPS", "pgd-STEPS-RESTARTS", "apgd-ce", "apgd-dlr", "apgd-t", "fab-t", "square"),
     *_VERSIONS,
@@ -61,7 +62,7 @@ def parse_epsilon(text: str, norm: str = "linf") -> Epsilon:
         divisor = 255.0
     value = given / divisor if divisor else math.inf
     if not 0 < value < math.inf:
-        raise ConfigError(f"The radius is {text!r}: give one above 0, such as 4/255.")
+        raise ConfigError(f"The radius is {text!r}: give a finite one above 0, such as 4/255.")
     if norm == "linf" and value > 0.5:
         hint = f", or {match[1]}/255" if match[2] is None and 1 < given <= 127 else ""
         raise ConfigError(
@@ -103,8 +104,14 @@ def find_stages(name: str, classes: int) -> tuple[Stage, ...]:
         if not found:
             raise ConfigError(f"The attack {name} needs more than {classes} classes, which is what the model has.")
         return found
-    if match := re.fullmatch(r"pgd-([1-9]\d*)(?:-([1-9]\d*))?", name):
+    match = re.fullmatch(r"pgd-([1-9][0-9]*)(?:-([1-9][0-9]*))?", name)
+    if match and all(int(number) <= _MOST for number in match.groups(default="1")):
         return (Stage(name, _pgd(int(match[1]), match[2] and int(match[2]))),)
+    if name.startswith("pgd"):
+        raise ConfigError(
+            f"The attack is {name!r}: give pgd-STEPS or pgd-STEPS-RESTARTS, such as pgd-20 or pgd-50-10, with numbers "
+            f"from 1 to {_MOST}."
+        )
     raise ConfigError(f"The attack is {name!r}: {suggest(name, NAMES)}")
 
 

@@ -71,7 +71,7 @@ def explain(arguments: argparse.Namespace) -> int:
     from vision_jax.explanations import faithfulness
     from vision_jax.predict import Predictor
     from vision_jax.report import drawing
-    from vision_jax.runtime.writers import Progress
+    from vision_jax.runtime import writers
 
     explanations.check_output(directory, arguments.overwrite)
     drawing.check_installed()
@@ -90,13 +90,16 @@ def explain(arguments: argparse.Namespace) -> int:
         curves=arguments.curves,
         curve_step=arguments.curve_step,
     )
-    folder, damaged = explanations.Folder(directory, explainer.methods), 0
-    with Progress(len(source), description="explain", leave=False) as progress:
-        for explanation in explanations.stream(explainer, source, target):
-            damaged += explanation.error is not None
-            folder.add(explanation)
-            progress.update({})
-    found = folder.finish("Explanations", _about(trained, arguments))
+    damaged = 0
+    with writers.open_workdir(directory, flag="--output", mode=0o777):
+        explanations.check_output(directory, arguments.overwrite)  # again: another run may have ended meanwhile
+        folder = explanations.Folder(directory, explainer.methods)
+        with writers.Progress(len(source), description="explain", leave=False) as progress:
+            for explanation in explanations.stream(explainer, source, target):
+                damaged += explanation.error is not None
+                folder.add(explanation)
+                progress.update({})
+        found = folder.finish("Explanations", _about(trained, arguments))
     if found:
         print(faithfulness.as_text(found))
     print(directory / explanations.PAGE)

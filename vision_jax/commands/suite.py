@@ -75,6 +75,10 @@ def suite(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"--mistakes is {arguments.mistakes}: give 1 or more.")
     wanted = None if arguments.sets is None else [name.strip() for name in arguments.sets.split(",")]
     plan = _plan(arguments, wanted or ())
+    if arguments.explain is not None and wanted == [_ADVERSARIAL]:
+        raise ConfigError(
+            f"--explain is {arguments.explain!r}, for the mistakes on sets of images: --sets={_ADVERSARIAL} has none."
+        )
     if arguments.data is not None:
         check_no_url("--data", arguments.data)
     if not arguments.zero_shot:
@@ -118,6 +122,8 @@ def _plan(arguments: argparse.Namespace, wanted: Sequence[str]) -> "Plan":
     has_source = any(text.startswith("--config.data.source") for text in arguments.overrides)
     if arguments.data is None and arguments.model is not None and not has_source:
         raise ConfigError("Which images? Give --data, or --config.data.source=folder and so on for data of your own.")
+    if arguments.seed is not None and not 0 <= arguments.seed < 2**32:
+        raise ConfigError(f"--seed is {arguments.seed}: give a number from 0 to {2**32 - 1}.")
     split = (arguments.split or "validation") if arguments.data is None else None
     return Plan(_attacks(arguments), _selection(arguments), arguments.seed or 0, split)
 
@@ -136,7 +142,8 @@ def _attacks(arguments: argparse.Namespace) -> "tuple[Attack, ...]":
         names.check(name, norm)
     if arguments.eps is None and norm != "linf":
         raise ConfigError(f"--eps is missing: give the radius in {norm}, such as 3.")
-    radii = [attacks.parse_epsilon(text, norm) for text in (arguments.eps or "4/255").split(",")]
+    eps = "4/255" if arguments.eps is None else arguments.eps
+    radii = [attacks.parse_epsilon(text, norm) for text in eps.split(",")]
     return tuple(
         Attack(names.canonical(name), norm, radius.value, radius.reading) for name in found for radius in radii
     )

@@ -59,6 +59,8 @@ class Perturbing(Classification):
     def __post_init__(self) -> None:
         check_ranges(self, positive=("eps", "relative_step"), not_negative=("warmup_epochs",))
         self.check_choice("warmup", WARMUPS)
+        if getattr(self, "norm", "linf") == "linf":  # free adversarial training has no other
+            self.check_radius()
 
     def check_choice(self, name: str, known: tuple[str, ...]) -> None:
         """Checks an option that is a name.
@@ -69,6 +71,19 @@ class Perturbing(Classification):
         value = getattr(self, name)
         if value not in known:
             raise ConfigError(f"objective.{name} is {value!r}: {suggest(str(value), known)}")
+
+    def check_radius(self) -> None:
+        """Checks that the radius can be one in linf of images in [0, 1], as `attacks.parse_epsilon` does.
+
+        Raises:
+            ConfigError: if not.
+        """
+        if self.eps > 0.5:
+            levels = f", such as {self.eps / 255:.4g} for {self.eps:g}/255" if 1 <= self.eps <= 127 else ""
+            raise ConfigError(
+                f"objective.eps is {self.eps:g} of pixels in [0, 1]: above 0.5, any image may become gray. Give 0.5 or "
+                f"less{levels}."
+            )
 
     def radius(self, progress: Progress) -> tuple[jax.Array, jax.Array]:
         """Returns the radius and the length of a step at some progress, () float32 each."""

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import logging
 import pathlib
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -69,7 +70,8 @@ def find_class(text: str, names: Sequence[str], count: int) -> int:
     else:
         # Where they are too many for a message, a prediction of any image tells them.
         many = f"give {numbers}, or another name: `predict --topk={count}`"
-        hint = suggest(text, shown, many if count > _MOST_LISTED else None)
+        number = re.fullmatch(r"-?[0-9]+", folded)  # which resembles names that are numbers, of which none is meant
+        hint = suggest("" if number else text, shown, many if count > _MOST_LISTED else None)
     raise ConfigError(f"There is no class {text!r}: {hint}")
 
 

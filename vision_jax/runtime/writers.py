@@ -44,13 +44,16 @@ def write_atomically(path: pathlib.Path, text: str) -> None:
 
 
 @contextlib.contextmanager
-def open_workdir(workdir: pathlib.Path, *, enabled: bool = True, flag: str = "--workdir") -> Iterator[None]:
+def open_workdir(
+    workdir: pathlib.Path, *, enabled: bool = True, flag: str = "--workdir", mode: int = 0o700
+) -> Iterator[None]:
     """Creates the workdir, or checks that it is usable, and locks it. Nothing in it is changed.
 
     Args:
         workdir: of the run, or another folder that one process alone may write to.
         enabled: False does nothing: one process does this for all.
         flag: by which the user named it.
+        mode: its permissions, if it is created.
 
     Raises:
         CheckpointError: if it cannot be used.
@@ -59,7 +62,7 @@ def open_workdir(workdir: pathlib.Path, *, enabled: bool = True, flag: str = "--
         yield
         return
     try:
-        workdir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        workdir.mkdir(mode=mode, parents=True, exist_ok=True)
         probe = workdir / f".writable.{os.getpid()}"
         probe.touch()
         probe.unlink()

@@ -293,10 +293,11 @@ class Attacker:
 
 
 def _begin(store: Store, known: Known) -> dict[str, list[Any]] | None:
-    """Returns what is known already, and removes what the same attack has found of other images, or of fewer."""
-    for path in store.path.parent.glob(f"{store.path.stem[:-8]}????????.jsonl"):
+    """Returns what is known already. What the same attack has found of other images took its time, and is kept."""
+    others = store.path.parent.glob(f"{store.path.stem[:-8]}????????.jsonl")
+    for path in sorted(others):
         if path != store.path:
-            path.unlink()
+            log.info("%s is of other images, or of another seed: it is kept, and not used.", path)
     there = store.read(known.index.tolist())
     if there is not None:
         done = sum(passes > 0 for passes in there["passes"])

@@ -24,6 +24,7 @@ from vision_jax.evaluators.base import Context, Step, collect
 from vision_jax.evaluators.logits import LogitsEvaluator
 from vision_jax.evaluators.suites import IMAGENET_A_CLASSES, IMAGENET_R_CLASSES, confidence, top_classes
 from vision_jax.explanations import parse_methods
+from vision_jax.runtime import writers
 from vision_jax.suite import adversarial, published, selection, tables
 from vision_jax.suite.adversarial import Attack, Attacker, Plan
 from vision_jax.suite.attack_programs import Logits
@@ -85,11 +86,12 @@ def run_suite(
 
     Raises:
         ConfigError: if the model has other classes, but for corruptions alone, or `output` has results of another one.
-        CheckpointError: if the results cannot be written.
+        CheckpointError: if the results cannot be written, or another run is writing to `output`.
         DistributedError: if one of several processes cannot read its images, or they see others.
     """
     own = own_classes(trained, wanted, own_data=options.plan.split is not None)
-    return _Suite(trained, output, options, own).run(found, wanted)
+    with contextlib.ExitStack() as lock:
+        return _Suite(trained, output, options, own, lock).run(found, wanted)
 
 
 class _Suite:
@@ -98,7 +100,12 @@ class _Suite:
     _results: Results
 
     def __init__(
-        self, trained: TrainedModel, output: pathlib.Path, options: Options, own_classes: Sequence[str] | None
+        self,
+        trained: TrainedModel,
+        output: pathlib.Path,
+        options: Options,
+        own_classes: Sequence[str] | None,
+        lock: contextlib.ExitStack,
     ):
         self._trained, self._options, self._own_classes = trained, options, own_classes
         self._attacked = output / adversarial.FOLDER
@@ -120,6 +127,7 @@ class _Suite:
         def open_results() -> None:
             with _storage(output):
                 output.mkdir(exist_ok=True)
+            lock.enter_context(writers.open_workdir(output, flag="--output"))
             self._results = Results.open(output, about, known, options.overwrite)
 
         distributed.from_first(open_results)
