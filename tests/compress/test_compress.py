@@ -145,6 +145,14 @@ def test_flags_that_cannot_work(
     assert message in capsys.readouterr().err
 
 
+def test_a_folder_that_cannot_be_made(run: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture):
+    (tmp_path / "taken").touch()
+    for output in ("taken", "taken/below"):
+        assert compress.main([f"--workdir={run}", f"--output={tmp_path / output}", "--methods=weights8"]) == 1
+        error = capsys.readouterr().err.strip().splitlines()[-1]
+        assert error.startswith(f"error: Cannot make the folder {tmp_path / output}: ")
+
+
 def test_calibration_without_images(run: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture):
     flags = ["--methods=int8", "--config.data.source=folder", f"--config.data.dir={tmp_path}"]
     assert compress.main([f"--workdir={run}", f"--output={tmp_path / 'out'}", *flags]) == 1

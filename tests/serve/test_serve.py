@@ -126,6 +126,9 @@ def test_other_paths_and_methods(client: TestClient):
     assert client.get("/predict").status_code == 405
     assert client.get("/predict").json() == {"error": "Method Not Allowed"}
     assert client.get("/predictions").status_code == 404
+    assert client.post("/predict/", content=gray(3), follow_redirects=False).status_code == 404
+    answer = client.post("/predict", content=gray(3), params={"x" * 10_000: "1"})
+    assert answer.json()["error"] == f"'{'x' * 40}...' is no parameter: there is topk"
     assert client.get("/health").json() == {"status": "ok", "model": "gray <level>", "classes": 256}
     page = client.get("/")
     assert "<h1>gray &lt;level&gt;</h1>" in page.text
@@ -224,6 +227,25 @@ def test_a_port_that_is_taken():
         port = taken.getsockname()[1]
         with pytest.raises(program.ConfigError, match=f"--port={port}: .*: give another port, or 0"):
             program.serve(Gray(), options(), program.Address(port=port))
+
+
+def test_two_servers_that_begin_at_once():
+    """Both get the port, as none listens while its model is compiled; the second one to be ready says what is wrong."""
+
+    class Slow(Gray):
+        def prepare(self, max_batch: int) -> None:
+            self.other = socket.socket()
+            self.other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            self.other.bind(("127.0.0.1", port))
+            self.other.listen()
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    slow = Slow()
+    with pytest.raises(program.ConfigError, match=f"--port={port}: Address already in use: give another port, or 0"):
+        program.serve(slow, options(), program.Address(port=port))
+    slow.other.close()
 
 
 @pytest.fixture

@@ -175,7 +175,7 @@ def _load_words(arguments: argparse.Namespace) -> "TrainedModel":
     from vision_jax.zero_shot import program
 
     common.refuse(arguments, ("classes",), "the names of a classifier: --zero_shot has those of the words")
-    classes = prompts.read_classes(arguments.zero_shot)
+    classes = prompts.read_classes(arguments.zero_shot, "--zero_shot")
     prompts.read_templates(arguments.templates)  # now, before the model is loaded
     if arguments.workdir is not None:
         words = program.of_run(common.load_model(arguments))

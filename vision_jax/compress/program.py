@@ -18,7 +18,7 @@ from vision_jax.compress import measure, quantize
 from vision_jax.data.order import subset
 from vision_jax.data.sources import Source, SubsetSource, closing
 from vision_jax.devices import flops
-from vision_jax.errors import ConfigError, DataError
+from vision_jax.errors import CheckpointError, ConfigError, DataError
 from vision_jax.export import card, program
 from vision_jax.export.onnx_model import OnnxModel
 from vision_jax.export.subject import Options as Form
@@ -98,7 +98,10 @@ def compress(trained: TrainedModel, output: pathlib.Path, options: Options) -> l
 
 def _write(trained: TrainedModel, paths: dict[str, pathlib.Path], options: Options) -> None:
     pixels = program.read_pixels(trained)
-    paths[_FULL].parent.mkdir(parents=True, exist_ok=True)
+    try:
+        paths[_FULL].parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(f"Cannot make the folder {paths[_FULL].parent}: {error.strerror}.") from error
     for name in paths:
         log.info("%s is written.", paths[name])
         if name in ("float32", "float16"):

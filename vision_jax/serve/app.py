@@ -36,6 +36,7 @@ from vision_jax.serve.batching import Batcher, Limits, Overloaded
 log = logging.getLogger(__name__)
 
 _DRAINED = 16  # of a body that is refused, so many times the limit is read, so that the client gets to read the answer
+_SHOWN = 40  # characters
 _PAGE_POLICY = (
     "default-src 'none'; img-src blob: data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'"
 )
@@ -114,6 +115,7 @@ class Service:
             exception_handlers={HTTPException: _as_json},
             lifespan=self._lifespan,
         )
+        self.app.router.redirect_slashes = False  # /predict/ is another path
 
     @asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
@@ -173,10 +175,10 @@ class Service:
 
     def _topk(self, request: Request) -> int:
         if unknown := set(request.query_params) - {"topk"}:
-            raise HTTPException(400, f"{min(unknown)!r} is no parameter: there is topk")
+            raise HTTPException(400, f"{_shown(min(unknown))} is no parameter: there is topk")
         text = request.query_params.get("topk", str(min(self._options.topk, self._options.max_topk)))
         if not (text.isascii() and text.isdigit() and len(text) < 9 and 1 <= int(text) <= self._options.max_topk):
-            raise HTTPException(400, f"topk is {text!r}: give 1 to {self._options.max_topk}")
+            raise HTTPException(400, f"topk is {_shown(text)}: give 1 to {self._options.max_topk}")
         return int(text)
 
     async def _body(self, request: Request) -> bytes:
@@ -244,6 +246,11 @@ class Service:
         out = {"image": np.zeros((1, *transform.fields()["image"].shape), np.uint8)}
         transform([{"image": data}], zero, zero, out)
         return out["image"][0]
+
+
+def _shown(text: str) -> str:
+    """Returns what a client has sent, as an error repeats it."""
+    return repr(text if len(text) <= _SHOWN else text[:_SHOWN] + "...")
 
 
 def _overloaded() -> HTTPException:

@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import errno
 import logging
 import select
 import signal
@@ -48,6 +49,10 @@ def serve(backend: Backend, options: Options, address: Address) -> None:
     with _listen(address) as listener:
         log.info("Batches of up to %d images are prepared.", options.limits.max_batch)
         backend.prepare(options.limits.max_batch)
+        try:
+            listener.listen(_BACKLOG)
+        except OSError as error:  # another server began at the same time, and was ready before
+            raise _cannot_listen(address, error) from error
         service = Service(backend, options)
         config = uvicorn.Config(
             service.app,
@@ -66,20 +71,26 @@ def serve(backend: Backend, options: Options, address: Address) -> None:
 
 
 def _listen(address: Address) -> socket.socket:
-    where = f"--host={address.host} and --port={address.port}"
+    """Returns a socket that has its port. It listens when all is prepared: who connects before is refused at once."""
     try:
         family, *_, place = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, socket.SOCK_STREAM)
     except OSError as error:
-        raise ConfigError(f"Cannot listen at {where}: {error.strerror or error}.") from error
+        raise _cannot_listen(address, error) from error
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(place)
         return listener
     except OSError as error:
         listener.close()
-        hint = ": give another port, or 0 for one that is free" if address.port else ""
-        raise ConfigError(f"Cannot listen at {where}: {error.strerror or error}{hint}.") from error
+        raise _cannot_listen(address, error) from error
+
+
+def _cannot_listen(address: Address, error: OSError) -> ConfigError:
+    where = f"--host={address.host} and --port={address.port}"
+    taken = error.errno in (errno.EADDRINUSE, errno.EACCES) and address.port
+    hint = ": give another port, or 0 for one that is free" if taken else ""
+    return ConfigError(f"Cannot listen at {where}: {error.strerror or error}{hint}.")
 
 
 class _Server(uvicorn.Server):

@@ -1,6 +1,7 @@
 """Classes by their names, and the sentences that they are put into."""
 
 import pathlib
+import stat
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,32 +10,36 @@ from vision_jax.errors import ConfigError, DataError
 from vision_jax.text.tokenizers import Tokenizer
 
 PLACE = "{}"
+_SHOWN = 60  # characters of an argument in an error
 PLAIN = ("a photo of a {}.",)  # what CLIP's paper begins with, section 3.1.4
 
 
-def read_classes(given: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def read_classes(given: str, flag: str = "--classes") -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Reads the names of classes.
 
     Args:
         given: names with commas between them, or a text file with one a line. There, what the folder of a class's
             labelled images is called may come first, with a tab behind it.
+        flag: that it is the value of, for errors.
 
     Returns:
         the names, and what their folders are called: the same, unless the file says otherwise.
 
     Raises:
-        ConfigError: if there is none, or one is empty or there twice.
+        ConfigError: if there is none, or one is empty or there twice, or a single name is that of no file.
         DataError: if the file cannot be read.
     """
-    lines = _lines(given) if pathlib.Path(given).expanduser().is_file() else given.split(",")
+    lines = _lines(given) if _is_file(given) else given.split(",")
+    if lines == [given] and given.strip():
+        raise ConfigError(f"{flag} is {given!r}: there is no such file, and a choice needs several names with commas.")
     pairs = [line.rpartition("\t") for line in lines]
     names = tuple(" ".join(name.split()) for _, _, name in pairs)
     folders = tuple(folder.strip() or name for name, (folder, _, _) in zip(names, pairs, strict=True))
     if not all(names):
-        raise ConfigError(f"--classes is {given!r}, where class {names.index('') + 1} is empty: give each a name.")
+        raise ConfigError(f"{flag} is {_shown(given)}, where class {names.index('') + 1} is empty: give each a name.")
     for each in (names, folders):
         if twice := sorted(name for name in set(each) if each.count(name) > 1):
-            raise ConfigError(f"--classes names {twice[0]!r} {each.count(twice[0])} times: give each class once.")
+            raise ConfigError(f"{flag} names {twice[0]!r} {each.count(twice[0])} times: give each class once.")
     return names, folders
 
 
@@ -67,6 +72,17 @@ def prompts(names: Sequence[str], templates: Sequence[str]) -> list[str]:
 def table(tokenizer: Tokenizer, names: Sequence[str], templates: Sequence[str]) -> np.ndarray:
     """Returns the tokens of each class in each sentence, (classes, templates, context_length) int32."""
     return tokenizer(prompts(names, templates)).reshape(len(names), len(templates), -1)
+
+
+def _is_file(given: str) -> bool:
+    try:
+        return not stat.S_ISDIR(pathlib.Path(given).expanduser().stat().st_mode)  # a pipe is one as well
+    except (OSError, ValueError):  # many names are too long for that of a file
+        return False
+
+
+def _shown(given: str) -> str:
+    return repr(given if len(given) <= _SHOWN else given[:_SHOWN] + "...")
 
 
 def _lines(path: str) -> list[str]:
