@@ -63,6 +63,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
         (["--format=onnx", "x.onnx"], "Which model?"),
         (["--format=onnx", "--model=lenet5", "--pretrained=x", "--batch=0", "x.onnx"], "--batch is '0'"),
         (["--format=onnx", "--model=lenet5", "--pretrained=x", "--batch=many", "x.onnx"], "--batch is 'many'"),
+        (["--format=onnx", "--model=lenet5", "--pretrained=x", "--batch=²", "x.onnx"], "--batch is '²'"),
         (["--format=onnx", "--model=lenet5", "--pretrained=x", "--size=0", "x.onnx"], "--size is 0"),
         (["--format=onnx", "--model=lenet5", "--pretrained=x", "--tolerance=nan", "x.onnx"], "--tolerance is nan"),
         (

@@ -135,6 +135,6 @@ def _batch(text: str | None) -> int:
     """Returns the number of images that --batch says; 0: any."""
     if text is None or text == "dynamic":
         return 0
-    if not text.isdigit() or int(text) < 1:
+    if not text.isdecimal() or int(text) < 1:
         raise ConfigError(f"--batch is {text!r}: give a number of images, or dynamic.")
     return int(text)
