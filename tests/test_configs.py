@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import pathlib
+import re
 import types
 
 import jax
@@ -60,6 +61,9 @@ def make(config: ConfigDict) -> tuple[build.Program, object]:
     objective = build.make_objective(config, config.model.num_classes or 10, plan)
     options = build.all_model_options(config, objective.setup.model.num_classes)
     fields = models.registry.option_names(config.model.name)
+    # Layers that are listed block by block are those that there are.
+    layers = config.optimizer.layers or ()
+    config.optimizer.layers = tuple(x for x in layers if not re.search(r"blocks/[1-9]", x)) or None
     if "depths" in fields:
         options["depths"] = tuple(min(1, depth) for depth in models.create_model(config.model.name).depths)
     elif "stages" in fields:

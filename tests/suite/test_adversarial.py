@@ -113,11 +113,11 @@ def test_images_are_chosen(validation: pathlib.Path, tmp_path: pathlib.Path, use
     assert (entry["clean"], entry["robust"], entry["count"], entry["expected"]) == (100, 100, 2, 2)
     assert entry["which"] == "those that robust.txt names"
     assert entry["incomplete"] == []
-    # Other images replace the results, and the file of the old ones.
+    # Other images replace the results, and leave the file of the old ones.
     assert run(tmp_path / "out", *flags, "--examples=first:4") == 0
     entry = entries(tmp_path / "out")["adversarial/fgsm linf 12/255"]
     assert (entry["count"], entry["which"]) == (4, "the first 4 of 6")
-    assert len(list((tmp_path / "out" / "adversarial").iterdir())) == 1
+    assert len(list((tmp_path / "out" / "adversarial").iterdir())) == 2
 
 
 def test_lists_of_images_are_checked(validation: pathlib.Path, tmp_path: pathlib.Path):

@@ -210,7 +210,8 @@ def _check_kinds(config: ConfigDict) -> Iterator[str]:
         yield f"objective.name is {name!r}, and distill.teacher is {config.distill.teacher!r}: unset one."
     if name == "distillation" and config.distill.teacher is None:
         yield "objective.name is 'distillation', and distill.teacher is not set: it takes a name and weights."
-    elsewhere = kind.configured if options_of(kind) else {*config.objective} - {"name"}
+    all_elsewhere = kind.configured and not options_of(kind)
+    elsewhere = {*config.objective} - {"name"} if all_elsewhere else kind.configured
     for option in sorted({*config.objective} & elsewhere):
         yield f"objective.{option} is set, but {name} has its options in label_smoothing, loss and distill."
     own = {option: value for option, value in config.objective.items() if option not in elsewhere}

@@ -25,7 +25,7 @@ class Limits:
 
     Attributes:
         max_batch: images of a batch, at most.
-        max_delay: seconds that the first image of a batch waits for others, at most, if the backend is idle.
+        max_delay: seconds that a batch which is not full waits for more images, at most, once the backend is idle.
         max_waiting: images that wait for a batch, at most.
     """
 
@@ -40,8 +40,8 @@ Observe = Callable[[int, float], None]
 class Batcher:
     """Computes images in batches; all methods are called in one event loop.
 
-    While a batch is computed, the next one gathers: under load, batches fill by themselves and nothing waits for the
-    delay.
+    While a batch is computed, the next one gathers, so that batches fill by themselves under load. One that is not full
+    when its turn comes waits for the delay: clients that have just been answered ask again in that time.
 
     Args:
         backend: what computes.
