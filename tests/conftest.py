@@ -37,6 +37,7 @@ COMPILED.mkdir(mode=0o700, parents=True, exist_ok=True)
 # Of these files, one process runs all tests: they share a run or compiled programs.
 ONE_PROCESS_EACH = (
     "tests/augment/test_ops.py",
+    "tests/compress/test_compress.py",
     "tests/evaluators/test_frozen.py",
     "tests/explain/test_cam.py",
     "tests/explain/test_gradients.py",
