@@ -62,8 +62,7 @@ def make(config: ConfigDict) -> tuple[build.Program, object]:
     options = build.all_model_options(config, objective.setup.model.num_classes)
     fields = models.registry.option_names(config.model.name)
     # Layers that are listed block by block are those that there are.
-    layers = config.optimizer.layers or ()
-    config.optimizer.layers = tuple(x for x in layers if not re.search(r"blocks/[1-9]", x)) or None
+    config.optimizer.layers = tuple(x for x in config.optimizer.layers if not re.search(r"blocks/[1-9]", x))
     if "depths" in fields:
         options["depths"] = tuple(min(1, depth) for depth in models.create_model(config.model.name).depths)
     elif "stages" in fields:
