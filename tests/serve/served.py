@@ -42,9 +42,7 @@ class Gray:
 
 
 def options(**changes: Any) -> Options:
-    return Options(
-        **{"limits": Limits(8, 0.005, 40), "max_bytes": 20_000, "max_seconds": 2.0, "topk": 2, "max_topk": 2} | changes
-    )
+    return Options(**{"limits": Limits(8, 0.005, 40), "max_bytes": 20_000, "max_seconds": 2.0} | changes)
 
 
 def main(port_file: str, seconds: str) -> None:

@@ -194,7 +194,7 @@ def test_a_model_in_jax_answers_as_it_predicts(tmp_path: pathlib.Path):
         paths.append(tmp_path / f"{index}.png")
         paths[-1].write_bytes(encode(pixels, "PNG"))
     expected = predictor.predict(paths)
-    with TestClient(Service(backend, options(topk=3, max_topk=3)).app) as client:
+    with TestClient(Service(backend, options()).app) as client:
         for path, prediction in zip(paths, expected, strict=True):
             found = client.post("/predict", content=path.read_bytes()).json()["classes"]
             assert [c["class"] for c in found] == [c.number for c in prediction.classes]

@@ -10,10 +10,8 @@ import pathlib
 from collections.abc import Sequence
 
 from vision_jax.commands import common
+from vision_jax.compress import CALIBRATIONS, METHODS
 from vision_jax.errors import ConfigError, check_no_url, suggest
-
-_METHODS = ("float16", "weights8", "int8")
-_CALIBRATIONS = ("percentile", "entropy", "minmax")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -23,8 +21,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     default = "(default: %(default)s)"
     parser.add_argument("--output", required=True, help="a folder for the files; it is made")
-    parser.add_argument("--methods", default=",".join(_METHODS), help=f"with commas {default}")
-    parser.add_argument("--calibration", choices=_CALIBRATIONS, default="percentile", help=f"of ranges {default}")
+    parser.add_argument("--methods", default=",".join(METHODS), help=f"with commas {default}")
+    parser.add_argument("--calibration", choices=CALIBRATIONS, default="percentile", help=f"of ranges {default}")
     parser.add_argument("--calibration_images", type=int, default=256, help=f"of the training split {default}")
     parser.add_argument("--examples", type=int, help="of the validation split; default: all")
     parser.add_argument("--batch_size", type=int, default=64, help=f"of measuring {default}")
@@ -45,8 +43,8 @@ def compress(arguments: argparse.Namespace) -> int:
     check_no_url("--output", arguments.output)
     methods = tuple(dict.fromkeys(arguments.methods.split(",")))
     for method in methods:
-        if method not in _METHODS:
-            raise ConfigError(f"--methods has {method!r}: {suggest(method, _METHODS)}")
+        if method not in METHODS:
+            raise ConfigError(f"--methods has {method!r}: {suggest(method, METHODS)}")
     for name in ("calibration_images", "examples", "batch_size"):
         value = getattr(arguments, name)
         if value is not None and value < 1:

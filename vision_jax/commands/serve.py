@@ -71,9 +71,7 @@ def serve(arguments: argparse.Namespace) -> int:
 
     backend = _backend(arguments)
     limits = Limits(arguments.max_batch, arguments.max_delay_ms / 1000, arguments.max_waiting)
-    options = Options(
-        limits, arguments.max_bytes, arguments.max_seconds, backend.topk, backend.topk, num_threads=usable_cores()
-    )
+    options = Options(limits, arguments.max_bytes, arguments.max_seconds, usable_cores())
     serve(backend, options, Address(arguments.host, arguments.port, arguments.drain_seconds, arguments.max_connections))
     return 0
 

@@ -2,3 +2,6 @@
 
 `quantize` makes a file of another, `measure` has accuracy and latency, and `program` puts them side by side.
 """
+
+METHODS = ("float16", "weights8", "int8")
+CALIBRATIONS = ("percentile", "entropy", "minmax")  # how the ranges of int8 are found

@@ -14,7 +14,7 @@ import numpy as np
 
 from vision_jax import build
 from vision_jax.build import TrainedModel
-from vision_jax.compress import measure, quantize
+from vision_jax.compress import METHODS, measure, quantize
 from vision_jax.data.order import subset
 from vision_jax.data.sources import Source, SubsetSource, closing
 from vision_jax.devices import flops
@@ -25,7 +25,6 @@ from vision_jax.export.subject import Options as Form
 
 log = logging.getLogger(__name__)
 
-METHODS = ("float16", "weights8", "int8")
 RESULTS = "compress.json"
 _FULL = "float32"
 

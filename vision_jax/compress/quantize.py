@@ -11,8 +11,6 @@ import numpy as np
 
 from vision_jax.export.onnx_file import import_onnx
 
-CALIBRATIONS = ("percentile", "entropy", "minmax")
-
 _WEIGHTED = ("Conv", "Gemm", "MatMul")
 # In networks of convolutions, what lies between them is int8 too, so that nothing is converted on the way.
 _BETWEEN = ("Add", "AveragePool", "GlobalAveragePool", "MaxPool")

@@ -50,16 +50,12 @@ class Options:
         limits: of batches.
         max_bytes: of a body.
         max_seconds: that a body may take to come.
-        topk: classes that are answered, unless the request asks for fewer or more, of at most `max_topk`.
-        max_topk: see `topk`.
         num_threads: that decode images.
     """
 
     limits: Limits
     max_bytes: int = 20 << 20
     max_seconds: float = 30.0
-    topk: int = 5
-    max_topk: int = 5
     num_threads: int = 2
 
 
@@ -176,9 +172,9 @@ class Service:
     def _topk(self, request: Request) -> int:
         if unknown := set(request.query_params) - {"topk"}:
             raise HTTPException(400, f"{_shown(min(unknown))} is no parameter: there is topk")
-        text = request.query_params.get("topk", str(min(self._options.topk, self._options.max_topk)))
-        if not (text.isascii() and text.isdigit() and len(text) < 9 and 1 <= int(text) <= self._options.max_topk):
-            raise HTTPException(400, f"topk is {_shown(text)}: give 1 to {self._options.max_topk}")
+        text = request.query_params.get("topk", str(self._backend.topk))
+        if not (text.isascii() and text.isdigit() and len(text) < 9 and 1 <= int(text) <= self._backend.topk):
+            raise HTTPException(400, f"topk is {_shown(text)}: give 1 to {self._backend.topk}")
         return int(text)
 
     async def _body(self, request: Request) -> bytes:
