@@ -116,6 +116,11 @@ def _register_clip(name: str, size: int, patch: int, image: tuple[int, int, int]
 
         return make
 
+    _register_both(name, size, of)
+
+
+def _register_both(name: str, size: int, of: Callable[[str], Callable[..., Clip]]) -> None:
+    """Adds a CLIP under its name and, with QuickGELU, under open_clip's; `of` makes it of an activation."""
     input = InputSpec(size, CLIP_MEAN, CLIP_STD, crop_pct=1.0)
     _VARIANTS[name] = Variant(name, of("gelu"), input, False, "clip")
     quick = f"{name}-quickgelu"
@@ -135,10 +140,7 @@ def _register_resnet(
 
         return make
 
-    input = InputSpec(size, CLIP_MEAN, CLIP_STD, crop_pct=1.0)
-    _VARIANTS[name] = Variant(name, of("gelu"), input, False, "clip")
-    quick = f"{name}-quickgelu"
-    _VARIANTS[quick] = Variant(quick, of("quick_gelu"), input, False, "clip")
+    _register_both(name, size, of)
 
 
 @dataclasses.dataclass(frozen=True)

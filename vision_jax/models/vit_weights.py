@@ -28,9 +28,9 @@ def from_big_vision(arrays: Tensors) -> dict[str, np.ndarray]:
         elif "/encoderblock/" in key:  # stacked by `nn.scan`
             for i, layer in enumerate(value):
                 layer_key = key.replace("/encoderblock/", f"/encoderblock_{i}/")
-                state[_big_vision_name(layer_key)] = _big_vision_layout(layer_key, layer)
+                state[_big_vision_name(layer_key)] = big_vision_layout(layer_key, layer)
         else:
-            state[_big_vision_name(key)] = _big_vision_layout(key, value)
+            state[_big_vision_name(key)] = big_vision_layout(key, value)
     for name in [name for name in state if ".query." in name]:
         parts = [name.replace("query", part) for part in ("query", "key", "value")]
         if all(part in state for part in parts):
@@ -67,8 +67,8 @@ def _big_vision_name(key: str) -> str:
     return key
 
 
-def _big_vision_layout(key: str, value: np.ndarray) -> np.ndarray:
-    """Returns an array as torch stores it; heads are one axis with their features."""
+def big_vision_layout(key: str, value: np.ndarray) -> np.ndarray:
+    """Returns an array of big_vision's as torch stores it; heads are one axis with their features."""
     if re.search(r"/(query|key|value)/", key):
         return value.reshape(value.shape[0], -1).T if key.endswith("kernel") else value.reshape(-1)
     if key.endswith("/out/kernel"):

@@ -16,6 +16,7 @@ import numpy as np
 from vision_jax.errors import DataError
 from vision_jax.models.clip import Clip
 from vision_jax.models.transformer import resample_positions
+from vision_jax.models.vit_weights import big_vision_layout
 from vision_jax.pretrained import files, naming
 from vision_jax.pretrained.files import WeightFile
 from vision_jax.pretrained.tensors import Tensor, assemble, tensors_of, to_numpy
@@ -210,18 +211,7 @@ def _of_big_vision(tensors: Mapping[str, Any], names: Sequence[str]) -> dict[str
                 layers[name.replace("/encoderblock/", f"/encoderblock_{i}/")] = layer
         else:
             layers[name] = value
-    return {_renamed(name, _BIG_VISION): _as_torch(name, value) for name, value in layers.items()}
-
-
-def _as_torch(name: str, value: np.ndarray) -> np.ndarray:
-    """Returns an array of big_vision's as torch stores it; heads are one axis with their features."""
-    if re.search(r"/(query|key|value)/", name):
-        return value.reshape(value.shape[0], -1).T if name.endswith("kernel") else value.reshape(-1)
-    if name.endswith("/out/kernel"):
-        return value.reshape(-1, value.shape[-1]).T
-    if name.endswith("kernel"):
-        return value.transpose(3, 2, 0, 1) if value.ndim == 4 else value.T
-    return value
+    return {_renamed(name, _BIG_VISION): big_vision_layout(name, value) for name, value in layers.items()}
 
 
 def _with_joined_attention(values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
