@@ -9,6 +9,7 @@ from vision_jax.assembly.evaluations import (
 from vision_jax.assembly.inputs import (
     check_images,
     create_source,
+    image_shapes,
     make_eval_transform,
     make_order,
     make_preprocessing,
@@ -77,6 +78,7 @@ __all__ = [
     "from_workdir",
     "heads",
     "image_shape",
+    "image_shapes",
     "init_variables",
     "initialize",
     "learns_from_training",

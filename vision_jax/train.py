@@ -34,7 +34,7 @@ from vision_jax import config as config_lib
 from vision_jax.config import Plan
 from vision_jax.config.plan import metric_directions
 from vision_jax.data.loader import Prefetcher
-from vision_jax.data.order import BalancedOrder, ReplayOrder, TrainOrder
+from vision_jax.data.order import BalancedOrder, BucketOrder, ReplayOrder, TrainOrder
 from vision_jax.data.sources import Source, check_classes, closing
 from vision_jax.devices import compilation, distributed, sharding
 from vision_jax.errors import CheckpointError, ConfigError, DamagedError, Interrupted, Preempted, check_no_url
@@ -178,7 +178,7 @@ class _Run:
     profiler: Profiler
     preemption: Preemption
     watchdog: Watchdog
-    order: TrainOrder | BalancedOrder | ReplayOrder
+    order: TrainOrder | BalancedOrder | BucketOrder | ReplayOrder
 
 
 def _train(
@@ -236,12 +236,12 @@ def _train(
             constants = build.load_constants(objective, mesh)
             traced = build.trace_steps(config, plan, program, mesh, constants)
             compiled = build.compile_steps(traced, constants)
-            sizes = plan.train_sizes or [(0, config.data.image_size)]
-            ideal = compilation.make_ideal_step_seconds(traced, sizes, mesh, build.compute_dtype(config))
         goodput.mark(start)
         rewinds = stored_rewinds(checkpointer, start)
         with watchdog.suspended(), goodput.phase("input"):  # it may read all labels
             order = build.make_order(config, checked.train_source)
+            shape_at = build.image_shapes(config, plan, order, objective.inputs())
+            ideal = compilation.make_ideal_step_seconds(traced, shape_at, mesh, build.compute_dtype(config))
         as_json, fields = json.loads(config_lib.to_json(config)), dict(config_lib.flatten(config))
         with (
             experiments.track(

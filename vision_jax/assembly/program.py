@@ -187,33 +187,29 @@ def make_program(config: ConfigDict, plan: Plan, objective: Objective, mesh: Mes
 
 def trace_steps(
     config: ConfigDict, plan: Plan, program: Program, mesh: Mesh, constants: Mapping[str, Any] | None = None
-) -> dict[int, jax.stages.Traced]:
-    """Traces the training step for every size of images that there will be, by size.
+) -> dict[tuple[int, ...], jax.stages.Traced]:
+    """Traces the training step for every shape of an image that there will be, by shape.
 
     Args:
         config, plan, mesh: of the run.
         program: its functions.
         constants: of the objective, or their shapes and layouts; None: {}.
     """
-    transform = make_transform(config, plan, program.objective.inputs())
-    by_size = {}
-    for step in [step for step, _ in plan.train_sizes] or [0]:
-        fields = batch_fields(transform.at(step), replaces=config.data.max_bad_records > 0)
-        by_size[fields["image"].shape[-2]] = fields
     traced = {}
-    for size, fields in sorted(by_size.items()):
+    for transform in make_transform(config, plan, program.objective.inputs()).shapes():
+        fields = batch_fields(transform, replaces=config.data.max_bad_records > 0)
         batch = sharding.abstract_batch(mesh, config.batch_size, fields)
-        traced[size] = compilation.trace_step(
+        traced[fields["image"].shape] = compilation.trace_step(
             mesh, program.train_step, program.abstract_state, batch, dict(constants or {})
         )
     return traced
 
 
 def compile_steps(
-    traced: Mapping[int, jax.stages.Traced], constants: Mapping[str, Any] | None = None
+    traced: Mapping[tuple[int, ...], jax.stages.Traced], constants: Mapping[str, Any] | None = None
 ) -> Callable[[TrainState, steps.Batch], tuple[TrainState, steps.Metrics]]:
-    """Compiles what `trace_steps` has traced, all sizes at once, and returns it as one function of state and batch."""
+    """Compiles what `trace_steps` has traced, all shapes at once, and returns it as one function of state and batch."""
     with concurrent.futures.ThreadPoolExecutor(min(len(traced), os.cpu_count() or 1)) as pool:
         compiled = dict(zip(traced, pool.map(compilation.compile_step, traced.values()), strict=True))
     constants = dict(constants or {})
-    return lambda state, batch: compiled[batch["image"].shape[-2]](state, batch, constants)
+    return lambda state, batch: compiled[batch["image"].shape[1:]](state, batch, constants)

@@ -169,14 +169,21 @@ class Augmentation:
         """
         config = self.config
         if config.shift:
-            image = random_shift(_stage_key(key, "shift"), image, config.shift, config.shift_mode)
+            image = random_shift(stage_key(key, "shift"), image, config.shift, config.shift_mode)
         if config.flip:
-            image = random_flip(_stage_key(key, "flip"), image, config.flip)
+            image = random_flip(stage_key(key, "flip"), image, config.flip)
         if self.policy is not None:
-            image = self.policy(_stage_key(key, "policy"), image)
-        return self._recolor(key, image)
+            image = self.policy(stage_key(key, "policy"), image)
+        return self.recolor(key, image)
 
-    def _recolor(self, key: jax.Array, image: jax.Array) -> jax.Array:
+    @property
+    def recolors(self) -> bool:
+        """Whether `recolor` does anything."""
+        config = self.config
+        jitters = bool(config.color_jitter) and config.color_jitter_prob > 0
+        return jitters or any(probability > 0 for probability in (config.greyscale, config.blur, config.solarize))
+
+    def recolor(self, key: jax.Array, image: jax.Array) -> jax.Array:
         """Applies color jitter, grayscale, blur and solarization; arguments as for `augment_image`."""
         config, style = self.config, _STYLES[self.config.style]
         stages: dict[str, tuple[float, Callable[[jax.Array, jax.Array], jax.Array]]] = {
@@ -192,7 +199,7 @@ class Augmentation:
         floating = bool(stages) and style.floating
         image = image.astype(jnp.float32) / 255 if floating else image
         for name, (probability, transform) in stages.items():
-            image = _randomly(_stage_key(key, name), image, probability, transform)
+            image = _randomly(stage_key(key, name), image, probability, transform)
         return jnp.round(255 * image).astype(jnp.uint8) if floating else image
 
     def after_normalize(self, key: jax.Array, image: jax.Array) -> jax.Array:
@@ -207,10 +214,10 @@ class Augmentation:
         """
         config = self.config
         if config.erase:
-            key_ = _stage_key(key, "erase")
+            key_ = stage_key(key, "erase")
             image = random_erasing(key_, image, config.erase, mode=config.erase_mode, count=config.erase_count)
         if config.cutout:
-            image = cutout(_stage_key(key, "cutout"), image, config.cutout)
+            image = cutout(stage_key(key, "cutout"), image, config.cutout)
         return image
 
     def col_out(self, key: jax.Array, images: jax.Array) -> jax.Array:
@@ -291,7 +298,8 @@ def create_augmentation(config: AugmentConfig) -> Augmentation:
     return Augmentation(config, policy)
 
 
-def _stage_key(key: jax.Array, stage: str) -> jax.Array:
+def stage_key(key: jax.Array, stage: str) -> jax.Array:
+    """Returns the key of a stage, of that of an example."""
     return jax.random.fold_in(key, _STAGES.index(stage))
 
 

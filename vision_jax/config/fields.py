@@ -97,10 +97,13 @@ def default_config() -> ConfigDict:
     config.data = data = ConfigDict()
     # digits: scikit-learn's 1,797 digits. tfds: a data set in tfds' layout, as ArrayRecord files (which `python -m
     # vision_jax prepare` writes) or TFRecord files. folder: DIR/SPLIT/CLASS/IMAGE. pairs: images with captions, as
-    # DIR/SPLIT.csv or DIR/SPLIT/*.tar. synthetic: generated JPEGs, which need no data.
+    # DIR/SPLIT.csv or DIR/SPLIT/*.tar. synthetic: generated JPEGs, which need no data. For objectives that learn from
+    # boxes or masks: coco: DIR/annotations/instances_SPLIT.json and DIR/SPLIT; voc: DIR/JPEGImages and so on, such as
+    # VOCdevkit/VOC2012; masks: DIR/images/SPLIT and DIR/masks/SPLIT; scenes: made-up images with scikit-learn's digits;
+    # tfds: what `prepare` has made of these.
     data.source = "tfds"
-    # tfds: the folder with features.json, or a parent that holds no other data set. folder: DIR as above. digits: where
-    # the data set is cached; None: vision_jax's cache.
+    # tfds: the folder with features.json, or a parent that holds no other data set. folder, coco, voc, masks: DIR as
+    # above. digits, scenes: where the data set is cached; None: vision_jax's cache.
     data.dir = placeholder(str)
     # Names of the splits; for tfds also slices such as train[:99%].
     data.train_split = "train"
@@ -182,6 +185,42 @@ def default_config() -> ConfigDict:
     # Sizes of the splits of the synthetic source.
     data.synthetic_train_examples = 1_281_167
     data.synthetic_val_examples = 1_000
+
+    # Images with boxes or masks; see vision_jax/data/boxes.py. The fields above that crop or resize do not apply.
+    data.dense = dense = ConfigDict()
+    # How training images are resized. fit: the shorter side to `shorter`, but the longer one to at most `longer`; of
+    # several `shorter` sides one is drawn for each image. range: the shorter side to a length drawn from the two of
+    # `shorter`, then a random crop of the canvas. jitter: to fit the canvas, times a factor drawn from `jitter`, then a
+    # random crop of the canvas (large-scale jitter). squash: to the canvas, whatever the aspect ratio.
+    dense.resize = "fit"
+    dense.shorter = (800,)
+    # None: 1333 for fit, else without a limit.
+    dense.longer = placeholder(int)
+    dense.jitter = (0.1, 2.0)
+    # (height, width) of the arrays that images are laid into, each into the smallest that holds it; batches are made of
+    # images of one canvas, and the step is compiled for each. What cuts or squashes takes one canvas.
+    dense.canvases = ((800, 1344), (1344, 800))
+    # The same in evaluation, where images are never cut: fit, or squash if training does. None and (): `shorter` (the
+    # largest) and `longer`, or where training cuts, the sides of the canvas; and `canvases`.
+    dense.eval_shorter = placeholder(int)
+    dense.eval_longer = placeholder(int)
+    dense.eval_canvases = ()
+    # Most boxes of an image; more are an error.
+    dense.max_boxes = 100
+    # coco, voc: names of the categories to take, in the order of their labels; (): all; ("voc",): of COCO those 20 that
+    # Pascal VOC has. masks: names of the classes; (): the lines of DIR/classes.txt.
+    dense.categories = ()
+    # coco, voc: labels are the category ids of the data, with 0 as the background, as in torchvision's weights for
+    # detection; False: they number the categories.
+    dense.category_ids = False
+    # masks: the classes begin at 1, and 0 is ignored, as in ADE20K.
+    dense.reduce_zero_label = False
+    # Leave out of training what has nothing to learn from, as torchvision's references do: images without a box, or
+    # with objects of at most a thousand pixels together.
+    dense.drop_empty = False
+    # Leave out objects and images that are wrong, such as boxes without area, of which COCO has some, and count them;
+    # False: the first one is an error.
+    dense.skip_bad = False
 
     # Augmentation of training images on the devices; vision_jax/augment/pipeline.py has the order.
     config.augment = augment = ConfigDict()

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from vision_jax import augment, optim
 from vision_jax.config.fields import EVAL_FIELDS
+from vision_jax.data.resizing import Canvas, Resizing
 from vision_jax.errors import ConfigError
 from vision_jax.evaluators import EVALUATORS
 from vision_jax.models import registry
@@ -82,6 +83,32 @@ def eval_resize(config: ConfigDict) -> int:
     """Returns what the shorter side of an evaluation image is resized to."""
     crop = config.data.eval_crop
     return config.data.eval_resize if crop is None else math.floor(eval_size(config) / crop)
+
+
+def dense_resizing(config: ConfigDict, *, train: bool) -> tuple[Resizing, tuple[Canvas, ...]]:
+    """Returns how images with boxes or masks are resized, and the canvases that they are laid into.
+
+    Raises:
+        ConfigError: if that cannot work.
+    """
+    dense = config.data.dense
+    shorter, longer = tuple(dense.shorter), dense.longer
+    canvases = tuple((height, width) for height, width in dense.canvases)
+    training = Resizing(
+        dense.resize, shorter, 1333 if longer is None and dense.resize == "fit" else longer, tuple(dense.jitter)
+    )
+    training.check_canvases(canvases)
+    if train:
+        return training, canvases
+    eval_canvases = tuple((height, width) for height, width in dense.eval_canvases) or canvases
+    least, most = (min(canvases[0]), max(canvases[0])) if training.cuts else (max(shorter), training.longer)
+    resizing = Resizing(
+        "squash" if dense.resize == "squash" else "fit",
+        (dense.eval_shorter or least,),
+        dense.eval_longer or most,
+    )
+    resizing.check_canvases(eval_canvases)
+    return resizing, eval_canvases
 
 
 def augmentation_fields(config: ConfigDict) -> augment.AugmentConfig:

@@ -21,6 +21,7 @@ from vision_jax.config.fields import (
 )
 from vision_jax.config.plan import (
     augmentation_fields,
+    dense_resizing,
     eval_kind,
     eval_options,
     eval_resize,
@@ -39,7 +40,7 @@ from vision_jax.runtime import experiments
 # What `validate` allows; fields that are not set are not checked.
 _CHOICES = {
     "dtype": ("auto", "float32", "bfloat16", "float16"),
-    "data.source": ("digits", "tfds", "folder", "synthetic", "pairs"),
+    "data.source": ("digits", "tfds", "folder", "synthetic", "pairs", "coco", "voc", "masks", "scenes"),
     "data.train_filter": ("bilinear", "bicubic", "area", "pillow-bilinear", "pillow-bicubic"),
     "data.eval_filter": ("bilinear", "bicubic"),
     "optimizer.learning_rate_scaling": ("linear", "sqrt"),
@@ -57,7 +58,7 @@ _WEIGHTS = ("model.pretrained", "distill.pretrained")
 
 
 # What tuples hold that do not hold numbers.
-_NAMES = ("log.trackers", "objective.words", "objective.templates")
+_NAMES = ("data.dense.categories", "log.trackers", "objective.words", "objective.templates")
 _PATTERNS = tuple(f"optimizer.{name}" for name in ("no_decay", "no_clip_adaptive", "frozen", "layers", "constant_rate"))
 
 
@@ -66,6 +67,33 @@ _PAIRS: dict[str, tuple[type | tuple[type, ...], str]] = {
     "optimizer.frozen_until": (str, "(pattern, epochs)"),
     "schedule.points": ((int, float), "(epoch, share of the peak)"),
 }
+
+
+# Fields that hold pairs of integers, height and width.
+_SIZES = ("data.dense.canvases", "data.dense.eval_canvases")
+
+
+# Sources of dense records, and others that may hold some.
+_DENSE_SOURCES = ("coco", "voc", "masks", "scenes")
+_DENSE_OR_NOT = ("tfds",)
+
+
+# Fields of `data.dense` that are of some sources.
+_DENSE_FIELDS = {
+    "categories": ("coco", "voc", "masks"),
+    "category_ids": ("coco", "voc"),
+    "reduce_zero_label": ("masks",),
+    "skip_bad": ("coco", "voc", "masks"),
+}
+
+
+# Fields that crops, and batches of one label each, have, and dense records not: all must have their defaults.
+_NOT_DENSE = (
+    *("data.views", "data.repeats", "data.balanced", "data.train_per_class", "data.train_list", "data.train_labels"),
+    *("data.val_labels", "data.label", "data.progressive_epochs", "data.progressive_sizes", "augment.policy"),
+    *("augment.erase", "augment.cutout", "augment.shift", "augment.crops", "augment.mixup", "augment.cutmix"),
+    "augment.col_out",
+)
 
 
 # Fields that hold pairs of strings, and what these are.
@@ -77,6 +105,7 @@ _POSITIVE = (
     *("model.window_size", "model.num_heads", "model.feature_blocks"),
     *("data.num_threads", "data.synthetic_train_examples", "data.synthetic_val_examples"),
     *("data.train_examples", "data.train_per_class", "data.repeats", "data.eval_size", "data.max_pixels"),
+    *("data.dense.longer", "data.dense.max_boxes", "data.dense.eval_shorter", "data.dense.eval_longer"),
     *("optimizer.sam_rho", "optimizer.sam_every", "optimizer.accumulate", "distill.temperature"),
     *("ema_every_steps", "guard.spike_deviations", "guard.window", "guard.max_skips"),
     *("optimizer.learning_rate", "optimizer.learning_rate_batch_size", "optimizer.clip_global_norm"),
@@ -298,6 +327,10 @@ def _check_items(path: str, items: list) -> Iterator[str]:
         for pair in items:
             if not (isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], first) and is_number(pair[1])):
                 yield f"{path} has {pair!r} in it; it takes pairs of {what}."
+    elif path in _SIZES:
+        for pair in items:
+            if not (isinstance(pair, list) and len(pair) == 2 and all(type(v) is int and v > 0 for v in pair)):
+                yield f"{path} has {pair!r} in it; it takes pairs of positive integers, (height, width)."
     elif path in _STRING_PAIRS:
         for pair in items:
             if not (isinstance(pair, list) and len(pair) == 2 and all(isinstance(v, str) for v in pair)):
@@ -493,7 +526,8 @@ def _check_data(config: ConfigDict) -> Iterator[str]:
         else:
             if data.progressive_sizes and "image" not in names:
                 yield f"data.progressive_sizes are those of the view 'image', and data.views has {', '.join(names)}."
-    if data.source in ("tfds", "folder", "pairs"):
+    yield from _check_dense(config)
+    if data.source in ("tfds", "folder", "pairs", "coco", "voc", "masks"):
         if not data.dir:
             yield (
                 f"data.dir is not set, and data.source={data.source} reads from it: pass --config.data.dir=DIR, or "
@@ -505,6 +539,34 @@ def _check_data(config: ConfigDict) -> Iterator[str]:
             yield f"data.dir is {data.dir!r}, and there is no such directory."
         elif not any(directory.iterdir()):
             yield f"data.dir is {data.dir!r}, which is empty."
+
+
+def _check_dense(config: ConfigDict) -> Iterator[str]:
+    """Checks that source and objective both have to do with boxes or masks, or neither, and `config.data.dense`."""
+    name, source = objective_name(config), config.data.source
+    dense = OBJECTIVES[name].dense
+    if not dense:
+        if source in _DENSE_SOURCES:
+            yield f"data.source is {source!r}, which has boxes or masks, and {name} learns from neither."
+        return
+    if source not in (*_DENSE_SOURCES, *_DENSE_OR_NOT):
+        choices = ", ".join((*_DENSE_SOURCES, *_DENSE_OR_NOT))
+        yield f"data.source is {source!r}, and {name} learns from {dense}: it takes one of {choices}."
+    if source == "masks" and dense == "boxes":
+        yield f"data.source is 'masks', which has no boxes, from which {name} learns."
+    fields, defaults = config.data.dense, default_config().data.dense
+    for field, sources in _DENSE_FIELDS.items():
+        if fields[field] != defaults[field] and source not in sources:
+            yield f"data.dense.{field} is set, which is for data.source={' or '.join(sources)}: leave it unset."
+    values, usual = dict(flatten(config)), dict(flatten(default_config()))
+    for path in _NOT_DENSE:
+        if values[path] != usual[path]:
+            yield f"{path} is {values[path]!r}, which is not for {dense}: leave it unset."
+    for train in (True, False):
+        try:
+            dense_resizing(config, train=train)
+        except ConfigError as error:
+            yield str(error) if train else f"In evaluation: {error}"
 
 
 def _check_progressive(config: ConfigDict) -> Iterator[str]:

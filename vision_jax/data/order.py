@@ -15,8 +15,8 @@ import numpy as np
 
 # With at least this many records, the order of an epoch is computed ahead of time, on a thread.
 _MANY = 100_000
-# The first word of a key says what the numbers are for; crops have 1, synthetic images 2.
-_ORDER_STREAM, _SUBSET_STREAM = 0, 3
+# The first word of a key says what the numbers are for; crops have 1, synthetic images 2, replacements 4, dense ones 5.
+_ORDER_STREAM, _SUBSET_STREAM, _BATCH_STREAM = 0, 3, 6
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -169,6 +169,67 @@ class BalancedOrder:
         return self._epoch(epoch)[1][rows]
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class BucketOrder:
+    """A training order in which the images of a batch share a canvas, so that little of it is padding.
+
+    An epoch visits the records in the order of `TrainOrder`. Each bucket gives as many full batches as it has; of what
+    is left over of all of them together, batches are made whose canvas holds every image. The batches of an epoch are
+    shuffled. There are floor(records / batch_size), and the last, partial one is dropped.
+
+    Attributes:
+        buckets: (records,) integers, the number of each one's canvas.
+        canvases: (height, width) of each bucket.
+        batch_size: records per step, over all processes.
+        seed: of all permutations.
+    """
+
+    buckets: np.ndarray
+    canvases: tuple[tuple[int, int], ...]
+    batch_size: int
+    seed: int
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return len(self.buckets) // self.batch_size
+
+    @functools.lru_cache(maxsize=2)  # noqa: B019 a run has one order
+    def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the records of each step of an epoch, (steps, batch_size) int32, and its bucket, -1: mixed."""
+        order = permutation(self.seed, epoch, len(self.buckets))
+        of, left = self.buckets[order], np.zeros(len(order), bool)
+        batches, numbers = [], []
+        for number in [*range(len(self.canvases)), -1]:
+            places = np.flatnonzero(left) if number < 0 else np.flatnonzero(of == number)
+            whole = len(places) // self.batch_size * self.batch_size
+            batches.append(order[places[:whole]].reshape(-1, self.batch_size))
+            numbers.append(np.full(len(batches[-1]), number))
+            left[places[whole:]] = True
+        shuffled = np.argsort(
+            random_bits(_BATCH_STREAM, self.seed, epoch, np.arange(self.steps_per_epoch)), kind="stable"
+        )
+        return np.concatenate(batches)[shuffled], np.concatenate(numbers)[shuffled]
+
+    def records(self, step: int) -> np.ndarray:
+        """Returns the records of a step: (batch_size,) int32."""
+        epoch, position = divmod(step, self.steps_per_epoch)
+        if len(self.buckets) >= _MANY and position == self.steps_per_epoch // 2:
+            _prepare(self._epoch, epoch + 1)
+        return self._epoch(epoch)[0][position]
+
+    def visits(self, step: int) -> np.ndarray:
+        """Returns, for each record, how many times it may have been visited before: (batch_size,) int64."""
+        return np.full(self.batch_size, step // self.steps_per_epoch)
+
+    def canvas(self, step: int) -> tuple[int, int]:
+        """Returns height and width of the canvas of a step."""
+        epoch, position = divmod(step, self.steps_per_epoch)
+        number = self._epoch(epoch)[1][position]
+        if number >= 0:
+            return self.canvases[number]
+        return max(height for height, _ in self.canvases), max(width for _, width in self.canvases)
+
+
 @dataclasses.dataclass(frozen=True)
 class ReplayOrder:
     """An order in which each batch is seen in several steps, one after another.
@@ -178,7 +239,7 @@ class ReplayOrder:
         replays: steps that see the same batch.
     """
 
-    order: TrainOrder | BalancedOrder
+    order: TrainOrder | BalancedOrder | BucketOrder
     replays: int
 
     def records(self, step: int) -> np.ndarray:
@@ -188,6 +249,10 @@ class ReplayOrder:
     def visits(self, step: int) -> np.ndarray:
         """Returns, for each record, how many batches may have had it before: (batch_size,) int64."""
         return self.order.visits(step // self.replays)
+
+    def canvas(self, step: int) -> tuple[int, int]:
+        """Returns height and width of the canvas of a step, of an order that has canvases."""
+        return self.order.canvas(step // self.replays)  # type: ignore[union-attr]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,7 +264,7 @@ class OffsetOrder:
         offset: number of batches.
     """
 
-    order: TrainOrder | BalancedOrder | ReplayOrder
+    order: TrainOrder | BalancedOrder | BucketOrder | ReplayOrder
     offset: int
 
     def records(self, step: int) -> np.ndarray:
@@ -209,6 +274,10 @@ class OffsetOrder:
     def visits(self, step: int) -> np.ndarray:
         """Returns, for each record, how many times it may have been visited before: (batch_size,) int64."""
         return self.order.visits(step + self.offset)
+
+    def canvas(self, step: int) -> tuple[int, int]:
+        """Returns height and width of the canvas of a step, of an order that has canvases."""
+        return self.order.canvas(step + self.offset)  # type: ignore[union-attr]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -102,11 +102,9 @@ class TfdsSource:
     def __init__(self, directory: pathlib.Path, split: str, label: str | None = None):
         self.directory, self.split = tfds_format.find_dataset(directory), split
         info = tfds_format.read_metadata(self.directory).info
-        self._image_key, self._label_key = tfds_format.image_and_label(info.features, self.directory, label)
         self._label = label
-        self.num_classes: int = info.features[self._label_key].num_classes
-        self.class_names: list[str] = list(info.features[self._label_key].names or ())
         self.has_file_names = "file_name" in info.features
+        self.num_classes, self.class_names = self._choose(info.features)
         for part in split.split("+"):
             if (name := part.partition("[")[0].strip()) not in info.splits:
                 raise DataError(f"{self.directory} has no split {name!r}: {suggest(name, list(info.splits))}")
@@ -121,6 +119,12 @@ class TfdsSource:
         self._parts = _parts(info.splits, split, instructions)
         self._records = self._open(info.file_format.value, lengths)
         self._connect()
+
+    def _choose(self, features: Any) -> tuple[int, list[str]]:
+        """Notes the keys of image and label, and returns the number of classes, and their names."""
+        self._image_key, self._label_key = tfds_format.image_and_label(features, self.directory, self._label)
+        label = features[self._label_key]
+        return label.num_classes, list(label.names or ())
 
     def _open(self, file_format: str, lengths: dict[pathlib.Path, int]) -> ArrayRecordFiles | TfRecordFiles:
         """Opens the files, of which the metadata tell how many records each has."""

@@ -43,19 +43,26 @@ def example_parser() -> Callable[[bytes], Any]:
 
 def serialize_example(image: bytes, label: int, file_name: bytes | None = None) -> bytes:
     """Returns a tf.train.Example of an encoded image, its label and, if there is one, the name of its file."""
+    names = {} if file_name is None else {"file_name": [file_name]}
+    return serialize({"image": [image], "label": [label], **names})
+
+
+def serialize(values: Mapping[str, Sequence[bytes] | Sequence[int] | Sequence[float]]) -> bytes:
+    """Returns a tf.train.Example of lists of bytes, integers or floats; an empty one has no type."""
     import_tfds()
     from tensorflow_datasets.proto import tf_example_generated_pb2, tf_feature_generated_pb2
 
-    def bytes_feature(value: bytes) -> Any:
-        return tf_feature_generated_pb2.Feature(bytes_list=tf_feature_generated_pb2.BytesList(value=[value]))
+    def feature(items: Sequence[Any]) -> Any:
+        if not len(items):
+            return tf_feature_generated_pb2.Feature()
+        if isinstance(items[0], bytes):
+            return tf_feature_generated_pb2.Feature(bytes_list=tf_feature_generated_pb2.BytesList(value=items))
+        if isinstance(items[0], int):
+            return tf_feature_generated_pb2.Feature(int64_list=tf_feature_generated_pb2.Int64List(value=items))
+        return tf_feature_generated_pb2.Feature(float_list=tf_feature_generated_pb2.FloatList(value=items))
 
-    feature = {
-        "image": bytes_feature(image),
-        "label": tf_feature_generated_pb2.Feature(int64_list=tf_feature_generated_pb2.Int64List(value=[label])),
-    }
-    if file_name is not None:
-        feature["file_name"] = bytes_feature(file_name)
-    example = tf_example_generated_pb2.Example(features=tf_feature_generated_pb2.Features(feature=feature))
+    features = {name: feature(items) for name, items in values.items()}
+    example = tf_example_generated_pb2.Example(features=tf_feature_generated_pb2.Features(feature=features))
     return example.SerializeToString(deterministic=True)
 
 
@@ -88,6 +95,7 @@ def write_metadata(
     *,
     image_format: str = "jpeg",
     file_names: bool = False,
+    features: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes what tfds needs besides the shards, without a time or a path, so that equal data sets are equal files.
 
@@ -99,10 +107,11 @@ def write_metadata(
         class_names: in the order of the labels.
         image_format: in which tfds would encode images, "jpeg" or "png"; decoding goes by the image itself.
         file_names: the examples have a `file_name`.
+        features: of tfds, in place of image and label, for examples that have others.
     """
     tfds = import_tfds()
 
-    features = {
+    features = dict(features or {}) or {
         "image": tfds.features.Image(shape=(None, None, 3), encoding_format=image_format),
         "label": tfds.features.ClassLabel(names=list(class_names)),
     }

@@ -122,6 +122,10 @@ class TrainTransform:
         """Returns the transform of a step whose fields take the most."""
         return self._resized(max(size for _, size in self.sizes)) if self.sizes else self
 
+    def shapes(self) -> tuple["TrainTransform", ...]:
+        """Returns the transforms of all steps that there can be, one for each size."""
+        return tuple(self._resized(size) for size in sorted({size for _, size in self.sizes})) or (self,)
+
     def _resized(self, size: int) -> "TrainTransform":
         views = (dataclasses.replace(view, size=size) if view.name == "image" else view for view in self.views)
         return dataclasses.replace(self, views=tuple(views))

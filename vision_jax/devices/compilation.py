@@ -1,10 +1,9 @@
 """Ahead-of-time tracing and compilation of the training step, and its ideal duration at the devices' peak."""
 
-import bisect
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -78,15 +77,18 @@ def out_of_memory_explained() -> Iterator[None]:
 
 
 def make_ideal_step_seconds(
-    traced: Mapping[int, jax.stages.Traced], sizes: Sequence[tuple[int, int]], mesh: Mesh, dtype: jnp.dtype
+    traced: Mapping[tuple[int, ...], jax.stages.Traced],
+    shape_at: Callable[[int], tuple[int, ...]],
+    mesh: Mesh,
+    dtype: jnp.dtype,
 ) -> Callable[[int], float] | None:
     """Returns a function from the number of a step, from 1, to its duration in seconds at the devices' peak.
 
     MFU is this divided by the actual duration: see `vision_jax.devices.flops`. None if the peak is not known.
 
     Args:
-        traced: the step for each image size.
-        sizes: (first step, size), ascending, starting with step 0.
+        traced: the step for each shape of an image.
+        shape_at: returns that of a step, from 0.
         mesh: of all devices.
         dtype: the compute dtype.
     """
@@ -95,6 +97,5 @@ def make_ideal_step_seconds(
         log.info("train/mfu is not reported: vision_jax/devices/flops.py has no peak for a %s.", device.device_kind)
         return None
     peak = chip.peak(dtype) * mesh.size
-    seconds = {size: flops.count(step.jaxpr) / peak for size, step in traced.items()}
-    starts = [start for start, _ in sizes]
-    return lambda step: seconds[sizes[bisect.bisect_right(starts, step - 1) - 1][1]]
+    seconds = {shape: flops.count(step.jaxpr) / peak for shape, step in traced.items()}
+    return lambda step: seconds[shape_at(step - 1)]

@@ -175,6 +175,8 @@ class Objective:
     classifier_alone: ClassVar[bool] = False
     # Whether it uses all views that are configured; otherwise, it takes one crop of each image, `image`.
     crops: ClassVar[bool] = False
+    # What dense records it learns from: "boxes" or "masks"; "": from whole images. See `vision_jax.data.boxes`.
+    dense: ClassVar[str] = ""
     # Whether the EMA is its teacher, so that `ema_decay` of the configuration is not the user's to set.
     teaches: ClassVar[bool] = False
     # Whether `after` gets the gradient of the loss for the targets too, as `Climbed`, from the same backward pass.
