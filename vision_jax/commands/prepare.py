@@ -10,6 +10,8 @@ INPUT is one of
   name and as val.csv or val_labels.csv;
 - a folder with the IDX files of MNIST, Fashion-MNIST and the like, gzipped or not, or with the binary files of CIFAR-10
   or -100; their splits are train and test;
+- a folder with COCO's annotations/instances_SPLIT.json and its images, with Pascal VOC's JPEGImages and ImageSets, or
+  with images/SPLIT and masks/SPLIT: images keep their bytes, since boxes and masks are in their pixels;
 - the folder of a data set that tfds has prepared, in TFRecord or ArrayRecord files;
 - tfds:NAME, which tfds downloads and prepares (this needs TensorFlow).
 
@@ -39,6 +41,7 @@ from vision_jax.errors import ConfigError, VisionJaxError, check_no_url
 from vision_jax.runtime import console
 
 if TYPE_CHECKING:
+    from vision_jax.preparation import dense
     from vision_jax.preparation.corrupt import Corruptions
 
 _QUALITY = 90
@@ -101,6 +104,12 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         help="a CSV file of image names and classes, for images that are not in class folders; once for each split",
     )
+    group = parser.add_argument_group("boxes and masks, as in the configuration's data.dense")
+    group.add_argument("--masks", action="store_true", help="masks: of COCO besides boxes, of Pascal VOC instead")
+    group.add_argument("--categories", metavar="NAMES", help="with commas; voc: those of COCO that Pascal VOC has")
+    group.add_argument("--category_ids", action="store_true", help="labels are the ids of categories")
+    group.add_argument("--reduce_zero_label", action="store_true", help="of masks: classes begin at 1, 0 is ignored")
+    group.add_argument("--skip_bad", action="store_true", help="leave out objects and images that are wrong")
     group = parser.add_argument_group("corrupted images")
     group.add_argument(
         "--corrupt",
@@ -171,6 +180,17 @@ def _corruptions(flags: argparse.Namespace) -> "Corruptions | None":
     return corrupt.Corruptions(wanted, crop, flags.seed or 0, pictures, digest)
 
 
+def _objects(flags: argparse.Namespace) -> "dense.Options | None":
+    """Returns what the flags of boxes and masks say; None if there are none."""
+    from vision_jax.preparation import dense
+
+    categories = tuple(name.strip() for name in flags.categories.split(",")) if flags.categories else ()
+    options = dense.Options(
+        flags.masks, categories, flags.category_ids, reduce_zero_label=flags.reduce_zero_label, skip_bad=flags.skip_bad
+    )
+    return None if options == dense.Options() else options
+
+
 def verify(directory: pathlib.Path) -> list[str]:
     """Compares a prepared data set with its manifest, prints how many examples there are, and returns the problems."""
     from vision_jax.preparation import manifest
@@ -230,6 +250,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             skip_corrupt=flags.skip_corrupt,
             workers=workers,
             corruptions=corruptions,
+            objects=_objects(flags),
         )
         return 0
     except (VisionJaxError, OSError) as error:

@@ -115,12 +115,15 @@ class AnnotatedImages:
         image_ids: (records,) integers or strings.
         objects: of the records; None: they have no boxes.
         has_boxes, has_masks: what records have.
-        num_classes, class_names: of the masks, where they are asked for, else of the boxes.
+        box_classes, mask_classes: names of the classes of each, if they have any.
+        num_classes, class_names: of the masks, if there are any, else of the boxes.
     """
 
     has_masks = False
     num_classes: int
     class_names: Sequence[str]
+    box_classes: Sequence[str] = ()
+    mask_classes: Sequence[str] = ()
 
     def __init__(self, sizes: np.ndarray, image_ids: np.ndarray, objects: Objects | None):
         self.sizes, self.image_ids, self.objects = np.asarray(sizes, np.int32).reshape(-1, 2), image_ids, objects
@@ -161,6 +164,10 @@ class AnnotatedImages:
 
     def describe(self, index: int) -> str:
         """Returns the path of the image."""
+        raise NotImplementedError
+
+    def fingerprint(self) -> str:
+        """See `sources.Source`."""
         raise NotImplementedError
 
 

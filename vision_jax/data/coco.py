@@ -44,8 +44,8 @@ def annotation_file(directory: pathlib.Path, split: str) -> pathlib.Path:
 class CocoSource(AnnotatedImages):
     """The images of a split, ascending by id, with their objects; those without are there too.
 
-    Labels number the categories from 0, ascending by id. Masks have the background as 0, and the categories from 1; a
-    pixel of several objects is ignored, as in torchvision's references.
+    Labels of boxes number the categories from 0, ascending by id. Masks have the background as 0, and the categories
+    from 1; a pixel of several objects is ignored, as in torchvision's references.
 
     Args:
         directory: where the annotations are (see `annotation_file`), and the images, in a folder of the split's name,
@@ -121,12 +121,15 @@ class CocoSource(AnnotatedImages):
                     f"{self.path} has the category id {min(chosen)}: data.dense.category_ids needs 1 or more."
                 )
             kept = {number: names[number] for number in chosen}
-            self.class_names = [BACKGROUND, *(kept.get(number, UNUSED) for number in range(1, max(chosen) + 1))]
+            self.box_classes = [BACKGROUND, *(kept.get(number, UNUSED) for number in range(1, max(chosen) + 1))]
+            self._in_mask, mask_classes = 0, self.box_classes
             labels = {number: number for number in chosen}
         else:
-            first = 1 if self.has_masks else 0
-            self.class_names = [*[BACKGROUND] * first, *(names[number] for number in chosen)]
-            labels = {number: label for label, number in enumerate(chosen, first)}
+            self.box_classes = [names[number] for number in chosen]
+            self._in_mask, mask_classes = 1, [BACKGROUND, *self.box_classes]
+            labels = {number: label for label, number in enumerate(chosen)}
+        self.mask_classes = mask_classes if self.has_masks else ()
+        self.class_names = self.mask_classes or self.box_classes
         self.num_classes = len(self.class_names)
         if self.has_masks and self.num_classes > IGNORED:
             raise DataError(f"{self.path} has {self.num_classes} classes, and a mask at most {IGNORED}.")
@@ -217,7 +220,7 @@ class CocoSource(AnnotatedImages):
             first = int(self._ends[number - 1]) if number else 0
             inside = rle.decode(self._codes[first : int(self._ends[number])].tobytes(), height, width)
             depth += inside & (depth < 2)
-            np.maximum(mask, inside * np.uint8(self.objects.labels[number]), out=mask)
+            np.maximum(mask, inside * np.uint8(self.objects.labels[number] + self._in_mask), out=mask)
         mask[depth > 1] = IGNORED
         return mask
 

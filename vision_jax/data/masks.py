@@ -83,6 +83,7 @@ class MasksSource(AnnotatedImages):
         self.num_classes = len(self.class_names) or int(num_classes or 0)
         if not 0 < self.num_classes <= IGNORED:
             raise DataError(f"There are {self.num_classes} classes, and masks of 8 bits have at most {IGNORED}.")
+        self.mask_classes = self.class_names or [str(number) for number in range(self.num_classes)]
         problems = Problems(os.fspath(self._masks), skip=skip_bad)
         self._find(problems)
         if skip_bad:

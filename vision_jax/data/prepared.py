@@ -42,9 +42,10 @@ class Table:
     mask_classes: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, source: Any, box_classes: Sequence[str], mask_classes: Sequence[str]) -> "Table":
-        """Returns that of a source of dense records, such as `AnnotatedImages`."""
-        return cls(source.sizes, source.image_ids, source.objects, tuple(box_classes), tuple(mask_classes))
+    def of(cls, source: AnnotatedImages) -> "Table":
+        """Returns that of a source."""
+        names = tuple(source.box_classes), tuple(source.mask_classes)
+        return cls(source.sizes, source.image_ids, source.objects, *names)
 
     def take(self, indices: np.ndarray) -> "Table":
         """Returns that of some records."""

@@ -62,6 +62,7 @@ class VocSource(AnnotatedImages):
         names = tuple(classes) or VOC_CLASSES
         first = 1 if masks or category_ids else 0
         self.class_names = [*[BACKGROUND] * first, *names]
+        self.box_classes, self.mask_classes = ((), self.class_names) if masks else (self.class_names, ())
         self.num_classes = len(self.class_names)
         self._labels = {name: label for label, name in enumerate(names, first)}
         listed = directory / "ImageSets" / ("Segmentation" if masks else "Main") / f"{split}.txt"

@@ -18,6 +18,7 @@ import numpy as np
 
 from vision_jax.data import label_files, listing, tfds_format
 from vision_jax.data.arrayrecord import ArrayRecordFiles
+from vision_jax.data.prepared import Table
 from vision_jax.data.tfrecord import TfRecordFiles
 from vision_jax.errors import DataError
 
@@ -27,11 +28,15 @@ SPLIT_NAMES = {"train": "train", "val": "validation", "valid": "validation", "va
 
 
 class Original(NamedTuple):
-    """An image as the input has it."""
+    """An image as the input has it; and of a data set with boxes or masks, its record.
+
+    The label of such a one is its number in the split.
+    """
 
     file_name: bytes
     label: int
     data: bytes
+    dense: Mapping[str, Any] | None = None
 
 
 class Reader(Protocol):
@@ -50,6 +55,8 @@ class Index:
         display_names: words for class names, as far as there are any.
         reader: of the records.
         in_random_order: the records need not be shuffled.
+        tables: of a data set with boxes or masks, what is known of the records of each split; their labels are the
+            numbers of its rows.
     """
 
     splits: Mapping[str, np.ndarray]
@@ -57,6 +64,7 @@ class Index:
     display_names: Mapping[str, str]
     reader: Reader
     in_random_order: bool = False
+    tables: Mapping[str, Table] | None = None
 
 
 class Input(Protocol):

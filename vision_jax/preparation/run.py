@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from vision_jax.data import tfds_format
+from vision_jax.data import prepared, tfds_format
 from vision_jax.errors import DataError
-from vision_jax.preparation import archives, corrupt, inputs, manifest, pixels
+from vision_jax.preparation import archives, corrupt, dense, inputs, manifest, pixels
 from vision_jax.preparation import shards as shards_lib
 from vision_jax.preparation.convert import Conversion
 from vision_jax.preparation.inputs import Index, Input
@@ -64,6 +64,7 @@ def prepare(
     skip_corrupt: int = 0,
     workers: int = 1,
     corruptions: corrupt.Corruptions | None = None,
+    objects: dense.Options | None = None,
 ) -> None:
     """Prepares a data set, or goes on with one.
 
@@ -75,11 +76,15 @@ def prepare(
         skip_corrupt: how many images may be left out, because they cannot be decoded.
         workers: processes.
         corruptions: what to make of the images instead of one data set; None: that.
+        objects: what is read of a data set with boxes or masks; None: the default.
 
     Raises:
         DataError: if the input or the output cannot be used, or an image cannot be decoded.
     """
-    source = open_input(where, options.holdout, labels)
+    source = open_input(where, options.holdout, labels, objects)
+    if isinstance(source, dense.DenseInput):
+        _check_unchanged(where, source, options, corruptions)
+        options = dataclasses.replace(options, encoding="original")
     if not isinstance(source, archives.ImageNetArchives) and _is_below(output, where):
         raise DataError(f"{output} is inside {where}, where it would be taken for input: give another OUTPUT.")
     many = {"skip_corrupt": skip_corrupt, "workers": workers}
@@ -129,7 +134,27 @@ def _prepare(
     _summarize(output, new, time.monotonic() - start)
 
 
-def open_input(where: str, holdout: float, labels: Mapping[str, str] | None = None) -> Input:
+def _check_unchanged(where: str, source: Input, options: Options, corruptions: corrupt.Corruptions | None) -> None:
+    """Checks that images in whose pixels there are boxes or masks are to stay as they are."""
+    changes = {
+        f"--encoding={options.encoding}": options.encoding not in (None, "original"),
+        "--apply_exif_orientation": options.apply_exif_orientation,
+        "--corrupt": corruptions is not None,
+    }
+    for flag, given in changes.items():
+        if given:
+            raise DataError(
+                f"{flag} changes images, and {where} is: {source.kind}, whose boxes and masks are in their pixels. "
+                "Leave it out: the images keep their bytes."
+            )
+
+
+def open_input(
+    where: str,
+    holdout: float,
+    labels: Mapping[str, str] | None = None,
+    objects: dense.Options | None = None,
+) -> Input:
     """Finds out what kind of input it is.
 
     Raises:
@@ -148,8 +173,16 @@ def open_input(where: str, holdout: float, labels: Mapping[str, str] | None = No
             source = inputs.TfdsInput(tfds_format.find_dataset(directory))
         elif pixels.PixelInput.found_in(directory):
             source = pixels.PixelInput(directory)
+        elif layout := dense.layout_of(directory):
+            source = dense.DenseInput(directory, layout, objects or dense.Options())
         else:
-            return inputs.FolderInput(directory, holdout, labels)
+            source = inputs.FolderInput(directory, holdout, labels)
+    if objects is not None and not isinstance(source, dense.DenseInput):
+        raise DataError(
+            f"--masks, --categories and the like are for data sets with boxes or masks, and {where} is: {source.kind}."
+        )
+    if isinstance(source, inputs.FolderInput):
+        return source
     if holdout:
         raise DataError(f"--holdout={holdout} is for folders of classes, but {where} is: {source.kind}.")
     if labels:
@@ -376,10 +409,15 @@ def _finish(
         index.class_names,
         image_format="png" if plan["options"]["encoding"] == "raw" else "jpeg",
         file_names=True,
+        features=prepared.features(next(iter(index.tables.values()))) if index.tables else None,
     )
     for split in lengths:
-        labels = [label for receipt in receipts if receipt.split == split for label in receipt.labels]
-        np.save(tfds_format.labels_path(metadata, split), np.asarray(labels, np.int32), allow_pickle=False)
+        given = [label for receipt in receipts if receipt.split == split for label in receipt.labels]
+        labels = np.asarray(given, np.int32)
+        if index.tables:
+            index.tables[split].take(labels).write(prepared.objects_path(metadata, split))
+        else:
+            np.save(tfds_format.labels_path(metadata, split), labels, allow_pickle=False)
     if index.display_names:
         shards_lib.write_json(metadata / "class_names.json", dict(index.display_names))
     files = sorted(metadata.iterdir())

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from vision_jax.data import tfds_format
+from vision_jax.data import prepared, tfds_format
 from vision_jax.errors import DataError
 from vision_jax.preparation.convert import Conversion
 from vision_jax.preparation.inputs import Original, Reader
@@ -55,7 +55,7 @@ class Receipt:
         file_bytes: length of the file.
         sha256: of the file.
         skipped: name of each image that was left out, and why.
-        labels: of the examples.
+        labels: of the examples; of those with boxes or masks, their numbers in the split of the input.
     """
 
     file: str
@@ -143,7 +143,10 @@ class Job:
                 skipped.append((error.name, str(error)))
                 check_skipped(skipped, self.skip_corrupt)
             else:
-                example = tfds_format.serialize_example(image, original.label, original.file_name)
+                if original.dense is not None:
+                    example = prepared.serialize({**original.dense, "image": image}, original.file_name)
+                else:
+                    example = tfds_format.serialize_example(image, original.label, original.file_name)
                 with _naming_the_disk(self.directory):
                     writer.write(example)
                 labels.append(original.label)
