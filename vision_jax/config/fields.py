@@ -39,6 +39,10 @@ def default_config() -> ConfigDict:
     model.small_stem = placeholder(bool)
     # Blur before downsampling (BlurPool): by strided convolutions (conv), or by max pooling too (conv+pool).
     model.blur_pool = placeholder(str)
+    # Stride of a ResNet's last map: 16 or 8 instead of 32, for segmentation, with dilated convolutions.
+    model.output_stride = placeholder(int)
+    # What a ResNet's batch norms add to variances. 0 for torchvision's COCO_V1 weights of RetinaNet; None: 1e-5.
+    model.norm_epsilon = placeholder(float)
     # Initialize the last norm scale of each residual branch to zero, so that each block starts as the identity.
     model.zero_init_last = placeholder(bool)
     # Dropout rate before the classifier.
@@ -472,6 +476,7 @@ def default_config() -> ConfigDict:
 MODEL_OPTIONS = (
     *("bn_group_size", "small_stem", "blur_pool", "zero_init_last", "drop_rate", "proj_drop_rate"),
     *("drop_path_rate", "drop_path_uniform", "layer_scale", "head_bias", "head_std", "norm_before_head", "aux_logits"),
+    *("output_stride", "norm_epsilon"),
     *("global_pool", "feature_blocks"),
     *("positions", "class_token", "interpolate_positions", "window_size", "weight_init", "num_heads"),
     *("scan_blocks", "remat"),

@@ -2,7 +2,7 @@
 
 import functools
 import re
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -190,6 +190,8 @@ class ConvNeXt(ImageModel, kw_only=True):
         conv_mlp: keep the weights of MLPs as those of 1x1 convolutions, as the published ones of small models are.
         remat: rematerialize the activations within blocks (gradient checkpointing), to save memory; see `maybe_remat`.
     """
+
+    map_norm_epsilon: ClassVar[float | None] = 1e-6
 
     depths: tuple[int, ...]
     widths: tuple[int, ...]

@@ -138,6 +138,9 @@ class ImageModel(nn.Module, kw_only=True):
     """
 
     residual: ClassVar[bool] = True  # has branches that `drop_path_rate` can drop
+    # Epsilon of the layer norm that detectors and segmenters put on each map, where maps are sums of branches that the
+    # model itself normalizes only in the end; None: maps are used as they are.
+    map_norm_epsilon: ClassVar[float | None] = None
 
     num_classes: int = 1000
     in_channels: int = 3
@@ -179,6 +182,15 @@ class ImageModel(nn.Module, kw_only=True):
             by stride: (batch, about height / stride, about width / stride, features).
         """
         raise NotImplementedError
+
+    def stage_maps(self, images: jax.Array, *, train: bool) -> tuple[jax.Array, ...]:
+        """Returns the last map of each stage, the finest first; arguments as for `feature_maps`.
+
+        These are `feature_maps` from stride 4 on, or where all strides are below, all of them. A model whose stages
+        share a stride, because they are dilated, has one for each stage all the same.
+        """
+        maps = self.feature_maps(images, train=train)
+        return tuple(maps[stride] for stride in sorted(maps) if stride >= min(4, max(maps)))
 
     def features(self, images: jax.Array, *, train: bool) -> jax.Array:
         """Returns the input of the classifier, (batch, features) float32. Arguments as for `feature_maps`."""

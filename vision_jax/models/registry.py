@@ -181,6 +181,7 @@ _OPTIONS = (
     *("num_classes", "in_channels", "dtype", "drop_rate", "drop_path_rate", "proj_drop_rate", "drop_path_uniform"),
     *("bn_group_size", "img_size", "zero_init_last", "head_bias", "head_std", "weight_init", "interpolate_positions"),
     *("scan_blocks", "remat", "aux_logits", "feature_blocks", "norm_before_head"),
+    *("output_stride", "norm_epsilon"),
 )
 
 

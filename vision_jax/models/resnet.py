@@ -35,6 +35,7 @@ from vision_jax.models.layers import (
 )
 
 BLUR_POOL = ("conv", "conv+pool")
+OUTPUT_STRIDES = (8, 16, 32)
 
 
 def blur(x: jax.Array, stride: int = 1) -> jax.Array:
@@ -126,6 +127,7 @@ class Downsample(nn.Module):
 
     Attributes:
         average: what has the stride is an average pooling before the convolution, so that all positions count.
+        dilated: dilation stands in the place of the stride; then the pooling has stride 1, as in timm.
     """
 
     features: int
@@ -133,11 +135,15 @@ class Downsample(nn.Module):
     conv: Any
     norm: Any
     average: bool
+    dilated: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         if self.average:  # torch counts the pooling as "0"
-            x = avg_pool(x, 2, 2, ceil=True, count_include_pad=False) if self.stride == 2 else x
+            if self.stride == 2:
+                x = avg_pool(x, 2, 2, ceil=True, count_include_pad=False)
+            elif self.dilated:
+                x = nn.avg_pool(x, (2, 2), (1, 1), "SAME", count_include_pad=False)
             return conv_norm(self.conv(self.features, 1, name="1"), self.norm(name="2"), x, train=train)
         return conv_norm(self.conv(self.features, 1, self.stride, name="0"), self.norm(name="1"), x, train=train)
 
@@ -155,6 +161,7 @@ class Block(nn.Module):
         base_width: of each group, where `width` is 64.
         average_downsample: see `Downsample`.
         attention: makes the layer at the end of the branch; None: there is none.
+        dilations: of the first 3x3 convolution, and of the second or, in a bottleneck, of the stage.
     """
 
     expansion: ClassVar[int]  # width of the result over `width`
@@ -169,15 +176,21 @@ class Block(nn.Module):
     base_width: int = 64
     average_downsample: bool = False
     attention: Any = None
+    dilations: tuple[int, int] = (1, 1)
+
+    def conv3(self, width: int, stride: int, dilation: int, **options: Any) -> nn.Module:
+        """Returns a 3x3 convolution whose taps are `dilation` positions apart."""
+        if dilation > 1:
+            options |= {"padding": dilation, "kernel_dilation": dilation}
+        return self.conv(width, 3, stride, **options)
 
     def join(self, x: jax.Array, y: jax.Array, train: bool) -> jax.Array:
         """Returns the block's result from its input x and what the branch's convolutions made of it."""
         if self.attention is not None:
             y = self.attention(name="se")(y)
         if self.stride != 1 or x.shape[-1] != y.shape[-1]:
-            x = Downsample(y.shape[-1], self.stride, self.conv, self.norm, self.average_downsample, name="downsample")(
-                x, train
-            )
+            layers = self.conv, self.norm, self.average_downsample, self.dilations[1] > 1
+            x = Downsample(y.shape[-1], self.stride, *layers, name="downsample")(x, train)
         return nn.relu(x + DropPath(self.drop_path_rate)(y, train))
 
 
@@ -190,9 +203,9 @@ class BasicBlock(Block):
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         if (self.groups, self.base_width) != (1, 64):
             raise ConfigError("groups and base_width are of bottlenecks: a basic block has 1 and 64.")
-        y = self.conv(self.width, 3, self.stride, name="conv1")(x)
+        y = self.conv3(self.width, self.stride, self.dilations[0], name="conv1")(x)
         y = nn.relu(self.norm(name="bn1")(y, train=train))
-        y = self.conv(self.width, 3, name="conv2")(y)
+        y = self.conv3(self.width, 1, self.dilations[1], name="conv2")(y)
         y = self.norm(name="bn2", scale_init=self.last_scale_init)(y, train=train)
         return self.join(x, y, train)
 
@@ -207,7 +220,7 @@ class Bottleneck(Block):
         width = self.width * self.base_width // 64 * self.groups
         y = self.conv(width, 1, name="conv1")(x)
         y = nn.relu(self.norm(name="bn1")(y, train=train))
-        y = self.conv(width, 3, self.stride, groups=self.groups, name="conv2")(y)
+        y = self.conv3(width, self.stride, self.dilations[0], groups=self.groups, name="conv2")(y)
         y = nn.relu(self.norm(name="bn2")(y, train=train))
         y = conv_norm(
             self.conv(self.width * self.expansion, 1, name="conv3"),
@@ -219,18 +232,26 @@ class Bottleneck(Block):
 
 
 class Stage(nn.Module):
-    """Blocks of one width; the first one has the stride."""
+    """Blocks of one width.
+
+    Attributes:
+        stride: of the first block.
+        dilations: of the stage before, which the first block's first 3x3 convolution has, and of this one.
+    """
 
     block: Any
     width: int
     stride: int
     drop_path_rates: tuple[float, ...]
+    dilations: tuple[int, int] = (1, 1)
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         for i, rate in enumerate(self.drop_path_rates):
             stride = self.stride if i == 0 else 1
-            x = capture(self, self.block(self.width, stride, drop_path_rate=rate, name=str(i))(x, train), str(i))
+            dilations = self.dilations if i == 0 else (self.dilations[1],) * 2
+            block = self.block(self.width, stride, drop_path_rate=rate, dilations=dilations, name=str(i))
+            x = capture(self, block(x, train), str(i))
         return x
 
 
@@ -252,6 +273,11 @@ class ResNet(ImageModel, kw_only=True):
         zero_init_last: start the last norm scale of each block at zero (Goyal et al. 2017, arXiv:1706.02677).
         head_bias: where the biases of the classifier begin.
         head_std: standard deviation of its initial weights; None: they are initialized as those of torch.
+        output_stride: of the last map: 16 or 8 instead of 32 for segmentation, where dilation stands in the place of
+            the strides of the last stages (Chen et al. 2017, arXiv:1706.05587). The first block of such a stage keeps
+            the dilation of the stage before, as in torchvision and timm.
+        norm_epsilon: added to the variances of batch norms. Some published detectors, such as torchvision's COCO_V1
+            weights of RetinaNet, are to be used with 0.
         remat: rematerialize the activations within blocks (gradient checkpointing), to save memory; see `maybe_remat`.
     """
 
@@ -269,16 +295,24 @@ class ResNet(ImageModel, kw_only=True):
     zero_init_last: bool = True
     head_bias: float = 0.0
     head_std: float | None = None
+    output_stride: int = 32
+    norm_epsilon: float = 1e-5
     remat: bool | str = False
 
     def __post_init__(self) -> None:
         if self.blur_pool and self.blur_pool not in BLUR_POOL:
             raise ConfigError(f"blur_pool is {self.blur_pool!r}: {suggest(self.blur_pool, BLUR_POOL)}")
+        if self.output_stride not in OUTPUT_STRIDES:
+            raise ConfigError(f"output_stride is {self.output_stride!r}: give 8, 16 or 32.")
+        if self.small_stem and self.output_stride != 32:
+            raise ConfigError(
+                f"output_stride is {self.output_stride}, which counts from a stem of stride 4: leave small_stem unset."
+            )
         super().__post_init__()
 
     def setup(self) -> None:
         conv = functools.partial(Conv, dtype=self.dtype, layer=BlurConv if self.blur_pool else nn.Conv)
-        norm = functools.partial(BatchNorm, dtype=self.dtype, group_size=self.bn_group_size)
+        norm = functools.partial(BatchNorm, dtype=self.dtype, group_size=self.bn_group_size, epsilon=self.norm_epsilon)
         deep = self.deep_stem and not self.small_stem
         first: Any = DeepStem(conv, norm) if deep else conv(64, 3) if self.small_stem else conv(64, 7, 2)
         self.conv1 = first
@@ -296,8 +330,13 @@ class ResNet(ImageModel, kw_only=True):
             attention=self.attention and functools.partial(self.attention, dtype=self.dtype),
         )
         rates = drop_path_rates(self.drop_path_rate, self.depths)
+        dilation = 1
         for i in range(4):
-            setattr(self, f"layer{i + 1}", Stage(block, 64 * 2**i, 1 if i == 0 else 2, tuple(rates[i])))
+            before, stride = dilation, 1 if i == 0 else 2
+            if 4 * 2**i > self.output_stride:
+                dilation, stride = dilation * stride, 1
+            stage = Stage(block, 64 * 2**i, stride, tuple(rates[i]), (before, dilation))
+            setattr(self, f"layer{i + 1}", stage)
         self.dropout = nn.Dropout(self.drop_rate)
         if self.num_classes:
             bias_init = nn.initializers.constant(self.head_bias)
@@ -309,6 +348,16 @@ class ResNet(ImageModel, kw_only=True):
         return "layer4"
 
     def feature_maps(self, images: jax.Array, *, train: bool) -> dict[int, jax.Array]:
+        stem, stages = self._maps(images, train)
+        start, stride = (1, 1) if self.small_stem else (2, 4)
+        # Where dilation stands in the place of strides, several stages have the last stride: its map is the last one's.
+        return {start: stem} | {min(stride * 2**i, self.output_stride): x for i, x in enumerate(stages)}
+
+    def stage_maps(self, images: jax.Array, *, train: bool) -> tuple[jax.Array, ...]:
+        return tuple(self._maps(images, train)[1])
+
+    def _maps(self, images: jax.Array, train: bool) -> tuple[jax.Array, list[jax.Array]]:
+        """Returns the stem's map and those of the stages."""
         x = self.prepare(images)
         x = self.conv1(x, train) if self.deep_stem and not self.small_stem else self.conv1(x)
         if self.small_stem or self.strided_stem:
@@ -320,12 +369,11 @@ class ResNet(ImageModel, kw_only=True):
             stem, x = norm_relu_pool(self, self.bn1, x, pool, "stem", train=train)
             if self.blur_pool == "conv+pool":
                 x = blur(x, 2)
-        maps = {1 if self.small_stem else 2: stem}
-        stride = 1 if self.small_stem else 4
+        stages = []
         for i in range(4):
             x = capture(self, getattr(self, f"layer{i + 1}")(x, train), f"layer{i + 1}")
-            maps[stride * 2**i] = x
-        return maps
+            stages.append(x)
+        return stem, stages
 
     def features(self, images: jax.Array, *, train: bool) -> jax.Array:
         maps = self.feature_maps(images, train=train)

@@ -8,7 +8,7 @@ pads before it, so that the two agree only where nothing is padded, as at 224 pi
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -208,6 +208,8 @@ class SwinTransformer(ImageModel, kw_only=True):
         img_size: of the images that the windows are made for.
         remat: rematerialize the activations within blocks (gradient checkpointing), to save memory; see `maybe_remat`.
     """
+
+    map_norm_epsilon: ClassVar[float | None] = 1e-5
 
     embed_dim: int
     depths: tuple[int, ...]
