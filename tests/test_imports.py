@@ -12,7 +12,7 @@ PACKAGE = pathlib.Path(__file__).parent.parent / "vision_jax"
 FLOORS = (
     ("errors",),
     ("data", "augment", "models", "optim", "text"),
-    ("attacks", "explain", "losses", "metrics", "pretrained", "state"),
+    ("attacks", "dense", "explain", "losses", "metrics", "pretrained", "state"),
     ("devices", "runtime"),
     ("objectives", "evaluators"),
     ("config",),
