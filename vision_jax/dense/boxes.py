@@ -57,8 +57,8 @@ def _rounded(product: jax.Array) -> jax.Array:
     """Returns a product that is rounded before anything is added to it.
 
     Compilers make one instruction of a product and a sum, with one rounding, in some of the places where an expression
-    is computed and not in others. A maximum with the lowest number, which changes nothing, keeps them from it. So an IoU
-    is the same wherever it is computed, equal ones can be found, and it is the same as in other libraries.
+    is computed and not in others. A maximum with the lowest number, which changes nothing, keeps them from it. So an
+    IoU is the same wherever it is computed, equal ones can be found, and it is the same as in other libraries.
     """
     return jnp.maximum(product, jnp.finfo(jnp.float32).min)
 

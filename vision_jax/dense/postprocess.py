@@ -164,5 +164,5 @@ def to_original(boxes: jax.Array, sizes: jax.Array, originals: jax.Array) -> jax
     Returns:
         (batch, n, 4) float32.
     """
-    scale = originals.astype(jnp.float32) / sizes.astype(jnp.float32)
-    return boxes * scale[:, None, jnp.array([1, 0, 1, 0])]
+    scale = jnp.flip(originals.astype(jnp.float32) / sizes.astype(jnp.float32), -1)
+    return boxes * jnp.concatenate([scale, scale], -1)[:, None]
