@@ -94,16 +94,26 @@ def _candidates(
     if center is not None:
         scores = jnp.sqrt(scores * jax.nn.sigmoid(center.astype(jnp.float32)))
     batch, count, classes = scores.shape
-    _, rows = jax.lax.top_k(jnp.max(scores, -1), min(selection.candidates, count))
+    _, rows = _best(jnp.max(scores, -1), min(selection.candidates, count))
     # In the order of the anchors, so that of equal pairs the first is taken, as if all had been sorted.
     rows = jnp.sort(rows, -1)
     scores = jnp.take_along_axis(scores, rows[..., None], 1)
-    best, pairs = jax.lax.top_k(scores.reshape(batch, -1), min(selection.candidates, scores[0].size))
+    best, pairs = _best(scores.reshape(batch, -1), min(selection.candidates, scores[0].size))
     rows = jnp.take_along_axis(rows, pairs // classes, 1)
     codes = jnp.take_along_axis(codes, rows[..., None], 1)
     boxes = selection.coder.decode(codes, jnp.asarray(anchors)[rows])
     valid = best > jnp.float32(selection.score_threshold)
     return Detections(boxes, jnp.where(valid, best, 0.0), jnp.where(valid, pairs % classes, -1))
+
+
+def _best(values: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
+    """Returns the highest of values (batch, n), the first of equal ones, and their places: (batch, count) each.
+
+    It is `lax.top_k`, which however brings the values of all devices to each of them.
+    """
+    places = jax.lax.broadcasted_iota(jnp.int32, values.shape, 1)
+    negative, places = jax.lax.sort((-values, places), dimension=1, is_stable=True, num_keys=1)
+    return -negative[:, :count], places[:, :count]
 
 
 def class_wise_nms(
