@@ -30,7 +30,8 @@ def window_positions(canvas: tuple[int, int], window: int, stride: int) -> np.nd
     """
     if not 1 <= stride <= window:
         raise ConfigError(
-            f"Windows of {window} pixels cannot be {stride} pixels apart: give a stride of 1 to {window}."
+            f"Windows of {window} pixels, {stride} pixels apart, do not cover an image: give windows of some pixels, "
+            "and a stride of 1 to as many pixels."
         )
     starts = []
     for length in canvas:
