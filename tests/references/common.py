@@ -10,6 +10,55 @@ from typing import Any
 
 import numpy as np
 
+# The kinds of the files of dense/, which their names begin with up to the first dot, by the module that reads them.
+DENSE_KINDS = {
+    "test_clip": {
+        "bpe",
+        "clip",
+        "clip_losses",
+        "clip_preprocess",
+        "clip_resnet",
+        "siglip",
+        "siglip_big_vision",
+        "siglip_canonical_text",
+        "siglip_open_clip",
+        "zero_shot",
+    },
+    "test_dense": {
+        "anchors",
+        "box_coders",
+        "coco_ap",
+        "detection",
+        "detection_losses",
+        "detection_resize",
+        "matcher",
+        "miou",
+        "postprocess",
+        "segmentation",
+    },
+}
+NO_DATA = (".md", ".py", ".pyc")
+
+
+def dense_files(module: str) -> list[tuple[pathlib.Path, str]]:
+    """Returns the files of dense/ and their kinds, without those of kinds that another module reads."""
+    others = set().union(*(kinds for name, kinds in DENSE_KINDS.items() if name != module))
+    found = [(path, path.name.partition(".")[0]) for path in files("dense", "*")]
+    return [
+        (path, kind)
+        for path, kind in found
+        if path.is_file() and not path.name.startswith(".") and path.suffix not in NO_DATA and kind not in others
+    ]
+
+
+def read_dense(path: pathlib.Path) -> dict[str, Any]:
+    """Returns the content of a file of dense/; of an npz file, texts are JSON."""
+    if path.suffix == ".json":
+        return json.loads(path.read_text())
+    with np.load(path, allow_pickle=False) as file:
+        arrays = {key: file[key] for key in file.files}
+    return {key: json.loads(str(value)) if value.dtype.kind == "U" else value for key, value in arrays.items()}
+
 
 def files(folder: str, pattern: str) -> list[pathlib.Path]:
     """Returns the reference files of a folder: those beside this file, or in $VISION_JAX_REFERENCES if that is set."""

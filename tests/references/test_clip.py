@@ -3,7 +3,6 @@
 Each case of references/dense is one test.
 """
 
-import json
 import math
 import pathlib
 from collections.abc import Callable
@@ -24,18 +23,7 @@ from vision_jax.pretrained import clip as weights
 from vision_jax.text import clean_for_clip, clean_for_siglip, clip_bpe
 from vision_jax.zero_shot import preprocessing
 
-# Files that other tests read: of detection, segmentation and their measures.
-ELSEWHERE = ("anchors", "box_coders", "coco_ap", "detection", "matcher", "miou", "postprocess", "segmentation")
-NO_DATA = (".md", ".py", ".pyc")
-
-
-def read(path: pathlib.Path) -> dict[str, Any]:
-    """The content of a file; of an npz file, texts are JSON."""
-    if path.suffix == ".json":
-        return json.loads(path.read_text())
-    with np.load(path, allow_pickle=False) as file:
-        arrays = {key: file[key] for key in file.files}
-    return {key: json.loads(str(value)) if value.dtype.kind == "U" else value for key, value in arrays.items()}
+read = common.read_dense
 
 
 def close_to_spread(found: Any, expected: np.ndarray, tolerance: float) -> None:
@@ -211,10 +199,7 @@ NETWORKS: dict[str, Callable[[dict[str, Any]], None]] = {
 def find_cases() -> dict[str, Callable[[], None]]:
     """What checks each case, by what its test is called; a file of an unknown kind has a test that fails."""
     found: dict[str, Callable[[], None]] = {}
-    for path in common.files("dense", "*"):
-        kind = path.name.partition(".")[0]
-        if not path.is_file() or path.name.startswith((".", *ELSEWHERE)) or path.suffix in NO_DATA:
-            continue
+    for path, kind in common.dense_files("test_clip"):
         if path.suffix == ".npz" and kind in NETWORKS:
             found[path.name] = lambda path=path, kind=kind: NETWORKS[kind](read(path))
         elif path.suffix == ".npz" and kind in ("clip_losses", "clip_preprocess"):
@@ -247,11 +232,11 @@ def test_case(name: str):
 
 def test_a_file_of_an_unknown_kind_fails(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "dense").mkdir()
-    for name in ("clip_audio.npz", "anchors.npz", "README.md", "bpe.npz"):
+    for name in ("clip_audio.npz", "anchors.npz", "README.md", "bpe.npz", "anchors_3d.npz"):
         (tmp_path / "dense" / name).write_bytes(b"")
     monkeypatch.setenv("VISION_JAX_REFERENCES", str(tmp_path))
     cases = find_cases()
-    assert cases.keys() == {"clip_audio.npz", "bpe.npz"}
+    assert cases.keys() == {"clip_audio.npz", "bpe.npz", "anchors_3d.npz"}
     for check in cases.values():
         with pytest.raises(pytest.fail.Exception, match="not known"):
             check()
