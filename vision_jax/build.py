@@ -54,6 +54,7 @@ from vision_jax.assembly.weights import (
     load_constants,
     load_initial,
     load_pretrained,
+    load_trained,
     restore_any,
     restore_variables,
 )
@@ -85,6 +86,7 @@ __all__ = [
     "load_constants",
     "load_initial",
     "load_pretrained",
+    "load_trained",
     "make_context",
     "make_eval_transform",
     "make_evaluators",

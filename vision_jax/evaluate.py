@@ -180,9 +180,7 @@ def evaluate_pretrained(config: ConfigDict, *, preemption: Preemption | None = N
         model = objective.setup.model
         build.check_sizes(config, model, train=False)
         with watchdog.suspended():  # they may have to be downloaded
-            variables = build.load_pretrained(
-                config, model.num_classes, classifier_seed=None, class_names=source.class_names
-            )
+            variables = build.load_trained(config, objective, source.class_names)
         layouts = partition.layouts(build.partition_rules(config, mesh), mesh, variables["params"], variables)
         variables = sharding.place(variables, layouts)
         with _training_split(config, source) as train_source:

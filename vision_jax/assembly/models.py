@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from vision_jax import augment, models
 from vision_jax.assembly.inputs import make_views
 from vision_jax.config.fields import MODEL_OPTIONS
-from vision_jax.config.plan import Plan, augmentation_fields, objective_name
+from vision_jax.config.plan import Plan, augmentation_fields, dense_resizing, objective_name
 from vision_jax.errors import ConfigError
 from vision_jax.objectives import OBJECTIVES, Distillation, Ema, Objective, Setup
 
@@ -60,9 +60,23 @@ def make_objective(config: ConfigDict, num_classes: int, plan: Plan | None = Non
     options = {name: value for name, value in config.objective.items() if name != "name"}
     if kind.classifies:
         options |= _label_options(config)
+    if kind.dense:
+        options["num_classes"] = _classes_of(config, num_classes)
     if kind is Distillation:
         options |= _teacher_options(config, setup.model.num_classes)
     return kind(setup=setup, **options)
+
+
+def _classes_of(config: ConfigDict, num_classes: int) -> int:
+    """Returns for how many classes something is trained on data of so many.
+
+    Raises:
+        ConfigError: if `config.model.num_classes` is a smaller number.
+    """
+    wanted = config.model.num_classes
+    if wanted is not None and wanted < num_classes:
+        raise ConfigError(f"model.num_classes is {wanted}, but the data has {num_classes} classes: leave it unset.")
+    return wanted or num_classes
 
 
 def _crop_augmentations(config: ConfigDict, crops: int) -> tuple[augment.Augmentation, ...]:
@@ -113,10 +127,7 @@ def build_model(config: ConfigDict, num_classes: int) -> nn.Module:
     Raises:
         ConfigError: if `config.model.num_classes` is a smaller number.
     """
-    wanted = config.model.num_classes if num_classes else 0
-    if wanted is not None and wanted < num_classes:
-        raise ConfigError(f"model.num_classes is {wanted}, but the data has {num_classes} classes: leave it unset.")
-    options = all_model_options(config, wanted or num_classes)
+    options = all_model_options(config, _classes_of(config, num_classes) if num_classes else 0)
     return models.create_model(config.model.name, dtype=compute_dtype(config), **options)
 
 
@@ -141,7 +152,9 @@ def compute_dtype(config: ConfigDict) -> jnp.dtype:
 
 
 def image_shape(config: ConfigDict) -> tuple[int, int, int]:
-    """Returns (height, width, channels) of the model's input in training."""
+    """Returns (height, width, channels) of the model's input in training; of several canvases, of the first."""
+    if OBJECTIVES[objective_name(config)].dense:
+        return (*dense_resizing(config, train=True)[1][0], config.data.channels)
     return (config.data.image_size, config.data.image_size, config.data.channels)
 
 

@@ -23,7 +23,7 @@ from vision_jax.assembly.states import (
 from vision_jax.config.plan import objective_name
 from vision_jax.devices import distributed, partition, sharding
 from vision_jax.errors import CheckpointError, DataError
-from vision_jax.objectives import Objective
+from vision_jax.objectives import Dense, Objective
 from vision_jax.optim import masks
 from vision_jax.runtime.checkpoint import Checkpointer
 
@@ -61,6 +61,37 @@ def load_pretrained(
     )
 
 
+def load_trained(config: ConfigDict, objective: Objective, class_names: Sequence[str]) -> dict[str, Any]:
+    """Reads the weights that `config.model.pretrained` names, which are to be evaluated as they are.
+
+    Args:
+        config: the configuration.
+        objective: whose variables they are.
+        class_names: of the data.
+
+    Raises:
+        DataError: if they cannot be read or do not fit; also if a detector or segmenter is not all there.
+    """
+    if (whole := _load_whole(config, objective, classifier_seed=None)) is not None:
+        return whole
+    if isinstance(objective, Dense):
+        raise DataError(
+            f"{config.model.pretrained} has no whole network of {objective_name(config)} under torchvision's names: "
+            "give a file of one, or the --workdir of a run."
+        )
+    return load_pretrained(config, objective.setup.model.num_classes, classifier_seed=None, class_names=class_names)
+
+
+def _load_whole(config: ConfigDict, objective: Objective, *, classifier_seed: int | None) -> dict[str, Any] | None:
+    """Reads the variables of a detector or segmenter; None: the objective is none, or the file has a backbone alone."""
+    if not isinstance(objective, Dense):
+        return None
+    file = pretrained.read(config.model.pretrained)
+    if (variables := objective.from_file(file, seed=classifier_seed)) is not None:
+        log.info("Weights: %s, of a whole network.", config.model.pretrained)
+    return variables
+
+
 def load_initial(config: ConfigDict, objective: Objective, class_names: Sequence[str], mesh: Mesh) -> Any:
     """Reads what `config.model.pretrained` names: a file of weights, or the workdir of another run.
 
@@ -86,6 +117,8 @@ def load_initial(config: ConfigDict, objective: Objective, class_names: Sequence
             log.warning("model.pretrained is not set: the classifier learns from the features of random weights.")
         return None
     if not pretrained.is_workdir(given):
+        if (whole := _load_whole(config, objective, classifier_seed=config.seed)) is not None:
+            return whole
         if objective.classifier_alone:
             return load_pretrained(config, 0, classifier_seed=None)
         return _load_file(config, objective, class_names)

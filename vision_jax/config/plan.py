@@ -54,8 +54,9 @@ def steps_per_batch(config: ConfigDict) -> int:
 
 def eval_kind(config: ConfigDict, name: str) -> str:
     """Returns the kind of an evaluation; see `vision_jax.evaluators`."""
-    classifies = OBJECTIVES[objective_name(config)].classifies
-    return config.evals[name].get("kind") or ("classification" if classifies else "objective")
+    objective = OBJECTIVES[objective_name(config)]
+    usual = {"boxes": "detection", "masks": "segmentation"}.get(objective.dense, "objective")
+    return config.evals[name].get("kind") or ("classification" if objective.classifies else usual)
 
 
 def eval_options(config: ConfigDict, name: str) -> dict[str, Any]:

@@ -258,6 +258,9 @@ def _check_kinds(config: ConfigDict) -> Iterator[str]:
         if kind_name is not None and issubclass(EVALUATORS[kind_name], LogitsEvaluator) and not kind.classifies:
             objective = objective_name(config)
             yield f"evals.{name}.kind is {kind_name!r}, but the objective {objective} trains no classifier to measure."
+        if kind_name not in (None, "objective") and getattr(EVALUATORS[kind_name], "dense", "") != kind.dense:
+            learned = f"learns from {kind.dense}" if kind.dense else "learns from neither boxes nor masks"
+            yield f"evals.{name}.kind is {kind_name!r}, and the objective {objective_name(config)} {learned}."
         if kind_name == "zero_shot" and not issubclass(kind, Pairs):
             yield f"evals.{name}.kind is 'zero_shot', but the objective {objective_name(config)} learns no words."
         elif kind_name == "zero_shot" and config.data.source == "pairs":

@@ -82,6 +82,14 @@ def torchvision_name(network: Network, name: str) -> str:
     return _renamed(name, _RULES.get(network.kind, ()))
 
 
+def is_whole(file: WeightFile) -> bool:
+    """Returns whether a file has the tensors of a detector or segmenter, and not of a backbone alone."""
+    names = [name.removeprefix("module.") for name in file.tensors]
+    return any(name.startswith("backbone.") for name in names) and any(
+        name.startswith(("head.", "classifier.")) for name in names
+    )
+
+
 def load(network: Network, path: str | pathlib.Path | WeightFile, *, new_seed: int | None = None) -> dict[str, Any]:
     """Reads the variables of a network from a file; see `from_torch`.
 

@@ -6,6 +6,8 @@ from vision_jax.objectives.barlow_twins import BarlowTwins
 from vision_jax.objectives.base import Constant, Ema, Objective, Out, Progress, Setup, options_of
 from vision_jax.objectives.byol import Byol
 from vision_jax.objectives.classification import Classification
+from vision_jax.objectives.dense import Dense
+from vision_jax.objectives.detection import Detection, Fcos, RetinaNet
 from vision_jax.objectives.dino import Dino
 from vision_jax.objectives.distillation import Distillation
 from vision_jax.objectives.free_adversarial import FreeAdversarial
@@ -15,6 +17,7 @@ from vision_jax.objectives.mocov2 import MoCoV2
 from vision_jax.objectives.mocov3 import MoCoV3
 from vision_jax.objectives.pairs import Clip, Pairs, SigLip
 from vision_jax.objectives.rotation import Rotation
+from vision_jax.objectives.segmentation import Segmentation
 from vision_jax.objectives.simclr import SimCLR
 from vision_jax.objectives.simmim import SimMIM
 from vision_jax.objectives.simsiam import SimSiam
@@ -31,13 +34,16 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "clip": Clip,
     "dino": Dino,
     "distillation": Distillation,
+    "fcos": Fcos,
     "free_adversarial": FreeAdversarial,
     "linear_probe": LinearProbe,
     "mae": MAE,
     "mart": Mart,
     "mocov2": MoCoV2,
     "mocov3": MoCoV3,
+    "retinanet": RetinaNet,
     "rotation": Rotation,
+    "segmentation": Segmentation,
     "siglip": SigLip,
     "simclr": SimCLR,
     "simmim": SimMIM,
@@ -47,4 +53,17 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "vicreg": VICReg,
 }
 
-__all__ = ["OBJECTIVES", "Constant", "Ema", "Objective", "Out", "Pairs", "Progress", "Setup", "options_of"]
+__all__ = [
+    "OBJECTIVES",
+    "Constant",
+    "Dense",
+    "Detection",
+    "Ema",
+    "Objective",
+    "Out",
+    "Pairs",
+    "Progress",
+    "Segmentation",
+    "Setup",
+    "options_of",
+]

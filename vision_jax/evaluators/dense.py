@@ -1,0 +1,42 @@
+"""What evaluators of boxes and masks share: a split is gone through canvas by canvas, so that shapes are few."""
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+from typing import ClassVar
+
+import numpy as np
+
+from vision_jax.data import resizing
+from vision_jax.data.boxes import DenseSubset
+from vision_jax.data.dense import DenseTransform
+from vision_jax.evaluators.base import Context, Evaluator
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class DenseEvaluator(Evaluator):
+    """An evaluator of what is on canvases; see `vision_jax.data.dense`."""
+
+    # What objectives it measures: those of this `Objective.dense`.
+    dense: ClassVar[str] = ""
+
+    @functools.cached_property
+    def parts(self) -> tuple[tuple[Context, np.ndarray], ...]:
+        """For each canvas that an image has, the context with the images of this canvas, and their numbers (n,)."""
+        context = self.context
+        transform = context.transform
+        assert isinstance(transform, DenseTransform)  # objectives of boxes and masks have no other
+        found = []
+        for canvas, indices in resizing.bucket_indices(context.source, transform.resizing, transform.canvases):
+            source = DenseSubset(context.source, indices)
+            part = dataclasses.replace(context, source=source, transform=transform.on(canvas))
+            found.append((part, indices))
+        return tuple(found)
+
+    def evaluators(self) -> Iterator[tuple["DenseEvaluator", np.ndarray]]:
+        """Yields an evaluator like this one for each canvas, which keeps what it compiles, and the images' numbers."""
+        yield from self._evaluators
+
+    @functools.cached_property
+    def _evaluators(self) -> tuple[tuple["DenseEvaluator", np.ndarray], ...]:
+        return tuple((dataclasses.replace(self, context=part), indices) for part, indices in self.parts)
