@@ -321,3 +321,32 @@ def transfer(config: ConfigDict, learning_rate: float, steps: int, warmup_steps:
     config.optimizer.momentum = 0.9
     config.optimizer.weight_decay = 0.0
     config.schedule.warmup_steps = warmup_steps
+
+
+def dense(model: str, name: str, **options: object) -> ConfigDict:
+    """Returns what recipes of detection and segmentation begin with.
+
+    Args:
+        model: the backbone.
+        name: of the objective.
+        **options: its options that differ from their defaults.
+    """
+    config = default_config()
+    config.model.name = model
+    config.objective = objective(name, **options)
+    config.checkpoint.best_metric = "val/miou" if name == "segmentation" else "val/AP"
+    return config
+
+
+def scenes(model: str, name: str, **options: object) -> ConfigDict:
+    """Returns what recipes for the made-up images with digits begin with; the arguments are those of `dense`."""
+    config = dense(model, name, **options)
+    config.dtype = "float32"
+    config.data.source = "scenes"
+    config.data.image_size = 96
+    config.data.dense.resize = "squash"
+    config.data.dense.canvases = ((96, 96),)
+    config.data.dense.max_boxes = 8
+    config.augment.flip = 0.0
+    config.eval.batch_size = 32
+    return config

@@ -163,7 +163,7 @@ def make_train_step(
                 stats, sums, rows_ = add(state.batch_stats, parts, 0)
             else:
                 stats, sums, rows_ = _accumulate(add, state.batch_stats, parts, accumulate)
-            per_part = sums.weight / (size // accumulate)
+            per_part = divisor(sums.weight) / (size // accumulate)
             return jax.tree.map(lambda g: g / per_part.astype(g.dtype), sums.grads), (sums, stats, rows_)
 
         def first_loss(trained: Any) -> jax.Array:
@@ -171,15 +171,15 @@ def make_train_step(
             part = parts if accumulate == 1 else jax.tree.map(lambda x: x[0], parts)
             views, targets = make(part, 0)
             out = part_loss(trained, state.batch_stats, views, targets, 0)[1]
-            return out.loss / out.weight
+            return out.loss / divisor(out.weight)
 
         due = sam is not None and (True if sam.every == 1 else state.step % sam.every == 0)
         if sam is None:
             grads, (sums, stats, rows_) = gradients(trained)
         else:
             grads, (sums, stats, rows_) = optim.sam_gradients(gradients, trained, sam.rho, apply=due)
-        value = sums.loss / sums.weight
-        metrics = {"loss": value, **{name: total / weight for name, (total, weight) in sums.metrics.items()}}
+        value = sums.loss / divisor(sums.weight)
+        metrics = {"loss": value, **{name: total / divisor(weight) for name, (total, weight) in sums.metrics.items()}}
 
         with jax.named_scope(OPTIMIZER):
             metrics["grad_norm"] = optax.tree.norm(grads)
@@ -201,6 +201,11 @@ def make_train_step(
         return key if accumulate == 1 else jax.random.fold_in(key, number)
 
     return train_step
+
+
+def divisor(weight: jax.Array) -> jax.Array:
+    """Returns what a sum is divided by: its weight, or 1 where nothing has counted."""
+    return jnp.where(weight == 0, 1.0, weight)
 
 
 def _split_rows(tree: Any, parts: int) -> Any:

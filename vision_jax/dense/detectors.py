@@ -112,6 +112,7 @@ def create_detector(
     dtype: Any = None,
     backbone: str | ImageModel | None = None,
     frozen_norms: bool | None = None,
+    channels: int = 256,
     **options: Any,
 ) -> Detector:
     """Returns a detector.
@@ -127,6 +128,7 @@ def create_detector(
             float32.
         backbone: for a method, one of `vision_jax.list_models()` or a module without a classifier.
         frozen_norms: see `Detector`; None: as torchvision has it, and False with other backbones.
+        channels: of the pyramid, and so of the heads.
         **options: fields of the backbone, such as `in_channels`, `img_size`, `remat`, `bn_group_size`, `output_stride`
             and `norm_epsilon`.
 
@@ -138,9 +140,9 @@ def create_detector(
     model, model_name = make_backbone(backbone, dtype, options)
     head_options, neck_options, box_loss = _METHODS[kind]
     maps = map_shapes(model, "feature_maps")
-    neck: nn.Module = SimpleFeaturePyramid(dtype=model.dtype)
+    neck: nn.Module = SimpleFeaturePyramid(channels, dtype=model.dtype)
     if several := len(maps) > 1:
-        neck = FeaturePyramid(norm_epsilon=model.map_norm_epsilon, dtype=model.dtype, **neck_options)
+        neck = FeaturePyramid(channels, norm_epsilon=model.map_norm_epsilon, dtype=model.dtype, **neck_options)
     detector = Detector(
         kind=kind,
         backbone=model,

@@ -48,5 +48,5 @@ class ObjectiveLoss(Evaluator):
         sums = run_pass(self.context, self.compiled(objective, self.make_step, arguments), arguments)
         return {
             "count": self.check_count(int(sums.pop("count")[0])),
-            **{name: float(total / weight) for name, (total, weight) in sums.items()},
+            **{name: float(total / (weight or 1)) for name, (total, weight) in sums.items()},
         }

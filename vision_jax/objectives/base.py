@@ -53,7 +53,8 @@ class Out(NamedTuple):
 
     Attributes:
         loss: () float32, the sum over examples, pixels or boxes.
-        weight: () float32, by which the sum is divided, once, after all micro-batches have been added.
+        weight: () float32, by which the sum is divided, once, after all micro-batches have been added; where it is 0,
+            as of FCOS in a batch without objects, nothing is divided.
         variables: collections updated in the forward pass, as `apply(..., mutable=["batch_stats"])` returns them; {} if
             there are none.
         metrics: by name, a sum and its weight, each () float32.

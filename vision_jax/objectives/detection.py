@@ -29,6 +29,7 @@ class Detection(Dense):
     Attributes:
         anchor_scale: times the published sizes of the anchors, which are 32 pixels and more for RetinaNet: below 1
             where objects are smaller.
+        channels: of the pyramid and the heads.
     """
 
     dense: ClassVar[str] = "boxes"
@@ -37,14 +38,26 @@ class Detection(Dense):
     selected: ClassVar[Selection]
 
     anchor_scale: float = 1.0
+    channels: int = 256
 
     def __post_init__(self) -> None:
+        check_ranges(self, positive=("anchor_scale", "channels"))
         super().__post_init__()
-        check_ranges(self, positive=("anchor_scale",))
+
+    @property
+    def kind(self) -> str:
+        """The method; see `create_detector`."""
+        raise NotImplementedError
 
     @functools.cached_property
     def network(self) -> Detector:
-        raise NotImplementedError
+        return create_detector(
+            self.kind,
+            num_classes=self.num_classes,
+            backbone=self.backbone,
+            frozen_norms=self.frozen_norms,
+            channels=self.channels,
+        )
 
     @property
     def selection(self) -> Selection:
@@ -90,12 +103,9 @@ class RetinaNet(Detection):
             raise ConfigError(f"objective.version is {self.version!r}: RetinaNet has the versions 1 and 2.")
         super().__post_init__()
 
-    @functools.cached_property
-    def network(self) -> Detector:
-        kind = "retinanet" if self.version == 1 else "retinanet_v2"
-        return create_detector(
-            kind, num_classes=self.num_classes, backbone=self.backbone, frozen_norms=self.frozen_norms
-        )
+    @property
+    def kind(self) -> str:
+        return "retinanet" if self.version == 1 else "retinanet_v2"
 
     def sums_of(self, outputs: Any, views: Views, mask: jax.Array | None) -> Sums:
         levels = self.levels(*views["image"].shape[1:3])
@@ -111,11 +121,9 @@ class Fcos(Detection):
     anchors: ClassVar[Anchors] = anchor_sets.FCOS
     selected: ClassVar[Selection] = postprocess.FCOS
 
-    @functools.cached_property
-    def network(self) -> Detector:
-        return create_detector(
-            "fcos", num_classes=self.num_classes, backbone=self.backbone, frozen_norms=self.frozen_norms
-        )
+    @property
+    def kind(self) -> str:
+        return "fcos"
 
     def sums_of(self, outputs: Any, views: Views, mask: jax.Array | None) -> Sums:
         return fcos_loss(outputs, self.levels(*views["image"].shape[1:3]), views["boxes"], views["box_labels"], mask)
