@@ -450,11 +450,6 @@ def _check_pruning(config: ConfigDict) -> Iterator[str]:
     except ConfigError as error:
         yield str(error)
         return
-    if pattern is not None and prune.sparsity is not None and not math.isclose(prune.sparsity, sparsity):
-        yield (
-            f"prune.sparsity is {prune.sparsity}, and prune.pattern={prune.pattern} makes {sparsity:g} of the weights "
-            "zero: leave prune.sparsity unset."
-        )
     if pattern is not None and prune.scope == "global":
         yield f"prune.scope is 'global', and prune.pattern={prune.pattern} decides in each group: set it to 'array'."
     if sparsity is None:
@@ -464,6 +459,11 @@ def _check_pruning(config: ConfigDict) -> Iterator[str]:
             yield f"prune.{given[0]} is set, but nothing is pruned: set prune.sparsity or prune.pattern too."
     elif prune.initial_sparsity > sparsity:
         yield f"prune.initial_sparsity is {prune.initial_sparsity}, more than the sparsity at the end, {sparsity:g}."
+    if pattern is not None and sparsity is not None and not math.isclose(prune.sparsity or sparsity, sparsity):
+        yield (
+            f"prune.sparsity is {prune.sparsity}, and prune.pattern={prune.pattern} makes {sparsity:g} of the weights "
+            "zero: leave prune.sparsity unset."
+        )
     if prune.end_epochs is not None and prune.end_epochs < prune.begin_epochs:
         yield f"prune.end_epochs is {prune.end_epochs}, before prune.begin_epochs={prune.begin_epochs}."
 

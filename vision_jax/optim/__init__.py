@@ -6,7 +6,7 @@ from vision_jax.optim.guard import GuardState, guard
 from vision_jax.optim.late import LateState, begin_late
 from vision_jax.optim.masks import decay_mask
 from vision_jax.optim.optimizers import create_optimizer, list_optimizers, optimizer_arguments
-from vision_jax.optim.pruning import Pruning, PruneState, apply_masks, masks_of, prune, sparsity_of
+from vision_jax.optim.pruning import PruneState, Pruning, apply_masks, masks_of, prune, sparsity_of
 from vision_jax.optim.sam import sam_gradients
 from vision_jax.optim.schedules import (
     create_schedule,
