@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from vision_jax.data.pillow import MAX_PIXELS
-from vision_jax.optim.masks import CLASSIFIER, STEM
+from vision_jax.optim.masks import STEM
 
 
 def default_config() -> ConfigDict:
@@ -299,9 +299,10 @@ def default_config() -> ConfigDict:
     # N:M, such as 2:4 or 4:8: at most N of M consecutive inputs of each output are not zero, which sets the sparsity to
     # 1 - N/M. Inputs are the last axis but one of a kernel; kernels whose inputs M does not divide stay dense. "": any.
     prune.pattern = ""
-    # Regular expressions, searched for in parameter paths: kernels that stay dense; by default, the first convolution
-    # and the classifier.
-    prune.exclude = (STEM, CLASSIFIER)
+    # Regular expressions, searched for in parameter paths: kernels that stay dense; by default, the first convolution.
+    # And whether the classifier is pruned too.
+    prune.exclude = (STEM,)
+    prune.classifier = False
     # What a masked weight is until `end_epochs`: zero for good (zero), kept aside to come back if others become smaller
     # (held, as Zhu and Gupta do), or kept aside and updated (updated, as in arXiv:2006.07253).
     prune.masked = "zero"

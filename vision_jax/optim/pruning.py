@@ -27,7 +27,7 @@ import optax
 from vision_jax.errors import ConfigError, suggest
 from vision_jax.optim import magnitude
 from vision_jax.optim.groups import split_tree
-from vision_jax.optim.masks import CLASSIFIER, STEM, all_paths, block_paths, check_patterns, is_stacked, matches
+from vision_jax.optim.masks import STEM, all_paths, block_paths, check_patterns, is_stacked, matches
 
 SCOPES = ("array", "global")
 MASKED = ("zero", "held", "updated")
@@ -63,6 +63,7 @@ class Pruning:
         scope: "array", each kernel by itself; "global", by one threshold over all of them.
         pattern: (n, m): at most n of m consecutive inputs are not zero, see `magnitude.keep_n_of_m`; None: any.
         exclude: regular expressions of kernels that stay dense.
+        spared: paths of kernels that stay dense too, such as the classifier's.
         masked: of MASKED, see the top of this file.
     """
 
@@ -73,7 +74,8 @@ class Pruning:
     initial: float = 0.0
     scope: str = "array"
     pattern: tuple[int, int] | None = None
-    exclude: tuple[str, ...] = (STEM, CLASSIFIER)
+    exclude: tuple[str, ...] = (STEM,)
+    spared: tuple[str, ...] = ()
     masked: str = "zero"
 
     def __post_init__(self) -> None:
@@ -87,6 +89,11 @@ class Pruning:
                 f"Pruning begins at step {self.begin}, ends at {self.end} and makes masks every {self.every}: it takes "
                 "0 <= begin <= end, and 1 or more."
             )
+        for pattern in self.exclude:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ConfigError(f"prune.exclude has {pattern!r}, no regular expression: {error}") from error
         for name, allowed in (("scope", SCOPES), ("masked", MASKED)):
             if getattr(self, name) not in allowed:
                 raise ConfigError(
@@ -111,17 +118,17 @@ class Pruning:
     def paths(self, params: Any) -> tuple[list[str], list[str]]:
         """Returns the paths of the kernels that are pruned, and of those that stay dense.
 
-        Dense are those that `exclude` matches, those of a single input to each output, as of depthwise convolutions,
-        and with a pattern, those whose inputs m does not divide.
+        Dense are those that `exclude` or `spared` has, those of a single input to each output, as of depthwise
+        convolutions, and with a pattern, those whose inputs m does not divide.
 
         Args:
             params: arrays, or their shapes, of the trained parameters.
 
         Raises:
-            ConfigError: if a pattern of `exclude`, other than the defaults, matches nothing, or only some blocks of a
+            ConfigError: if a pattern of `exclude`, other than the default, matches nothing, or only some blocks of a
                 stack; if no kernel is left; or if there are too many weights for one threshold.
         """
-        named = [pattern for pattern in self.exclude if pattern not in (STEM, CLASSIFIER)]
+        named = [pattern for pattern in self.exclude if pattern != STEM]
         check_patterns("prune.exclude", named, all_paths(params))
         pruned, dense, sizes = [], [], []
         for path, x in _leaves(params):
@@ -134,7 +141,7 @@ class Pruning:
                     "none: change the pattern, or set model.scan_blocks to False."
                 )
             fits = x.shape[-2] > 1 and (self.pattern is None or x.shape[-2] % self.pattern[1] == 0)
-            if excluded.pop() or not fits:
+            if excluded.pop() or path in self.spared or not fits:
                 dense.append(path)
                 continue
             pruned.append(path)
