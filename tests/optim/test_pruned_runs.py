@@ -17,6 +17,7 @@ from vision_jax import config as config_lib
 from vision_jax.commands import compress
 from vision_jax.compress import sparsity
 from vision_jax.errors import ConfigError, DataError
+from vision_jax.optim.masks import STEM
 
 PRUNED = ("conv2/kernel", "fc1/kernel", "fc2/kernel")
 
@@ -198,3 +199,4 @@ def test_pruning_that_is_longer_than_the_run():
         config_lib.make_plan(make_config(sparsity=0.5, end_epochs=2.0), 1437)
     assert config_lib.make_plan(make_config(sparsity=0.5, begin_epochs=4 / 22), 1437).prune_steps == (4, 8)
     assert config_lib.make_plan(make_config(), 1437).prune_steps == (0, 0)
+    assert tuple(make_config().prune.exclude) == (STEM,)
