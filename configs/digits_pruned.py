@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from vision_jax import recipes
 
-# What `config.prune` has: it is over after 33 of 60 epochs, half of those that are left, and 2to4 before the first step.
+# What `config.prune` has: it is over after 33 of 60 epochs, and with 2to4 before the first step.
 _GRADUAL = {"begin_epochs": 6.0, "every_steps": 20}
 VARIANTS: dict[str, dict[str, Any]] = {
     "80": {"sparsity": 0.8, **_GRADUAL},

@@ -29,6 +29,7 @@ LIMITED = {
     *("optimizer.momentum", "optimizer.b1", "optimizer.b2", "optimizer.decay", "optimizer.layer_decay"),
     *("schedule.warmup_epochs", "schedule.warmup_share", "schedule.warmup_factor", "schedule.factor"),
     *("mesh.data", "mesh.fsdp", "mesh.tensor", "optimizer.accumulate"),
+    *("prune.sparsity", "prune.initial_sparsity", "prune.begin_epochs", "prune.end_epochs", "prune.every_steps"),
 }
 # Tuples that hold numbers, with one that cannot be.
 TUPLES = {
@@ -49,7 +50,7 @@ TUPLES = {
 }
 STRINGS = {
     *("mesh.rules", "log.trackers", "optimizer.no_decay", "optimizer.no_clip_adaptive", "optimizer.frozen"),
-    *("optimizer.layers", "optimizer.constant_rate"),
+    *("optimizer.layers", "optimizer.constant_rate", "prune.exclude"),
 }
 
 

@@ -300,9 +300,7 @@ def default_config() -> ConfigDict:
     prune.pattern = ""
     # Regular expressions, searched for in parameter paths: kernels that stay dense; by default, the first convolution.
     # And whether the classifier is pruned too.
-    prune.exclude = (
-        r"^(visual/)?(stem|conv_stem|patch_embed|prep|conv1|Conv2d_1a_3x3|features/(0|conv0))/(.*/)?kernel$",
-    )
+    prune.exclude = (r"^(visual/)?(stem|conv_stem|patch_embed|prep|conv1|Conv2d_1a_3x3|features/(0|conv0))/",)
     prune.classifier = False
     # What a masked weight is until `end_epochs`: zero for good (zero), kept aside to come back if others become smaller
     # (held, as Zhu and Gupta do), or kept aside and updated (updated, as in arXiv:2006.07253).
