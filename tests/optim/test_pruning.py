@@ -184,7 +184,7 @@ def test_masks_grow_unless_weights_come_back():
 
 
 def test_updated_weights_are_those_of_training_on_the_gradients_of_the_pruned_network():
-    """Dense weights w with the update of SGD; the network has mask * w (arXiv:2006.07253, equation 5)."""
+    """Dense weights w with the update of SGD; the network has mask * w (arXiv:2006.07253)."""
     pruning = Pruning(sparsity=0.5, begin=0, end=4, every=2, masked="updated")
     dense = np.asarray(tree(0)["mlp"]["kernel"], np.float64)
     for step, (params, state) in enumerate(run(pruning, 6, optax.sgd(0.1))):
@@ -196,7 +196,7 @@ def test_updated_weights_are_those_of_training_on_the_gradients_of_the_pruned_ne
 
 
 def test_held_weights_have_no_updates():
-    """A weight is what it was when it was masked, and so it comes back (Zhu and Gupta, section 3)."""
+    """A weight is what it was when it was masked, and so it comes back (Zhu and Gupta)."""
     pruning = Pruning(sparsity=0.5, begin=0, end=4, every=1, masked="held")
     held = np.asarray(tree(0)["mlp"]["kernel"], np.float64)
     mask = np.ones_like(held, bool)

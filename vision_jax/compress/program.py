@@ -85,10 +85,13 @@ def compress(trained: TrainedModel, output: pathlib.Path, options: Options) -> t
     if not trained.num_classes:
         raise ConfigError(f"The model, {trained.name}, has no classifier, so that it has no accuracy to compare.")
     names = (_FULL, *options.methods)
-    for name in names:
-        program.Target(output / f"{name}.onnx", overwrite=options.overwrite).check()
-    if (output / RESULTS).exists() and not options.overwrite:
-        raise ConfigError(f"{output / RESULTS} is there already: give another --output, or --overwrite.")
+    files = [output / f"{name}.onnx" for name in names]
+    cards = [program.Target(path).card for path in files]
+    for path in (*files, *cards, *map(program.data_path, files), output / RESULTS):
+        if path.is_dir():
+            raise ConfigError(f"{path} is a folder, and a file is to be written there: give another --output.")
+        if path.exists() and not options.overwrite:
+            raise ConfigError(f"{path} is there already: give another --output, or --overwrite.")
     validation = _source(trained, train=False)
     with closing(validation), _aside(output) as folder:
         paths = {name: folder / f"{name}.onnx" for name in names}

@@ -104,7 +104,7 @@ class Pruning:
         """Returns the sparsity after so many updates, () float32, if masks are made there.
 
         s_t = s_f + (s_i - s_f) * (1 - (t - t_0) / (n dt))^3 from t_0 = begin to t_0 + n dt = end, s_f from there on
-        (Zhu and Gupta's equation 1).
+        (Zhu and Gupta).
         """
         share = jnp.clip((jnp.asarray(step, jnp.float32) - self.begin) / max(1, self.end - self.begin), 0, 1)
         share = jnp.where(jnp.asarray(step) >= self.end, 1.0, share)
