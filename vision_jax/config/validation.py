@@ -454,7 +454,8 @@ def _check_pruning(config: ConfigDict) -> Iterator[str]:
         yield f"prune.scope is 'global', and prune.pattern={prune.pattern} decides in each group: set it to 'array'."
     if sparsity is None:
         defaults = dict(flatten(default_config().prune))
-        given = [name for name, value in flatten(prune) if value != defaults[name]]
+        # The default of `exclude` may change, and configurations are stored with that of their time.
+        given = [name for name, value in flatten(prune) if name != "exclude" and value != defaults[name]]
         if given:
             yield f"prune.{given[0]} is set, but nothing is pruned: set prune.sparsity or prune.pattern too."
     elif prune.initial_sparsity > sparsity:
