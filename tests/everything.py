@@ -1,4 +1,4 @@
-"""A configuration that has all that a step can do: policies, mixing, averages, LAMB, parts, SAM, guards, dropout."""
+"""A configuration that has all that a step can do: policies, mixing, averages, LAMB, parts, SAM, guards, pruning."""
 
 from ml_collections import ConfigDict
 
@@ -18,6 +18,7 @@ def get_config() -> ConfigDict:
     config.optimizer.update({"weight_decay_end": 0.1, "accumulate": 2, "sam_rho": 0.05, "sam_every": 3})
     config.optimizer.update({"layer_decay": None, "multipliers": (("^fc3/", 2.0),), "mu_dtype": "bfloat16"})
     config.guard.update({"nonfinite": "skip", "spike_deviations": 8.0, "window": 16})
+    config.prune.update({"sparsity": 0.7, "begin_epochs": 0.2, "end_epochs": 1.5, "every_steps": 4, "masked": "held"})
     config.schedule.update({"warmup_epochs": 1.0, "by_epoch": True, "warmup_factor": 0.1})
     config.eval.update({"every_steps": 20, "batch_size": 128, "flip": True})
     config.checkpoint.every_steps = 7

@@ -39,7 +39,12 @@ if "tiny_vit" not in registry.list_models():
 
 
 def make_config(model: str, mesh: str) -> ConfigDict:
-    """Returns the configuration of a case; resnet has batch norm over the batch, grouped_resnet over four examples."""
+    """Returns the configuration of a case.
+
+    resnet has batch norm over the batch, grouped_resnet over four examples; pruned is a vit of which half is pruned.
+    """
+    if pruned := model == "pruned":
+        model = "vit"
     config = config_lib.default_config()
     config.update({"batch_size": BATCH_SIZE, "total_steps": 10, "dtype": "float32", "ema_decay": 0.9})
     config.model.name = "tiny_vit" if model == "vit" else "tiny_resnet"
@@ -49,6 +54,9 @@ def make_config(model: str, mesh: str) -> ConfigDict:
         config.model.drop_path_rate = 0.1
     config.data.update({"source": "synthetic", "image_size": 8, "eval_resize": 8})
     config.optimizer.update({"name": "adamw" if model == "vit" else "sgd", "learning_rate": 1e-3})
+    if pruned:
+        config.prune.update({"sparsity": 0.5, "begin_epochs": 0.1, "end_epochs": 0.2, "scope": "global"})
+        config.prune.update({"every_steps": 1, "masked": "updated"})
     config.schedule.warmup_epochs, config.augment.flip = 0.0, 0.0
     config.mesh.update(dict(zip(sharding.AXES, MESHES[mesh], strict=True)) | {"fsdp_min_size": 1})
     return config

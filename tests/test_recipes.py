@@ -47,6 +47,7 @@ SMALL = (
         "cifar",
         "cifar10_fast",
         "digits_clip",
+        "digits_pruned",
         "digits_selfsupervised",
         "fashion_selfsupervised",
         "dino",

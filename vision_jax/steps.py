@@ -6,6 +6,7 @@ float32, 1 where another record stands for a damaged one.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -77,7 +78,7 @@ def make_train_step(
     Args:
         objective: what is minimized.
         optimizer: of the trained parameters; of `optim.guard`, it may skip steps, which leave all but the step counter
-            as it was, `extra` and the average too.
+            as it was, `extra` and the average too; of `optim.prune`, it keeps weights zero, in the average too.
         schedule: the learning rate by step, for the metrics only.
         seed: keys augmentation and dropout, with the step and the example's position.
         accumulate: micro-batches; see above.
@@ -87,8 +88,8 @@ def make_train_step(
     Returns:
         (state, batch, values of the objective's constants) -> (new state, metrics); without constants the last may be
         left out. The metrics are () float32: loss, grad_norm (of the trained parameters), learning_rate, those of the
-        objective, with a guard skipped_steps (in the training so far) and skipped_in_a_row, and replaced_records if the
-        batch tells which they are.
+        objective, with a guard skipped_steps (in the training so far) and skipped_in_a_row, with pruning sparsity (of
+        the kernels that are pruned, after the update), and replaced_records if the batch tells which they are.
 
     Raises:
         ConfigError: if the objective couples examples and is to accumulate, or when the step is traced, if a pattern
@@ -177,7 +178,9 @@ def make_train_step(
         if sam is None:
             grads, (sums, stats, rows_) = gradients(trained)
         else:
-            grads, (sums, stats, rows_) = optim.sam_gradients(gradients, trained, sam.rho, apply=due)
+            masks = optim.masks_of(state.opt_state)
+            live = functools.partial(optim.apply_masks, masks=masks)
+            grads, (sums, stats, rows_) = optim.sam_gradients(gradients, trained, sam.rho, apply=due, live=live)
         value = sums.loss / divisor(sums.weight)
         metrics = {"loss": value, **{name: total / divisor(weight) for name, (total, weight) in sums.metrics.items()}}
 
@@ -193,6 +196,8 @@ def make_train_step(
             metrics["skipped_steps"] = opt_state.skipped.astype(jnp.float32)
             metrics["skipped_in_a_row"] = opt_state.in_a_row.astype(jnp.float32)
         metrics["learning_rate"] = jnp.asarray(schedule(updates_done), jnp.float32)
+        if (masks := optim.masks_of(opt_state)) is not None:
+            metrics["sparsity"] = optim.sparsity_of(masks)
         if "replaced" in batch:
             metrics["replaced_records"] = batch["replaced"].sum()
         return after, metrics
@@ -267,6 +272,8 @@ def _after(
         average = move_average(average, {"params": params, "batch_stats": stats}, decay)
         if average_stats is not None:
             average = {**average, "batch_stats": average_stats}
+    if average is not None:
+        average = {**average, "params": optim.apply_masks(average["params"], optim.masks_of(opt_state))}
     return TrainState(state.step + 1, params, stats, opt_state, average, extra)
 
 

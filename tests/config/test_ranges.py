@@ -30,6 +30,7 @@ LIMITED = {
     *("schedule.warmup_epochs", "schedule.warmup_share", "schedule.warmup_factor", "schedule.factor"),
     "data.dense.eval_shorter",
     *("mesh.data", "mesh.fsdp", "mesh.tensor", "optimizer.accumulate"),
+    *("prune.sparsity", "prune.initial_sparsity", "prune.begin_epochs", "prune.end_epochs", "prune.every_steps"),
 }
 # Tuples that hold numbers, with one that cannot be.
 TUPLES = {
@@ -54,7 +55,7 @@ TUPLES = {
 }
 STRINGS = {
     *("mesh.rules", "log.trackers", "optimizer.no_decay", "optimizer.no_clip_adaptive", "optimizer.frozen"),
-    *("optimizer.layers", "optimizer.constant_rate", "data.dense.categories"),
+    *("optimizer.layers", "optimizer.constant_rate", "data.dense.categories", "prune.exclude"),
 }
 
 

@@ -3,6 +3,7 @@
 import concurrent.futures
 import dataclasses
 import functools
+import logging
 import os
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -24,11 +25,13 @@ from vision_jax.assembly.states import (
     pooled_norm,
 )
 from vision_jax.config.fields import OPTIMIZER_OPTIONS, SCHEDULE_OPTIONS
-from vision_jax.config.plan import Plan
+from vision_jax.config.plan import Plan, prune_pattern, prune_sparsity
 from vision_jax.data.loader import batch_fields
 from vision_jax.devices import compilation, partition, sharding
 from vision_jax.objectives import Objective
 from vision_jax.state import TrainState
+
+log = logging.getLogger(__name__)
 
 
 def make_schedule(config: ConfigDict, plan: Plan) -> optax.Schedule:
@@ -83,14 +86,19 @@ def make_rules(config: ConfigDict, plan: Plan, objective: Objective | None = Non
 
 
 def make_optimizer(
-    config: ConfigDict, plan: Plan, params: Any, rules: optim.GroupRules | None = None
+    config: ConfigDict,
+    plan: Plan,
+    params: Any,
+    rules: optim.GroupRules | None = None,
+    pruning: optim.Pruning | None = None,
 ) -> optax.GradientTransformation:
-    """Returns the optimizer, with what holds for which parameters and the guard, if there is one.
+    """Returns the optimizer, with what holds for which parameters, pruning and the guard, if there are such.
 
-    `params` are all parameters, frozen ones too, or their shapes; `rules` are those of `make_rules`, unless given.
+    `params` are all parameters, frozen ones too, or their shapes; `rules` are those of `make_rules`, unless given; and
+    `pruning` is that of `make_pruning`.
 
     Raises:
-        ConfigError: if a pattern of `config.optimizer` matches none of them.
+        ConfigError: if a pattern of `config.optimizer` or `config.prune` matches none of them.
     """
     rules = rules or make_rules(config, plan)
     weight_decay: optax.ScalarOrSchedule = config.optimizer.weight_decay
@@ -122,9 +130,33 @@ def make_optimizer(
         global_norm=config.optimizer.clip_global_norm,
     )
     optimizer = rules.wrap(optax.chain(*clips, optimizer) if clips else optimizer, params)
+    if pruning is not None:
+        pruned, dense = pruning.paths(rules.split(params)[0])
+        log.info("Pruned: %s. Left dense: %s.", ", ".join(pruned), ", ".join(dense) or "none")
+        optimizer = optim.prune(optimizer, pruning)
     if config.guard.nonfinite == "skip" or config.guard.spike_deviations is not None:
         return optim.guard(optimizer, spike_deviations=config.guard.spike_deviations, window=config.guard.window)
     return optimizer
+
+
+def make_pruning(config: ConfigDict, plan: Plan, objective: Objective) -> optim.Pruning | None:
+    """Returns when, how far and what is pruned; None: nothing."""
+    prune, sparsity = config.prune, prune_sparsity(config)
+    if sparsity is None:
+        return None
+    begin, end = plan.prune_steps
+    return optim.Pruning(
+        sparsity=sparsity,
+        begin=begin,
+        end=end,
+        every=prune.every_steps,
+        initial=prune.initial_sparsity,
+        scope=prune.scope,
+        pattern=prune_pattern(prune.pattern),
+        exclude=tuple(prune.exclude),
+        spared=() if prune.classifier else classifier(objective),
+        masked=prune.masked,
+    )
 
 
 def optimizer_options(config: ConfigDict) -> dict[str, Any]:
@@ -159,7 +191,7 @@ def make_program(config: ConfigDict, plan: Plan, objective: Objective, mesh: Mes
         ConfigError: if `mesh.rules` do not fit the model, or rules on the paths of parameters match nothing.
     """
     rules, params = make_rules(config, plan, objective), abstract_variables(objective)["params"]
-    optimizer = make_optimizer(config, plan, params, rules)
+    optimizer = make_optimizer(config, plan, params, rules, make_pruning(config, plan, objective))
     create = functools.partial(create_state, objective, optimizer, rules, seed=config.seed)
     shapes = jax.eval_shape(create)
     layouts = partition.layouts(partition_rules(config, mesh), mesh, shapes.params, shapes)

@@ -43,9 +43,13 @@ def create_state(
     step = jnp.zeros((), jnp.int32)
     keeps_average = objective.ema_decay(objective.progress(step)) is not None
     trained, _ = (rules or optim.GroupRules()).split(variables["params"])
+    opt_state = optimizer.init(trained)
+    masks = optim.masks_of(opt_state)
+    variables = {**variables, "params": optim.apply_masks(variables["params"], masks)}
     ema = jax.tree.map(jnp.copy, variables) if keeps_average else None
     if ema is not None and given is not None and "ema" in given:
         ema = _merge(ema, given["ema"], missing)
+        ema = {**ema, "params": optim.apply_masks(ema["params"], masks)}
     extra = objective.init_extra(variables)
     if given is not None and "extra" in given:
         extra = _merge({"extra": extra}, {"extra": given["extra"]}, ("",))["extra"]
@@ -53,7 +57,7 @@ def create_state(
         step=step,
         params=variables["params"],
         batch_stats=variables["batch_stats"],
-        opt_state=optimizer.init(trained),
+        opt_state=opt_state,
         ema=ema,
         extra=extra,
     )

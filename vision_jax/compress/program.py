@@ -1,11 +1,14 @@
 """Writes smaller files of a model, and measures them beside the one in float32."""
 
+import contextlib
 import dataclasses
 import json
 import logging
+import os
 import pathlib
+import shutil
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -14,12 +17,12 @@ import numpy as np
 
 from vision_jax import build
 from vision_jax.build import TrainedModel
-from vision_jax.compress import METHODS, measure, quantize
+from vision_jax.compress import METHODS, measure, quantize, sparsity
 from vision_jax.data.order import subset
 from vision_jax.data.sources import Source, SubsetSource, closing
 from vision_jax.devices import flops
 from vision_jax.errors import CheckpointError, ConfigError, DataError
-from vision_jax.export import card, program
+from vision_jax.export import card, onnx_file, program, subject
 from vision_jax.export.onnx_model import OnnxModel
 from vision_jax.export.subject import Options as Form
 
@@ -27,6 +30,14 @@ log = logging.getLogger(__name__)
 
 RESULTS = "compress.json"
 _FULL = "float32"
+# What is smaller in files that are made of the one in float32.
+_FORMS = {
+    "weights8": "Its weights are stored in int8, with a scale for each output channel, and made float32 again.",
+    "int8": (
+        "Its convolutions and matrix products are computed in int8: weights of seven bits have a scale for each output "
+        "channel, and activations have ranges that were taken from images of the training split."
+    ),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +51,7 @@ class Options:
         examples: of the validation split that accuracy is measured on; None: all.
         batch_size: of measuring.
         overwrite: replace files of the output folder.
+        workdir: of the run, whose metrics the model cards quote; None: there is none.
     """
 
     methods: tuple[str, ...] = METHODS
@@ -48,10 +60,13 @@ class Options:
     examples: int | None = None
     batch_size: int = 64
     overwrite: bool = False
+    workdir: pathlib.Path | None = None
 
 
-def compress(trained: TrainedModel, output: pathlib.Path, options: Options) -> list[dict[str, Any]]:
-    """Writes files, each `METHOD.onnx`, and `compress.json` with what they are worth; float32 is among them.
+def compress(trained: TrainedModel, output: pathlib.Path, options: Options) -> tuple[list[dict[str, Any]], dict]:
+    """Writes files, each `METHOD.onnx` with a model card, and `compress.json` with what they are worth.
+
+    float32 is among them. All of them come at the end: after an error there is none, and what was there is as it was.
 
     Args:
         trained: the model, whose configuration says where its data are.
@@ -60,7 +75,7 @@ def compress(trained: TrainedModel, output: pathlib.Path, options: Options) -> l
 
     Returns:
         a row for each: `method`, `bytes`, `multiply_adds`, `top1`, `top5`, `loss`, `count`, `milliseconds` of one
-        image, and `relative_time`, its median ratio to float32's.
+        image, and `relative_time`, its median ratio to float32's; and the zeros of the model, see `sparsity.summary`.
 
     Raises:
         ConfigError: if files are there, or the model has no classifier.
@@ -69,42 +84,78 @@ def compress(trained: TrainedModel, output: pathlib.Path, options: Options) -> l
     """
     if not trained.num_classes:
         raise ConfigError(f"The model, {trained.name}, has no classifier, so that it has no accuracy to compare.")
-    paths = {name: output / f"{name}.onnx" for name in (_FULL, *options.methods)}
-    for path in (*paths.values(), output / RESULTS):
+    names = (_FULL, *options.methods)
+    files = [output / f"{name}.onnx" for name in names]
+    cards = [program.Target(path).card for path in files]
+    for path in (*files, *cards, *map(program.data_path, files), output / RESULTS):
+        if path.is_dir():
+            raise ConfigError(f"{path} is a folder, and a file is to be written there: give another --output.")
         if path.exists() and not options.overwrite:
             raise ConfigError(f"{path} is there already: give another --output, or --overwrite.")
     validation = _source(trained, train=False)
-    with closing(validation):
+    with closing(validation), _aside(output) as folder:
+        paths = {name: folder / f"{name}.onnx" for name in names}
         _write(trained, paths, options)
         models = {name: OnnxModel.open(path) for name, path in paths.items()}
         wanted = min(options.examples or len(validation), len(validation))
         chosen = SubsetSource(validation, subset(len(validation), wanted))
         log.info("Accuracy is measured on %d images of the validation split.", wanted)
         found = measure.accuracy(models, measure.batches(trained, chosen, options.batch_size))
-    taken = measure.latency(models, 1)
-    ratios, multiply_adds = measure.ratios(taken, _FULL), _multiply_adds(trained)
-    rows = [
-        {
-            **{"method": name, "bytes": path.stat().st_size, "multiply_adds": multiply_adds, **found[name]},
-            **{"milliseconds": 1000 * statistics.median(taken[name]), "relative_time": ratios[name]},
-        }
-        for name, path in paths.items()
-    ]
-    about = {"model": trained.name, "origin": trained.origin, "rows": rows, "versions": card.versions("onnxruntime")}
-    (output / RESULTS).write_text(json.dumps(about, indent=2) + "\n")
-    return rows
+        taken = measure.latency(models, 1)
+        ratios, multiply_adds = measure.ratios(taken, _FULL), _multiply_adds(trained)
+        rows = [
+            {
+                **{"method": name, "bytes": path.stat().st_size, "multiply_adds": multiply_adds, **found[name]},
+                **{"milliseconds": 1000 * statistics.median(taken[name]), "relative_time": ratios[name]},
+            }
+            for name, path in paths.items()
+        ]
+        zeros = sparsity.summary(build.without_heads(trained.objective, trained.variables)["params"])
+        _write_cards(trained, folder, rows)
+        about = {"model": trained.name, "origin": trained.origin, "rows": rows, "sparsity": zeros}
+        about["versions"] = card.versions("onnxruntime")
+        (folder / RESULTS).write_text(json.dumps(about, indent=2) + "\n")
+    return rows, zeros
+
+
+@contextlib.contextmanager
+def _aside(output: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Gives a folder in the output folder, whose files are moved into the latter at the end, unless there was an error.
+
+    After an error, folders that were made are gone too.
+
+    Raises:
+        CheckpointError: if the folder cannot be made, or files cannot be written.
+    """
+    made: list[pathlib.Path] = []
+    folder = output / f".compress.{os.getpid()}.tmp"
+    try:
+        try:
+            for path in (*reversed(output.parents), output, folder):
+                if not path.is_dir():
+                    path.mkdir()
+                    made.append(path)
+        except OSError as error:
+            raise CheckpointError(f"Cannot make the folder {output}: {error.strerror}.") from error
+        yield folder
+        # The results come last: with them, everything is there.
+        for path in sorted(folder.iterdir(), key=lambda path: path.name == RESULTS):
+            path.replace(output / path.name)
+    except OSError as error:
+        raise CheckpointError(f"Cannot write into {output}: {error}") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        for path in reversed(made):
+            with contextlib.suppress(OSError):  # it is not empty, as there was no error
+                path.rmdir()
 
 
 def _write(trained: TrainedModel, paths: dict[str, pathlib.Path], options: Options) -> None:
     pixels = program.read_pixels(trained)
-    try:
-        paths[_FULL].parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CheckpointError(f"Cannot make the folder {paths[_FULL].parent}: {error.strerror}.") from error
     for name in paths:
-        log.info("%s is written.", paths[name])
+        log.info("%s is made.", paths[name].name)
         if name in ("float32", "float16"):
-            target = program.Target(paths[name], overwrite=True)
+            target = program.Target(paths[name], workdir=options.workdir)
             program.export_onnx(trained, target, Form(dtype=name), pixels=pixels)
         elif name == "weights8":
             quantize.to_int8_weights(paths[_FULL], paths[name])
@@ -112,6 +163,22 @@ def _write(trained: TrainedModel, paths: dict[str, pathlib.Path], options: Optio
             quantize.to_int8(
                 paths[_FULL], paths[name], _calibration(trained, paths[_FULL], options), options.calibration
             )
+
+
+def _write_cards(trained: TrainedModel, folder: pathlib.Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Writes the model cards of files that were made of float32.onnx; the others have theirs from the export."""
+    made, packages = subject.make(trained, Form()), card.versions("onnx", "onnxruntime")
+    for row in rows:
+        file = f"{row['method']}.onnx"
+        if row["method"] not in _FORMS:
+            continue
+        form = (
+            f"{_FORMS[row['method']]} The accuracy below is that of this file, on {row['count']} images of the "
+            "validation split; compress.json has that of the others."
+        )
+        sections = card.smaller_sections(made, file, onnx_file.DEFAULT_OPSET, form)
+        measured = {"val/top1": row["top1"], "val/top5": row["top5"]}
+        (folder / f"{file}.md").write_text(card.card(trained, file, sections, measured, packages), encoding="utf-8")
 
 
 def _calibration(trained: TrainedModel, path: pathlib.Path, options: Options) -> Sequence[np.ndarray]:

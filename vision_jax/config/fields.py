@@ -324,6 +324,31 @@ def default_config() -> ConfigDict:
     # Gradient accumulation: micro-batches per update. Batch norm normalizes each micro-batch by itself.
     optimizer.accumulate = 1
 
+    # Pruning while training, by the magnitudes of weights: sparsity rises from `initial_sparsity` to `sparsity` between
+    # `begin_epochs` and `end_epochs` as in Zhu and Gupta 2017 (arXiv:1710.01878); vision_jax/optim/pruning.py has the
+    # formula. Kernels alone are pruned, and of these not the ones that have a single input for each output.
+    config.prune = prune = ConfigDict()
+    # Share of the weights of pruned kernels that are zero at the end; None: no pruning, unless `pattern` is set.
+    prune.sparsity = placeholder(float)
+    prune.initial_sparsity = 0.0
+    # With the same epoch, all is pruned at once. end_epochs None: half of what is left of the run at begin_epochs.
+    prune.begin_epochs = 0.0
+    prune.end_epochs = placeholder(float)
+    # Steps between masks; they are made at the end too.
+    prune.every_steps = 100
+    # Prune as much of each array (array; of each block, if blocks are stacked), or by one threshold for all (global).
+    prune.scope = "array"
+    # N:M, such as 2:4 or 4:8: at most N of M consecutive inputs of each output are not zero, which sets the sparsity to
+    # 1 - N/M. Inputs are the last axis but one of a kernel; kernels whose inputs M does not divide stay dense. "": any.
+    prune.pattern = ""
+    # Regular expressions, searched for in parameter paths: kernels that stay dense; by default, the first convolution.
+    # And whether the classifier is pruned too.
+    prune.exclude = (r"^(visual/)?(stem|conv_stem|patch_embed|prep|conv1|Conv2d_1a_3x3|features/(0|conv0))/",)
+    prune.classifier = False
+    # What a masked weight is until `end_epochs`: zero for good (zero), kept aside to come back if others become smaller
+    # (held, as Zhu and Gupta do), or kept aside and updated (updated, as in arXiv:2006.07253).
+    prune.masked = "zero"
+
     config.schedule = schedule = ConfigDict()
     # cosine, linear, polynomial, step, exponential, rsqrt, piecewise, wsd or constant; vision_jax/optim/schedules.py
     # has the formulas.

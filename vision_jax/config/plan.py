@@ -14,6 +14,7 @@ from vision_jax.errors import ConfigError
 from vision_jax.evaluators import EVALUATORS
 from vision_jax.models import registry
 from vision_jax.objectives import OBJECTIVES, options_of
+from vision_jax.optim.pruning import LARGEST_GROUP
 
 
 def resolve(config: ConfigDict) -> ConfigDict:
@@ -112,6 +113,51 @@ def dense_resizing(config: ConfigDict, *, train: bool) -> tuple[Resizing, tuple[
     return resizing, eval_canvases
 
 
+def prune_pattern(text: str) -> tuple[int, int] | None:
+    """Returns (n, m) of a pattern such as "2:4", that at most n of m consecutive inputs are not zero; None of "".
+
+    Raises:
+        ConfigError: if it is none.
+    """
+    if not text:
+        return None
+    found = re.fullmatch(r"(\d+):(\d+)", text)
+    if not found or not 0 < int(found[1]) < int(found[2]) <= LARGEST_GROUP:
+        raise ConfigError(
+            f"prune.pattern is {text!r}: it takes N:M, such as 2:4 or 4:8, for at most N of M weights that are not "
+            f"zero, with N from 1 to M - 1 and M up to {LARGEST_GROUP}."
+        )
+    return int(found[1]), int(found[2])
+
+
+def prune_sparsity(config: ConfigDict) -> float | None:
+    """Returns the sparsity that `config.prune` asks for; None: nothing is pruned.
+
+    Raises:
+        ConfigError: if its pattern is none.
+    """
+    pattern = prune_pattern(config.prune.pattern)
+    return config.prune.sparsity if pattern is None else 1 - pattern[0] / pattern[1]
+
+
+def _prune_steps(config: ConfigDict, steps_per_epoch: int, total_steps: int) -> tuple[int, int]:
+    """Returns the updates after which pruning begins and ends.
+
+    Raises:
+        ConfigError: if it is not over when the run is.
+    """
+    if prune_sparsity(config) is None:
+        return 0, 0
+    begin, until = round(config.prune.begin_epochs * steps_per_epoch), config.prune.end_epochs
+    end = (begin + total_steps) // 2 if until is None else round(until * steps_per_epoch)
+    if not begin <= end <= total_steps:
+        raise ConfigError(
+            f"Pruning goes from step {begin} to step {end}, and the run has {total_steps} (an epoch has "
+            f"{steps_per_epoch}): set prune.begin_epochs and prune.end_epochs so that it is over before the run is."
+        )
+    return begin, end
+
+
 def augmentation_fields(config: ConfigDict) -> augment.AugmentConfig:
     """Returns the augmentation settings of `config`."""
     fields = {name: value for name, value in config.augment.items() if name != "crops"}
@@ -134,6 +180,7 @@ class Plan:
         checkpoint_every: steps between checkpoints; None: only those before evaluations and at the end.
         train_sizes: (first step, size) of progressive resizing, ascending; empty without it.
         ema_start: updates before averaging starts.
+        prune_steps: updates after which pruning begins and ends.
     """
 
     steps_per_epoch: int
@@ -145,6 +192,7 @@ class Plan:
     train_sizes: tuple[tuple[int, int], ...] = ()
     ema_start: int = 0
     evals: tuple[tuple[str, int], ...] = ()
+    prune_steps: tuple[int, int] = (0, 0)
 
     def evals_at(self, step: int) -> tuple[str, ...]:
         """Returns the names of the evaluations that are due after `step` updates; at the end, all of them."""
@@ -168,7 +216,7 @@ def make_plan(config: ConfigDict, num_examples: int) -> Plan:
         num_examples: in the training split.
 
     Raises:
-        ConfigError: if the batch is larger than the split, or the warm-up not shorter than the run.
+        ConfigError: if the batch is larger than the split, the warm-up not shorter than the run, or pruning longer.
     """
     steps_per_epoch = num_examples // config.batch_size
     if not steps_per_epoch:
@@ -217,4 +265,5 @@ def make_plan(config: ConfigDict, num_examples: int) -> Plan:
             for epoch, size in zip(config.data.progressive_epochs, config.data.progressive_sizes, strict=True)
         ),
         ema_start=round(config.ema_start_epochs * steps_per_epoch),
+        prune_steps=_prune_steps(config, steps_per_epoch, total_steps),
     )

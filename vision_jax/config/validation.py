@@ -28,6 +28,8 @@ from vision_jax.config.plan import (
     eval_size,
     metric_directions,
     objective_name,
+    prune_pattern,
+    prune_sparsity,
 )
 from vision_jax.config.store import flatten, parent
 from vision_jax.data.views import parse_views
@@ -35,6 +37,7 @@ from vision_jax.devices import sharding
 from vision_jax.errors import ConfigError, check_no_url, suggest
 from vision_jax.evaluators import EVALUATORS, LogitsEvaluator
 from vision_jax.objectives import OBJECTIVES, Pairs, options_of
+from vision_jax.optim.pruning import MASKED, SCOPES
 from vision_jax.runtime import experiments
 
 # What `validate` allows; fields that are not set are not checked.
@@ -49,6 +52,8 @@ _CHOICES = {
     "guard.nonfinite": ("stop", "skip", "rewind"),
     "guard.spikes": ("stop", "skip", "rewind"),
     "checkpoint.on_error": ("stop", "continue"),
+    "prune.scope": SCOPES,
+    "prune.masked": MASKED,
 }
 
 
@@ -59,7 +64,10 @@ _WEIGHTS = ("model.pretrained", "distill.pretrained")
 
 # What tuples hold that do not hold numbers.
 _NAMES = ("data.dense.categories", "log.trackers", "objective.words", "objective.templates")
-_PATTERNS = tuple(f"optimizer.{name}" for name in ("no_decay", "no_clip_adaptive", "frozen", "layers", "constant_rate"))
+_PATTERNS = (
+    *(f"optimizer.{name}" for name in ("no_decay", "no_clip_adaptive", "frozen", "layers", "constant_rate")),
+    "prune.exclude",
+)
 
 
 _PAIRS: dict[str, tuple[type | tuple[type, ...], str]] = {
@@ -110,7 +118,7 @@ _POSITIVE = (
     *("ema_every_steps", "guard.spike_deviations", "guard.window", "guard.max_skips"),
     *("optimizer.learning_rate", "optimizer.learning_rate_batch_size", "optimizer.clip_global_norm"),
     *("optimizer.clip_value", "optimizer.clip_adaptive", "optimizer.clip_parameter_norm"),
-    *("schedule.every_epochs", "schedule.decay_epochs"),
+    *("schedule.every_epochs", "schedule.decay_epochs", "prune.every_steps"),
     *("eval.every_epochs", "eval.every_steps", "eval.batch_size"),
     *("checkpoint.every_steps", "checkpoint.keep", "log.every_steps"),
     *("mesh.fsdp_min_size", "guard.max_rewinds", "optimizer.eps", "schedule.power", "schedule.timescale"),
@@ -124,7 +132,7 @@ _NOT_NEGATIVE = (
     *("augment.mixup", "augment.cutmix", "augment.cutout", "augment.shift", "augment.col_out"),
     "augment.mix_group",
     *("optimizer.weight_decay_end", "loss.auxiliary_weight", "ema_start_epochs", "watchdog_seconds"),
-    *("model.layer_scale", "model.head_std"),
+    *("model.layer_scale", "model.head_std", "prune.begin_epochs", "prune.end_epochs"),
 )
 
 
@@ -145,7 +153,7 @@ _BELOW_ONE = (
     "label_smoothing",
     "ema_decay",
     "augment.col_out",
-    *("schedule.warmup_share", "loss.threshold"),
+    *("schedule.warmup_share", "loss.threshold", "prune.sparsity", "prune.initial_sparsity"),
     *(f"model.{name}" for name in ("drop_rate", "proj_drop_rate", "drop_path_rate")),
     *(f"optimizer.{name}" for name in ("momentum", "b1", "b2", "decay")),
 )
@@ -178,7 +186,10 @@ def validate(config: ConfigDict, num_devices: int, *, train: bool = True) -> Non
     check_urls(config)
     problems = list(_check_types(config))
     if not problems:  # the other checks compute with the values
-        checks = (_check_ranges(config), _check_names(config), _check_data(config), _check_batches(config, num_devices))
+        checks = (
+            *(_check_ranges(config), _check_names(config), _check_data(config), _check_pruning(config)),
+            _check_batches(config, num_devices),
+        )
         problems = [problem for check in checks for problem in check]
         problems += [f"log.trackers: {what}" for what in experiments.problems(config.log.trackers, train=train)]
         problems += _check_mixing(config) if train else []
@@ -465,6 +476,33 @@ def _check_names(config: ConfigDict) -> Iterator[str]:
                 channels = models.registry.entry(name).input.channels
                 if channels != config.data.channels:
                     yield f"distill.model_input is set, but {name} expects {channels} channels: set it to False."
+
+
+def _check_pruning(config: ConfigDict) -> Iterator[str]:
+    """Checks that what is pruned goes together."""
+    prune = config.prune
+    try:
+        pattern, sparsity = prune_pattern(prune.pattern), prune_sparsity(config)
+    except ConfigError as error:
+        yield str(error)
+        return
+    if pattern is not None and prune.scope == "global":
+        yield f"prune.scope is 'global', and prune.pattern={prune.pattern} decides in each group: set it to 'array'."
+    if sparsity is None:
+        defaults = dict(flatten(default_config().prune))
+        # The default of `exclude` may change, and configurations are stored with that of their time.
+        given = [name for name, value in flatten(prune) if name != "exclude" and value != defaults[name]]
+        if given:
+            yield f"prune.{given[0]} is set, but nothing is pruned: set prune.sparsity or prune.pattern too."
+    elif prune.initial_sparsity > sparsity:
+        yield f"prune.initial_sparsity is {prune.initial_sparsity}, more than the sparsity at the end, {sparsity:g}."
+    if pattern is not None and sparsity is not None and not math.isclose(prune.sparsity or sparsity, sparsity):
+        yield (
+            f"prune.sparsity is {prune.sparsity}, and prune.pattern={prune.pattern} makes {sparsity:g} of the weights "
+            "zero: leave prune.sparsity unset."
+        )
+    if prune.end_epochs is not None and prune.end_epochs < prune.begin_epochs:
+        yield f"prune.end_epochs is {prune.end_epochs}, before prune.begin_epochs={prune.begin_epochs}."
 
 
 def _check_options(

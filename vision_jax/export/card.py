@@ -114,14 +114,20 @@ def _classes(trained: TrainedModel) -> str:
 
 def onnx_sections(subject: Subject, file: str, opset: int, differences: Sequence[Difference]) -> dict[str, str]:
     """Returns what the card of an ONNX file says of the format."""
-    example = f"""```python
-import numpy as np
-import onnxruntime
+    body = f"ONNX, opset {opset}. {_io(subject)}\n\n{_agreement(subject, differences)}"
+    return {"Use": _onnx_example(subject, file), "Format": body}
 
-session = onnxruntime.InferenceSession("{file}")
-({subject.output},) = session.run(["{subject.output}"], {{"images": images}})  # {_shape_text(subject)}
-```"""
-    return {"Use": example, "Format": f"ONNX, opset {opset}. {_io(subject)}\n\n{_agreement(subject, differences)}"}
+
+def smaller_sections(subject: Subject, file: str, opset: int, form: str) -> dict[str, str]:
+    """Returns what the card of an ONNX file that was made of another one says of the format.
+
+    Args:
+        subject: of the file that it was made of.
+        file: its name.
+        opset: the version of ONNX's operators.
+        form: what is smaller, as sentences.
+    """
+    return {"Use": _onnx_example(subject, file), "Format": f"ONNX, opset {opset}. {_io(subject)} {form}"}
 
 
 def stablehlo_sections(
@@ -141,6 +147,16 @@ with open("{file}", "rb") as file:
         f"{_io(subject)}"
     )
     return {"Use": example, "Format": f"{body}\n\n{_agreement(subject, differences)}"}
+
+
+def _onnx_example(subject: Subject, file: str) -> str:
+    return f"""```python
+import numpy as np
+import onnxruntime
+
+session = onnxruntime.InferenceSession("{file}")
+({subject.output},) = session.run(["{subject.output}"], {{"images": images}})  # {_shape_text(subject)}
+```"""
 
 
 def weights_sections(library: str) -> dict[str, str]:

@@ -20,6 +20,8 @@ Mask = Callable[[Any], Any] | Any
 # Blocks of the backbone, or of a head with its own blocks, such as a decoder.
 _STACKED = re.compile(r"(?:[^/]+/)?blocks/(?!\d+/)")
 _NOT_DECAYED = re.compile(r"(^|/)(bias|pos_embed|cls_token|dist_token|reg_token|relative_position_bias_table)$")
+# The first convolution of any family; `config.prune.exclude` begins as this.
+STEM = r"^(visual/)?(stem|conv_stem|patch_embed|prep|conv1|Conv2d_1a_3x3|features/(0|conv0))/"
 CLASSIFIER = r"^(head|head_dist|fc|classifier)/"  # of any family
 DECAY_RULES = ("kernels", "all", "timm", "not_norms")
 

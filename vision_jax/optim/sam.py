@@ -10,7 +10,13 @@ GradFunction = Callable[[Any], tuple[Any, Any]]
 
 
 def sam_gradients(
-    grad_fn: GradFunction, params: Any, rho: float, *, apply: bool | jax.Array = True, eps: float = 1e-12
+    grad_fn: GradFunction,
+    params: Any,
+    rho: float,
+    *,
+    apply: bool | jax.Array = True,
+    live: Callable[[Any], Any] = lambda grads: grads,
+    eps: float = 1e-12,
 ) -> tuple[Any, Any]:
     """Returns the gradients of sharpness-aware minimization (Foret et al. 2020, arXiv:2010.01412).
 
@@ -29,6 +35,7 @@ def sam_gradients(
         params: the parameters.
         rho: the length of the perturbation; 0.05 in the paper, on ImageNet.
         apply: whether to perturb; may be traced. If False, the gradients at the parameters are returned.
+        live: what of the gradients perturbs the parameters: those of weights that are pruned do not.
         eps: keeps the perturbation finite where the gradients vanish.
 
     Returns:
@@ -38,6 +45,7 @@ def sam_gradients(
     grads, aux = grad_fn(params)
 
     def perturbed(grads: Any) -> Any:
+        grads = live(grads)
         squares = [jnp.sum(jnp.square(g.astype(jnp.float32))) for g in jax.tree.leaves(grads)]
         scale = rho / (jnp.sqrt(sum(squares)) + eps)
         return grad_fn(jax.tree.map(lambda p, g: p + (scale * g).astype(p.dtype), params, grads))[0]
