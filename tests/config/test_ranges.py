@@ -28,11 +28,16 @@ LIMITED = {
     *("augment.erase", "augment.mix_prob", "augment.mix_switch_prob", "augment.col_out", "augment.shift"),
     *("optimizer.momentum", "optimizer.b1", "optimizer.b2", "optimizer.decay", "optimizer.layer_decay"),
     *("schedule.warmup_epochs", "schedule.warmup_share", "schedule.warmup_factor", "schedule.factor"),
+    "data.dense.eval_shorter",
     *("mesh.data", "mesh.fsdp", "mesh.tensor", "optimizer.accumulate"),
 }
 # Tuples that hold numbers, with one that cannot be.
 TUPLES = {
     "augment.color_jitter": [(-1e9, 0.4, 0.4), (0.4, 0.4, 0.4, 1e9)],
+    "data.dense.shorter": [(), (0,), (-(10**9),), (800.5,), (10**9,)],
+    "data.dense.jitter": [(-1e9, 1.0), (2.0, 1.0), (1.0,)],
+    "data.dense.canvases": [((-800, 1344),), ((800, 1344.5),), ((800, 1344),), ()],
+    "data.dense.eval_canvases": [((0, 5),), ((800, 800), (800, 800))],
     "data.mean": [(-1e9, 0.5, 0.5), (0.5, 0.5, 1e9)],
     "data.std": [(-1e9, 0.5, 0.5), (0.0, 0.5, 0.5)],
     "data.crop_scale": [(-1e9, 1.0), (0.1, 1e9), (1.0, 0.5)],
@@ -49,7 +54,7 @@ TUPLES = {
 }
 STRINGS = {
     *("mesh.rules", "log.trackers", "optimizer.no_decay", "optimizer.no_clip_adaptive", "optimizer.frozen"),
-    *("optimizer.layers", "optimizer.constant_rate"),
+    *("optimizer.layers", "optimizer.constant_rate", "data.dense.categories"),
 }
 
 

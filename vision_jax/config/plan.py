@@ -102,12 +102,12 @@ def dense_resizing(config: ConfigDict, *, train: bool) -> tuple[Resizing, tuple[
         return training, canvases
     eval_canvases = tuple((height, width) for height, width in dense.eval_canvases) or canvases
     least, most = (min(canvases[0]), max(canvases[0])) if training.cuts else (max(shorter), training.longer)
-    resizing = Resizing(
-        "squash" if dense.resize == "squash" else "fit",
-        (dense.eval_shorter or least,),
-        dense.eval_longer or most,
-    )
-    resizing.check_canvases(eval_canvases)
+    kind = "squash" if dense.resize == "squash" else "fit"
+    try:
+        resizing = Resizing(kind, (dense.eval_shorter or least,), dense.eval_longer or most)
+        resizing.check_canvases(eval_canvases)
+    except ConfigError as error:  # in which these fields have the names of training
+        raise ConfigError(re.sub(r"(?<=data\.dense\.)(?=shorter|longer|canvases)", "eval_", str(error))) from error
     return resizing, eval_canvases
 
 

@@ -545,6 +545,11 @@ def _check_dense(config: ConfigDict) -> Iterator[str]:
     """Checks that source and objective both have to do with boxes or masks, or neither, and `config.data.dense`."""
     name, source = objective_name(config), config.data.source
     dense = OBJECTIVES[name].dense
+    try:
+        dense_resizing(config, train=True)
+        dense_resizing(config, train=False)
+    except ConfigError as error:
+        yield str(error)
     if not dense:
         if source in _DENSE_SOURCES:
             yield f"data.source is {source!r}, which has boxes or masks, and {name} learns from neither."
@@ -562,11 +567,6 @@ def _check_dense(config: ConfigDict) -> Iterator[str]:
     for path in _NOT_DENSE:
         if values[path] != usual[path]:
             yield f"{path} is {values[path]!r}, which is not for {dense}: leave it unset."
-    for train in (True, False):
-        try:
-            dense_resizing(config, train=train)
-        except ConfigError as error:
-            yield str(error) if train else f"In evaluation: {error}"
 
 
 def _check_progressive(config: ConfigDict) -> Iterator[str]:

@@ -96,17 +96,19 @@ class MasksSource(AnnotatedImages):
         """Lists the images, and reads the sizes of their masks from the headers."""
         names, left_out = listing.list_images(self._images)
         listing.log_left_out(self._images, left_out)
-        kept, sizes = [], []
+        kept, sizes, lengths = [], [], []
         for name in names:
             try:
                 with open(self._mask_path(os.fsdecode(name)), "rb") as file:
-                    sizes.append(image_size(file.read(4096)))
+                    size, length = image_size(file.read(4096)), os.fstat(file.fileno()).st_size
             except (OSError, ValueError) as error:
                 problems.add(f"the mask of {os.fsdecode(name)} cannot be read: {error}")
             else:
                 kept.append(os.fsdecode(name))
+                sizes.append(size)
+                lengths.append(length)
         super().__init__(np.asarray(sizes), np.asarray([os.path.splitext(name)[0] for name in kept]), None)
-        self._names = np.asarray(kept)
+        self._names, self._lengths = np.asarray(kept), np.asarray(lengths)
 
     def _leave_out_bad(self, problems: Problems) -> None:
         def problem(index: int) -> str:
@@ -121,7 +123,8 @@ class MasksSource(AnnotatedImages):
         for message in filter(None, found):
             problems.add(message)
         good = [not message for message in found]
-        self._names, self.image_ids, self.sizes = self._names[good], self.image_ids[good], self.sizes[good]
+        self._names, self._lengths = self._names[good], self._lengths[good]
+        self.image_ids, self.sizes = self.image_ids[good], self.sizes[good]
 
     def _mask_path(self, name: str) -> str:
         return os.path.join(self._masks, os.path.splitext(name)[0] + ".png")
@@ -148,7 +151,8 @@ class MasksSource(AnnotatedImages):
         return os.path.join(self._images, str(self._names[index]))
 
     def fingerprint(self) -> str:
-        return digest_of("masks", self._names, self.sizes, list(self.class_names), self.num_classes, self._reduces)
+        classes = list(self.class_names), self.num_classes, self._reduces
+        return digest_of("masks", self._names, self.sizes, self._lengths, *classes)
 
 
 def _read_classes(directory: pathlib.Path) -> list[str]:
