@@ -127,6 +127,16 @@ def test_pixels_are_bilinear_and_padded():
     assert not out["image"][0, :, 33:].any()
 
 
+@pytest.mark.parametrize("resizing", [FIT, Resizing("jitter"), Resizing("squash")], ids=["fit", "jitter", "squash"])
+def test_grayscale_is_a_channel_of_gray_colors(resizing: Resizing):
+    canvases = CANVASES if resizing.kind == "fit" else ((40, 64),)
+    gray = np.repeat(picture(50, 70, 1)[..., :1], 3, axis=2)
+    encoded = io.BytesIO()
+    PIL.Image.fromarray(gray).save(encoded, "PNG")
+    written = [apply(DenseTransform(resizing, canvases, channels=c), {"image": encoded.getvalue()}) for c in (1, 3)]
+    np.testing.assert_array_equal(written[0]["image"][..., 0], written[1]["image"][..., 0])
+
+
 def test_masks_are_resized_as_by_pillow():
     mask = np.random.RandomState(0).randint(0, 5, (30, 50)).astype(np.uint8)
     transform = DenseTransform(Resizing("fit", (20,), 64), ((40, 64), (64, 40)), masks=True, canvas=(40, 64))
