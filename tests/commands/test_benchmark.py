@@ -230,3 +230,18 @@ def test_wrong_flags(flag: str, capsys: pytest.CaptureFixture[str]):
         command.main(["input", flag])
     assert stop.value.code == 2
     assert "error: argument" in capsys.readouterr().err
+
+
+def test_images_with_boxes_and_masks_are_measured(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture):
+    flags = ["--images=6", "--batch_size=2", "--rounds=1", "--seconds=0.1", "--threads=1", f"--json={tmp_path}/a.json"]
+    assert command.main(["input", "--dense=fit,range", *flags]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[-2:]] == ["fit", "range"]
+    measured = json.loads((tmp_path / "a.json").read_text())["dense"]
+    assert measured.keys() == {"fit", "range"}
+    for kind, result in measured.items():
+        assert len(result["rates"]) == 1
+        assert result["rates"][0] > 0
+        assert 0 <= result["padding"] < (0.3 if kind == "fit" else 0.6)
+    assert command.main(["input", "--dense=fits", *flags]) == 1
+    assert "did you mean fit" in capsys.readouterr().err

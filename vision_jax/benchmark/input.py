@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from vision_jax.benchmark import budget, photos
+from vision_jax.benchmark import budget, dense_input, photos
 from vision_jax.benchmark.common import positive, span, versions
 from vision_jax.benchmark.loaders import LOADERS, Job
 from vision_jax.benchmark.rounds import LoaderFailed, Measurement, Worker
@@ -98,6 +98,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--threads", type=positive(int), help="cores, and decoding threads; default: all usable cores")
     add("--rounds", type=positive(int), default=5, help="measurements of each loader; default: %(default)s")
     add("--seconds", type=positive(float), default=3.0, help="of each measurement; default: %(default)s")
+    add(
+        "--dense",
+        metavar="KINDS",
+        help=f"instead of crops, images with boxes or masks on canvases, with our loader alone: all, or some of "
+        f"{', '.join(dense_input.KINDS)}, separated by commas",
+    )
     add("--loaders", default=",".join(LOADERS), help="which to compare; default: %(default)s")
     add("--seed", type=int, default=0, help="of the made-up images and of the crops; default: %(default)s")
     add("--json", metavar="FILE", help="write the results there, too")
@@ -135,8 +141,15 @@ def run(arguments: argparse.Namespace) -> None:
     if encodings == ["all"]:
         encodings = list(photos.ENCODINGS)
 
+    kinds = _dense_kinds(arguments.dense) if arguments.dense else []
     environment = _describe_environment(threads)
     print("\n".join(f"{key}: {value}" for key, value in environment.items()))
+    if kinds:
+        with _on_cores(usable[:threads]):
+            measured = _run_dense(arguments, kinds, threads)
+        if arguments.json:
+            _write_report(arguments, {"environment": environment, "dense": measured})
+        return
     print(_LEGEND.format(loaders="\n".join(f"  {name}: {LOADERS[name].summary}" for name in names)), flush=True)
     runs = []
     with _on_cores(usable[:threads]), tempfile.TemporaryDirectory(prefix="vision_jax.benchmark.") as temporary:
@@ -157,8 +170,47 @@ def run(arguments: argparse.Namespace) -> None:
             runs.append(_run_encoding(job, encoding, names, arguments.rounds, arguments.seconds))
             shutil.rmtree(dataset.directory)
     if arguments.json:
-        report = {"environment": environment, "flags": vars(arguments), "encodings": runs}
-        write_atomically(arguments.json, json.dumps(report, indent=2, default=os.fspath) + "\n")
+        _write_report(arguments, {"environment": environment, "encodings": runs})
+
+
+def _write_report(arguments: argparse.Namespace, measured: dict[str, Any]) -> None:
+    """Writes --json: what was measured, and the flags."""
+    report = {**measured, "flags": vars(arguments)}
+    write_atomically(arguments.json, json.dumps(report, indent=2, default=os.fspath) + "\n")
+
+
+def _dense_kinds(text: str) -> list[str]:
+    """Returns the kinds that --dense names."""
+    names = list(dense_input.KINDS) if text == "all" else text.split(",")
+    for name in names:
+        if name not in dense_input.KINDS:
+            raise ConfigError(f"--dense has {name!r}: {suggest(name, list(dense_input.KINDS))}")
+    return names
+
+
+def _run_dense(arguments: argparse.Namespace, kinds: Sequence[str], threads: int) -> dict[str, Any]:
+    """Measures our loader on images with boxes or masks; prints the table and returns it for JSON."""
+    if arguments.data:
+        examples = photos.sample(arguments.data, arguments.split, arguments.images)
+    else:
+        examples = photos.make(arguments.images, arguments.seed)
+    images = [data for data, _ in examples]
+    batch_size = min(arguments.batch_size, len(images))
+    print(f"\n{len(images)} images, batches of {batch_size}, {threads} threads", flush=True)
+    results = {
+        kind: dense_input.measure(
+            images,
+            kind,
+            batch_size=batch_size,
+            threads=threads,
+            rounds=arguments.rounds,
+            seconds=arguments.seconds,
+            seed=arguments.seed,
+        )
+        for kind in kinds
+    }
+    print(dense_input.format_table(results, threads), flush=True)
+    return {kind: dataclasses.asdict(result) for kind, result in results.items()}
 
 
 @contextlib.contextmanager

@@ -205,7 +205,7 @@ def default_config() -> ConfigDict:
     # images of one canvas, and the step is compiled for each. What cuts or squashes takes one canvas.
     dense.canvases = ((800, 1344), (1344, 800))
     # The same in evaluation, where images are never cut: fit, or squash if training does. None and (): `shorter` (the
-    # largest) and `longer`, or where training cuts, the sides of the canvas; and `canvases`.
+    # largest) and `longer`, or where training cuts, the shorter side of the canvas for both; and `canvases`.
     dense.eval_shorter = placeholder(int)
     dense.eval_longer = placeholder(int)
     dense.eval_canvases = ()

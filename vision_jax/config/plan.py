@@ -103,7 +103,8 @@ def dense_resizing(config: ConfigDict, *, train: bool) -> tuple[Resizing, tuple[
     if train:
         return training, canvases
     eval_canvases = tuple((height, width) for height, width in dense.eval_canvases) or canvases
-    least, most = (min(canvases[0]), max(canvases[0])) if training.cuts else (max(shorter), training.longer)
+    # What training cuts to fit is made smaller instead, so that either side fits.
+    least, most = (min(canvases[0]), min(canvases[0])) if training.cuts else (max(shorter), training.longer)
     kind = "squash" if dense.resize == "squash" else "fit"
     try:
         resizing = Resizing(kind, (dense.eval_shorter or least,), dense.eval_longer or most)

@@ -148,10 +148,11 @@ class DenseTransform:
         top, left = (int(u * (whole - part + 1)) for u, whole, part in zip(uniforms[1:], new, size, strict=True))
         out["original"][:] = old
         out["size"][:] = size
-        _lay(_resize(pixels, new, cv2.INTER_LINEAR), (top, left), size, out["image"], 0)
+        _lay(pixels, new, (top, left), size, out["image"], cv2.INTER_LINEAR)
+        _pad(out["image"], size, 0)
         if self.masks:
-            mask = _resize(record["mask"], new, cv2.INTER_NEAREST_EXACT)
-            _lay(mask, (top, left), size, out["segmentation"], IGNORED)
+            _lay(record["mask"], new, (top, left), size, out["segmentation"], cv2.INTER_NEAREST_EXACT)
+            _pad(out["segmentation"], size, IGNORED)
         if self.boxes:
             kept = ~record["crowd"]
             boxes, inside = cut_boxes(resize_boxes(record["boxes"][kept], old, new), (top, left), size)
@@ -184,17 +185,38 @@ def cut_boxes(boxes: np.ndarray, corner: tuple[int, int], size: tuple[int, int])
     return clipped[inside], inside
 
 
-def _resize(pixels: np.ndarray, size: tuple[int, int], filter_code: int) -> np.ndarray:
-    """Returns (height, width, ...) uint8 of another height and width."""
-    if pixels.shape[:2] == size:
-        return pixels
-    resized = cv2.resize(pixels, (size[1], size[0]), interpolation=filter_code)
-    return resized.reshape(*size, *pixels.shape[2:])  # OpenCV drops a single channel
+def _lay(
+    pixels: np.ndarray,
+    whole: tuple[int, int],
+    corner: tuple[int, int],
+    size: tuple[int, int],
+    out: np.ndarray,
+    filter_code: int,
+) -> None:
+    """Resizes an image, and writes a part of it into the upper left corner of a canvas.
 
-
-def _lay(pixels: np.ndarray, corner: tuple[int, int], size: tuple[int, int], out: np.ndarray, padding: int) -> None:
-    """Writes a part of an image into the upper left corner of a canvas."""
+    Args:
+        pixels: (height, width, ...) uint8.
+        whole: height and width that it is resized to.
+        corner, size: top and left of the part, and its height and width.
+        out: (height, width, ...) uint8, of the canvas; what is beside the part is not written.
+        filter_code: of OpenCV.
+    """
     (top, left), (height, width) = corner, size
-    out[:height, :width] = pixels[top : top + height, left : left + width]
-    out[height:] = padding
-    out[:height, width:] = padding
+    target = out[:height, :width]
+    if pixels.shape[:2] == whole:
+        target[:] = pixels[top : top + height, left : left + width]
+    elif whole == size:  # straight into the canvas
+        flat = target[..., 0] if target.ndim == 3 and target.shape[2] == 1 else target
+        cv2.resize(pixels, (width, height), dst=flat, interpolation=filter_code)
+    else:
+        resized = cv2.resize(pixels, (whole[1], whole[0]), interpolation=filter_code)
+        part = resized[top : top + height, left : left + width]
+        target[:] = part.reshape(target.shape)  # OpenCV drops a single channel
+
+
+def _pad(out: np.ndarray, size: tuple[int, int], value: int) -> None:
+    """Writes a value beside the part of a canvas that has an image."""
+    height, width = size
+    out[height:] = value
+    out[:height, width:] = value

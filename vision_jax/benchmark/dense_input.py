@@ -1,0 +1,138 @@
+"""The input benchmark of images with boxes and masks: `--dense`."""
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from vision_jax.benchmark.common import span
+from vision_jax.data.boxes import AnnotatedImages, Objects
+from vision_jax.data.decode import image_size
+from vision_jax.data.dense import DenseTransform
+from vision_jax.data.order import BucketOrder, TrainOrder
+from vision_jax.data.resizing import Canvas, Resizing, buckets
+from vision_jax.data.workers import create_loader
+
+NUM_CLASSES = 80
+_BOXES = 7  # of an image, as COCO has on average
+_BLOCK = 16  # pixels of a side of what a made-up mask consists of
+# By name: how images are resized, their canvases, and whether boxes or masks are learned. What torchvision's references
+# and ViTDet do: detection at 800 and 1333 pixels, with several scales, with jitter; segmentation at 480.
+KINDS: dict[str, tuple[Resizing, tuple[Canvas, ...], bool]] = {
+    "fit": (Resizing(), ((800, 1344), (1344, 800)), True),
+    "multiscale": (Resizing(shorter=tuple(range(480, 801, 32))), ((800, 1344), (1344, 800)), True),
+    "jitter": (Resizing("jitter"), ((1024, 1024),), True),
+    "range": (Resizing("range", (260, 1040), None), ((480, 480),), False),
+}
+
+
+class MadeUp(AnnotatedImages):
+    """Images in memory with random boxes, and masks of random blocks.
+
+    Args:
+        images: encoded ones.
+        seed: of boxes and masks.
+        masks: whether records have masks instead of boxes.
+    """
+
+    num_classes = NUM_CLASSES
+    class_names = ()
+
+    def __init__(self, images: Sequence[bytes], seed: int, *, masks: bool):
+        random = np.random.RandomState(seed)
+        sizes = [image_size(data) for data in images]
+        self._images, self.has_masks = list(images), masks
+        self._masks = [_blocks(random, *size) for size in sizes] if masks else []
+        objects = None if masks else Objects.join([_boxes(random, *size) for size in sizes])
+        super().__init__(np.asarray(sizes), np.arange(len(images)), objects)
+
+    def _image(self, index: int) -> bytes:
+        return self._images[index]
+
+    def _mask(self, index: int) -> np.ndarray:
+        return self._masks[index]
+
+    def describe(self, index: int) -> str:
+        return f"made-up image {index}"
+
+    def fingerprint(self) -> str:
+        return "made up"
+
+
+def _boxes(random: np.random.RandomState, height: int, width: int) -> list[Any]:
+    corners = np.sort(random.uniform(size=(_BOXES, 2, 2)), axis=1) * [width - 1, height - 1] + [[[0, 0], [1, 1]]]
+    labels = random.randint(0, NUM_CLASSES, _BOXES)
+    return [(box, int(label), False, 1.0) for box, label in zip(corners.reshape(-1, 4).tolist(), labels, strict=True)]
+
+
+def _blocks(random: np.random.RandomState, height: int, width: int) -> np.ndarray:
+    coarse = random.randint(0, NUM_CLASSES, (-(-height // _BLOCK), -(-width // _BLOCK))).astype(np.uint8)
+    return np.kron(coarse, np.ones((_BLOCK, _BLOCK), np.uint8))[:height, :width]
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What was measured of one way of resizing.
+
+    Attributes:
+        rates: images/s of each round.
+        padding: share of the pixels of the batches that are padding.
+    """
+
+    rates: list[float]
+    padding: float
+
+
+def measure(
+    images: Sequence[bytes], kind: str, *, batch_size: int, threads: int, rounds: int, seconds: float, seed: int
+) -> Result:
+    """Loads batches of images with boxes or masks for some time.
+
+    Args:
+        images: encoded ones, as many as a batch or more.
+        kind: one of `KINDS`.
+        batch_size: images per batch.
+        threads: decoding threads.
+        rounds: measurements, after one that does not count.
+        seconds: of each, or longer for the batch that is under way.
+        seed: of boxes, masks, order and crops.
+    """
+    resizing, canvases, boxes = KINDS[kind]
+    source = MadeUp(images, seed, masks=not boxes)
+    transform = DenseTransform(resizing, canvases, seed=seed, boxes=boxes, masks=not boxes)
+    order: Any = TrainOrder(len(source), batch_size, seed)
+    if len(canvases) > 1:
+        order = BucketOrder(buckets(source, resizing, canvases), canvases, batch_size, seed)
+        transform = transform.following(order)
+    rates, valid, whole, step = [], 0, 0, 0
+    with create_loader(source, order, transform, np.arange(batch_size), num_threads=threads) as loader:
+        begun = [loader.start(step + ahead) for ahead in range(loader.lookahead)]
+        for _ in range(rounds + 1):
+            start, count = time.perf_counter(), 0
+            while (passed := time.perf_counter() - start) < seconds:
+                batch = begun.pop(0)()
+                valid += int(batch["size"].astype(np.int64).prod(axis=1).sum())
+                whole += batch["image"].shape[0] * batch["image"].shape[1] * batch["image"].shape[2]
+                batch.release()
+                step, count = step + 1, count + batch_size
+                begun.append(loader.start(step + loader.lookahead - 1))
+            rates.append(count / passed)
+        for wait in begun:
+            wait()
+    return Result(rates[1:], 1 - valid / whole)
+
+
+def format_table(results: dict[str, Result], threads: int) -> str:
+    """Returns a line for each way of resizing."""
+    lines = [f"{'resizing':<12}{'images/s':>9} {'(rounds)':<14}{'/core':>7}{'padding':>9}  canvases"]
+    for kind, result in results.items():
+        rate = float(np.median(result.rates))
+        canvases = ", ".join(f"{height}x{width}" for height, width in KINDS[kind][1])
+        what = "boxes" if KINDS[kind][2] else "masks"
+        lines.append(
+            f"{kind:<12}{rate:9.1f} {span(result.rates, 1):<14}{rate / threads:7.1f}{result.padding:9.1%}  {canvases}; "
+            f"{what}"
+        )
+    return "\n".join(lines)
