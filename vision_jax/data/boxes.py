@@ -263,8 +263,8 @@ def mask_problem(mask: np.ndarray, size: tuple[int, int], num_classes: int) -> s
 def with_objects(source: Any, *, masks: bool) -> np.ndarray:
     """Returns which records have something to learn from, as torchvision's references choose them for training.
 
-    Of boxes that is one, not a crowd, of which both sides are longer than a pixel, and of masks, objects of more than a
-    thousand pixels together. Where the records of masks have no boxes, it is all.
+    Of boxes that is one, perhaps of a crowd, of which both sides are longer than a pixel; of masks, objects of more
+    than a thousand pixels together. Where the records of masks have no boxes, it is all.
 
     Args:
         source: of dense records.
@@ -282,7 +282,7 @@ def with_objects(source: Any, *, masks: bool) -> np.ndarray:
             useful = objects["area"].sum() > 1000
         else:
             sides = objects["boxes"][:, 2:] - objects["boxes"][:, :2]
-            useful = bool(((sides > 1).all(axis=1) & ~objects["crowd"]).any())
+            useful = bool((sides > 1).all(axis=1).any())
         if useful:
             chosen.append(index)
     return np.asarray(chosen, np.int64)
