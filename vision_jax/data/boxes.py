@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 IGNORED = 255  # of a mask: pixels that count for nothing
 BACKGROUND = "background"
-SKIP_OPTION = "data.dense.skip_bad"
+SKIP = "set data.dense.skip_bad=True (--skip_bad of prepare)"
 _TOLERANCE = 1.0  # pixels by which a box may stick out of its image: what rounding does
 _SHOWN = 5  # of the problems that are left out
 
@@ -211,9 +211,7 @@ class Problems:
         """
         message = one_line(message)
         if not self.skip:
-            raise DataError(
-                f"{self.where}: {message}. Correct it, or set {SKIP_OPTION}=True to leave out what is wrong."
-            )
+            raise DataError(f"{self.where}: {message}. Correct it, or {SKIP} to leave out what is wrong.")
         self.found.append(message)
 
     def report(self) -> None:
