@@ -527,8 +527,8 @@ def _check_data(config: ConfigDict) -> Iterator[str]:
             yield f"data.{path} is set, which is for data.source=folder, and data.source is {data.source!r}: unset it."
     if data.label is not None and data.source != "tfds":
         yield f"data.label is {data.label!r}, which is for data.source=tfds, and that is {data.source!r}: unset it."
-    if data.source == "digits" and data.dir and pathlib.Path(data.dir).expanduser().is_file():
-        yield f"data.dir is {data.dir!r}, a file: it takes the folder that the digits are cached in."
+    if data.source in ("digits", "scenes") and data.dir and pathlib.Path(data.dir).expanduser().is_file():
+        yield f"data.dir is {data.dir!r}, a file: it takes the folder that the {data.source} are cached in."
     if data.channels not in (1, 3):
         yield f"data.channels is {data.channels}: 3 is RGB, 1 is grayscale."
     for path in ("mean", "std"):
