@@ -132,7 +132,7 @@ _NOT_NEGATIVE = (
     *("augment.mixup", "augment.cutmix", "augment.cutout", "augment.shift", "augment.col_out"),
     "augment.mix_group",
     *("optimizer.weight_decay_end", "loss.auxiliary_weight", "ema_start_epochs", "watchdog_seconds"),
-    *("model.layer_scale", "model.head_std", "prune.begin_epochs", "prune.end_epochs"),
+    *("model.layer_scale", "model.head_std", "model.norm_epsilon", "prune.begin_epochs", "prune.end_epochs"),
 )
 
 
@@ -359,6 +359,8 @@ def _check_ranges(config: ConfigDict) -> Iterator[str]:
     for path, allowed in _CHOICES.items():
         if values[path] not in allowed:
             yield f"{path} is {values[path]!r}: {suggest(str(values[path]), allowed)}"
+    if (stride := values["model.output_stride"]) not in (None, *models.resnet.OUTPUT_STRIDES):
+        yield f"model.output_stride is {stride!r}: give 8, 16 or 32."
     for path in _POSITIVE:
         if values[path] is not None and not values[path] > 0:  # type: ignore[operator]
             yield f"{path} is {values[path]!r}, which must be positive."
