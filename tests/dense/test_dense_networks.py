@@ -2,7 +2,6 @@
 
 import functools
 import logging
-import pathlib
 from typing import Any
 
 import jax
@@ -54,11 +53,6 @@ def small(kind: str) -> tuple[Any, Any]:
     create: Any = networks.create_detector if kind in networks.DETECTOR_KINDS else networks.create_segmenter
     network = create(kind, backbone=SMALL, num_classes=3)
     return network, numbers(shapes_of(network))
-
-
-@pytest.mark.parametrize(("path", "check"), CASES, ids=lambda x: x.name if isinstance(x, pathlib.Path) else "")
-def test_networks_agree_with_torchvision(path: pathlib.Path, check: Any):
-    check(dense_networks.read(path))
 
 
 @pytest.mark.parametrize(
