@@ -31,6 +31,7 @@ def config_of(name: str, **fields: Any) -> Any:
         options = {"head": "linear"} if name == "segmentation" else {"channels": 32}
         config = recipes.scenes("resnet18", name, **options)
     config.update({"batch_size": 4, "total_steps": 4})
+    config.schedule.warmup_epochs = 0.0
     config.update_from_flattened_dict(fields)
     return config
 

@@ -84,10 +84,11 @@ def state_of(of: Dense, optimizer: optax.GradientTransformation, rules: optim.Gr
     """Returns a state in which norms are not as they began."""
     state = jax.jit(lambda: build.create_state(of, optimizer, rules, seed=0))()
     random = np.random.default_rng(1)
-    stats = jax.tree.map(
-        lambda x: np.asarray(x) + random.uniform(0, 0.2, x.shape).astype(np.float32), state.batch_stats
-    )
-    return state.replace(batch_stats=stats)
+
+    def moved(x: jax.Array) -> np.ndarray:
+        return np.asarray(x) + random.uniform(0, 0.2, x.shape).astype(np.float32)
+
+    return state.replace(batch_stats=jax.tree.map(moved, state.batch_stats))
 
 
 @functools.cache

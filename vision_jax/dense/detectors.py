@@ -141,7 +141,7 @@ def create_detector(
     head_options, neck_options, box_loss = _METHODS[kind]
     if head_options.get("norm") and channels % NORM_GROUPS:
         raise ConfigError(
-            f"channels is {channels}, and the heads of {kind} have group norms of {NORM_GROUPS} groups: take a multiple."
+            f"channels is {channels}, and the heads of {kind} have norms of {NORM_GROUPS} groups: take a multiple."
         )
     maps = map_shapes(model, "feature_maps")
     neck: nn.Module = SimpleFeaturePyramid(channels, dtype=model.dtype)
