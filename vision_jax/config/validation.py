@@ -610,6 +610,9 @@ def _check_dense(config: ConfigDict) -> Iterator[str]:
     for path in _NOT_DENSE:
         if values[path] != usual[path]:
             yield f"{path} is {values[path]!r}, which is not for {dense}: leave it unset."
+    if config.eval.flip:
+        instead = "" if dense == "boxes" else ", and set evals.val.flip"
+        yield f"eval.flip is set, which is for classifiers, and {name} learns from {dense}: leave it unset{instead}."
 
 
 def _check_progressive(config: ConfigDict) -> Iterator[str]:
