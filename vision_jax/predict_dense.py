@@ -104,6 +104,11 @@ class DensePredictor:
         self._options = _segmenting(trained) if trained.dense == "masks" else {}
         self._compiled: dict[tuple[Canvas, int], Any] = {}
 
+    @property
+    def max_pixels(self) -> int:
+        """Larger images are refused before they are decoded."""
+        return self._transform.max_pixels
+
     def stream(self, source: ImageSource) -> Iterator[DensePrediction]:
         """Yields the predictions of a source's images in their order, as they are computed."""
         shards = sharding.batch_shards(self.trained.mesh)

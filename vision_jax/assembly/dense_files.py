@@ -9,20 +9,18 @@ from vision_jax import pretrained, recipes
 from vision_jax.data.boxes import BACKGROUND
 from vision_jax.data.coco import UNUSED
 from vision_jax.data.voc import VOC_CLASSES
-from vision_jax.dense import anchors, weights
+from vision_jax.dense import weights
+from vision_jax.dense.detectors import DETECTORS
+from vision_jax.dense.segmenters import SEGMENTERS
+from vision_jax.objectives import OBJECTIVES
 
-# By torchvision's name: backbone, objective and its options.
-_DETECTORS: Mapping[str, tuple[str, str, Mapping[str, Any]]] = {
-    "retinanet_resnet50_fpn": ("resnet50", "retinanet", {}),
-    "retinanet_resnet50_fpn_v2": ("resnet50", "retinanet", {"version": 2}),
-    "fcos_resnet50_fpn": ("resnet50", "fcos", {}),
+# By the method of a detector, the objective and its options.
+_OBJECTIVES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "retinanet": ("retinanet", {}),
+    "retinanet_v2": ("retinanet", {"version": 2}),
+    "fcos": ("fcos", {}),
 }
-_SEGMENTERS: Mapping[str, tuple[str, str, Mapping[str, Any]]] = {
-    f"{head}_{backbone}": (backbone, "segmentation", {"head": head, "aux": False})
-    for head in ("fcn", "deeplabv3")
-    for backbone in ("resnet50", "resnet101")
-}
-NAMES = (*_DETECTORS, *_SEGMENTERS)
+NAMES = (*DETECTORS, *SEGMENTERS)
 
 # The categories of COCO's `instances_val2017.json`, by their ids from 1; "": no category has it.
 _COCO = (
@@ -33,7 +31,8 @@ _COCO = (
     "potted plant,bed,,dining table,,,toilet,,tv,laptop,mouse,remote,keyboard,cell phone,microwave,oven,toaster,sink,"
     "refrigerator,,book,clock,vase,scissors,teddy bear,hair drier,toothbrush"
 )
-COCO_CLASSES = (BACKGROUND, *(name or UNUSED for name in _COCO.split(",")))
+VOC_NAMES = (BACKGROUND, *VOC_CLASSES)
+COCO_NAMES = (BACKGROUND, *(name or UNUSED for name in _COCO.split(",")))
 
 
 def describe(name: str, path: str) -> tuple[ConfigDict, int, tuple[str, ...]]:
@@ -50,19 +49,19 @@ def describe(name: str, path: str) -> tuple[ConfigDict, int, tuple[str, ...]]:
         DataError: if it cannot be read, or is of no such network.
     """
     file = pretrained.read(path)
-    backbone, objective, options = {**_DETECTORS, **_SEGMENTERS}[name]
+    kind, backbone, _ = {**DETECTORS, **SEGMENTERS}[name]
+    objective, options = _OBJECTIVES.get(kind, ("segmentation", {"head": kind, "aux": False}))
     config = recipes.dense(backbone, objective, **options)
     config.model.pretrained = path
     config.data.source = "scenes"  # which needs no data: overrides may name some
     logits = weights.count_logits(file)
-    if name in _SEGMENTERS:
+    if name in SEGMENTERS:
         config.model.output_stride = 8
         config.data.dense.shorter, config.data.dense.longer = (520,), 1040
         config.data.dense.canvases = ((520, 1040), (1040, 520))
-        known = {len(VOC_CLASSES) + 1: (BACKGROUND, *VOC_CLASSES)}
-        return config, logits, known.get(logits, ())
-    if name == "retinanet_resnet50_fpn" and weights.is_old(file):
+        return config, logits, VOC_NAMES if logits == len(VOC_NAMES) else ()
+    if kind == "retinanet" and weights.is_old(file):
         config.model.norm_epsilon = 0.0  # with which torchvision computes these weights
-    of = {"retinanet": anchors.RETINANET, "fcos": anchors.FCOS}[objective]
-    classes = logits // (len(of.sizes[0]) * len(of.ratios))
-    return config, classes, {len(COCO_CLASSES): COCO_CLASSES}.get(classes, ())
+    detection: Any = OBJECTIVES[objective]
+    classes = logits // (len(detection.anchors.sizes[0]) * len(detection.anchors.ratios))
+    return config, classes, COCO_NAMES if classes == len(COCO_NAMES) else ()

@@ -27,6 +27,11 @@ def palette() -> np.ndarray:
     return colors.astype(np.uint8)
 
 
+def to_image(pixels: np.ndarray) -> PIL.Image.Image:
+    """Returns pixels, (height, width, 3) uint8, as an image."""
+    return PIL.Image.fromarray(pixels)
+
+
 def palette_image(mask: np.ndarray) -> PIL.Image.Image:
     """Returns a mask (height, width) uint8 as an image with a palette, as VOC's are: its pixels are classes."""
     image = PIL.Image.fromarray(np.ascontiguousarray(mask))
@@ -80,7 +85,12 @@ def draw_boxes(
         color = box_color(int(label))
         corners = _corners(np.asarray(box, np.float64) * factor, picture.size)
         draw.rectangle(corners, outline="black", width=line + 2)
-        inner = (corners[0] + 1, corners[1] + 1, max(corners[0] + 1, corners[2] - 1), max(corners[1] + 1, corners[3] - 1))
+        inner = (
+            corners[0] + 1,
+            corners[1] + 1,
+            max(corners[0] + 1, corners[2] - 1),
+            max(corners[1] + 1, corners[3] - 1),
+        )
         draw.rectangle(inner, outline=color, width=line)
         if text:
             _write(draw, one_line(text), corners, color, font, picture.size)
