@@ -15,7 +15,7 @@ from vision_jax import build, models
 from vision_jax import config as config_lib
 from vision_jax.data.views import Field, View
 from vision_jax.devices import sharding
-from vision_jax.objectives import Objective, Pairs
+from vision_jax.objectives import Dense, Objective, Pairs
 
 DIRECTORY = pathlib.Path(__file__).parent.parent / "configs"
 # Besides the first one of each file, those with another kind of step. The rest is left to the exhaustive run.
@@ -93,6 +93,14 @@ def batch_of(
     }
 
 
+def dense_batch(config: ConfigDict, *, train: bool) -> dict[str, jax.ShapeDtypeStruct]:
+    """The shapes of a batch on the largest canvas."""
+    plan = config_lib.make_plan(config, 16)
+    transform = build.make_transform(config, plan) if train else build.make_eval_transform(config)
+    fields = {**transform.largest().fields(), "mask": Field((), np.dtype(np.float32))}
+    return {name: jax.ShapeDtypeStruct((8, *x.shape), x.dtype) for name, x in fields.items()}
+
+
 @pytest.mark.parametrize("recipe", recipes())
 def test_a_step_gives_what_it_takes(recipe: str):
     """So there can be any number of them; and an evaluation at its own size."""
@@ -102,6 +110,8 @@ def test_a_step_gives_what_it_takes(recipe: str):
     for size in {config.data.image_size, *config.data.progressive_sizes[:1]}:
         views = program.objective.inputs() if type(program.objective).crops else ()
         batch = batch_of(size, config.data.channels, program.objective, views)
+        if isinstance(program.objective, Dense):
+            batch = dense_batch(config, train=True)
         after, metrics = jax.eval_shape(program.train_step, state, batch, constants)
         assert shapes(after) == shapes(state)
         assert {"loss", "grad_norm", "learning_rate", *program.objective.metrics} <= metrics.keys()
@@ -110,6 +120,10 @@ def test_a_step_gives_what_it_takes(recipe: str):
     batch = batch_of(config_lib.eval_size(config), config.data.channels, program.objective)
     if program.objective.classifies:
         assert jax.eval_shape(eval_step, {"": state.variables}, batch).keys() == {"loss", "top1", "top5", "count"}
+    elif isinstance(program.objective, Dense):
+        found = jax.eval_shape(eval_step, {"": state.variables}, dense_batch(config, train=False))
+        of_kind = {"boxes": {"boxes", "scores", "labels", "index"}, "masks": {"words", "count"}}
+        assert found.keys() == of_kind[program.objective.dense]
     elif isinstance(program.objective, Pairs):
         weights = jax.ShapeDtypeStruct((program.objective.embed_dim, 10), np.float32)
         found = jax.eval_shape(eval_step, ({"": state.variables}, {"": weights}), batch)
@@ -128,6 +142,7 @@ def test_two_steps_are_taken(recipe: str):
         small = 96 if config.objective.name == "simmim" else 112  # a multiple of the squares that it hides
         config.data.image_size = min(config.data.image_size, small)
     config.data.eval_size = None
+    config.data.dense.resize, config.data.dense.canvases = "squash", ((64, 64),)
     program, _ = make(config)
     state = program.initialize()
     step = jax.jit(program.train_step, compiler_options={"xla_backend_optimization_level": 0})
@@ -137,6 +152,11 @@ def test_two_steps_are_taken(recipe: str):
         views = program.objective.inputs() if type(program.objective).crops else ()
         shapes_ = batch_of(config.data.image_size, config.data.channels, program.objective, views)
         batch = {key: random.integers(0, 256, x.shape, np.uint8) for key, x in shapes_.items() if x.dtype == np.uint8}
+        if isinstance(program.objective, Dense):
+            zeros = {key: np.zeros(x.shape, x.dtype) for key, x in dense_batch(config, train=True).items()}
+            boxes = {"boxes": np.full(zeros["boxes"].shape, (10, 10, 50, 50), np.float32)} if "boxes" in zeros else {}
+            images = random.integers(0, 256, zeros["image"].shape, np.uint8)
+            batch = {**zeros, "image": images, "size": np.full((8, 2), 64, np.int32), **boxes}
         if isinstance(program.objective, Pairs):
             batch["tokens"] = random.integers(0, 256, shapes_["tokens"].shape, np.int32)
         state, metrics = step(state, {**batch, "label": np.arange(8, dtype=np.int32), "mask": np.ones(8, np.float32)})

@@ -20,7 +20,7 @@ from vision_jax import build, losses, optim, recipes
 from vision_jax import config as config_lib
 from vision_jax.config import command_line
 from vision_jax.models import registry
-from vision_jax.objectives import OBJECTIVES, Pairs
+from vision_jax.objectives import OBJECTIVES, Dense, Pairs
 
 TESTS = pathlib.Path(__file__).parent
 FILES = sorted((TESTS.parent / "configs").glob("*.py"))
@@ -62,6 +62,7 @@ SMALL = (
     ),
     *("mocov2", "mocov3", "quickstart", "rotnet", "semi_supervised", "simclr", "simmim", "simsiam", "swav", "vicreg"),
     *("vit_transfer", "vtab"),
+    *("deeplabv3", "digits_dense", "fcn", "fcos", "retinanet", "upernet"),
 )
 _SIMMIM = {
     **{"examples": 1_281_167, "batch_size": 2048, "steps": 100 * 625, "weight_decay": 0.05, "b2": 0.999},
@@ -664,7 +665,7 @@ def test_a_recipe_says_what_it_is(path: pathlib.Path):
 def test_neighbors_are_counted_as_often_as_flags_say(name: str):
     """docs/selfsupervised.md has these flags for all recipes of methods without labels."""
     method = recipe(name).objective.name
-    if method is None or OBJECTIVES[method].classifies or issubclass(OBJECTIVES[method], Pairs):
+    if method is None or OBJECTIVES[method].classifies or issubclass(OBJECTIVES[method], Pairs | Dense):
         assert "knn" not in recipe(name).evals
         return
     file, _, variant = name.partition(":")

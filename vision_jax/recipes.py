@@ -338,6 +338,64 @@ def dense(model: str, name: str, **options: object) -> ConfigDict:
     return config
 
 
+def coco_detection(name: str, **options: object) -> ConfigDict:
+    """Returns what torchvision's recipes for detectors on COCO have in common; the arguments are those of `dense`."""
+    config = dense("resnet50", name, **options)
+    config.model.zero_init_last = False
+    config.data.source = "coco"
+    config.data.train_split, config.data.val_split = "train2017", "val2017"
+    # The ids of the categories as they are, in 91 classes, as torchvision's weights have them.
+    config.data.dense.category_ids = True
+    config.data.dense.drop_empty = True
+    config.data.dense.skip_bad = True
+    config.batch_size = 16
+    config.epochs = 26.0
+    config.schedule.name = "step"
+    config.schedule.milestone_epochs = (16.0, 22.0)
+    config.schedule.factor = 0.1
+    config.schedule.warmup_steps = 1000
+    config.schedule.warmup_factor = 1e-3
+    config.schedule.overlap_warmup = True
+    config.eval.every_epochs = 2.0
+    return config
+
+
+def frozen_beginning(config: ConfigDict) -> None:
+    """Freezes what torchvision's detectors do not train of a ResNet: stem, first stage, and all batch norms."""
+    config.objective.frozen_norms = True
+    config.optimizer.frozen = (r"^conv1/", r"^bn1/", r"^layer1/", r"^layer\d/.*/(bn\d|downsample/1)/")
+
+
+def coco_segmentation(model: str, head: str) -> ConfigDict:
+    """Returns torchvision's recipe of segmentation of the images of COCO with the classes of Pascal VOC."""
+    config = dense(model, "segmentation", head=head)
+    config.model.zero_init_last = False
+    config.model.output_stride = 8
+    config.data.source = "coco"
+    config.data.train_split, config.data.val_split = "train2017", "val2017"
+    config.data.image_size = 480
+    config.data.dense.categories = ("voc",)
+    config.data.dense.drop_empty = True
+    config.data.dense.skip_bad = True
+    config.data.dense.resize = "range"
+    config.data.dense.shorter = (260, 1040)
+    config.data.dense.canvases = ((480, 480),)
+    # Images that are more than twice as long as high, and the other way round, are made smaller.
+    config.data.dense.eval_shorter, config.data.dense.eval_longer = 520, 1040
+    config.data.dense.eval_canvases = ((520, 704), (704, 520), (520, 1040), (1040, 520))
+    config.batch_size = 32
+    config.epochs = 30.0
+    config.optimizer.learning_rate = 0.02
+    config.optimizer.momentum = 0.9
+    config.optimizer.decay_rule = "all"
+    config.optimizer.multipliers = (("^aux_head/", 10.0),)
+    config.schedule.name = "polynomial"
+    config.schedule.power = 0.9
+    config.schedule.warmup_epochs = 0.0
+    config.eval.every_epochs = 5.0
+    return config
+
+
 def scenes(model: str, name: str, **options: object) -> ConfigDict:
     """Returns what recipes for the made-up images with digits begin with; the arguments are those of `dense`."""
     config = dense(model, name, **options)

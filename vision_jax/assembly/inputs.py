@@ -19,6 +19,7 @@ from vision_jax.data.cache import cache_dir
 from vision_jax.data.coco import CocoSource
 from vision_jax.data.dense import DenseTransform
 from vision_jax.data.loader import Loader
+from vision_jax.data.made_up import MadeUpSource
 from vision_jax.data.masks import MasksSource
 from vision_jax.data.order import BalancedOrder, BucketOrder, OffsetOrder, ReplayOrder, TrainOrder
 from vision_jax.data.pairs import CaptionTokens, LabelTokens, PairsSource
@@ -162,7 +163,7 @@ def _create_dense_source(config: ConfigDict, *, train: bool, masks: bool) -> Sou
     """
     data, dense = config.data, config.data.dense
     source: Any = _open_dense(config, data.train_split if train else data.val_split, masks)
-    if train and dense.drop_empty:
+    if train and dense.drop_empty and data.source != "synthetic":
         chosen = with_objects(source, masks=masks)
         log.info("Left out of training: %d of %d images without objects.", len(source) - len(chosen), len(source))
         source = DenseSubset(source, chosen)
@@ -173,7 +174,7 @@ def _create_dense_source(config: ConfigDict, *, train: bool, masks: bool) -> Sou
                 f"{data.train_split!r}."
             )
         source = DenseSubset(source, order.subset(len(source), data.train_examples))
-    if not masks:
+    if not masks and data.source != "synthetic":
         counts = [int((~source.annotations(index)["crowd"]).sum()) for index in range(len(source))]
         if counts and max(counts) > dense.max_boxes:
             raise DataError(
@@ -202,6 +203,11 @@ def _open_dense(config: ConfigDict, split: str, masks: bool) -> Source:
                 reduce_zero_label=dense.reduce_zero_label,
                 skip_bad=dense.skip_bad,
             )
+        case "synthetic":
+            train = split == data.train_split
+            examples = data.synthetic_train_examples if train else data.synthetic_val_examples
+            classes = config.model.num_classes or (91 if dense.category_ids else 21 if masks else 80)
+            return MadeUpSource(examples, classes, config.seed, masks)
         case "scenes":
             return PreparedSource(_embedded(config, scenes.prepare), split, masks=masks)
         case "tfds":

@@ -134,8 +134,15 @@ def heads(objective: Objective) -> tuple[str, ...]:
     """Returns the beginnings of the paths of the parameters that an objective has beside those of its model."""
     model = _model_parameters(objective.setup.model, objective.setup.image_shape)
     params = abstract_variables(objective)["params"]
+
+    def beside(name: str) -> bool:
+        # ConvNeXt calls its last norm a head, too, which detectors do not have.
+        return name not in model or not set(masks.all_paths({name: model[name]})) & set(
+            masks.all_paths({name: params[name]})
+        )
+
     # One that is no module, but a parameter, ends its path.
-    return tuple(f"{name}/" if isinstance(x, Mapping) else name for name, x in params.items() if name not in model)
+    return tuple(f"{name}/" if isinstance(x, Mapping) else name for name, x in params.items() if beside(name))
 
 
 def classifier(objective: Objective) -> tuple[str, ...]:

@@ -83,7 +83,7 @@ _SIZES = ("data.dense.canvases", "data.dense.eval_canvases")
 
 # Sources of dense records, and others that may hold some.
 _DENSE_SOURCES = ("coco", "voc", "masks", "scenes")
-_DENSE_OR_NOT = ("tfds",)
+_DENSE_OR_NOT = ("tfds", "synthetic")
 
 
 # Fields of `data.dense` that are of some sources.
@@ -540,7 +540,7 @@ def _check_data(config: ConfigDict) -> Iterator[str]:
         yield f"data.std is {data.std}: every value must be positive."
     if data.eval_crop is not None and not 0 < data.eval_crop <= 1:
         yield f"data.eval_crop is {data.eval_crop}, a share: more than 0 and at most 1."
-    elif (resize := eval_resize(config)) < eval_size(config):
+    elif (resize := eval_resize(config)) < eval_size(config) and not OBJECTIVES[objective_name(config)].dense:
         what = "image_size" if data.eval_size is None else "eval_size"
         yield f"data.eval_resize is {resize}, less than data.{what}={eval_size(config)}: raise it."
     parts = [name for name in ("train_examples", "train_per_class", "train_list") if data[name] is not None]
@@ -602,7 +602,7 @@ def _check_dense(config: ConfigDict) -> Iterator[str]:
         yield f"data.source is 'masks', which has no boxes, from which {name} learns."
     fields, defaults = config.data.dense, default_config().data.dense
     for field, sources in _DENSE_FIELDS.items():
-        if fields[field] != defaults[field] and source not in sources:
+        if fields[field] != defaults[field] and source not in (*sources, "synthetic"):
             yield f"data.dense.{field} is set, which is for data.source={' or '.join(sources)}: leave it unset."
     values, usual = dict(flatten(config)), dict(flatten(default_config()))
     for path in _NOT_DENSE:
