@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -25,6 +26,8 @@ from vision_jax.evaluators.per_class import class_names
 from vision_jax.evaluators.segmentation import SegmentationEvaluator, predict_classes
 from vision_jax.objectives.dense import Dense, predictor
 from vision_jax.predict import load_batches
+
+log = logging.getLogger(__name__)
 
 BATCH_SIZE = 8
 _WINDOW = 8  # batches of images that are sorted by their canvases at once
@@ -125,6 +128,7 @@ class DensePredictor:
             try:
                 height, width = image_size(source[number]["image"], self._transform.max_pixels)
             except ValueError as error:
+                log.warning("%s is damaged: %s. It is left out.", source.describe(number), error)
                 found[number] = DensePrediction(source.describe(number), error=str(error))
                 continue
             canvas = canvases[self._transform.resizing.canvas_of(height, width, canvases)]

@@ -149,6 +149,18 @@ def from_workdir(
     return TrainedModel(config, objective, variables[prefix], names, origin, mesh, chosen, bool(prefix))
 
 
+def finds_of_workdir(workdir: str | pathlib.Path, step: int | str | None = None) -> str:
+    """Returns what a run finds in images, "boxes" or "masks"; "": it is of whole images.
+
+    Raises:
+        CheckpointError: if there is no such checkpoint.
+    """
+    checkpointer = Checkpointer(pathlib.Path(workdir).expanduser() / "checkpoints")
+    candidates = choose_checkpoints(checkpointer, checkpointer.directory.parent, step)
+    _, found = checkpointer.restore_first(candidates, lambda candidate: checkpointer.about(candidate)["config"])
+    return OBJECTIVES[objective_name(config_lib.from_dict(found))].dense
+
+
 def from_file(
     name: str,
     path: str,

@@ -144,6 +144,16 @@ def load_model(
     return trained
 
 
+def is_dense(arguments: argparse.Namespace) -> bool:
+    """Returns whether the flags of `add_model_arguments` name a detector or segmenter, before it is loaded."""
+    from vision_jax.assembly import dense_files
+    from vision_jax.assembly.trained import finds_of_workdir
+
+    if arguments.workdir is None:
+        return arguments.model in dense_files.NAMES
+    return bool(finds_of_workdir(arguments.workdir, arguments.step))
+
+
 def _load_model(arguments: argparse.Namespace, classifier: bool, needs_data: bool) -> "TrainedModel":
     from vision_jax import build, pretrained
     from vision_jax.devices import backend

@@ -1,5 +1,6 @@
 """Pictures of boxes and masks, for people: colors by class, boxes with names, and overlays."""
 
+import colorsys
 from collections.abc import Sequence
 
 import numpy as np
@@ -98,9 +99,10 @@ def draw_boxes(
 
 
 def box_color(label: int) -> tuple[int, int, int]:
-    """Returns the color of a class of boxes: that of the next class of masks, as theirs begin with the background."""
-    red, green, blue = palette()[(label + 1) % 256].tolist()
-    return red, green, blue
+    """Returns the color of a class of boxes: bright, and of another hue than those of the classes beside it."""
+    hue = label * 0.618034 % 1.0
+    red, green, blue = colorsys.hsv_to_rgb(hue, 0.55 if label % 2 else 0.9, 1.0)
+    return round(255 * red), round(255 * green), round(255 * blue)
 
 
 def _corners(box: np.ndarray, size: tuple[int, int]) -> tuple[int, int, int, int]:
