@@ -16,10 +16,9 @@ from vision_jax.build import TrainedModel
 from vision_jax.config.plan import eval_kind, eval_options
 from vision_jax.data.decode import image_size
 from vision_jax.data.dense import DenseTransform
-from vision_jax.data.images import ImageSource
 from vision_jax.data.loader import batch_fields
 from vision_jax.data.resizing import Canvas
-from vision_jax.data.sources import SubsetSource
+from vision_jax.data.sources import Source, SubsetSource
 from vision_jax.devices import sharding
 from vision_jax.errors import CheckpointError, ConfigError
 from vision_jax.evaluators.per_class import class_names
@@ -112,14 +111,14 @@ class DensePredictor:
         """Larger images are refused before they are decoded."""
         return self._transform.max_pixels
 
-    def stream(self, source: ImageSource) -> Iterator[DensePrediction]:
+    def stream(self, source: Source) -> Iterator[DensePrediction]:
         """Yields the predictions of a source's images in their order, as they are computed."""
         shards = sharding.batch_shards(self.trained.mesh)
         size = -(-min(self._batch_size, len(source)) // shards) * shards
         for first in range(0, len(source), size * _WINDOW):
             yield from self._window(source, np.arange(first, min(first + size * _WINDOW, len(source))), size)
 
-    def _window(self, source: ImageSource, numbers: np.ndarray, size: int) -> Iterator[DensePrediction]:
+    def _window(self, source: Source, numbers: np.ndarray, size: int) -> Iterator[DensePrediction]:
         """Yields the predictions of some images in their order; those of a canvas are computed together."""
         found: dict[int, DensePrediction] = {}
         of_canvas: dict[Canvas, list[int]] = {}
@@ -137,9 +136,7 @@ class DensePredictor:
             found |= self._on_canvas(source, canvas, np.asarray(chosen), size)
         yield from (found[number] for number in numbers.tolist())
 
-    def _on_canvas(
-        self, source: ImageSource, canvas: Canvas, numbers: np.ndarray, size: int
-    ) -> dict[int, DensePrediction]:
+    def _on_canvas(self, source: Source, canvas: Canvas, numbers: np.ndarray, size: int) -> dict[int, DensePrediction]:
         """Returns the predictions of images that one canvas is for, by their numbers."""
         step, part = self._compile(canvas, size), SubsetSource(source, numbers)
         transform, mesh = self._transform.on(canvas), self.trained.mesh

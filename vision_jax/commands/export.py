@@ -5,8 +5,8 @@ package, for CPU, CUDA and TPU; `timm` and `torchvision`, a safetensors file of 
 `timm.create_model(NAME, num_classes=N, checkpoint_path=FILE)` loads, or torchvision's model by
 `load_state_dict(safetensors.torch.load_file(FILE))`; a training here starts from it with
 `--config.model.pretrained=FILE`. Of detectors, programs give the outputs of the heads, and of segmenters the logits of
-the pixels, for images of one size (`--size=800x1344`, height first). A model card, FILE.md, is written beside each. Exit
-status: 0 done, 1 failed, 2 wrong flags.
+the pixels, for images of one size (`--size=800x1344`, height first). A model card, FILE.md, is written beside each.
+Exit status: 0 done, 1 failed, 2 wrong flags.
 """
 
 import argparse

@@ -38,7 +38,7 @@ def scale_of(finds: str) -> str:
 def difference(result: Results, expected: Results) -> float:
     """Returns the largest difference divided by the standard deviation of what is expected; NaN is infinitely far.
 
-    Of several outputs, those of a detector, it is the largest of each, divided by its root mean square: without training
+    Of several outputs, those of a detector, it is the largest of each, divided by its root mean square: before training
     they differ by little, around the logit of a small prior.
     """
     if isinstance(result, tuple) and isinstance(expected, tuple):
