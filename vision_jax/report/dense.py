@@ -122,9 +122,8 @@ def _pair(record: Mapping[str, Any], prediction: DensePrediction, names: Sequenc
         texts = [f"{names[label]} {score:.0%}" for label, score in zip(found.labels, found.scores, strict=True)]
         shown = slice(_MOST_BOXES - 1, None, -1) if len(texts) > _MOST_BOXES else slice(None, None, -1)
         labels = record["box_labels"]
-        there = [
-            f"{names[label]}{' (crowd)' if crowd else ''}" for label, crowd in zip(labels, record["crowd"], strict=True)
-        ]
+        crowds = (" (crowd)" if crowd else "" for crowd in record["crowd"])
+        there = [f"{names[label]}{crowd}" for label, crowd in zip(labels, crowds, strict=True)]
         present = sorted({*labels.tolist(), *found.labels.tolist()})
         return Pair(
             _with_boxes(pixels, record["boxes"], labels, there),
@@ -137,7 +136,7 @@ def _pair(record: Mapping[str, Any], prediction: DensePrediction, names: Sequenc
     truth, mask = record["mask"], prediction.mask
     counted = truth != IGNORED
     agreeing = float((truth == mask)[counted].mean()) if counted.any() else float("nan")
-    clear = [IGNORED, *([0] if names[0].strip("_") == BACKGROUND else [])]
+    clear = _clear(names)
     present = [n for n in np.union1d(truth, mask).tolist() if n not in clear]
     colors = drawing.palette()
     return Pair(
@@ -147,6 +146,11 @@ def _pair(record: Mapping[str, Any], prediction: DensePrediction, names: Sequenc
         f"{agreeing:.1%} of the pixels are of the right class",
         tuple((names[n], tuple(colors[n].tolist())) for n in present),
     )
+
+
+def _clear(names: Sequence[str]) -> list[int]:
+    """Returns the classes of a mask that get no color."""
+    return [IGNORED, *([0] if names[0].strip("_") == BACKGROUND else [])]
 
 
 def _with_boxes(pixels: np.ndarray, boxes: np.ndarray, labels: np.ndarray, texts: Sequence[str]) -> np.ndarray:
@@ -174,10 +178,8 @@ def drawn_views(images: np.ndarray, views: Mapping[str, Any], names: Sequence[st
     drawn = []
     for row, pixels in enumerate(images):
         if "segmentation" in views:
-            clear = [IGNORED, *([0] if names[0].strip("_") == BACKGROUND else [])]
-            drawn.append(
-                _smaller(drawing.overlay(pixels, np.asarray(views["segmentation"][row], np.uint8), clear=clear))
-            )
+            mask = np.asarray(views["segmentation"][row], np.uint8)
+            drawn.append(_smaller(drawing.overlay(pixels, mask, clear=_clear(names))))
             continue
         labels = np.asarray(views["box_labels"][row])
         there = labels >= 0
@@ -193,20 +195,19 @@ def pictures(found: Found) -> list[Markup]:
         f"Step {found.step}, {found.choice}: {weights}. Images of the split {found.split}, drawn at random but always "
         "the same: on the left what is there, on the right what was found."
     )
-    figures = []
-    for pair in found.pairs:
-        both = [
-            image(pair.truth, f"What is there: {pair.caption}.", _LARGEST),
-            image(pair.found, "What was found.", _LARGEST),
-        ]
-        colors = [
-            element("span", "\N{BLACK SQUARE}", style=f"color:rgb{color}") + f" {name} " for name, color in pair.classes
-        ]
-        caption = element(
-            "figcaption", pair.caption, element("br"), *map(Markup, colors), element("small", pair.description)
-        )
-        figures.append(element("figure", element("div", *both, class_="row"), caption))
+    figures = [_figure(pair) for pair in found.pairs]
     return [element("p", about, class_="quiet"), element("div", *figures, class_="images views")]
+
+
+def _figure(pair: Pair) -> Markup:
+    truth = image(pair.truth, f"What is there: {pair.caption}.", _LARGEST)
+    both = element("div", truth, image(pair.found, "What was found.", _LARGEST), class_="row")
+    colors = [
+        element("span", element("span", "\N{BLACK SQUARE}", style=f"color:rgb{color}"), f" {name} ")
+        for name, color in pair.classes
+    ]
+    caption = element("figcaption", pair.caption, element("br"), *colors, element("small", pair.description))
+    return element("figure", both, caption)
 
 
 def check_table(values: Mapping[str, Any]) -> Mapping[str, Any]:
