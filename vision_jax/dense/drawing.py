@@ -101,7 +101,7 @@ def draw_boxes(
 def box_color(label: int) -> tuple[int, int, int]:
     """Returns the color of a class of boxes: bright, and of another hue than those of the classes beside it."""
     hue = label * 0.618034 % 1.0
-    red, green, blue = colorsys.hsv_to_rgb(hue, 0.55 if label % 2 else 0.9, 1.0)
+    red, green, blue = colorsys.hsv_to_rgb(hue, 0.5 if label % 2 else 0.75, 1.0)
     return round(255 * red), round(255 * green), round(255 * blue)
 
 

@@ -21,10 +21,9 @@ from vision_jax.report.runs import Run
 from vision_jax.runtime.checkpoint import Checkpointer
 
 _SEED = 0  # of the choice of images
-_SIDE = 480  # of a picture
+SIDE = 480  # of a picture
 _THRESHOLD = 0.3  # of scores of boxes that are shown
 _MOST_BOXES = 30
-_LARGEST = 480
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,13 +156,13 @@ def _with_boxes(pixels: np.ndarray, boxes: np.ndarray, labels: np.ndarray, texts
     """Returns an image with boxes, at the size of a picture, so that texts can be read."""
     small = _smaller(pixels)
     scale = np.asarray([small.shape[1] / pixels.shape[1], small.shape[0] / pixels.shape[0]] * 2)
-    return drawing.draw_boxes(small, boxes * scale, labels, texts, least_side=_SIDE - 1)
+    return drawing.draw_boxes(small, boxes * scale, labels, texts, least_side=SIDE - 1)
 
 
 def _smaller(pixels: np.ndarray) -> np.ndarray:
-    """Returns an image whose longer side has at most `_SIDE` pixels."""
+    """Returns an image whose longer side has at most `SIDE` pixels."""
     picture = drawing.to_image(pixels)
-    picture.thumbnail((_SIDE, _SIDE))
+    picture.thumbnail((SIDE, SIDE))
     return np.asarray(picture)
 
 
@@ -200,8 +199,8 @@ def pictures(found: Found) -> list[Markup]:
 
 
 def _figure(pair: Pair) -> Markup:
-    truth = image(pair.truth, f"What is there: {pair.caption}.", _LARGEST)
-    both = element("div", truth, image(pair.found, "What was found.", _LARGEST), class_="row")
+    truth = image(pair.truth, f"What is there: {pair.caption}.", SIDE)
+    both = element("div", truth, image(pair.found, "What was found.", SIDE), class_="row")
     colors = [
         element("span", element("span", "\N{BLACK SQUARE}", style=f"color:rgb{color}"), f" {name} ")
         for name, color in pair.classes

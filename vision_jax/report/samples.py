@@ -31,10 +31,12 @@ class Sample:
     Attributes:
         images: its views, (views, height, width, channels) uint8.
         shares: of its target, (name of the class, share), the largest first; without labels, nothing.
+        side: pixels of height and width that it is shown with at most.
     """
 
     images: np.ndarray
     shares: tuple[tuple[str, float], ...]
+    side: int = 160
 
 
 def first_batch(run: Run, number: int = 16) -> list[Sample]:
@@ -69,7 +71,7 @@ def first_batch(run: Run, number: int = 16) -> list[Sample]:
     images = np.asarray(views["image"])
     if isinstance(objective, Dense):
         names = display_names(class_names(source.class_names, objective.num_classes))
-        return [Sample(drawn[None], ()) for drawn in dense.drawn_views(images, views, names)]
+        return [Sample(drawn[None], (), dense.SIDE) for drawn in dense.drawn_views(images, views, names)]
     images = images[:, None] if images.ndim == 4 else images
     model: Any = objective.setup.model
     names = display_names(class_names(source.class_names, model.num_classes)) if objective.classifies else []
