@@ -122,6 +122,24 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     return directory
 
 
+@pytest.fixture(scope="session")
+def dense_runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, pathlib.Path]:
+    """The workdirs of a detector ("boxes") and a segmenter ("masks"), trained for two steps on made-up images."""
+    from vision_jax import recipes, train
+
+    runs, directory = {}, tmp_path_factory.mktemp("dense")
+    for kind, name, options in (("boxes", "retinanet", {"channels": 16}), ("masks", "segmentation", {"aux": False})):
+        config = recipes.scenes("resnet18", name, **options)
+        config.data.dir = str(directory)
+        config.data.dense.canvases = ((64, 64),)
+        config.data.val_split = "validation[:16]"
+        config.total_steps, config.batch_size, config.eval.batch_size = 2, 8, 8
+        config.schedule.warmup_epochs = 0.0
+        runs[kind] = directory / kind
+        train.train_and_evaluate(config, runs[kind])
+    return runs
+
+
 @pytest.fixture
 def image_folder(tmp_path: pathlib.Path) -> pathlib.Path:
     """A folder data set of 3 classes with 8 training and 3 validation images each."""

@@ -28,6 +28,7 @@ FLOORS = (
         "evaluate",
         "dry_run",
         "predict",
+        "predict_dense",
         "features",
         "search",
         "serve",

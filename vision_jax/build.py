@@ -2,6 +2,7 @@
 
 from vision_jax.assembly.evaluations import (
     evaluates_objective,
+    evaluator_kind,
     learns_from_training,
     make_context,
     make_evaluators,
@@ -75,6 +76,7 @@ __all__ = [
     "create_source",
     "create_state",
     "evaluates_objective",
+    "evaluator_kind",
     "from_file",
     "from_workdir",
     "heads",

@@ -17,8 +17,9 @@ from jax.sharding import Mesh
 from vision_jax import augment, pretrained
 from vision_jax.build import TrainedModel
 from vision_jax.data.images import ImageSource
-from vision_jax.data.loader import Loader, Prefetcher, batch_fields
+from vision_jax.data.loader import Loader, Prefetcher, Transform, batch_fields
 from vision_jax.data.order import EvalOrder
+from vision_jax.data.sources import Source
 from vision_jax.data.transforms import EvalTransform, Preprocessing
 from vision_jax.devices import sharding
 from vision_jax.errors import ConfigError
@@ -72,6 +73,35 @@ class Prediction:
     path: str
     classes: tuple[Class, ...]
     error: str | None = None
+
+
+def load_batches(
+    source: Source, transform: Transform, mesh: Mesh, size: int, num_threads: int | None
+) -> Generator[tuple[dict[str, jax.Array], dict[int, str]], None, None]:
+    """Yields batches on the devices, and what was wrong with the images so far, by their numbers.
+
+    Args:
+        source: the images; batch `n` has those from `n * size`, and rows of zeros where there are no more.
+        transform: makes rows of them.
+        mesh: of the devices.
+        size: of the batches, which divides over the devices.
+        num_threads: that decode; None: one for each core.
+    """
+    order = EvalOrder(len(source), size)
+    with (
+        Loader(
+            source,
+            order,
+            transform,
+            sharding.local_rows(mesh, size),
+            num_threads,
+            max_bad_records=len(source),
+            leave_out=True,
+        ) as loader,
+        Prefetcher(loader, range(order.num_batches), sharding.batch_placer(mesh, size), depth=2) as batches,
+    ):
+        for batch in batches:
+            yield batch, loader.problems
 
 
 class Predictor:
@@ -207,23 +237,7 @@ class Predictor:
             source: the images; batch `n` has those from `n * size`, and rows of zeros where there are no more.
             size: of the batches; see `round_up`.
         """
-        order = EvalOrder(len(source), size)
-        with (
-            Loader(
-                source,
-                order,
-                self.preprocessing.transform,
-                sharding.local_rows(self.mesh, order.batch_size),
-                self._num_threads,
-                max_bad_records=len(source),
-                leave_out=True,
-            ) as loader,
-            Prefetcher(
-                loader, range(order.num_batches), sharding.batch_placer(self.mesh, order.batch_size), depth=2
-            ) as batches,
-        ):
-            for batch in batches:
-                yield batch, loader.problems
+        return load_batches(source, self.preprocessing.transform, self.mesh, size, self._num_threads)
 
     def _take(
         self, source: ImageSource, size: int, best: Any, problems: Mapping[int, str], number: int

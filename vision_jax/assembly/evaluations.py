@@ -25,6 +25,11 @@ def learns_from_training(config: ConfigDict) -> bool:
     return any(issubclass(EVALUATORS[eval_kind(config, name)], FrozenFeatures) for name in config.evals)
 
 
+def evaluator_kind(config: ConfigDict, name: str) -> type[Evaluator]:
+    """Returns the class of an evaluation."""
+    return EVALUATORS[eval_kind(config, name)]
+
+
 def make_context(
     config: ConfigDict,
     mesh: Mesh,

@@ -14,16 +14,18 @@ from ml_collections import ConfigDict
 
 from vision_jax import config as config_lib
 from vision_jax import pretrained
-from vision_jax.assembly.inputs import make_preprocessing
+from vision_jax.assembly import dense_files
+from vision_jax.assembly.inputs import make_eval_transform, make_preprocessing
 from vision_jax.assembly.models import check_sizes, make_objective, model_options
 from vision_jax.assembly.states import partition_rules
-from vision_jax.assembly.weights import load_pretrained, restore_variables
+from vision_jax.assembly.weights import load_pretrained, load_trained, restore_variables
 from vision_jax.config import command_line
+from vision_jax.config.plan import objective_name
 from vision_jax.data.sources import digest_of
 from vision_jax.data.transforms import Preprocessing
 from vision_jax.devices import partition, sharding
 from vision_jax.errors import CheckpointError, ConfigError, check_no_url
-from vision_jax.objectives import Objective
+from vision_jax.objectives import OBJECTIVES, Objective
 from vision_jax.objectives.base import Variables
 from vision_jax.runtime import digests
 from vision_jax.runtime.checkpoint import Checkpointer, choose_checkpoints
@@ -69,9 +71,15 @@ class TrainedModel:
         return self.objective.setup.model
 
     @property
+    def dense(self) -> str:
+        """What it finds in images: "boxes" or "masks"; "": it is a model of whole images."""
+        return self.objective.dense
+
+    @property
     def num_classes(self) -> int:
-        """Number of logits; 0: it has no classifier."""
-        return self.objective.setup.model.num_classes
+        """Number of logits, of an image, a box or a pixel; 0: it has no classifier."""
+        counted: Any = self.objective if self.dense else self.objective.setup.model
+        return counted.num_classes
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -82,7 +90,8 @@ class TrainedModel:
     def digest(self) -> str:
         """What tells this model, its weights and their preprocessing from others, however they are sharded."""
         arrays = digests.describe(dict(self.variables))
-        return digest_of(self.name, model_options(self.config), self.preprocessing, arrays)
+        preprocessing = make_eval_transform(self.config) if self.dense else self.preprocessing
+        return digest_of(self.name, model_options(self.config), preprocessing, arrays)
 
 
 def checkpoint_config(about: Mapping[str, Any]) -> ConfigDict:
@@ -123,7 +132,7 @@ def from_workdir(
     def restore(candidate: int) -> tuple[ConfigDict, Mesh, Objective, dict[str, dict[str, Any]]]:
         config = checkpoint_config(checkpointer.about(candidate))
         if not needs_data and config.data.dir and not pathlib.Path(config.data.dir).expanduser().is_dir():
-            config.data.source = "synthetic"
+            without_data(config)
         config = _settle(config, overrides)
         mesh = sharding.make_mesh(config.mesh)
         return config, mesh, *restore_variables(checkpointer, candidate, config, mesh)
@@ -140,6 +149,18 @@ def from_workdir(
     return TrainedModel(config, objective, variables[prefix], names, origin, mesh, chosen, bool(prefix))
 
 
+def finds_of_workdir(workdir: str | pathlib.Path, step: int | str | None = None) -> str:
+    """Returns what a run finds in images, "boxes" or "masks"; "": it is of whole images.
+
+    Raises:
+        CheckpointError: if there is no such checkpoint.
+    """
+    checkpointer = Checkpointer(pathlib.Path(workdir).expanduser() / "checkpoints")
+    candidates = choose_checkpoints(checkpointer, checkpointer.directory.parent, step)
+    _, found = checkpointer.restore_first(candidates, lambda candidate: checkpointer.about(candidate)["config"])
+    return OBJECTIVES[objective_name(config_lib.from_dict(found))].dense
+
+
 def from_file(
     name: str,
     path: str,
@@ -151,7 +172,8 @@ def from_file(
     """Reads published weights, with the preprocessing that timm has for them.
 
     Args:
-        name: of the model; see `vision_jax.list_models`.
+        name: of the model; see `vision_jax.list_models`. Or torchvision's of a detector or segmenter; see
+            `vision_jax.dense.networks`.
         path: of the weights; see `pretrained.load`.
         class_names: of the weights' classes; empty: what the file says, or ImageNet's if there are 1,000.
         overrides: fields of the configuration that are to be others, such as --config.data.eval_size=288.
@@ -161,6 +183,8 @@ def from_file(
         DataError: if the weights cannot be read or do not fit, or there are not as many names as classes.
         ConfigError: for an unknown model, or an override that cannot be used.
     """
+    if name in dense_files.NAMES:
+        return _from_dense_file(name, path, class_names, overrides)
     config = config_lib.default_config()
     config.model.name, config.model.pretrained, config.data.model_input = name, path, True
     config.data.source = "synthetic"  # which needs no data: overrides may name some
@@ -174,10 +198,39 @@ def from_file(
     objective = make_objective(config, num_classes)
     check_sizes(config, objective.setup.model, train=False)
     variables = load_pretrained(config, num_classes, classifier_seed=None)
+    return _placed(config, objective, variables, class_names or names, path)
+
+
+def _from_dense_file(name: str, path: str, class_names: Sequence[str], overrides: Sequence[str]) -> TrainedModel:
+    """Reads torchvision's weights of a detector or segmenter, with the sizes of images that torchvision has for it."""
+    config, num_classes, names = dense_files.describe(name, path)
+    if class_names and len(class_names) != num_classes:
+        raise ConfigError(f"There are {len(class_names)} names of classes, and {path} has {num_classes} classes.")
+    config = _settle(config, overrides)
+    objective = make_objective(config, num_classes)
+    check_sizes(config, objective.setup.model, train=False)
+    return _placed(config, objective, load_trained(config, objective, ()), class_names or names, path)
+
+
+def _placed(
+    config: ConfigDict, objective: Objective, variables: Variables, class_names: Sequence[str], path: str
+) -> TrainedModel:
+    """Returns a model with weights of a file, laid out on all devices."""
     mesh = sharding.make_mesh(config.mesh)
     layouts = partition.layouts(partition_rules(config, mesh), mesh, variables["params"], variables)
     placed = sharding.place(variables, layouts)
-    return TrainedModel(config, objective, placed, tuple(class_names or names), path, mesh)
+    return TrainedModel(config, objective, placed, tuple(class_names), path, mesh)
+
+
+def without_data(config: ConfigDict) -> None:
+    """Lets a configuration name data that is always there, of the kind that its objective learns from."""
+    if not OBJECTIVES[objective_name(config)].dense:
+        config.data.source = "synthetic"
+        return
+    config.data.source = "scenes"
+    defaults = config_lib.default_config().data.dense
+    for field in ("categories", "category_ids", "reduce_zero_label", "skip_bad"):  # which are of other sources
+        config.data.dense[field] = defaults[field]
 
 
 def _settle(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:

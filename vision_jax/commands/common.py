@@ -122,11 +122,39 @@ def keep_compiled() -> None:
         backend.enable_compilation_cache(None)
 
 
-def load_model(arguments: argparse.Namespace, *, classifier: bool = True, needs_data: bool = True) -> "TrainedModel":
+def load_model(
+    arguments: argparse.Namespace, *, classifier: bool = True, needs_data: bool = True, dense: bool = False
+) -> "TrainedModel":
     """Loads the model that the flags of `add_model_arguments` name.
 
-    Other arguments are as for `build.from_file` and `build.from_workdir`.
+    Args:
+        arguments: the flags.
+        classifier, needs_data: as for `build.from_file` and `build.from_workdir`.
+        dense: whether it may be a detector or segmenter.
+
+    Raises:
+        ConfigError: if it is one and may not be.
     """
+    trained = _load_model(arguments, classifier, needs_data)
+    if trained.dense and not dense:
+        raise ConfigError(
+            f"{arguments.workdir or arguments.model} is a model of {trained.dense}, and this command is for models of "
+            "whole images: for such a one there are predict, export, suite --sets=val, report, and --mode=eval of main."
+        )
+    return trained
+
+
+def is_dense(arguments: argparse.Namespace) -> bool:
+    """Returns whether the flags of `add_model_arguments` name a detector or segmenter, before it is loaded."""
+    from vision_jax.assembly import dense_files
+    from vision_jax.assembly.trained import finds_of_workdir
+
+    if arguments.workdir is None:
+        return arguments.model in dense_files.NAMES
+    return bool(finds_of_workdir(arguments.workdir, arguments.step))
+
+
+def _load_model(arguments: argparse.Namespace, classifier: bool, needs_data: bool) -> "TrainedModel":
     from vision_jax import build, pretrained
     from vision_jax.devices import backend
 

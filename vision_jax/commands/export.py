@@ -4,8 +4,9 @@ Formats: `onnx`, checked by onnxruntime before the file is there; `stablehlo`, a
 package, for CPU, CUDA and TPU; `timm` and `torchvision`, a safetensors file of weights that
 `timm.create_model(NAME, num_classes=N, checkpoint_path=FILE)` loads, or torchvision's model by
 `load_state_dict(safetensors.torch.load_file(FILE))`; a training here starts from it with
-`--config.model.pretrained=FILE`. A model card, FILE.md, is written beside each. Exit status: 0 done, 1 failed, 2 wrong
-flags.
+`--config.model.pretrained=FILE`. Of detectors, programs give the outputs of the heads, and of segmenters the logits of
+the pixels, for images of one size (`--size=800x1344`, height first). A model card, FILE.md, is written beside each.
+Exit status: 0 done, 1 failed, 2 wrong flags.
 """
 
 import argparse
@@ -42,7 +43,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     common.add_model_arguments(parser)
     group = parser.add_argument_group("programs: onnx and stablehlo")
     group.add_argument("--batch", help="number of images, or dynamic (default): any")
-    group.add_argument("--size", type=int, help="height and width of images; default: as in evaluation")
+    group.add_argument(
+        "--size", type=_size, help="height and width of images, 224, or 800x1344; default: as in evaluation"
+    )
     group.add_argument(
         "--with_preprocessing", action="store_true", default=None, help="take uint8 pixels, NHWC, and normalize them"
     )
@@ -83,17 +86,13 @@ def export(arguments: argparse.Namespace) -> int:
         if arguments.format not in formats:
             common.refuse(arguments, [name], f"for --format={' and '.join(formats)}")
     batch = _batch(arguments.batch)
-    if arguments.size is not None:
-        if arguments.size < 1:
-            raise ConfigError(f"--size is {arguments.size}: give a number of pixels.")
-        arguments.overrides.append(f"--config.data.eval_size={arguments.size}")
     if arguments.tolerance is not None and not arguments.tolerance >= 0:
         raise ConfigError(f"--tolerance is {arguments.tolerance}: give a number from 0.")
     if arguments.with_preprocessing and arguments.layout == "nchw":
         raise ConfigError("--layout=nchw is for normalized images; with --with_preprocessing they are pixels, NHWC.")
     common.check_model_arguments(arguments)
 
-    from vision_jax.export import onnx_file, program
+    from vision_jax.export import card, check, onnx_file, program
     from vision_jax.export.subject import Options
     from vision_jax.export.weights import export_weights
 
@@ -103,21 +102,30 @@ def export(arguments: argparse.Namespace) -> int:
     target.check()
     if arguments.format == "onnx":
         onnx_file.import_onnx()  # before a model is loaded
-    trained = common.load_model(arguments, needs_data=False)
+    size = arguments.size
+    if size is not None and not common.is_dense(arguments):
+        if size[0] != size[1]:
+            raise ConfigError(
+                f"--size is {size[0]}x{size[1]}, and models of whole images take squares: give one number."
+            )
+        arguments.overrides.append(f"--config.data.eval_size={size[0]}")
+        size = None
+    trained = common.load_model(arguments, needs_data=False, dense=True)
     what = f"{trained.num_classes} classes" if trained.num_classes else "without a classifier"
     if suffix == ".safetensors":
         export_weights(trained, target, arguments.format)
         hint = "" if trained.num_classes else " (for timm: num_classes=0)"
         kind = "" if trained.step is None else f", step {trained.step}, {'ema' if trained.averaged else 'raw'} weights"
-        print(f"{path}: {trained.name}{kind}, {what}{hint}")
+        print(f"{path}: {card.title(trained)}{kind}, {what}{hint}")
         return 0
     options = Options(
         batch,
         bool(arguments.with_preprocessing),
         arguments.layout or ("nchw" if arguments.format == "onnx" else "nhwc"),
         arguments.dtype or "float32",
+        size,
     )
-    pixels = program.read_pixels(trained, arguments.images or ())
+    pixels = program.read_pixels(trained, arguments.images or (), size)
     if arguments.format == "onnx":
         opset = arguments.opset or onnx_file.DEFAULT_OPSET
         differences = program.export_onnx(trained, target, options, opset=opset, pixels=pixels)
@@ -125,10 +133,18 @@ def export(arguments: argparse.Namespace) -> int:
     else:
         differences = program.export_stablehlo(trained, target, options, pixels=pixels)
         form = "for cpu, cuda and tpu"
-    print(f"{path}: {trained.name}, {trained.origin}, {what}, {options.dtype}, {form}")
+    print(f"{path}: {card.title(trained)}, {trained.origin}, {what}, {options.dtype}, {form}")
     agreement = ", ".join(f"{one.relative:.1e} ({one.images})" for one in differences)
-    print(f"largest difference from JAX, as a part of the logits' standard deviation: {agreement}")
+    print(f"largest difference from JAX, as a part of the logits' {check.scale_of(trained.dense)}: {agreement}")
     return 0
+
+
+def _size(text: str) -> tuple[int, int]:
+    """Returns height and width that --size says."""
+    parts = text.split("x")
+    if len(parts) > 2 or not all(part.isdecimal() and int(part) for part in parts):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of pixels, nor HEIGHTxWIDTH")
+    return int(parts[0]), int(parts[-1])
 
 
 def _batch(text: str | None) -> int:

@@ -19,18 +19,21 @@ if TYPE_CHECKING:
     Write = Callable[[Prediction], None]
 
 _FORMATS = {".txt": "text", ".csv": "csv", ".jsonl": "jsonl", ".parquet": "parquet"}
+TOPK, BATCH_SIZE = 5, 128
 _ROWS = 4096  # of a row group of Parquet
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags that say what is written of each image, and where to."""
-    parser.add_argument("--topk", type=int, default=5, help="classes per image (default: %(default)s)")
+    parser.add_argument("--topk", type=int, default=TOPK, help=f"classes per image (default: {TOPK})")
     parser.add_argument("--output", help="a file; default: the terminal")
     parser.add_argument(
         "--format", choices=sorted(_FORMATS.values()), help="default: by the suffix of --output, or text"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace the file of --output")
-    parser.add_argument("--batch_size", type=int, default=128, help="images computed at once (default: %(default)s)")
+    parser.add_argument(
+        "--batch_size", type=int, default=BATCH_SIZE, help=f"images computed at once (default: {BATCH_SIZE})"
+    )
 
 
 def check_arguments(arguments: argparse.Namespace) -> tuple[pathlib.Path | None, str]:
@@ -40,8 +43,8 @@ def check_arguments(arguments: argparse.Namespace) -> tuple[pathlib.Path | None,
         ConfigError: for flags that cannot work.
     """
     for name in ("topk", "batch_size"):
-        if getattr(arguments, name) < 1:
-            raise ConfigError(f"--{name} is {getattr(arguments, name)}: give 1 or more.")
+        if (value := getattr(arguments, name)) is not None and value < 1:
+            raise ConfigError(f"--{name} is {value}: give 1 or more.")
     for path in arguments.paths:
         check_no_url("IMAGE", path)
     output = None if arguments.output is None else pathlib.Path(arguments.output).expanduser()

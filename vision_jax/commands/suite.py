@@ -10,6 +10,8 @@ Robust accuracy (docs/robustness.md) is a set that is asked for by name. Without
 
     python -m vision_jax suite --workdir=W --output=O --sets=adversarial --attack=autoattack --eps=4/255 --norm=linf
 
+Detectors and segmenters are measured on the validation split of their own run, by its evaluations (`--sets=val`).
+
 Exit status: 0 done; 1 failed, or a set did, as the others did not; 2 wrong flags, 130 Ctrl-C.
 """
 
@@ -40,7 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--sets", help="of val,real,v2,a,r,sketch,c,objectnet,adversarial; default: all that are there, but attacks"
     )
-    parser.add_argument("--batch_size", type=int, default=128, help="images computed at once (default: %(default)s)")
+    parser.add_argument(
+        "--batch_size", type=int, help="images computed at once (default: 128; of detectors and segmenters, the run's)"
+    )
     parser.add_argument("--max_bad", type=int, default=0, help="damaged images of a set that are left out (default: 0)")
     parser.add_argument("--overwrite", action="store_true", help="replace the results in --output")
     parser.add_argument("--zero_shot", metavar="CLASSES", help="a file of names of classes, one a line behind its id")
@@ -67,12 +71,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 def suite(arguments: argparse.Namespace) -> int:
     """Measures the model on the sets; see `suite.run.run_suite`."""
     common.check_model_arguments(arguments)
-    if arguments.batch_size < 1 or arguments.max_bad < 0:
+    if (arguments.batch_size is not None and arguments.batch_size < 1) or arguments.max_bad < 0:
         raise ConfigError(
             f"--batch_size is {arguments.batch_size} and --max_bad {arguments.max_bad}: not below 1 and 0."
         )
     if arguments.mistakes < 1:
         raise ConfigError(f"--mistakes is {arguments.mistakes}: give 1 or more.")
+    if common.is_dense(arguments):
+        return _suite_of_dense(arguments)
     wanted = None if arguments.sets is None else [name.strip() for name in arguments.sets.split(",")]
     plan = _plan(arguments, wanted or ())
     if arguments.explain is not None and wanted == [_ADVERSARIAL]:
@@ -97,9 +103,30 @@ def suite(arguments: argparse.Namespace) -> int:
     trained = _load_words(arguments) if arguments.zero_shot else common.load_model(arguments)
     explained = {"explain": arguments.explain, "mistakes": arguments.mistakes}
     options = run.Options(
-        arguments.batch_size, arguments.max_bad, arguments.overwrite, arguments.pretrained, plan, **explained
+        arguments.batch_size or 128, arguments.max_bad, arguments.overwrite, arguments.pretrained, plan, **explained
     )
     return 0 if run.run_suite(trained, found, chosen, output, options) else 1
+
+
+def _suite_of_dense(arguments: argparse.Namespace) -> int:
+    """Measures a detector or segmenter on the validation split of its run; see `suite.dense.run_dense`."""
+    from vision_jax.suite import dense, run
+    from vision_jax.suite.results import prepare_output
+
+    kind = "of models of whole images, and this is a detector or segmenter"
+    common.refuse(arguments, ("data", "zero_shot", "templates", "tokenizer", "explain", *_OF_ATTACKS), kind)
+    if arguments.sets not in (None, dense.SET):
+        raise ConfigError(
+            f"--sets is {arguments.sets!r}: detectors and segmenters are measured on the validation split of their "
+            f"data alone, --sets={dense.SET}."
+        )
+    if arguments.model is not None and not any(text.startswith("--config.data.source") for text in arguments.overrides):
+        raise ConfigError("Which images? Give --config.data.source=coco, --config.data.dir=DIR and so on.")
+    output = prepare_output(arguments.output)
+    trained = common.load_model(arguments, dense=True)
+    options = run.Options(max_bad=arguments.max_bad, overwrite=arguments.overwrite)
+    dense.run_dense(trained, output, options, arguments.batch_size)
+    return 0
 
 
 def _plan(arguments: argparse.Namespace, wanted: Sequence[str]) -> "Plan":

@@ -97,7 +97,7 @@ class Classification(nn.Module):
         bias = -math.log((1 - PRIOR) / PRIOR)
         width = self.num_anchors * self.num_classes
         y = Prediction(width, bias, self.dtype, name="cls_logits")(self.tower(name="conv")(x))
-        return y.reshape(len(y), -1, self.num_classes)
+        return y.reshape(y.shape[0], -1, self.num_classes)
 
 
 class Regression(nn.Module):
@@ -116,11 +116,11 @@ class Regression(nn.Module):
     def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array | None]:
         x = self.tower(name="conv")(x)
         boxes = Prediction(4 * self.num_anchors, dtype=self.dtype, name="bbox_reg")(x)
-        boxes = boxes.reshape(len(x), -1, 4)
+        boxes = boxes.reshape(x.shape[0], -1, 4)
         if not self.centerness:
             return boxes, None
         centers = Prediction(self.num_anchors, dtype=self.dtype, name="bbox_ctrness")(x)
-        return nn.relu(boxes), centers.reshape(len(x), -1, 1)
+        return nn.relu(boxes), centers.reshape(x.shape[0], -1, 1)
 
 
 class DetectionHead(nn.Module):

@@ -90,6 +90,23 @@ def is_whole(file: WeightFile) -> bool:
     )
 
 
+def is_old(file: WeightFile) -> bool:
+    """Returns whether a file has the names that torchvision's first published detectors have."""
+    return any(re.search(r"fpn\.(inner|layer)_blocks\.\d+\.weight$", name) for name in file.tensors)
+
+
+def count_logits(file: WeightFile) -> int:
+    """Returns how many logits there are at each position of a detector's maps, or of each pixel.
+
+    Raises:
+        DataError: if a file is not of torchvision's detectors and segmenters.
+    """
+    for name, tensor in file.tensors.items():
+        if name.endswith(("cls_logits.weight", "classifier.4.weight")) and "aux_classifier" not in name:
+            return int(tensor.shape[0])
+    raise DataError(f"{file.path} has no whole network of a detector or segmenter under torchvision's names.")
+
+
 def load(network: Network, path: str | pathlib.Path | WeightFile, *, new_seed: int | None = None) -> dict[str, Any]:
     """Reads the variables of a network from a file; see `from_torch`.
 

@@ -1,7 +1,7 @@
 """Mean intersection over union and accuracy of pixels."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import jax
@@ -56,26 +56,13 @@ class SegmentationEvaluator(DenseEvaluator):
     def make_step(self, objective: Any) -> Step:
         """Returns (variables by prefix, batch) -> the words of the confusion matrix by prefix, and `count`."""
 
-        def predicted(values: Any, images: jax.Array, batch: Any) -> jax.Array:
-            outputs = predictor(objective, values)
-
-            def logits(part: jax.Array) -> jax.Array:
-                return outputs(part)["out"]
-
-            def whole(part: jax.Array) -> jax.Array:
-                if self.window is None:
-                    return logits(part)
-                return sliding_logits(logits, part, self.window, self.window_stride)
-
-            if self.flip:
-                return mirrored_probabilities(whole, images, batch["size"][:, 1]).argmax(-1)
-            return whole(images).argmax(-1)
-
         def step(variables: Prefixed, batch: Any) -> dict[str, Any]:
             images = objective.normalized(batch)
+            window = None if self.window is None else (self.window, self.window_stride)
             sums = {"count": batch["mask"].sum()}
             for prefix, values in variables.items():
-                classes = predicted(values, images, batch)
+                outputs = predictor(objective, values)
+                classes = predict_classes(outputs, images, batch["size"], flip=self.flip, window=window)
                 matrix = confusion_matrix(classes, batch["segmentation"], objective.num_classes, batch["mask"])
                 sums[f"{prefix}words"] = split_counts(matrix)
             return sums
@@ -100,6 +87,35 @@ class SegmentationEvaluator(DenseEvaluator):
                 "pixels": matrix.sum(1).tolist(),
             }
         return {**results, "count": self.check_count(sum(int(part["count"]) for part in parts))}
+
+
+def predict_classes(
+    outputs: Callable[[jax.Array], Mapping[str, jax.Array]],
+    images: jax.Array,
+    sizes: jax.Array,
+    *,
+    flip: bool = False,
+    window: tuple[int, int] | None = None,
+) -> jax.Array:
+    """Returns the class of each pixel, (batch, height, width) integers.
+
+    Args:
+        outputs: from normalized images to the outputs of a segmenter.
+        images: (batch, height, width, channels), normalized.
+        sizes: (batch, 2), height and width of the valid part of each.
+        flip: average the probabilities with those of the mirrored image.
+        window: side of windows whose logits are averaged, and pixels from one to the next; None: the whole at once.
+    """
+
+    def logits(part: jax.Array) -> jax.Array:
+        return outputs(part)["out"]
+
+    def whole(part: jax.Array) -> jax.Array:
+        return logits(part) if window is None else sliding_logits(logits, part, *window)
+
+    if flip:
+        return mirrored_probabilities(whole, images, sizes[:, 1]).argmax(-1)
+    return whole(images).argmax(-1)
 
 
 def _with_none(values: np.ndarray) -> list[float | None]:

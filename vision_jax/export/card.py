@@ -8,16 +8,20 @@ import platform
 from collections.abc import Mapping, Sequence
 
 import vision_jax
-from vision_jax import pretrained
+from vision_jax import build, pretrained
 from vision_jax.build import TrainedModel
 from vision_jax.config import store
+from vision_jax.data.dense import DenseTransform
 from vision_jax.data.transforms import SquareTransform
-from vision_jax.export.check import Difference
+from vision_jax.export.check import Difference, scale_of
 from vision_jax.export.subject import Subject
 from vision_jax.models import registry
+from vision_jax.objectives import Dense, Detection
 from vision_jax.runtime import writers
 
 LICENSE = "To be filled in: of the weights, which depends on the data that they were trained on."
+# Shares of one that a card quotes, in percent: of images; of detectors; of segmenters.
+_MEASURES = (*("top1", "top5", "real_top1"), *("AP", "AP50", "AP75", "mAP", "mAP07"), *("miou", "pixel_accuracy"))
 _VERSIONS = ("jax", "flax", "numpy")
 
 
@@ -36,7 +40,8 @@ def accuracy(workdir: pathlib.Path, step: int, *, averaged: bool) -> dict[str, f
         averaged: of the moving average of the weights; else of the weights.
 
     Returns:
-        the top-1 and top-5 accuracy, and so on, of each evaluation: `val/top1` and others; the latest, if several.
+        the top-1 and top-5 accuracy, the average precision, or the mean IoU, and so on, of each evaluation: `val/top1`
+        and others; the latest, if several.
     """
     found = {}
     for line in writers.read_metrics(workdir):
@@ -44,7 +49,7 @@ def accuracy(workdir: pathlib.Path, step: int, *, averaged: bool) -> dict[str, f
             continue
         for key, value in line.items():
             measure = key.rpartition("/")[2]
-            if measure.startswith("ema_") == averaged and measure.removeprefix("ema_") in ("top1", "top5", "real_top1"):
+            if measure.startswith("ema_") == averaged and measure.removeprefix("ema_") in _MEASURES:
                 found[key] = float(value)
     return found
 
@@ -73,7 +78,7 @@ def card(
     else:
         accuracy_table = "It was not measured by the run, or the weights are of no run. To be filled in."
     text = [
-        f"# {registry.entry(trained.name).name}",
+        f"# {title(trained)}",
         f"`{file}`: {_classes_line(trained)}. Weights: {trained.origin}. Written on {datetime.date.today()}.",
         *(f"## {heading}\n\n{body}" for heading, body in {"Images": _images(trained), **sections}.items()),
         f"## Accuracy\n\n{accuracy_table}",
@@ -86,21 +91,62 @@ def card(
     return "\n\n".join(text) + "\n"
 
 
+def title(trained: TrainedModel) -> str:
+    """Returns the name of the architecture; that of a detector or segmenter begins with its method."""
+    name = registry.entry(trained.name).name
+    network = trained.objective.network if isinstance(trained.objective, Dense) else None
+    return name if network is None else f"{network.kind}_{name}"
+
+
 def _classes_line(trained: TrainedModel) -> str:
-    return f"{trained.num_classes} classes" if trained.num_classes else "no classifier: it gives features"
+    kind = {"boxes": "a detector of ", "masks": "a segmenter of "}.get(trained.dense, "")
+    return f"{kind}{trained.num_classes} classes" if trained.num_classes else "no classifier: it gives features"
 
 
 def _images(trained: TrainedModel) -> str:
     """Returns what is to be done with an image before the model sees it."""
-    data, transform = trained.preprocessing, trained.preprocessing.transform
-    colors = (
-        "RGB" if transform.channels == 3 else "gray" if transform.channels == 1 else f"{transform.channels} channels"
-    )
+    channels, data = trained.config.data.channels, trained.config.data
+    colors = "RGB" if channels == 3 else "gray" if channels == 1 else f"{channels} channels"
     numbers = ["(" + ", ".join(f"{x:g}" for x in values) + ")" for values in (data.mean, data.std)]
+    if trained.dense:
+        return _canvases(trained, colors, numbers)
+    transform = trained.preprocessing.transform
     return (
         f"{transform.size} x {transform.size} pixels, {colors}. As in evaluation, the shorter side of an image is "
         f"resized to {transform.resize} pixels ({transform.filter}, antialiased, as Pillow does it), and the center is "
         f"cropped. Then pixels are normalized: (pixels / 255 - mean) / std with mean {numbers[0]} and std {numbers[1]}."
+    )
+
+
+def _canvases(trained: TrainedModel, colors: str, numbers: Sequence[str]) -> str:
+    """Returns what is to be done with an image before a detector or segmenter sees it."""
+    transform = build.make_eval_transform(trained.config)
+    assert isinstance(transform, DenseTransform)  # as the objective is of boxes or masks
+    sizes = " or ".join(f"{height} x {width}" for height, width in transform.canvases)
+    shorter, longer = max(transform.resizing.shorter), transform.resizing.longer
+    resized = f"so that its shorter side has {shorter} pixels, or fewer where the longer one would have above {longer}"
+    if transform.resizing.kind == "squash":
+        resized = "to the whole canvas, whatever its aspect ratio"
+    return (
+        f"Canvases of {sizes} pixels, height first, {colors}. As in evaluation, an image is resized {resized} "
+        "(bilinear, not antialiased, as OpenCV does it), and normalized: (pixels / 255 - mean) / std with mean "
+        f"{numbers[0]} and std {numbers[1]}. It lies in the upper left corner of its canvas, and the rest is 0."
+    )
+
+
+def _dense_io(subject: Subject) -> str:
+    """Returns what the outputs of a detector or segmenter mean."""
+    objective = subject.trained.objective
+    if not isinstance(objective, Detection):
+        return f"A pixel is of the class whose logit in `{subject.outputs[0]}` is the largest. "
+    network = objective.network
+    sizes = tuple(tuple(objective.anchor_scale * x for x in level) for level in objective.anchors.sizes)
+    levels = ", ".join(f"{rows} x {columns}" for rows, columns in network.map_sizes(*subject.canvas))
+    return (
+        f"Anchors are in the order level, row, column, anchor: the levels have {levels} positions of "
+        f"{network.num_anchors} anchors each, of the sizes {sizes} and the aspect ratios "
+        f"{objective.anchors.ratios}, as torchvision's AnchorGenerator lays them out. Scores are sigmoids of logits"
+        f"{', and the roots of their products with centre-ness' if len(subject.outputs) > 2 else ''}. "
     )
 
 
@@ -139,7 +185,7 @@ import jax
 
 with open("{file}", "rb") as file:
     model = jax.export.deserialize(bytearray(file.read()))
-{subject.output} = model.call(images)  # {_shape_text(subject)}
+{", ".join(subject.outputs)} = model.call(images)  # {_shape_text(subject)}
 ```"""
     body = (
         f"StableHLO with the weights, serialized by `jax.export`, for {', '.join(platforms)}. JAX promises that "
@@ -150,12 +196,14 @@ with open("{file}", "rb") as file:
 
 
 def _onnx_example(subject: Subject, file: str) -> str:
+    names = "[" + ", ".join(f'"{name}"' for name in subject.outputs) + "]"
+    results = ", ".join(subject.outputs) if len(subject.outputs) > 1 else f"({subject.outputs[0]},)"
     return f"""```python
 import numpy as np
 import onnxruntime
 
 session = onnxruntime.InferenceSession("{file}")
-({subject.output},) = session.run(["{subject.output}"], {{"images": images}})  # {_shape_text(subject)}
+{results} = session.run({names}, {{"images": images}})  # {_shape_text(subject)}
 ```"""
 
 
@@ -173,37 +221,48 @@ def _shape_text(subject: Subject) -> str:
 def _io(subject: Subject) -> str:
     axes = "(batch, channels, height, width)" if subject.channels_first else "(batch, height, width, channels)"
     inside = "Normalization is a part of it; resizing is not." if subject.options.with_preprocessing else ""
+    names = ", ".join(f"`{name}`" for name in subject.outputs)
+    means = _dense_io(subject) if subject.trained.dense else ""
     return (
-        f"Input `images`: {axes} = {_shape_text(subject)}. Output `{subject.output}`: float32. It computes in "
-        f"{subject.options.dtype}. {inside}".strip()
+        f"Input `images`: {axes} = {_shape_text(subject)}. Output{'s' * (len(subject.outputs) > 1)} {names}: float32. "
+        f"{means}It computes in {subject.options.dtype}. {inside}".strip()
     )
 
 
 def _agreement(subject: Subject, differences: Sequence[Difference]) -> str:
     parts = ", ".join(f"{one.relative:.1e} ({one.images})" for one in differences)
     return (
-        "Compared with JAX in float32 on a CPU when it was written; largest difference, divided by the standard "
-        f"deviation of the {subject.output}: {parts}."
+        "Compared with JAX in float32 on a CPU when it was written; largest difference, divided by the "
+        f"{scale_of(subject.trained.dense)} of the {' and the '.join(subject.outputs)}: {parts}."
     )
 
 
 def metadata(subject: Subject, opset: int, packages: Mapping[str, str]) -> dict[str, str]:
     """Returns the properties that an ONNX file carries: strings, lists as JSON."""
-    trained, data = subject.trained, subject.trained.preprocessing
+    trained = subject.trained
+    (mean, std), (height, width) = subject.normalization, subject.canvas
     return {
-        "model": registry.entry(trained.name).name,
+        "model": title(trained),
         "origin": trained.origin,
         "num_classes": str(trained.num_classes),
         "class_names": json.dumps(list(trained.class_names) if trained.num_classes else []),
-        "size": str(data.transform.size),
-        "resize": str(data.transform.resize),
-        "square": json.dumps(isinstance(data.transform, SquareTransform)),
-        "interpolation": data.transform.filter,
-        "mean": json.dumps(list(data.mean)),
-        "std": json.dumps(list(data.std)),
+        **({"finds": trained.dense, "height": str(height), "width": str(width)} if trained.dense else _crop(trained)),
+        "mean": json.dumps(list(mean)),
+        "std": json.dumps(list(std)),
         "preprocessing_inside": json.dumps(subject.options.with_preprocessing),
         "layout": "nchw" if subject.channels_first else "nhwc",
         "dtype": subject.options.dtype,
         "opset": str(opset),
         **packages,
+    }
+
+
+def _crop(trained: TrainedModel) -> dict[str, str]:
+    """Returns how images are resized and cropped, as properties of an ONNX file."""
+    transform = trained.preprocessing.transform
+    return {
+        "size": str(transform.size),
+        "resize": str(transform.resize),
+        "square": json.dumps(isinstance(transform, SquareTransform)),
+        "interpolation": transform.filter,
     }

@@ -12,7 +12,8 @@ from vision_jax.export.subject import Subject
 TOLERANCES = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
 BATCHES = (1, 8)
 
-Run = Callable[[np.ndarray], np.ndarray]
+Results = np.ndarray | tuple[np.ndarray, ...]
+Run = Callable[[np.ndarray], Results]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,20 +22,38 @@ class Difference:
 
     Attributes:
         images: what they are of, for people.
-        relative: the largest difference of a logit, divided by the standard deviation of all logits.
+        relative: the largest difference of a logit, divided by the standard deviation of all logits; see
+            `difference`.
     """
 
     images: str
     relative: float
 
 
-def difference(result: np.ndarray, expected: np.ndarray) -> float:
-    """Returns the largest difference divided by the standard deviation of what is expected; NaN is infinitely far."""
+def scale_of(finds: str) -> str:
+    """Returns what differences are divided by, for people; `finds` is `TrainedModel.dense`."""
+    return "root mean square" if finds == "boxes" else "standard deviation"
+
+
+def difference(result: Results, expected: Results) -> float:
+    """Returns the largest difference divided by the standard deviation of what is expected; NaN is infinitely far.
+
+    Of several outputs, those of a detector, it is the largest of each, divided by its root mean square: before training
+    they differ by little, around the logit of a small prior.
+    """
+    if isinstance(result, tuple) and isinstance(expected, tuple):
+        scales = [float(np.sqrt(np.square(output.astype(np.float64)).mean())) for output in expected]
+        return max(map(_relative, result, expected, scales)) if len(result) == len(expected) else float("inf")
+    if isinstance(result, tuple) or isinstance(expected, tuple):
+        return float("inf")
+    return _relative(result, expected, float(expected.astype(np.float64).std()))
+
+
+def _relative(result: np.ndarray, expected: np.ndarray, scale: float) -> float:
     if result.shape != expected.shape or not np.isfinite(result).all() or not np.isfinite(expected).all():
         return float("inf")
     largest = float(np.abs(result.astype(np.float64) - expected).max())
-    spread = float(expected.astype(np.float64).std())
-    return 0.0 if largest == 0 else largest / spread if spread else float("inf")
+    return 0.0 if largest == 0 else largest / scale if scale else float("inf")
 
 
 def compare(subject: Subject, run: Run, pixels: np.ndarray | None = None) -> list[Difference]:

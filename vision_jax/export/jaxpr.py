@@ -35,25 +35,25 @@ _CALLS = {
 
 
 def trace(
-    function: Callable[[jax.Array], jax.Array],
+    function: Callable[[jax.Array], Any],
     shape: Sequence[int],
     dtype: Any,
     opset: int,
     model: str,
-    output: str = "logits",
+    outputs: Sequence[str] = ("logits",),
 ) -> Graph:
     """Writes a function of images as a graph.
 
     Args:
-        function: from images to one array, to be traced.
+        function: from images to one array, or a tuple of them, to be traced.
         shape: of the images; the first dimension is the batch: 0, if it is to be of any size.
         dtype: of the images.
         opset: the version of ONNX's operators.
         model: its name, for errors.
-        output: the name of what the function gives.
+        outputs: the names of what the function gives.
 
     Returns:
-        the graph, with one output.
+        the graph, with these outputs.
 
     Raises:
         ConfigError: if an operation cannot be written; it names the operation, and where in the model it is.
@@ -63,9 +63,9 @@ def trace(
     closed = jax.make_jaxpr(function)(images)
     writer = _Writer(Graph(opset), batch, model)
     given = writer.graph.input("images", writer.shape(images.shape), dtype)
-    (result,) = writer.run(closed.jaxpr, closed.consts, [whole(given)], "")
-    found = materialize(writer.graph, result, output)
-    writer.graph.finish(found, output)
+    results = writer.run(closed.jaxpr, closed.consts, [whole(given)], "")
+    for name, result in zip(outputs, results, strict=True):
+        writer.graph.finish(materialize(writer.graph, result, name), name)
     return writer.graph
 
 

@@ -69,8 +69,8 @@ def write(graph: Graph, path: pathlib.Path, metadata: Mapping[str, str], *, exte
     onnx.save_model(model, str(path), **options)
 
 
-def load(path: pathlib.Path) -> Callable[[np.ndarray], np.ndarray]:
-    """Checks a file, and returns the function that onnxruntime makes of it, on the CPU.
+def load(path: pathlib.Path) -> Callable[[np.ndarray], np.ndarray | tuple[np.ndarray, ...]]:
+    """Checks a file, and returns the function that onnxruntime makes of it, on the CPU; several outputs are a tuple.
 
     Raises:
         DataError: if it is no valid model.
@@ -83,7 +83,12 @@ def load(path: pathlib.Path) -> Callable[[np.ndarray], np.ndarray]:
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise DataError(f"The graph that was written is not valid ONNX: {error}") from error
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return lambda images: session.run(None, {session.get_inputs()[0].name: images})[0]
+
+    def run(images: np.ndarray) -> np.ndarray | tuple[np.ndarray, ...]:
+        results = session.run(None, {session.get_inputs()[0].name: images})
+        return results[0] if len(results) == 1 else tuple(results)
+
+    return run
 
 
 def _node(helper: Any, node: Node, number: int) -> Any:

@@ -61,6 +61,8 @@ class OnnxModel:
         except Exception as error:  # its exceptions have no base but this
             raise DataError(f"{path} is no model that onnxruntime can run: {str(error).splitlines()[0]}") from error
         said = session.get_modelmeta().custom_metadata_map
+        if kind := said.get("finds"):
+            raise DataError(f"{path} is a model of {kind}, and this is for models of whole images.")
         try:
             return cls._of(session, said)
         except (KeyError, ValueError) as error:

@@ -7,11 +7,13 @@ import os
 import pathlib
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
 from vision_jax import build
 from vision_jax.build import TrainedModel
+from vision_jax.data.dense import DenseTransform
 from vision_jax.data.images import ImageSource
 from vision_jax.data.sources import Source, closing
 from vision_jax.data.transforms import DecodeError
@@ -103,7 +105,7 @@ def export_onnx(
     onnx_file.import_onnx()
     target.check()
     made = subject.make(trained, options)
-    graph = trace(made, made.shape, made.dtype, opset, trained.name, made.output)
+    graph = trace(made, made.shape, made.dtype, opset, trained.name, made.outputs)
     optimize(graph)
     packages = card.versions("onnx", "onnxruntime")
 
@@ -190,35 +192,41 @@ def measured(trained: TrainedModel, target: Target) -> dict[str, float]:
     return card.accuracy(target.workdir, trained.step, averaged=trained.averaged)
 
 
-def read_pixels(trained: TrainedModel, paths: Sequence[str] = ()) -> np.ndarray | None:
+def read_pixels(
+    trained: TrainedModel, paths: Sequence[str] = (), size: tuple[int, int] | None = None
+) -> np.ndarray | None:
     """Returns a few real images, preprocessed as in evaluation but not normalized.
 
     Args:
         trained: the model.
         paths: of images, folders and archives; (): of the run's own validation split, if that can be read.
+        size: as in `subject.Options`.
 
     Returns:
-        (count, size, size, channels) uint8; None: there are none.
+        (count, height, width, channels) uint8; None: there are none.
 
     Raises:
         DataError: if images that were given cannot be read.
     """
     if paths:
-        return _read(trained, ImageSource.find(list(paths)))
+        return _read(trained, ImageSource.find(list(paths)), size)
     if trained.step is None or trained.config.data.source == "synthetic":
         return None
     try:
-        return _read(trained, build.create_source(trained.config, train=False))
+        return _read(trained, build.create_source(trained.config, train=False), size)
     except DataError as error:
         log.warning("The export is checked with random images alone, as the run's own cannot be read: %s", error)
         return None
 
 
-def _read(trained: TrainedModel, source: Source) -> np.ndarray:
-    transform = trained.preprocessing.transform
+def _read(trained: TrainedModel, source: Source, size: tuple[int, int] | None) -> np.ndarray:
+    transform: Any = trained.preprocessing.transform if not trained.dense else build.make_eval_transform(trained.config)
+    if isinstance(transform, DenseTransform):
+        transform = dataclasses.replace(transform, boxes=False, masks=False).on(size or transform.canvases[0])
     with closing(source):
         numbers = np.arange(min(REAL, len(source)))
-        out = {"image": np.zeros((len(numbers), transform.size, transform.size, transform.channels), np.uint8)}
+        fields = transform.fields().items()
+        out = {name: np.zeros((len(numbers), *field.shape), field.dtype) for name, field in fields}
         try:
             transform([source[int(number)] for number in numbers], numbers, np.zeros_like(numbers), out)
         except DecodeError as error:

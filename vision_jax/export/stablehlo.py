@@ -7,8 +7,8 @@ import numpy as np
 from jax import export as jax_export
 
 from vision_jax.errors import ConfigError
-from vision_jax.export.check import Run
-from vision_jax.export.subject import Subject
+from vision_jax.export.check import Results, Run
+from vision_jax.export.subject import Subject, to_numpy
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 _LARGEST = 2**31 - 2**26  # of a file of flatbuffers, less what is not weights
@@ -46,8 +46,8 @@ def load(path: pathlib.Path) -> Run:
     exported = jax_export.deserialize(bytearray(path.read_bytes()))
     cpu = jax.devices("cpu")[0]
 
-    def run(images: np.ndarray) -> np.ndarray:
+    def run(images: np.ndarray) -> Results:
         with jax.default_matmul_precision("highest"):
-            return np.asarray(exported.call(jax.device_put(images, cpu)))
+            return to_numpy(exported.call(jax.device_put(images, cpu)))
 
     return run

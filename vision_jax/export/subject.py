@@ -10,6 +10,8 @@ import numpy as np
 
 from vision_jax import augment, build
 from vision_jax.build import TrainedModel
+from vision_jax.data.dense import DenseTransform
+from vision_jax.dense.compose import AUX_HEAD
 from vision_jax.errors import ConfigError
 
 LAYOUTS = ("nchw", "nhwc")
@@ -25,12 +27,14 @@ class Options:
             that are normalized already.
         layout: of normalized images: "nchw", (batch, channels, height, width), or "nhwc".
         dtype: what it computes in.
+        size: of a detector or segmenter, height and width of the images; None: its first canvas in evaluation.
     """
 
     batch: int = 0
     with_preprocessing: bool = False
     layout: str = "nchw"
     dtype: str = "float32"
+    size: tuple[int, int] | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -46,9 +50,9 @@ class Subject:
     options: Options
 
     @property
-    def output(self) -> str:
-        """The name of what the function gives."""
-        return "logits" if self.trained.num_classes else "features"
+    def outputs(self) -> tuple[str, ...]:
+        """The names of what the function gives; of several it is a tuple."""
+        return ("logits",) if self.trained.num_classes else ("features",)
 
     @property
     def channels_first(self) -> bool:
@@ -63,10 +67,22 @@ class Subject:
     @property
     def shape(self) -> tuple[int, ...]:
         """Of the images; 0: any number."""
-        transform = self.trained.preprocessing.transform
-        size, channels = transform.size, transform.channels
-        image = (channels, size, size) if self.channels_first else (size, size, channels)
+        height, width = self.canvas
+        channels = self.trained.config.data.channels
+        image = (channels, height, width) if self.channels_first else (height, width, channels)
         return (self.options.batch, *image)
+
+    @property
+    def canvas(self) -> tuple[int, int]:
+        """Height and width of the images."""
+        size = self.trained.preprocessing.transform.size
+        return size, size
+
+    @property
+    def normalization(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and deviation of pixels in [0, 1]."""
+        data = self.trained.config.data
+        return tuple(data.mean), tuple(data.std)
 
     @functools.cached_property
     def variables(self) -> dict[str, Any]:
@@ -74,8 +90,8 @@ class Subject:
         found = build.without_heads(self.trained.objective, self.trained.variables)
         return jax.tree.map(np.asarray, jax.device_get(dict(found)))
 
-    def apply(self, variables: Any, images: Any, dtype: str | None = None) -> jax.Array:
-        """Returns the logits of images.
+    def apply(self, variables: Any, images: Any, dtype: str | None = None) -> Any:
+        """Returns the logits of images, or what `outputs` says.
 
         Args:
             variables: of the model.
@@ -83,13 +99,15 @@ class Subject:
             dtype: what to compute in; None: as the options say.
         """
         model: Any = self.trained.model.clone(dtype=jnp.dtype(dtype or self.options.dtype))
-        if self.options.with_preprocessing:
-            images = augment.normalize(images, self.trained.preprocessing.mean, self.trained.preprocessing.std)
-        elif self.channels_first:
-            images = images.transpose(0, 2, 3, 1)
-        return model.apply(variables, images, train=False)
+        return model.apply(variables, self.as_model_takes(images), train=False)
 
-    def __call__(self, images: Any) -> jax.Array:
+    def as_model_takes(self, images: Any) -> jax.Array:
+        """Returns images as the model takes them, normalized and NHWC."""
+        if self.options.with_preprocessing:
+            return augment.normalize(images, *self.normalization)
+        return images.transpose(0, 2, 3, 1) if self.channels_first else images
+
+    def __call__(self, images: Any) -> Any:
         """Returns the logits of images, by the variables that the function contains."""
         return self.apply(self.variables, images)
 
@@ -100,9 +118,9 @@ class Subject:
         variables = jax.device_put(self.variables, cpu)
         compiled = jax.jit(lambda variables, images: self.apply(variables, images, "float32"))
 
-        def reference(images: np.ndarray) -> np.ndarray:
+        def reference(images: np.ndarray) -> Any:
             with jax.default_matmul_precision("highest"):
-                return np.asarray(compiled(variables, jax.device_put(images, cpu)))
+                return to_numpy(compiled(variables, jax.device_put(images, cpu)))
 
         return reference
 
@@ -118,13 +136,81 @@ class Subject:
         """Returns images as the function takes them.
 
         Args:
-            pixels: (count, size, size, channels) uint8.
+            pixels: (count, height, width, channels) uint8.
         """
         if self.options.with_preprocessing:
             return pixels
-        preprocessing = self.trained.preprocessing
-        images = np.asarray(augment.normalize(jnp.asarray(pixels), preprocessing.mean, preprocessing.std))
+        images = np.asarray(augment.normalize(jnp.asarray(pixels), *self.normalization))
         return images.transpose(0, 3, 1, 2) if self.channels_first else images
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class DenseSubject(Subject):
+    """A detector, which gives what its heads say of each anchor, or a segmenter, which gives the logits of pixels.
+
+    `cls_logits` (batch, anchors, classes), `bbox_regression` (batch, anchors, 4) and for FCOS `bbox_ctrness` (batch,
+    anchors, 1); or `out`, (batch, classes, height, width) where images are so, else with classes last. float32.
+    """
+
+    @classmethod
+    def make(cls, trained: TrainedModel, options: Options) -> "DenseSubject":
+        """Returns the subject, after checking that the options fit.
+
+        Raises:
+            ConfigError: if not.
+        """
+        made = cls(trained, options)
+        if options.with_preprocessing and made.transform.resizing.kind != "squash":
+            raise ConfigError(
+                "with_preprocessing normalizes whole canvases, and this model was trained on images that are padded "
+                "after they are normalized: leave it out, and give 0 there."
+            )
+        return made
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        if self.trained.dense == "masks":
+            return ("out",)
+        centered = self._network(None).head.centerness
+        return ("cls_logits", "bbox_regression", *(["bbox_ctrness"] if centered else []))
+
+    @property
+    def transform(self) -> DenseTransform:
+        """Of images, in evaluation."""
+        transform = build.make_eval_transform(self.trained.config)
+        assert isinstance(transform, DenseTransform)  # as the objective is of boxes or masks
+        return transform
+
+    @property
+    def canvas(self) -> tuple[int, int]:
+        return self.options.size or self.transform.canvases[0]
+
+    @functools.cached_property
+    def variables(self) -> dict[str, Any]:
+        given = jax.device_get(dict(self.trained.variables))
+        return {
+            name: {key: jax.tree.map(np.asarray, values) for key, values in tree.items() if key != AUX_HEAD}
+            for name, tree in given.items()
+        }
+
+    def _network(self, dtype: str | None) -> Any:
+        """Returns the network that computes in a dtype, without what only training needs."""
+        objective: Any = self.trained.objective
+        model = objective.setup.model.clone(dtype=jnp.dtype(dtype or self.options.dtype))
+        objective = dataclasses.replace(objective, setup=dataclasses.replace(objective.setup, model=model))
+        network = objective.network
+        return network if self.trained.dense == "boxes" else dataclasses.replace(network, aux_head=None)
+
+    def apply(self, variables: Any, images: Any, dtype: str | None = None) -> Any:
+        found, _ = self._network(dtype).apply(variables, self.as_model_takes(images), train=False)
+        if self.trained.dense == "masks":
+            return found["out"].transpose(0, 3, 1, 2) if self.channels_first else found["out"]
+        return tuple(output for output in found if output is not None)
+
+
+def to_numpy(results: Any) -> Any:
+    """Returns an array of JAX, or a tuple of them, as arrays of NumPy."""
+    return tuple(map(np.asarray, results)) if isinstance(results, tuple) else np.asarray(results)
 
 
 def make(trained: TrainedModel, options: Options) -> Subject:
@@ -137,4 +223,4 @@ def make(trained: TrainedModel, options: Options) -> Subject:
         raise ConfigError(f"layout is {options.layout!r}: give one of {', '.join(LAYOUTS)}.")
     if options.batch < 0:
         raise ConfigError(f"batch is {options.batch}: give a number of images, or 0 for any.")
-    return Subject(trained, options)
+    return DenseSubject.make(trained, options) if trained.dense else Subject(trained, options)

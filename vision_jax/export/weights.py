@@ -3,18 +3,39 @@
 import json
 
 import jax
+import numpy as np
 import safetensors
 import safetensors.numpy
 
 import vision_jax
 from vision_jax import build, pretrained
 from vision_jax.build import TrainedModel
-from vision_jax.errors import CheckpointError
+from vision_jax.dense import weights as dense_weights
+from vision_jax.errors import CheckpointError, ConfigError
 from vision_jax.export import card, program
 from vision_jax.export.program import Target
 from vision_jax.models import registry
+from vision_jax.objectives import Dense
 
 LIBRARIES = ("timm", "torchvision")
+
+
+def _state(trained: TrainedModel, library: str) -> dict[str, np.ndarray]:
+    """Returns the tensors of a model by the names that a library has for them.
+
+    Raises:
+        ConfigError: if it has none.
+    """
+    objective = trained.objective
+    if not isinstance(objective, Dense):
+        variables = build.without_heads(objective, trained.variables)
+        return pretrained.to_torch(registry.entry(trained.name).name, jax.device_get(variables), library)
+    if library != "torchvision":
+        raise ConfigError(
+            f"{library} has no detectors and segmenters: --format=torchvision, or train a classifier from this run "
+            "with --config.model.pretrained=WORKDIR."
+        )
+    return dense_weights.to_torch(objective.network, jax.device_get(dict(trained.variables)))
 
 
 def export_weights(trained: TrainedModel, target: Target, library: str = "timm") -> None:
@@ -30,10 +51,8 @@ def export_weights(trained: TrainedModel, target: Target, library: str = "timm")
         CheckpointError: if the file cannot be written.
     """
     target.check()
-    name = registry.entry(trained.name).name
-    variables = build.without_heads(trained.objective, trained.variables)
-    state = pretrained.to_torch(name, jax.device_get(variables), library)
-    data = trained.preprocessing
+    name, state = card.title(trained), _state(trained, library)
+    data = trained.config.data
     metadata = {
         "format": "pt",  # what transformers and timm ask for
         "architecture": name,

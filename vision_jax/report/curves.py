@@ -18,6 +18,12 @@ _TITLES = {
     "loss": "Loss",
     "top1": "Top-1 accuracy",
     "top5": "Top-5 accuracy",
+    "AP": "Average precision (AP)",
+    "AP50": "AP at an IoU of 0.5",
+    "AP75": "AP at an IoU of 0.75",
+    "miou": "Mean IoU",
+    "pixel_accuracy": "Accuracy of pixels",
+    "mean_accuracy": "Mean accuracy of the classes",
     "learning_rate": "Learning rate",
     "grad_norm": "Norm of the gradient",
     "images_per_second": "Images per second",
@@ -30,7 +36,10 @@ _TITLES = {
     "replaced_records": "Replaced records",
 }
 _LEFT_OUT = ("train/epoch", "train/images_per_second_per_device", "goodput/seconds", "goodput/lost_seconds")
-_SHARES = ("top1", "top5", "input_wait", "mfu", "productive")
+_SHARES = (
+    *("top1", "top5", "input_wait", "mfu", "productive"),
+    *("AP", "AP50", "AP75", "mAP", "mAP07", "miou", "pixel_accuracy", "mean_accuracy"),
+)
 
 
 @dataclasses.dataclass(frozen=True)

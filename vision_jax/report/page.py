@@ -1,11 +1,13 @@
 """The page: one HTML file with all figures and images in it, which needs no network and no JavaScript."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import vision_jax
-from vision_jax.report import predicted, written
+from vision_jax.report import dense, predicted, written
 from vision_jax.report.classes import ClassTable
+from vision_jax.report.dense import Found
 from vision_jax.report.evaluation import Evaluation
 from vision_jax.report.markup import Markup, document, element, report_style
 from vision_jax.report.runs import Run
@@ -22,11 +24,15 @@ class Predicted:
         evaluation: of its checkpoint; None: there is none.
         table: a table of classes that an evaluation in training wrote, and where it comes from; None: there is none.
         samples: of its first training batch; (): there are none.
+        found: what a detector or segmenter finds in some images; None: there is none.
+        dense_table: the table of classes of such a one, and where it comes from; None: there is none.
     """
 
     evaluation: Evaluation | None = None
     table: tuple[str, ClassTable] | None = None
     samples: Sequence[Sample] = ()
+    found: Found | None = None
+    dense_table: tuple[str, Mapping[str, Any]] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +62,7 @@ def render(content: Content) -> str:
         ("configuration", "Configuration", written.configuration(runs)),
         ("classes", "Classes", _per_run(content, _classes)),
         ("calibration", "Calibration", _per_run(content, _calibration)),
+        ("found", "Truth and what was found", _per_run(content, _found)),
         ("mistakes", "Worst mistakes", _per_run(content, _mistakes)),
         ("explained", "Worst mistakes, explained", _per_run(content, _explained)),
         ("uncertain", "Least certain predictions", _per_run(content, _uncertain)),
@@ -101,10 +108,18 @@ def _classes(known: Predicted, name: str) -> list[Markup]:
     if known.evaluation is not None:
         shown = [predicted.summary(known.evaluation), predicted.averages(known.evaluation)]
         return [*shown, *predicted.classes(known.evaluation.classes, name)]
+    if known.dense_table is not None:
+        where, values = known.dense_table
+        return [element("p", "From ", element("code", "tables.jsonl"), f": {where}."), dense.class_table(values)]
     if known.table is not None:
         where, table = known.table
         return [element("p", "From ", element("code", "tables.jsonl"), f": {where}."), *predicted.classes(table, name)]
     return []
+
+
+def _found(known: Predicted, name: str) -> list[Markup]:
+    del name
+    return dense.pictures(known.found) if known.found is not None else []
 
 
 def _calibration(known: Predicted, name: str) -> list[Markup]:
@@ -139,4 +154,6 @@ def _samples(known: Predicted, name: str) -> list[Markup]:
     if not known.samples:
         return []
     about = "Examples of the batch of the first step, cropped, augmented and mixed, with the shares of their targets."
+    if known.found is not None or known.dense_table is not None:
+        about = "Examples of the batch of the first step, augmented, with their boxes or masks."
     return [element("p", about, class_="quiet"), predicted.samples(known.samples)]

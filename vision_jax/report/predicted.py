@@ -181,13 +181,14 @@ def explained(evaluation: Evaluation, name: str) -> list[Markup]:
 def samples(shown: Sequence[Sample]) -> Markup:
     """Returns examples of a training batch with their targets."""
     views = max(len(sample.images) for sample in shown)
-    return element("div", *map(_sample, shown), class_="images views" if views > 1 else "images")
+    large = views > 1 or any(sample.side > 160 for sample in shown)
+    return element("div", *map(_sample, shown), class_="images views" if large else "images")
 
 
 def _sample(sample: Sample) -> Markup:
     target = ", ".join(f"{name} {share:.0%}" for name, share in sample.shares)
     alt = f"Training image, as augmented. Target: {target or 'none'}."
-    pictures = [image(pixels, alt) for pixels in sample.images]
+    pictures = [image(pixels, alt, sample.side) for pixels in sample.images]
     caption = [
         element(
             "figcaption", *(element("div", element("strong", name), f" {share:.1%}") for name, share in sample.shares)

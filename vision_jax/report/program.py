@@ -10,7 +10,7 @@ from vision_jax.devices import backend
 from vision_jax.errors import CheckpointError, ConfigError, VisionJaxError, check_no_url, check_output
 from vision_jax.explain import Method
 from vision_jax.explanations import explainer
-from vision_jax.report import drawing, evaluation, page, samples
+from vision_jax.report import dense, drawing, evaluation, page, samples
 from vision_jax.report.classes import ClassTable
 from vision_jax.report.runs import Run, read_runs
 from vision_jax.runtime.writers import write_atomically
@@ -85,6 +85,7 @@ def _predict(
 ) -> page.Predicted:
     """Returns what is known of a run beside what it has written, and notes what is missing and why."""
     found, table, shown = None, None, []
+    found_in_images, dense_table = None, None
 
     def note(what: str, error: VisionJaxError | str) -> None:
         notes.append(f"{run.name}: {what}: {' '.join(str(error).split())}")  # a list of problems has lines
@@ -93,7 +94,10 @@ def _predict(
         try:
             if chosen is None:
                 raise CheckpointError(f"There is no checkpoint in {run.workdir / 'checkpoints'}.")
-            found = evaluation.evaluate_run(run, *chosen, methods=methods)
+            if dense.finds(run):
+                found_in_images = dense.show_run(run, *chosen)
+            else:
+                found = evaluation.evaluate_run(run, *chosen, methods=methods)
             if found is not None and found.unexplained is not None:
                 note("Mistakes are not explained", found.unexplained)
         except VisionJaxError as error:
@@ -104,7 +108,10 @@ def _predict(
             note("Training samples are not shown", error)
     if found is None and (written := run.class_table()) is not None:
         try:
-            table = written[0], ClassTable.from_json(written[1])
+            if dense.finds(run):
+                dense_table = written[0], dense.check_table(written[1])
+            else:
+                table = written[0], ClassTable.from_json(written[1])
         except VisionJaxError as error:
             note("The classes are not shown", error)
-    return page.Predicted(found, table, shown)
+    return page.Predicted(found, table, shown, found_in_images, dense_table)

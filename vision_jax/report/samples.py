@@ -15,8 +15,9 @@ from vision_jax.data.sources import closing
 from vision_jax.devices import sharding
 from vision_jax.errors import ConfigError
 from vision_jax.evaluators.per_class import class_names
-from vision_jax.objectives import Objective
+from vision_jax.objectives import Dense, Objective
 from vision_jax.pretrained import display_names
+from vision_jax.report import dense
 from vision_jax.report.runs import Run
 
 _LEAST_SHARE = 0.05  # of a target: smaller ones are those of label smoothing
@@ -30,10 +31,12 @@ class Sample:
     Attributes:
         images: its views, (views, height, width, channels) uint8.
         shares: of its target, (name of the class, share), the largest first; without labels, nothing.
+        side: pixels of height and width that it is shown with at most.
     """
 
     images: np.ndarray
     shares: tuple[tuple[str, float], ...]
+    side: int = 160
 
 
 def first_batch(run: Run, number: int = 16) -> list[Sample]:
@@ -66,6 +69,9 @@ def first_batch(run: Run, number: int = 16) -> list[Sample]:
             batch.release()
     views = _views(config, objective, rows, number)
     images = np.asarray(views["image"])
+    if isinstance(objective, Dense):
+        names = display_names(class_names(source.class_names, objective.num_classes))
+        return [Sample(drawn[None], (), dense.SIDE) for drawn in dense.drawn_views(images, views, names)]
     images = images[:, None] if images.ndim == 4 else images
     model: Any = objective.setup.model
     names = display_names(class_names(source.class_names, model.num_classes)) if objective.classifies else []

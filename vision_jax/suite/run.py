@@ -346,14 +346,7 @@ class _Suite:
             },
             "identity": digest_of(trained.digest, computed, trained.class_names),
         }
-        versions = {name: _version(name) for name in _PACKAGES}
-        device = jax.local_devices()[0].device_kind
-        versions |= {
-            "device": f"{jax.device_count()} x {device}",
-            "python": platform.python_version(),
-            "code": distributed.code_version(),
-        }
-        return {"model": model, "versions": versions, "published": published.weights_name(self._options.weights)}
+        return {"model": model, "versions": versions(), "published": published.weights_name(self._options.weights)}
 
     def _published(self) -> published.Values:
         """Returns what is published of the weights, and says so if that is with another preprocessing."""
@@ -423,6 +416,17 @@ def _storage(directory: pathlib.Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise ConfigError(f"--output is {directory}, which cannot be made: {error}.") from error
+
+
+def versions() -> dict[str, str | None]:
+    """Returns what computes results: packages, devices, Python, and the state of this code."""
+    device = jax.local_devices()[0].device_kind
+    return {
+        **{name: _version(name) for name in _PACKAGES},
+        "device": f"{jax.device_count()} x {device}",
+        "python": platform.python_version(),
+        "code": distributed.code_version(),
+    }
 
 
 def _version(package: str) -> str | None:

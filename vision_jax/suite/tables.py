@@ -26,6 +26,8 @@ def in_order(rows: Iterable[str]) -> list[str]:
         if kind == "adversarial":  # as in `adversarial/pgd-20 linf 8/255`
             attack, _, radius = part.rpartition(" ")
             return ROWS.index(kind), float(fractions.Fraction(radius)), attack
+        if kind == "val":  # as in `val/windows`, another evaluation of a detector or segmenter
+            return ROWS.index(kind), 0, part
         return ROWS.index(kind), CORRUPTIONS.index(part.split("/")[0]) if part else -1, part
 
     return sorted(rows, key=place)
@@ -34,10 +36,12 @@ def in_order(rows: Iterable[str]) -> list[str]:
 def as_csv(sets: Mapping[str, Mapping[str, Any]]) -> str:
     """Returns a line for each row, and each corruption of ImageNet-C; numbers but counts and seconds are percent."""
     file = io.StringIO()
-    writer = csv.DictWriter(file, _COLUMNS, restval="", extrasaction="ignore", lineterminator="\n")
+    more = dict.fromkeys(name for entry in sets.values() for name in entry.get("measures", {}))  # AP, miou and so on
+    writer = csv.DictWriter(file, (*_COLUMNS, *more), restval="", extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     for row, entry in sets.items():
         cells = {"set": row, **entry, "incomplete": "; ".join(entry["incomplete"])}
+        cells |= entry.get("measures", {})
         if "robust" in entry:
             cells |= {"after": _after(entry), "warnings": " ".join(entry["warnings"])}
         for kind in ("published", "difference"):
@@ -49,7 +53,7 @@ def as_csv(sets: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _cell(value: Any) -> Any:
-    return f"{value:.4f}" if isinstance(value, float) else value
+    return f"{value:.4f}" if isinstance(value, float) else "" if value is None else value
 
 
 def row_text(row: str, entry: Mapping[str, Any]) -> str:
@@ -59,6 +63,9 @@ def row_text(row: str, entry: Mapping[str, Any]) -> str:
     if "robust" in entry:
         name = row.partition("/")[2] + (" *" if entry["incomplete"] else "")
         return f"{name:36}{entry['clean']:8.3f}{entry['robust']:9.3f}{images:>18}"
+    if "measures" in entry:
+        found = (f"{name} {'-' if value is None else f'{value:.2f}'}" for name, value in entry["measures"].items())
+        return f"{row:12}{'  '.join(found)}  ({images} images, in percent)"
     known, difference = entry.get("published", {}).get("top1"), entry.get("difference", {}).get("top1")
     beside = f"{known:10.3f} {difference:+10.3f}" if known is not None else ""
     name = row + (" *" if entry["incomplete"] else "")

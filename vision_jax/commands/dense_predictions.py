@@ -1,0 +1,202 @@
+"""How boxes and masks of images are written: as JSON lines, and as pictures."""
+
+import argparse
+import contextlib
+import json
+import os
+import pathlib
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, TextIO
+
+import numpy as np
+
+from vision_jax.commands import common
+from vision_jax.errors import ConfigError, DataError, check_folder, check_no_url
+
+if TYPE_CHECKING:
+    import PIL.Image
+
+    from vision_jax.build import TrainedModel
+    from vision_jax.data.images import ImageSource
+    from vision_jax.predict_dense import DensePrediction, DensePredictor
+
+FLAGS = ("threshold", "draw")
+THRESHOLD = 0.3
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags that are for detectors and segmenters alone."""
+    group = parser.add_argument_group("detectors and segmenters", "Of these --batch_size is 8 by default.")
+    group.add_argument(
+        "--threshold", type=float, help=f"least score of boxes, which detectors have cut already (default: {THRESHOLD})"
+    )
+    group.add_argument("--draw", metavar="DIR", help="a folder for pictures; it is made if there is none")
+
+
+def check_arguments(arguments: argparse.Namespace) -> pathlib.Path | None:
+    """Returns the folder for pictures, None for none, after checking the flags of `add_arguments`.
+
+    Raises:
+        ConfigError: for flags that cannot work.
+    """
+    if arguments.threshold is not None and not 0 <= arguments.threshold <= 1:
+        raise ConfigError(f"--threshold is {arguments.threshold:g}: give a score, from 0 to 1.")
+    if arguments.draw is None:
+        return None
+    check_no_url("--draw", arguments.draw)
+    directory = pathlib.Path(arguments.draw).expanduser()
+    check_folder("--draw", directory)
+    if directory.is_dir() and any(directory.iterdir()) and not arguments.overwrite:
+        raise ConfigError(f"--draw is {directory}, a folder with files: give an empty or a new one, or --overwrite.")
+    return directory
+
+
+def predict(
+    trained: "TrainedModel",
+    source: "ImageSource",
+    arguments: argparse.Namespace,
+    output: pathlib.Path | None,
+    directory: pathlib.Path | None,
+) -> int:
+    """Predicts and writes the boxes or masks of all images, and returns the exit status.
+
+    Args:
+        trained: the model.
+        source: the images.
+        arguments: the flags of `predict`.
+        output: the file for lines; None: the terminal.
+        directory: the folder for pictures; None: there are none.
+
+    Raises:
+        ConfigError: for flags that are for other models.
+        DataError: if something cannot be written.
+    """
+    from vision_jax.predict_dense import BATCH_SIZE, DensePredictor
+    from vision_jax.runtime.writers import Progress
+
+    common.refuse(arguments, ("topk",), "for classes of whole images")
+    if (kind := arguments.format or (output.suffix[1:] if output else "jsonl")) != "jsonl":
+        raise ConfigError(f"The format is {kind}, and {trained.dense} are written as JSON lines: --format=jsonl.")
+    if trained.dense != "boxes":
+        common.refuse(arguments, ("threshold",), "for detectors")
+    threshold = THRESHOLD if arguments.threshold is None else arguments.threshold
+    predictor = DensePredictor(trained, batch_size=arguments.batch_size or BATCH_SIZE)
+    pictures = None if directory is None else _Pictures(predictor, source, directory, threshold)
+    damaged = 0
+    with (
+        _lines(output) as file,
+        Progress(len(source), description="predict", leave=False, enabled=output is not None) as progress,
+    ):
+        for number, prediction in enumerate(predictor.stream(source)):
+            drawn = {}
+            if prediction.error is not None:
+                damaged += 1
+            elif pictures is not None:
+                drawn = pictures.write(number, prediction)
+            print(json.dumps(as_dict(prediction, predictor.class_names, threshold) | drawn), file=file)
+            progress.update({})
+    if damaged:
+        print(f"{damaged} of {len(source)} images are damaged, as named above.", file=sys.stderr)
+    return common.DAMAGED if damaged else 0
+
+
+def as_dict(prediction: "DensePrediction", names: list[str], threshold: float) -> dict[str, Any]:
+    """Returns what a line of JSON has.
+
+    That is `image`, and `error` if it is damaged; or of a detector `boxes`, `scores`, `labels` and `names`, the best
+    first; or of a segmenter `size`, (height, width), and `classes`, those that are there with the `share` of the pixels
+    that each has, the largest first.
+
+    Args:
+        prediction: of an image.
+        names: of the classes.
+        threshold: the least score of boxes.
+    """
+    if prediction.boxes is not None:
+        found = prediction.boxes.above(threshold)
+        labels = found.labels.tolist()
+        rounded = [[round(side, 2) for side in box] for box in found.boxes.tolist()]
+        scores = [round(score, 6) for score in found.scores.tolist()]
+        of_boxes = {"boxes": rounded, "scores": scores, "labels": labels, "names": [names[label] for label in labels]}
+        return {"image": prediction.path, **of_boxes}
+    if prediction.mask is not None:
+        counts = np.bincount(prediction.mask.reshape(-1))
+        order = [int(number) for number in np.argsort(-counts, kind="stable") if counts[number]]
+        shares = [counts[number] / prediction.mask.size for number in order]
+        classes = [
+            {"class": n, "name": names[n], "share": round(float(x), 6)} for n, x in zip(order, shares, strict=True)
+        ]
+        return {"image": prediction.path, "size": list(prediction.mask.shape), "classes": classes}
+    return {"image": prediction.path, "error": prediction.error}
+
+
+class _Pictures:
+    """Draws what is found into a folder: NAME.png of boxes, or of a mask NAME.png and NAME.overlay.png."""
+
+    def __init__(self, predictor: "DensePredictor", source: "ImageSource", directory: pathlib.Path, threshold: float):
+        self._predictor, self._source = predictor, source
+        self._directory, self._threshold = directory, threshold
+        self._taken: set[str] = set()
+        self._images = {os.path.realpath(source.describe(number)) for number in range(len(source))}
+
+    def write(self, number: int, prediction: "DensePrediction") -> dict[str, str]:
+        """Writes the pictures of an image, and returns their paths.
+
+        Raises:
+            DataError: if they cannot be written.
+        """
+        from vision_jax.data.boxes import BACKGROUND
+        from vision_jax.data.decode import decode
+        from vision_jax.dense import drawing
+
+        names = self._predictor.class_names
+        pixels = decode(self._source[number]["image"], 3, max_pixels=self._predictor.max_pixels)
+        name = self._name(prediction.path)
+        if prediction.boxes is not None:
+            found = prediction.boxes.above(self._threshold)
+            texts = [f"{names[label]} {score:.0%}" for label, score in zip(found.labels, found.scores, strict=True)]
+            # The best one comes last, over the others.
+            drawn = drawing.draw_boxes(pixels, found.boxes[::-1], found.labels[::-1], texts[::-1])
+            return {"picture": self._save(drawing.to_image(drawn), f"{name}.png")}
+        assert prediction.mask is not None  # it is not damaged
+        clear = [0] if names[0].strip("_") == BACKGROUND else []
+        over = drawing.to_image(drawing.overlay(pixels, prediction.mask, clear=clear))
+        return {
+            "mask": self._save(drawing.palette_image(prediction.mask), f"{name}.png"),
+            "overlay": self._save(over, f"{name}.overlay.png"),
+        }
+
+    def _name(self, path: str) -> str:
+        """Returns the name of an image without its suffix, and with a number if another image has it already."""
+        stem = pathlib.PurePath(path).stem
+        name, count = stem, 1
+        while name in self._taken:
+            count += 1
+            name = f"{stem}-{count}"
+        self._taken.add(name)
+        return name
+
+    def _save(self, image: "PIL.Image.Image", name: str) -> str:
+        path = self._directory / name
+        if os.path.realpath(path) in self._images:
+            raise DataError(f"{path} is one of the images themselves: give another folder for --draw.")
+        try:
+            self._directory.mkdir(parents=True, exist_ok=True)
+            image.save(path, "PNG")
+        except OSError as error:
+            raise DataError(f"Cannot write {path}: {error}.") from error
+        return os.fspath(path)
+
+
+@contextlib.contextmanager
+def _lines(output: pathlib.Path | None) -> Iterator[TextIO]:
+    """Gives the file for lines; what is written stays, however the command ends."""
+    if output is None:
+        yield sys.stdout
+        return
+    try:
+        with output.open("w", encoding="utf-8") as file:
+            yield file
+    except OSError as error:
+        raise DataError(f"Cannot write {output}: {error}.") from error
