@@ -27,16 +27,16 @@ def get_config(variant: str = "retinanet") -> ConfigDict:
     name, options = recipes.choose(VARIANTS, variant)
     config = recipes.scenes("resnet18", name, **options)
     config.batch_size = 8
-    config.epochs = 12.0
+    config.epochs = 24.0
     config.model.zero_init_last = False
 
     config.optimizer.name = "adamw"
-    config.optimizer.learning_rate = 1e-3
+    config.optimizer.learning_rate = 2e-3
     config.optimizer.weight_decay = 0.05
     config.optimizer.clip_global_norm = 1.0
     config.schedule.warmup_epochs = 1.0
 
     if name == "segmentation" and options["head"] == "fcn":
         config.model.output_stride = 8
-    config.eval.every_epochs = 4.0
+    config.eval.every_epochs = 6.0
     return config
