@@ -18,12 +18,16 @@ MOST_IN_MATRIX = 20  # classes whose names and numbers can be read
 MOST_BARS = 24  # classes; of more, half as many of the worst and of the best
 
 
+# Columns of tables of classes that have no confusion matrix.
+OF_BOXES_OR_MASKS = frozenset({"AP", "iou"})
+
+
 def table_images(tables: Mapping[str, Any]) -> dict[str, bytes]:
     """Returns pictures of the tables of an evaluation, as PNG.
 
     Args:
         tables: as `evaluate.measure` passes them on; of those called `NAME/classes` and `NAME/ema_classes`, which the
-            kind `per_class` gives, there are pictures.
+            kind `per_class` gives, there are pictures. Those of boxes and masks have the same names.
 
     Returns:
         by name: `NAME/confusion_matrix` and `NAME/class_scores`, with `ema_` before the latter part for the EMA.
@@ -35,7 +39,7 @@ def table_images(tables: Mapping[str, Any]) -> dict[str, bytes]:
     images = {}
     for key, table in tables.items():
         group, _, kind = key.rpartition("/")
-        if kind not in ("classes", "ema_classes"):
+        if kind not in ("classes", "ema_classes") or table.keys() & OF_BOXES_OR_MASKS:
             continue
         classes, prefix = ClassTable.from_json(table), f"{group}/{kind.removesuffix('classes')}"
         images[f"{prefix}confusion_matrix"] = drawing.png(confusion_matrix(classes))
