@@ -108,7 +108,7 @@ def run_of(directory: pathlib.Path, name: str, num_classes: int, class_names: li
     as_json = json.loads(store.to_json(config))
     about = {"config": as_json, "num_classes": num_classes, "class_names": class_names}
     with Checkpointer(directory / "checkpoints") as checkpointer:
-        checkpointer.save(3, state, about)
+        checkpointer.save(0, state, about)
     return flat(variables)
 
 
