@@ -108,18 +108,18 @@ def run_of(directory: pathlib.Path, name: str, num_classes: int, class_names: li
     as_json = json.loads(store.to_json(config))
     about = {"config": as_json, "num_classes": num_classes, "class_names": class_names}
     with Checkpointer(directory / "checkpoints") as checkpointer:
-        checkpointer.save(3, state, about)
+        checkpointer.save(0, state, about)
     return flat(variables)
 
 
-@pytest.mark.parametrize("name", ["retinanet", "segmentation"])
+@pytest.mark.parametrize("name", ["retinanet", pytest.param("segmentation", marks=pytest.mark.exhaustive)])
 def test_a_run_that_classifies(name: str, tmp_path: pathlib.Path):
     theirs = run_of(tmp_path, "classification", 3, NAMES, 3)  # of the same classes, which are no boxes
     found, _ = begun(config_of(name, **{"model.pretrained": str(tmp_path)}), NAMES)
     assert same(found, theirs) == found.keys() - beside(found)
 
 
-@pytest.mark.parametrize("name", ["retinanet", "segmentation"])
+@pytest.mark.parametrize("name", ["retinanet", pytest.param("segmentation", marks=pytest.mark.exhaustive)])
 def test_a_run_of_the_same_method(name: str, tmp_path: pathlib.Path):
     """Of the same classes it gives all; of as many others, and of more, all but the classifier."""
     theirs = run_of(tmp_path, name, 3, NAMES, 4)
@@ -132,6 +132,7 @@ def test_a_run_of_the_same_method(name: str, tmp_path: pathlib.Path):
         assert same(found, theirs) == found.keys() - new
 
 
+@pytest.mark.exhaustive
 def test_runs_of_other_methods_and_other_heads(tmp_path: pathlib.Path):
     """Of another method the backbone alone is taken; other channels are an error in one line."""
     theirs = run_of(tmp_path, "retinanet", 3, NAMES, 5)

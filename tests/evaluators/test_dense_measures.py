@@ -168,6 +168,7 @@ def test_damaged_images_count_in_nothing(found: Any, tmp_path: pathlib.Path):
     assert [results[f"val/{name}"] for name in COCO_STATS] == pytest.approx(expected, rel=1e-9)
 
 
+@pytest.mark.exhaustive
 def test_damaged_images_of_all_canvases_count_together(tmp_path: pathlib.Path):
     directory = damaged(tmp_path, 3, 7)
     fields = {"data.max_bad_eval_records": 5}

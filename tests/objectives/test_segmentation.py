@@ -94,6 +94,7 @@ def test_pixels_that_do_not_count():
     jax.tree.map(np.testing.assert_array_equal, after.params, begun().params)
 
 
+@pytest.mark.exhaustive
 def test_an_auxiliary_head_and_frozen_norms():
     """The loss is a weighted sum; of statistics, only those of the heads move."""
     of = tiny_dense.objective("segmentation", *AUX)

@@ -249,6 +249,12 @@ def _add(totals: Any, sums: Any) -> Any:
     return jax.tree.map(lambda a, b: a + b, totals, sums)
 
 
+@functools.lru_cache(maxsize=4)
+def _replication(mesh: Mesh) -> Callable[[jax.Array], jax.Array]:
+    """Returns a function that brings an array to every device; always the same one, so that it is compiled once."""
+    return jax.jit(lambda x: x, out_shardings=sharding.replicated(mesh))
+
+
 def collect(
     context: Context, compiled: Step, variables: Any, *, everywhere: bool = False, description: str = "collect"
 ) -> dict[str, np.ndarray] | None:
@@ -274,7 +280,7 @@ def collect(
             kept.append({name: values[mask > 0] for name, values in rows.items()})
         context.watchdog.beat()
 
-    replicate = jax.jit(lambda mask: mask, out_shardings=sharding.replicated(context.mesh))
+    replicate = _replication(context.mesh)
     for batch in context.batches(description):
         pending.append((compiled(variables, batch), replicate(batch["mask"])))
         if len(pending) > _AHEAD:
