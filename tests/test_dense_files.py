@@ -104,7 +104,7 @@ def test_a_file_is_loaded(tmp_path: pathlib.Path):
         trained.variables["params"]["head"]["classifier"]["conv"]["kernel"],
         variables["params"]["head"]["classifier"]["conv"]["kernel"],
     )
-    with pytest.raises(ConfigError, match="There are 2 names of classes, and .* has 21 classes"):
+    with pytest.raises(ConfigError, match=r"There are 2 names of classes, and .* has 21 classes"):
         build.from_file("fcn_resnet50", str(path), ["a", "b"])
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import PIL.Image
 import pytest
 from conftest import encode, picture
+from stored_features import store
 
 from vision_jax.commands import dense_predictions, predict
 from vision_jax.predict_dense import Boxes, DensePrediction
@@ -112,10 +113,10 @@ def test_flags_that_do_not_fit(
     [
         ("features", ["IMAGES", "--output=OUT"]),
         ("explain", ["IMAGES", "--output=OUT"]),
-        ("search", ["--features=FEATURES", "IMAGES"]),
+        ("search", ["--index=FEATURES", "IMAGES"]),
         ("zero_shot", ["IMAGES", "--classes=CLASSES"]),
         ("serve", []),
-        ("compress", ["--method=dynamic", "OUT.onnx"]),
+        ("compress", ["--output=OUT"]),
     ],
 )
 @pytest.mark.parametrize("kind", ["boxes", "masks"])
@@ -131,6 +132,8 @@ def test_commands_for_whole_images_refuse(
     classes = tmp_path / "classes.txt"
     classes.write_text("cat\ndog\n")
     places = {"IMAGES": str(images / "a.png"), "OUT": str(tmp_path / "out"), "CLASSES": str(classes)}
+    places["FEATURES"] = str(tmp_path / "features")
+    store(tmp_path / "features", np.eye(4, dtype=np.float32))
     for name, place in places.items():
         arguments = [argument.replace(name, place) for argument in arguments]
     main = importlib.import_module(f"vision_jax.commands.{verb}").main
