@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from vision_jax import recipes
 
-# Digits are from 16 to 40 pixels high, and the smallest anchors are published for objects of 32. The published width
+# Digits are from 28 to 48 pixels high, and the smallest anchors are published for objects of 32. The published width
 # of the heads would take four times as long.
 _SMALL = {"anchor_scale": 0.5, "channels": 64}
 # The objective and its options.
@@ -26,15 +26,17 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 def get_config(variant: str = "retinanet") -> ConfigDict:
     name, options = recipes.choose(VARIANTS, variant)
     config = recipes.scenes("resnet18", name, **options)
-    config.batch_size = 16
-    config.epochs = 12.0
+    config.batch_size = 8
+    config.epochs = 24.0
     config.model.zero_init_last = False
 
     config.optimizer.name = "adamw"
-    config.optimizer.learning_rate = 1e-3
+    config.optimizer.learning_rate = 2e-3
     config.optimizer.weight_decay = 0.05
     config.optimizer.clip_global_norm = 1.0
     config.schedule.warmup_epochs = 1.0
 
-    config.eval.every_epochs = 4.0
+    if name == "segmentation" and options["head"] == "fcn":
+        config.model.output_stride = 8
+    config.eval.every_epochs = 6.0
     return config

@@ -434,6 +434,8 @@ def decays_of(config: ConfigDict) -> tuple[int, int]:
         "interpolate_positions",
         "zero_init_last",
         "blur_pool",
+        "output_stride",
+        "norm_epsilon",
         "remat",
     )
     options = {f"model.{k}": v for k, v in build.model_options(config).items() if k not in (*shapeless, "scan_blocks")}

@@ -22,7 +22,7 @@ FREE = {"model.head_bias"}
 # What is refused at 1e9 too: probabilities, shares, and what is limited by something else.
 LIMITED = {
     *("label_smoothing", "ema_decay", "loss.threshold", "distill.weight"),
-    *("model.drop_rate", "model.proj_drop_rate", "model.drop_path_rate"),
+    *("model.drop_rate", "model.proj_drop_rate", "model.drop_path_rate", "model.output_stride"),
     *("data.channels", "data.eval_size", "data.eval_crop", "data.repeats", "data.image_size"),
     *("augment.flip", "augment.color_jitter_prob", "augment.greyscale", "augment.solarize", "augment.blur"),
     *("augment.erase", "augment.mix_prob", "augment.mix_switch_prob", "augment.col_out", "augment.shift"),

@@ -382,13 +382,13 @@ def test_the_digits_of_the_recipe(command: Command, tmp_path: pathlib.Path):
     for variant in ("standard", "pgd"):
         workdir = tmp_path / variant
         config = f"--config=configs/digits_adversarial.py:{variant}"
-        command(config, f"--workdir={workdir}", "--config.eval.every_epochs=60")
+        command(config, f"--workdir={workdir}", "--config.eval.every_epochs=300")
         weaker = "--config.evals.robust.eps=0.1"
         command(config, f"--workdir={workdir}", "--mode=eval", weaker)
         lines = [line for line in records(workdir) if "robust/robust_top1" in line]
         found[variant] = lines[0]
         if variant == "pgd":
-            assert lines[-1]["robust/robust_top1"] > 0.8
+            assert lines[-1]["robust/robust_top1"] > 0.9
     assert found["standard"]["robust/robust_top1"] < 0.05
-    assert found["pgd"]["robust/robust_top1"] > 0.45
+    assert found["pgd"]["robust/robust_top1"] > 0.8
     assert min(line["robust/top1"] for line in found.values()) > 0.95

@@ -1,6 +1,9 @@
 """Checks detectors and segmenters with torchvision's results; see README.md."""
 
 import functools
+import json
+import pathlib
+import re
 from typing import Any
 
 import jax
@@ -11,17 +14,26 @@ from references import common
 from vision_jax.dense import networks, weights
 
 TOLERANCE = 2e-4  # of the standard deviation of what is expected
-STAGES = {"layer3": "layer3", "layer4": "layer4", "body_0": "layer2", "body_1": "layer3", "body_2": "layer4"}
 
 
-def check_segmentation(case: dict[str, Any]) -> None:
-    """Checks maps, logits, classes and the number of parameters of a network, whose name its weights tell."""
+def read(path: pathlib.Path) -> dict[str, Any]:
+    """Returns the content of a file; its texts are JSON."""
+    with np.load(path, allow_pickle=False) as file:
+        arrays = {key: file[key] for key in file.files}
+    return {key: json.loads(str(value)) if value.dtype.kind == "U" else value for key, value in arrays.items()}
+
+
+def check_segmentation(case: dict[str, Any]) -> dict[str, jax.Array]:
+    """Checks maps, logits, classes and the number of parameters of a network, which its weights tell.
+
+    Returns:
+        its outputs, for what is computed of them.
+    """
     state = state_of(case)
-    deep = "backbone.layer3.22.conv1.weight" in state
     kind = "deeplabv3" if "classifier.0.project.0.weight" in state else "fcn"
     classes = len(state["classifier.4.weight"])
     aux = "aux_classifier.0.weight" in state
-    network = networks.create_segmenter(f"{kind}_resnet{101 if deep else 50}", num_classes=classes, aux=aux)
+    network = networks.create_segmenter(kind, backbone=resnet_of(state), num_classes=classes, aux=aux)
     variables = load(network, case, state)
     outputs, found = apply(network, variables, pixels(case), ("layer3", "layer4"))
     for name in ("layer3", "layer4"):
@@ -30,12 +42,18 @@ def check_segmentation(case: dict[str, Any]) -> None:
     if aux:
         check_map(case, "aux", to_nchw(outputs["aux"]))
     check_classes(case, outputs["out"])
+    return outputs
 
 
-def check_detection(case: dict[str, Any]) -> None:
-    """Checks maps, outputs and the number of parameters of a detector, whose name its weights tell."""
+def check_detection(case: dict[str, Any]) -> networks.HeadOutputs:
+    """Checks maps, outputs and the number of parameters of a detector, which its weights tell.
+
+    Returns:
+        its outputs, for what is computed of them.
+    """
     state = state_of(case)
-    network = networks.create_detector(detector_name(state), num_classes=int(case["num_classes"]))
+    kind, backbone = detector_of(state), resnet_of(state)
+    network = networks.create_detector(kind, backbone=backbone, num_classes=int(case["num_classes"]))
     variables = load(network, case, state)
     levels = [f"neck/{name if name.startswith('p') else f'p{int(name) + 3}'}" for name in case["levels"]]
     stages = [f"layer{i + 2}" for i in range(3)]
@@ -50,14 +68,21 @@ def check_detection(case: dict[str, Any]) -> None:
         assert (f"{name}_sample" in case) == (value is not None)
         if value is not None:
             check_map(case, name, np.asarray(value))
+    return outputs
 
 
-def detector_name(state: dict[str, np.ndarray]) -> str:
-    """Returns the name of the detector that a state dict is of."""
+def detector_of(state: dict[str, np.ndarray]) -> str:
+    """Returns the method that a state dict is of."""
     if "head.regression_head.bbox_ctrness.weight" in state:
-        return "fcos_resnet50_fpn"
-    version = "_v2" if "head.classification_head.conv.0.1.weight" in state else ""
-    return f"retinanet_resnet50_fpn{version}"
+        return "fcos"
+    return "retinanet_v2" if "head.classification_head.conv.0.1.weight" in state else "retinanet"
+
+
+def resnet_of(state: dict[str, np.ndarray]) -> str:
+    """Returns the name of the backbone that a state dict has."""
+    blocks = sum(bool(re.search(r"layer\d\.\d+\.conv1\.weight$", name)) for name in state)
+    convolutions = 3 if any(name.endswith("layer1.0.conv3.weight") for name in state) else 2
+    return f"resnet{convolutions * blocks + 2}"
 
 
 def state_of(case: dict[str, Any]) -> dict[str, np.ndarray]:

@@ -12,18 +12,13 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vision_jax import pretrained
-from vision_jax.config.plan import Plan, dense_resizing, eval_resize, eval_size, objective_name, steps_per_batch
-from vision_jax.data import check, digits, order, resizing, scenes, subsets
-from vision_jax.data.boxes import DenseSubset, with_objects
-from vision_jax.data.cache import cache_dir
-from vision_jax.data.coco import CocoSource
+from vision_jax.assembly.dense_inputs import create_dense_source, dense_transform, embedded
+from vision_jax.config.plan import Plan, eval_resize, eval_size, objective_name, steps_per_batch
+from vision_jax.data import check, digits, order, resizing, subsets
 from vision_jax.data.dense import DenseTransform
 from vision_jax.data.loader import Loader
-from vision_jax.data.made_up import MadeUpSource
-from vision_jax.data.masks import MasksSource
 from vision_jax.data.order import BalancedOrder, BucketOrder, OffsetOrder, ReplayOrder, TrainOrder
 from vision_jax.data.pairs import CaptionTokens, LabelTokens, PairsSource
-from vision_jax.data.prepared import PreparedSource
 from vision_jax.data.sources import (
     FolderSource,
     RelabeledSource,
@@ -36,7 +31,6 @@ from vision_jax.data.sources import (
 )
 from vision_jax.data.transforms import LABEL, Copied, EvalTransform, Preprocessing, SquareTransform, TrainTransform
 from vision_jax.data.views import Field, View, parse_views
-from vision_jax.data.voc import VocSource
 from vision_jax.data.workers import ProcessLoader, create_loader
 from vision_jax.devices import sharding
 from vision_jax.errors import ConfigError, DataError
@@ -66,7 +60,7 @@ def create_source(config: ConfigDict, *, train: bool, class_names: Sequence[str]
     """
     data = config.data
     if dense := OBJECTIVES[objective_name(config)].dense:
-        return _create_dense_source(config, train=train, masks=dense == "masks")
+        return create_dense_source(config, train=train, masks=dense == "masks")
     source = _create_source(config, train, class_names)
     if train and data.train_examples is not None:
         if data.train_examples > len(source):
@@ -136,83 +130,8 @@ def _create_source(config: ConfigDict, train: bool, class_names: Sequence[str]) 
         case "tfds":
             return TfdsSource(pathlib.Path(data.dir).expanduser(), split, data.label)
         case "digits":
-            return TfdsSource(_embedded(config, digits.prepare), split)
+            return TfdsSource(embedded(config, digits.prepare), split)
     raise DataError(f"data.source is {data.source!r}, which is unknown.")
-
-
-def _embedded(config: ConfigDict, prepare: Callable[[pathlib.Path], pathlib.Path]) -> pathlib.Path:
-    """Returns the folder of a data set that is written on first use, in `data.dir` or the cache."""
-    data = config.data
-    try:
-        root = pathlib.Path(data.dir).expanduser() if data.dir else cache_dir()
-    except DataError as error:
-        raise DataError(f"{error} Or set data.dir to a folder for the {data.source}.") from error
-    try:
-        return prepare(root)
-    except OSError as error:
-        raise DataError(
-            f"Cannot write the {data.source} to {root}: {error}. Set data.dir to another folder."
-        ) from error
-
-
-def _create_dense_source(config: ConfigDict, *, train: bool, masks: bool) -> Source:
-    """Returns a split of images with boxes, or with masks.
-
-    Raises:
-        DataError: if it is missing or malformed, or has an image with more than `data.dense.max_boxes` boxes.
-    """
-    data, dense = config.data, config.data.dense
-    source: Any = _open_dense(config, data.train_split if train else data.val_split, masks)
-    if train and dense.drop_empty and data.source != "synthetic":
-        chosen = with_objects(source, masks=masks)
-        log.info("Left out of training: %d of %d images without objects.", len(source) - len(chosen), len(source))
-        source = DenseSubset(source, chosen)
-    if train and data.train_examples is not None:
-        if data.train_examples > len(source):
-            raise DataError(
-                f"data.train_examples is {data.train_examples}, more than the {len(source)} of the split "
-                f"{data.train_split!r}."
-            )
-        source = DenseSubset(source, order.subset(len(source), data.train_examples))
-    if not masks and data.source != "synthetic":
-        counts = [int((~source.annotations(index)["crowd"]).sum()) for index in range(len(source))]
-        if counts and max(counts) > dense.max_boxes:
-            raise DataError(
-                f"{source.describe(int(np.argmax(counts)))} has {max(counts)} boxes, more than "
-                f"data.dense.max_boxes={dense.max_boxes}: raise that."
-            )
-    return source
-
-
-def _open_dense(config: ConfigDict, split: str, masks: bool) -> Source:
-    data, dense = config.data, config.data.dense
-    categories = tuple(dense.categories)
-    directory = pathlib.Path(data.dir).expanduser() if data.dir else pathlib.Path()
-    chosen = {"category_ids": dense.category_ids, "skip_bad": dense.skip_bad}
-    match data.source:
-        case "coco":
-            return CocoSource(directory, split, masks=masks, categories=categories, **chosen)
-        case "voc":
-            return VocSource(directory, split, masks=masks, classes=categories, **chosen)
-        case "masks":
-            return MasksSource(
-                directory,
-                split,
-                class_names=categories,
-                num_classes=config.model.num_classes,
-                reduce_zero_label=dense.reduce_zero_label,
-                skip_bad=dense.skip_bad,
-            )
-        case "synthetic":
-            train = split == data.train_split
-            examples = data.synthetic_train_examples if train else data.synthetic_val_examples
-            classes = config.model.num_classes or (91 if dense.category_ids else 21 if masks else 80)
-            return MadeUpSource(examples, classes, config.seed, masks)
-        case "scenes":
-            return PreparedSource(_embedded(config, scenes.prepare), split, masks=masks)
-        case "tfds":
-            return PreparedSource(directory, split, masks=masks)
-    raise DataError(f"data.source is {data.source!r}, which has neither boxes nor masks.")
 
 
 def _relabel(config: ConfigDict, source: Source) -> Source:
@@ -268,24 +187,6 @@ def make_views(config: ConfigDict) -> tuple[View, ...]:
     return (View("image", size=data.image_size, scale=scale, ratio=ratio),)
 
 
-def _dense_transform(config: ConfigDict, *, train: bool) -> DenseTransform | None:
-    """Returns what makes a batch of records with boxes or masks; None: the objective learns from whole images."""
-    dense = OBJECTIVES[objective_name(config)].dense
-    if not dense:
-        return None
-    how, canvases = dense_resizing(config, train=train)
-    return DenseTransform(
-        how,
-        canvases,
-        channels=config.data.channels,
-        seed=config.seed,
-        boxes=dense == "boxes",
-        masks=dense == "masks",
-        max_boxes=config.data.dense.max_boxes,
-        max_pixels=config.data.max_pixels,
-    )
-
-
 def make_transform(
     config: ConfigDict, plan: Plan, views: Sequence[View] | None = None
 ) -> TrainTransform | DenseTransform:
@@ -295,7 +196,7 @@ def make_transform(
     (`DenseTransform.following`).
     """
     data = config.data
-    if (dense := _dense_transform(config, train=True)) is not None:
+    if (dense := dense_transform(config, train=True)) is not None:
         return dense
     return TrainTransform(
         views=make_views(config) if views is None else tuple(views),
@@ -318,7 +219,7 @@ def make_eval_transform(config: ConfigDict) -> EvalTransform | DenseTransform:
     `resizing.bucket_indices` says which records have which.
     """
     data = config.data
-    if (dense := _dense_transform(config, train=False)) is not None:
+    if (dense := dense_transform(config, train=False)) is not None:
         return dense
     kind = SquareTransform if data.eval_square else EvalTransform
     sizes = eval_size(config), eval_resize(config), data.channels
@@ -344,7 +245,7 @@ def make_order(config: ConfigDict, source: Source) -> Order:
     """Returns the order of the training's batches. For `data.balanced` this may read the whole data set, once."""
     data = config.data
     order: TrainOrder | BalancedOrder | BucketOrder
-    dense = _dense_transform(config, train=True)
+    dense = dense_transform(config, train=True)
     if dense is not None and len(dense.canvases) > 1:
         numbers = resizing.buckets(source, dense.resizing, dense.canvases)
         order = BucketOrder(numbers, dense.canvases, config.batch_size, config.seed)

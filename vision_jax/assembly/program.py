@@ -20,6 +20,7 @@ from vision_jax.assembly.states import (
     body,
     classifier,
     create_state,
+    frozen_norms,
     heads,
     partition_rules,
     pooled_norm,
@@ -69,14 +70,21 @@ def schedule_options(config: ConfigDict, steps_per_epoch: int) -> dict[str, Any]
 
 
 def make_rules(config: ConfigDict, plan: Plan, objective: Objective | None = None) -> optim.GroupRules:
-    """Returns what holds for which parameters; of an objective that trains the classifier alone, all else is frozen."""
+    """Returns what holds for which parameters.
+
+    Of an objective that trains the classifier alone, all else is frozen; and so are norms that it keeps as they are,
+    which a decay of all parameters would change.
+    """
+    kept: tuple[str, ...] = ()
+    if objective is not None:
+        kept = (*(body(objective) if objective.classifier_alone else ()), *frozen_norms(objective))
     return optim.GroupRules(
         decay=config.optimizer.decay_rule,
         no_decay=tuple(config.optimizer.no_decay),
         multipliers=tuple(config.optimizer.multipliers),
         layer_decay=config.optimizer.layer_decay,
         layers=tuple(config.optimizer.layers) or None,
-        frozen=(*config.optimizer.frozen, *(body(objective) if objective and objective.classifier_alone else ())),
+        frozen=(*config.optimizer.frozen, *kept),
         frozen_until=tuple(
             (pattern, round(epochs * plan.steps_per_epoch)) for pattern, epochs in config.optimizer.frozen_until
         ),

@@ -1,5 +1,6 @@
 """The state that a training begins with, and how it is laid out."""
 
+import dataclasses
 import functools
 import re
 from collections.abc import Mapping, Sequence
@@ -13,9 +14,10 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vision_jax import optim
+from vision_jax.dense.networks import norm_paths
 from vision_jax.devices import partition
 from vision_jax.errors import DataError
-from vision_jax.objectives import Objective
+from vision_jax.objectives import Dense, Objective
 from vision_jax.optim import masks
 from vision_jax.state import TrainState
 
@@ -146,7 +148,12 @@ def heads(objective: Objective) -> tuple[str, ...]:
 
 
 def classifier(objective: Objective) -> tuple[str, ...]:
-    """Returns the paths of the parameters that the model of an objective has for its classes alone."""
+    """Returns the paths of the parameters that an objective has for its classes alone, in the model or beside it."""
+    if isinstance(objective, Dense):
+        more = dataclasses.replace(objective, num_classes=objective.num_classes + 1)
+        ours, theirs = (jax.tree_util.tree_leaves_with_path(abstract_variables(x)["params"]) for x in (objective, more))
+        different = (path for (path, x), (_, y) in zip(ours, theirs, strict=True) if x.shape != y.shape)
+        return tuple(sorted(map(masks.path_string, different)))
     model = objective.setup.model
     if not model.num_classes:
         return ()
@@ -158,6 +165,13 @@ def classifier(objective: Objective) -> tuple[str, ...]:
 def body(objective: Objective) -> tuple[str, ...]:
     """Returns patterns of the parameters that `classifier` does not have."""
     return (f"^(?!({'|'.join(map(re.escape, classifier(objective)))})$)",)
+
+
+def frozen_norms(objective: Objective) -> tuple[str, ...]:
+    """Returns patterns of the parameters of norms that an objective keeps as they are; see `Dense.frozen_norms`."""
+    if not isinstance(objective, Dense) or not objective.frozen_norms:
+        return ()
+    return tuple(f"^{re.escape(path)}$" for path in norm_paths(abstract_variables(objective)))
 
 
 def pooled_norm(objective: Objective) -> tuple[str, ...]:

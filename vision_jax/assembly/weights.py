@@ -128,15 +128,22 @@ def load_initial(config: ConfigDict, objective: Objective, class_names: Sequence
     log.info("Weights: step %d of %s, a %s.", step, given, about["config"]["model"]["name"])
     variables = pretrained.adapt_variables(config.model.name, variables, all_model_options(config, num_classes))
     _check_model(config, objective, about["config"]["model"]["name"], variables)
-    _check_heads(config, objective, about["config"]["objective"]["name"], variables)
-    same = about["num_classes"] == num_classes and list(about["class_names"]) == list(class_names)
-    if not same or objective.classifier_alone:
-        variables["params"] = _without(variables["params"], classifier(objective))
+    same = list(about["class_names"]) == list(class_names) and _told_apart(about, objective)
+    dropped = classifier(objective) if not same or objective.classifier_alone else ()
+    variables["params"] = _without(variables["params"], dropped)
+    _check_heads(config, objective, about["config"]["objective"]["name"], variables, dropped)
     if pooled_norm(objective) and "fc_norm" not in variables["params"]:
         log.info("The norm of averaged features is a new one: that run normalizes all tokens.")
     if lacking := set(classifier(objective)) - set(masks.all_paths(variables["params"])):
         log.info("The classifier is a new one (%s): that run has another one, or none.", ", ".join(sorted(lacking)))
     return variables
+
+
+def _told_apart(about: Mapping[str, Any], objective: Objective) -> bool:
+    """Returns whether a run tells as many classes apart as an objective does."""
+    if isinstance(objective, Dense):  # whose model has no classifier
+        return (about["config"]["model"]["num_classes"] or about["num_classes"]) == objective.num_classes
+    return about["num_classes"] == objective.setup.model.num_classes
 
 
 def _check_model(config: ConfigDict, objective: Objective, theirs: str, variables: Mapping[str, Any]) -> None:
@@ -160,7 +167,9 @@ def _shapes(variables: Mapping[str, Any]) -> Iterator[tuple[tuple[str, str], tup
             yield (name, masks.path_string(path)), tuple(x.shape)
 
 
-def _check_heads(config: ConfigDict, objective: Objective, theirs: str | None, variables: dict[str, Any]) -> None:
+def _check_heads(
+    config: ConfigDict, objective: Objective, theirs: str | None, variables: dict[str, Any], dropped: Sequence[str] = ()
+) -> None:
     """Leaves out the heads of another method, which may have the same names; of the same one, checks that all fit.
 
     Args:
@@ -168,6 +177,7 @@ def _check_heads(config: ConfigDict, objective: Objective, theirs: str | None, v
         objective: what will be trained.
         theirs: name of the objective of the run that begins it; None: it learned from labels.
         variables: `params` and `batch_stats` of that run; changed.
+        dropped: paths of parameters that have been left out of them, and will be new.
 
     Raises:
         DataError: if it is a run of the same method, and has others.
@@ -190,7 +200,8 @@ def _check_heads(config: ConfigDict, objective: Objective, theirs: str | None, v
         {f"{name}/{path}": shape for (name, path), shape in _shapes({name: tree.get(name, {}) for name in wanted})}
         for tree in (found, wanted)
     )
-    wrong = [f"{path} is missing" for path in expected if path not in shapes]
+    new = {f"params/{path}" for path in dropped}
+    wrong = [f"{path} is missing" for path in expected if path not in shapes and path not in new]
     wrong += [f"{path} is left over" for path in shapes if path not in expected]
     wrong += [
         f"{path} has the shape {shape}, not {expected[path]}"

@@ -132,7 +132,7 @@ _NOT_NEGATIVE = (
     *("augment.mixup", "augment.cutmix", "augment.cutout", "augment.shift", "augment.col_out"),
     "augment.mix_group",
     *("optimizer.weight_decay_end", "loss.auxiliary_weight", "ema_start_epochs", "watchdog_seconds"),
-    *("model.layer_scale", "model.head_std", "prune.begin_epochs", "prune.end_epochs"),
+    *("model.layer_scale", "model.head_std", "model.norm_epsilon", "prune.begin_epochs", "prune.end_epochs"),
 )
 
 
@@ -359,6 +359,8 @@ def _check_ranges(config: ConfigDict) -> Iterator[str]:
     for path, allowed in _CHOICES.items():
         if values[path] not in allowed:
             yield f"{path} is {values[path]!r}: {suggest(str(values[path]), allowed)}"
+    if (stride := values["model.output_stride"]) not in (None, *models.resnet.OUTPUT_STRIDES):
+        yield f"model.output_stride is {stride!r}: give 8, 16 or 32."
     for path in _POSITIVE:
         if values[path] is not None and not values[path] > 0:  # type: ignore[operator]
             yield f"{path} is {values[path]!r}, which must be positive."
@@ -527,8 +529,8 @@ def _check_data(config: ConfigDict) -> Iterator[str]:
             yield f"data.{path} is set, which is for data.source=folder, and data.source is {data.source!r}: unset it."
     if data.label is not None and data.source != "tfds":
         yield f"data.label is {data.label!r}, which is for data.source=tfds, and that is {data.source!r}: unset it."
-    if data.source == "digits" and data.dir and pathlib.Path(data.dir).expanduser().is_file():
-        yield f"data.dir is {data.dir!r}, a file: it takes the folder that the digits are cached in."
+    if data.source in ("digits", "scenes") and data.dir and pathlib.Path(data.dir).expanduser().is_file():
+        yield f"data.dir is {data.dir!r}, a file: it takes the folder that the {data.source} are cached in."
     if data.channels not in (1, 3):
         yield f"data.channels is {data.channels}: 3 is RGB, 1 is grayscale."
     for path in ("mean", "std"):
@@ -608,6 +610,9 @@ def _check_dense(config: ConfigDict) -> Iterator[str]:
     for path in _NOT_DENSE:
         if values[path] != usual[path]:
             yield f"{path} is {values[path]!r}, which is not for {dense}: leave it unset."
+    if config.eval.flip:
+        instead = "" if dense == "boxes" else ", and set evals.val.flip"
+        yield f"eval.flip is set, which is for classifiers, and {name} learns from {dense}: leave it unset{instead}."
 
 
 def _check_progressive(config: ConfigDict) -> Iterator[str]:

@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 IGNORED = 255  # of a mask: pixels that count for nothing
 BACKGROUND = "background"
-SKIP_OPTION = "data.dense.skip_bad"
+SKIP = "set data.dense.skip_bad=True (--skip_bad of prepare)"
 _TOLERANCE = 1.0  # pixels by which a box may stick out of its image: what rounding does
 _SHOWN = 5  # of the problems that are left out
 
@@ -211,9 +211,7 @@ class Problems:
         """
         message = one_line(message)
         if not self.skip:
-            raise DataError(
-                f"{self.where}: {message}. Correct it, or set {SKIP_OPTION}=True to leave out what is wrong."
-            )
+            raise DataError(f"{self.where}: {message}. Correct it, or {SKIP} to leave out what is wrong.")
         self.found.append(message)
 
     def report(self) -> None:
@@ -263,8 +261,8 @@ def mask_problem(mask: np.ndarray, size: tuple[int, int], num_classes: int) -> s
 def with_objects(source: Any, *, masks: bool) -> np.ndarray:
     """Returns which records have something to learn from, as torchvision's references choose them for training.
 
-    Of boxes that is one, not a crowd, of which both sides are longer than a pixel, and of masks, objects of more than a
-    thousand pixels together. Where the records of masks have no boxes, it is all.
+    Of boxes that is one, perhaps of a crowd, of which both sides are longer than a pixel; of masks, objects of more
+    than a thousand pixels together. Where the records of masks have no boxes, it is all.
 
     Args:
         source: of dense records.
@@ -282,7 +280,7 @@ def with_objects(source: Any, *, masks: bool) -> np.ndarray:
             useful = objects["area"].sum() > 1000
         else:
             sides = objects["boxes"][:, 2:] - objects["boxes"][:, :2]
-            useful = bool(((sides > 1).all(axis=1) & ~objects["crowd"]).any())
+            useful = bool((sides > 1).all(axis=1).any())
         if useful:
             chosen.append(index)
     return np.asarray(chosen, np.int64)

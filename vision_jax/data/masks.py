@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from vision_jax.data import listing
-from vision_jax.data.boxes import IGNORED, SKIP_OPTION, AnnotatedImages, Problems, mask_problem
+from vision_jax.data.boxes import IGNORED, SKIP, AnnotatedImages, Problems, mask_problem
 from vision_jax.data.decode import image_size
 from vision_jax.data.pillow import MAX_PIXELS, open_image
 from vision_jax.data.sources import digest_of
@@ -144,7 +144,7 @@ class MasksSource(AnnotatedImages):
         mask = without_zero(mask) if self._reduces else mask
         if problem := mask_problem(mask, self.image_size(index), self.num_classes):
             reduced = " after data.dense.reduce_zero_label" if self._reduces else ""
-            raise DataError(f"{path} {problem}{reduced}. Correct it, or set {SKIP_OPTION}=True to leave it out.")
+            raise DataError(f"{path} {problem}{reduced}. Correct it, or {SKIP} to leave it out.")
         return mask
 
     def describe(self, index: int) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 
 from vision_jax.data.boxes import (
     BACKGROUND,
-    SKIP_OPTION,
+    SKIP,
     AnnotatedImages,
     Box,
     Objects,
@@ -151,7 +151,7 @@ class VocSource(AnnotatedImages):
         except (OSError, ValueError) as error:
             raise DataError(f"{path} cannot be read: {error}. Repair or remove it.") from error
         if problem := mask_problem(mask, self.image_size(index), self.num_classes):
-            raise DataError(f"{path} {problem}. Correct it, or set {SKIP_OPTION}=True to leave it out.")
+            raise DataError(f"{path} {problem}. Correct it, or {SKIP} to leave it out.")
         return mask
 
     def describe(self, index: int) -> str:

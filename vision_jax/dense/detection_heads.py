@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from vision_jax.models.layers import Conv, capture
 
 PRIOR = 0.01  # probability of a class at each anchor in the beginning
-_GROUPS = 32
+NORM_GROUPS = 32
 _init = nn.initializers.normal(0.01)
 
 
@@ -76,7 +76,9 @@ class Tower(nn.Module):
             conv = Conv(width, 3, use_bias=self.use_bias, dtype=self.dtype, kernel_init=_init, name=f"conv_{i}")
             x = conv(x)
             if self.norm:
-                norm = nn.GroupNorm(_GROUPS, epsilon=1e-5, dtype=self.dtype, use_fast_variance=False, name=f"norm_{i}")
+                norm = nn.GroupNorm(
+                    NORM_GROUPS, epsilon=1e-5, dtype=self.dtype, use_fast_variance=False, name=f"norm_{i}"
+                )
                 x = norm(x)
             x = nn.relu(x)
         return x

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from vision_jax.dense.compose import HEAD, NECK, Network, Trace, check_classes, make_backbone, map_shapes, method_of
-from vision_jax.dense.detection_heads import DetectionHead, HeadOutputs
+from vision_jax.dense.detection_heads import NORM_GROUPS, DetectionHead, HeadOutputs
 from vision_jax.errors import ConfigError
 from vision_jax.models.layers import ImageModel
 from vision_jax.models.pyramid import FeaturePyramid, SimpleFeaturePyramid
@@ -139,6 +139,10 @@ def create_detector(
     check_classes(num_classes)
     model, model_name = make_backbone(backbone, dtype, options)
     head_options, neck_options, box_loss = _METHODS[kind]
+    if head_options.get("norm") and channels % NORM_GROUPS:
+        raise ConfigError(
+            f"channels is {channels}, and the heads of {kind} have norms of {NORM_GROUPS} groups: take a multiple."
+        )
     maps = map_shapes(model, "feature_maps")
     neck: nn.Module = SimpleFeaturePyramid(channels, dtype=model.dtype)
     if several := len(maps) > 1:

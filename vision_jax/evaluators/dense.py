@@ -5,11 +5,13 @@ import functools
 from collections.abc import Iterator
 from typing import ClassVar
 
+import jax
 import numpy as np
 
 from vision_jax.data import resizing
 from vision_jax.data.boxes import DenseSubset
 from vision_jax.data.dense import DenseTransform
+from vision_jax.errors import DataError
 from vision_jax.evaluators.base import Context, Evaluator
 
 
@@ -32,6 +34,20 @@ class DenseEvaluator(Evaluator):
             part = dataclasses.replace(context, source=source, transform=transform.on(canvas))
             found.append((part, indices))
         return tuple(found)
+
+    def check_count(self, count: int) -> int:
+        """Returns the number of images counted, after checking it; see `Context.check_count`.
+
+        Raises:
+            DataError: if those of all canvases that are damaged are together more than may be left out.
+        """
+        there, most = len(self.context.source), self.context.max_bad_records * jax.process_count()
+        if there - count > most:  # each canvas has a loader, and each of these may leave out so many
+            raise DataError(
+                f"{there - count} of {there} images are damaged, and {most} may be left out: repair them, or raise "
+                "data.max_bad_eval_records."
+            )
+        return self.context.check_count(count)
 
     def evaluators(self) -> Iterator[tuple["DenseEvaluator", np.ndarray]]:
         """Yields an evaluator like this one for each canvas, which keeps what it compiles, and the images' numbers."""

@@ -1,7 +1,8 @@
 """Average precision of a detector, as COCO or PASCAL VOC define it."""
 
 import dataclasses
-from collections.abc import Mapping
+import functools
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -14,6 +15,7 @@ from vision_jax.dense.average_precision import (
     to_xywh,
     voc_average_precision,
 )
+from vision_jax.devices import distributed
 from vision_jax.errors import ConfigError, suggest
 from vision_jax.evaluators.base import Prefixed, Step, Table, collect
 from vision_jax.evaluators.dense import DenseEvaluator
@@ -68,16 +70,19 @@ class DetectionEvaluator(DenseEvaluator):
             compiled = evaluator.compiled(objective, self.make_step, variables)
             if (rows := collect(evaluator.context, compiled, variables, description="evaluate")) is not None:
                 parts.append({**rows, "index": indices[rows["index"]]})
-        if not parts:  # process 0 has them
-            return {}
-        rows = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        results: dict[str, float | Table] = {}
-        truth = self._truth(np.sort(rows["index"]))
+        # Process 0 has the rows, and what goes wrong there is to be known to all.
         with self.context.watchdog.suspended():
-            for prefix in variables:
-                found = _found(rows, prefix)
-                results |= {prefix + name: value for name, value in self._measure(truth, found).items()}
-        return {**results, "count": self.check_count(len(rows["index"]))}
+            return distributed.from_first(functools.partial(self._results, parts, tuple(variables)))
+
+    def _results(self, parts: Sequence[Mapping[str, np.ndarray]], prefixes: Sequence[str]) -> dict[str, float | Table]:
+        """Returns the metrics and tables of rows that `make_step` has given, with the numbers of images as `index`."""
+        rows = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        results: dict[str, float | Table] = {"count": self.check_count(len(rows["index"]))}
+        truth = self._truth(np.sort(rows["index"]))
+        for prefix in prefixes:
+            found = _found(rows, prefix)
+            results |= {prefix + name: value for name, value in self._measure(truth, found).items()}
+        return results
 
     def _truth(self, images: np.ndarray) -> Truth:
         """Returns the annotations of images, by their numbers."""

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from vision_jax.dense.iou_metrics import agreement, confusion_matrix, join_counts, split_counts
-from vision_jax.dense.windows import mirrored_probabilities, sliding_logits, window_positions
+from vision_jax.dense.windows import mirrored_probabilities, sliding_logits
 from vision_jax.errors import ConfigError
 from vision_jax.evaluators.base import Prefixed, Step, Table, run_pass
 from vision_jax.evaluators.dense import DenseEvaluator
@@ -40,8 +40,12 @@ class SegmentationEvaluator(DenseEvaluator):
     def __post_init__(self) -> None:
         if self.stride is not None and self.window is None:
             raise ConfigError(f"stride is {self.stride}, and there are no windows: set window too, or neither.")
-        if self.window is not None:
-            window_positions((self.window, self.window), self.window, self.window_stride)  # which checks them
+        for name in ("window", "stride"):
+            value = getattr(self, name)
+            if value is not None and (type(value) is not int or value < 1):
+                raise ConfigError(f"{name} is {value!r}: it takes a number of pixels, 1 or more.")
+        if self.window is not None and self.window_stride > self.window:
+            raise ConfigError(f"stride is {self.stride}, more than window={self.window}: pixels would be left out.")
 
     @property
     def window_stride(self) -> int:

@@ -12,6 +12,7 @@ from vision_jax.models import (  # noqa: F401  each family registers its models
     lenet,
     mixer,
     mobilenet,
+    patch_mlp,
     registry,
     regnet,
     resnet,

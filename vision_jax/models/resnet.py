@@ -127,7 +127,8 @@ class Downsample(nn.Module):
 
     Attributes:
         average: what has the stride is an average pooling before the convolution, so that all positions count.
-        dilated: dilation stands in the place of the stride; then the pooling has stride 1, as in timm.
+        dilated: dilation stands in the place of the stride; then the pooling has stride 1, and as in timm counts zeros
+            beyond the edge.
     """
 
     features: int
@@ -143,7 +144,7 @@ class Downsample(nn.Module):
             if self.stride == 2:
                 x = avg_pool(x, 2, 2, ceil=True, count_include_pad=False)
             elif self.dilated:
-                x = nn.avg_pool(x, (2, 2), (1, 1), "SAME", count_include_pad=False)
+                x = nn.avg_pool(x, (2, 2), (1, 1), "SAME")
             return conv_norm(self.conv(self.features, 1, name="1"), self.norm(name="2"), x, train=train)
         return conv_norm(self.conv(self.features, 1, self.stride, name="0"), self.norm(name="1"), x, train=train)
 

@@ -34,6 +34,8 @@ class Segmentation(Dense):
     def __post_init__(self) -> None:
         if self.head not in SEGMENTER_KINDS:
             raise ConfigError(f"objective.head is {self.head!r}: {suggest(str(self.head), SEGMENTER_KINDS)}")
+        if self.aux not in (None, False, True):
+            raise ConfigError(f"objective.aux is {self.aux!r}: it is True, False, or None for the head's own choice.")
         check_ranges(self, not_negative=("aux_weight",))
         super().__post_init__()
 
