@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     group = parser.add_argument_group("programs: onnx and stablehlo")
     group.add_argument("--batch", help="number of images, or dynamic (default): any")
     group.add_argument(
-        "--size", type=_size, help="height and width of images, 224, or 800x1344; default: as in evaluation"
+        "--size", help="height and width of images, 224, or 800x1344; default: as in evaluation"
     )
     group.add_argument(
         "--with_preprocessing", action="store_true", default=None, help="take uint8 pixels, NHWC, and normalize them"
@@ -86,6 +86,7 @@ def export(arguments: argparse.Namespace) -> int:
         if arguments.format not in formats:
             common.refuse(arguments, [name], f"for --format={' and '.join(formats)}")
     batch = _batch(arguments.batch)
+    size = None if arguments.size is None else _size(arguments.size)
     if arguments.tolerance is not None and not arguments.tolerance >= 0:
         raise ConfigError(f"--tolerance is {arguments.tolerance}: give a number from 0.")
     if arguments.with_preprocessing and arguments.layout == "nchw":
@@ -102,7 +103,6 @@ def export(arguments: argparse.Namespace) -> int:
     target.check()
     if arguments.format == "onnx":
         onnx_file.import_onnx()  # before a model is loaded
-    size = arguments.size
     if size is not None and not common.is_dense(arguments):
         if size[0] != size[1]:
             raise ConfigError(
@@ -140,10 +140,14 @@ def export(arguments: argparse.Namespace) -> int:
 
 
 def _size(text: str) -> tuple[int, int]:
-    """Returns height and width that --size says."""
+    """Returns height and width that --size says.
+
+    Raises:
+        ConfigError: if it says none.
+    """
     parts = text.split("x")
     if len(parts) > 2 or not all(part.isdecimal() and int(part) for part in parts):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of pixels, nor HEIGHTxWIDTH")
+        raise ConfigError(f"--size is {text}: give a number of pixels, or HEIGHTxWIDTH.")
     return int(parts[0]), int(parts[-1])
 
 
