@@ -43,9 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     common.add_model_arguments(parser)
     group = parser.add_argument_group("programs: onnx and stablehlo")
     group.add_argument("--batch", help="number of images, or dynamic (default): any")
-    group.add_argument(
-        "--size", help="height and width of images, 224, or 800x1344; default: as in evaluation"
-    )
+    group.add_argument("--size", help="height and width of images, 224, or 800x1344; default: as in evaluation")
     group.add_argument(
         "--with_preprocessing", action="store_true", default=None, help="take uint8 pixels, NHWC, and normalize them"
     )
