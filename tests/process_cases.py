@@ -19,7 +19,9 @@ import launched
 import numpy as np
 import pytest
 import small_vit
+import tiny_dense
 from conftest import Pictures
+from dense_cases import write_coco
 from jax.experimental import multihost_utils
 from jax.sharding import PartitionSpec
 from stored_features import random_model
@@ -147,6 +149,16 @@ def measured() -> dict[str, Any]:
     return {"results": results, "tables": tables}
 
 
+def detected(directory: pathlib.Path) -> dict[str, float]:
+    """COCO's numbers of a random detector on two canvases, to which each process brings half of a batch."""
+    if jax.process_index() == 0:
+        write_coco(directory / "coco", tiny_dense.coco_annotations(), "val2017")
+    sharding.wait_for_all("the images are written")
+    mesh = sharding.make_mesh({"data": -1, "fsdp": 1, "tensor": 1})
+    evaluators, objective, variables, _ = tiny_dense.detection_setting(directory / "coco", mesh)
+    return evaluate.measure(evaluators, objective, {"": variables})
+
+
 def stored(directory: pathlib.Path) -> list[str]:
     """Features of 21 pictures, one of which is damaged, in shards of nine; then of more of them than the files have."""
     trained = random_model()
@@ -189,6 +201,7 @@ def main() -> None:
         "placed": placed(),
         "measured": measured(),
         "stored": stored(arguments.directory),
+        "detected": detected(arguments.directory),
         "suite": suite_of_sets(arguments.directory),
         "damaged": damaged_shard(arguments.directory),
         "directory": str(arguments.directory),

@@ -8,13 +8,17 @@ import signal
 import socket
 import time
 
+import jax
 import numpy as np
 import process_cases
 import pytest
+import tiny_dense
 from conftest import LONG_EVALUATION, Command, encode, launch, picture, records
+from dense_cases import write_coco
 
-from vision_jax import features
+from vision_jax import evaluate, features
 from vision_jax.data import order, tfds_format
+from vision_jax.devices import sharding
 from vision_jax.errors import STATUS_HANG
 
 ARGUMENTS = (
@@ -177,6 +181,17 @@ def test_both_go_back_if_one_cannot_read_its_part_of_a_checkpoint(found: tuple[d
         message for process in found for message in process["messages"] if "checkpoint of step 8 is now" in message
     ]
     assert len(moved) == 1
+
+
+@pytest.mark.slow
+def test_two_processes_detect_what_one_does(found: tuple[dict, dict], tmp_path: pathlib.Path):
+    """COCO's numbers are the same to the last digit, in both."""
+    directory = write_coco(tmp_path, tiny_dense.coco_annotations(), "val2017")
+    mesh = sharding.make_mesh({"data": 2, "fsdp": 1, "tensor": 1}, jax.devices()[:2])
+    evaluators, objective, variables, _ = tiny_dense.detection_setting(directory, mesh)
+    expected = evaluate.measure(evaluators, objective, {"": variables})
+    assert expected["val/AP"] > 0
+    assert found[0]["detected"] == found[1]["detected"] == expected
 
 
 @pytest.mark.slow

@@ -336,5 +336,5 @@ def test_every_family_has_layers(name: str):
     last = {row.path for row in rows if row.layer == layers[-1]}
     known = re.compile(r"(head|head_dist|fc\d?|classifier|pre_logits|conv_head|features/norm5)/")
     assert not [path for path in last if not known.match(path)]
-    stem = re.compile(r"(stem|patch_embed|conv_stem|conv1|prep|features/(0|conv0)|Conv2d_1a_3x3)/")
+    stem = re.compile(r"(stem|patch_embed|embed|conv_stem|conv1|prep|features/(0|conv0)|Conv2d_1a_3x3)/")
     assert {row.layer for row in rows if stem.match(row.path)} == {0}

@@ -24,7 +24,7 @@ _PREVIOUS = 1_000_000_000  # sorts after all blocks of a stage
 # timm's names. Entries that end with _PREVIOUS belong to the layer before; paths that no pattern matches are the head.
 _LAYERS: tuple[tuple[str, int, tuple[int, ...]], ...] = (
     (r"(cls_token|dist_token|reg_token|pos_embed|patch_embed)", 0, ()),  # vision transformers, Swin
-    (r"(stem|conv_stem|conv1|bn1|maxpool|prep)(/|$)", 0, ()),
+    (r"(stem|conv_stem|conv1|bn1|maxpool|prep|embed)(/|$)", 0, ()),
     (r"features/((conv|norm|pool)[012]|0)/", 0, ()),  # DenseNet; VGG and others that count their layers
     (r"Conv2d_[12]", 0, ()),  # Inception
     (r"Conv2d_[34]", 1, (0,)),
@@ -42,6 +42,7 @@ _LAYERS: tuple[tuple[str, int, tuple[int, ...]], ...] = (
     (r"features/denseblock(\d+)/denselayer(\d+)", 1, ()),
     (r"features/transition(\d+)", 1, (_PREVIOUS,)),
     (r"features/(\d+)", 1, ()),
+    (r"patch(\d)/", 1, ()),  # the small network of patches
     (r"blocks/(\d+)/(\d+)", 1, ()),  # EfficientNet, MobileNet
     (r"blocks/(\d+)", 1, ()),  # vision transformers, Mixer
     (r"norm/", 1, (_PREVIOUS,)),
