@@ -14,21 +14,21 @@ from vision_jax import recipes
 # Digits are from 28 to 48 pixels high, and the smallest anchors are published for objects of 32. The published width
 # of the heads would take four times as long.
 _SMALL = {"anchor_scale": 0.5, "channels": 64}
-# The objective and its options.
-VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+# The objective, its options, and epochs.
+VARIANTS: dict[str, tuple[str, dict[str, Any], float]] = {
     # With norms in its heads: those of version 1 begin so small that this narrow they hardly learn.
-    "retinanet": ("retinanet", {**_SMALL, "version": 2}),
-    "fcos": ("fcos", _SMALL),
-    "fcn": ("segmentation", {"head": "fcn"}),
-    "upernet": ("segmentation", {"head": "upernet"}),
+    "retinanet": ("retinanet", {**_SMALL, "version": 2}, 12.0),
+    "fcos": ("fcos", _SMALL, 12.0),
+    "fcn": ("segmentation", {"head": "fcn"}, 6.0),
+    "upernet": ("segmentation", {"head": "upernet"}, 6.0),
 }
 
 
 def get_config(variant: str = "retinanet") -> ConfigDict:
-    name, options = recipes.choose(VARIANTS, variant)
+    name, options, epochs = recipes.choose(VARIANTS, variant)
     config = recipes.scenes("resnet18", name, **options)
     config.batch_size = 8
-    config.epochs = 12.0
+    config.epochs = epochs
     config.model.zero_init_last = False
 
     config.optimizer.name = "adamw"
@@ -39,5 +39,5 @@ def get_config(variant: str = "retinanet") -> ConfigDict:
 
     if name == "segmentation" and options["head"] == "fcn":
         config.model.output_stride = 8
-    config.eval.every_epochs = 4.0
+    config.eval.every_epochs = 3.0
     return config
