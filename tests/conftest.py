@@ -12,6 +12,8 @@ os.environ["JAX_COMPILATION_CACHE_DIR"] = os.path.expanduser(
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 
 import contextlib
+import ctypes
+import gc
 import io
 import json
 import pathlib
@@ -237,6 +239,31 @@ def command(cache: pathlib.Path) -> Iterator[Command]:
     command = Command(cache)
     yield command
     command.close()
+
+
+MOST_MEMORY = 2_500_000_000  # bytes of a test process, at the end of a file
+
+
+def resident() -> int:
+    """Returns the bytes of memory that this process has, as far as the system says so."""
+    try:
+        pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
+    except FileNotFoundError:  # macOS
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def memory() -> Iterator[None]:
+    """Forgets compiled programs once they fill much of the memory: there are thousands, and several test processes."""
+    yield
+    if resident() > MOST_MEMORY:
+        import jax  # here, since some tests are of processes without it
+
+        jax.clear_caches()
+        gc.collect()
+        with contextlib.suppress(OSError, AttributeError):  # what is free is given back, where the C library can
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
