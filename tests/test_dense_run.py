@@ -28,6 +28,9 @@ class Pixels(Objective):
 
     dense: ClassVar[str] = "masks"
     metrics: ClassVar[Mapping[str, bool]] = {"loss": False}
+    configured: ClassVar[frozenset[str]] = frozenset({"num_classes"})
+
+    num_classes: int = 2
 
     def init(self, key, inputs):
         return {"params": {"pixel": {"kernel": jnp.zeros(3), "bias": jnp.zeros(())}}, "batch_stats": {}}
@@ -66,6 +69,7 @@ def make_config(name: str, source: str, directory: pathlib.Path, **fields: Any):
     config = config_lib.default_config()
     config.objective.name, config.data.source, config.data.dir = name, source, str(directory)
     config.model.name, config.checkpoint.best_metric = "resnet18", "val/loss"
+    config.evals.val.kind = "objective"  # these have no network to measure
     config.batch_size, config.epochs, config.schedule.warmup_epochs = 2, 2.0, 0.0
     config.data.dense.shorter, config.data.dense.longer = (40,), 64
     config.data.dense.canvases = ((40, 64), (64, 40))
