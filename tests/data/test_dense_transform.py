@@ -16,8 +16,9 @@ from dense_cases import SIZES, write_coco
 from vision_jax.data import order
 from vision_jax.data.coco import CocoSource
 from vision_jax.data.dense import NO_BOX, DenseTransform
+from vision_jax.data.dense_sizes import scale_boxes
 from vision_jax.data.loader import Loader
-from vision_jax.data.resizing import Resizing, bucket_indices, buckets, resize_boxes
+from vision_jax.data.resizing import Resizing, bucket_indices, buckets
 from vision_jax.data.workers import create_loader
 from vision_jax.errors import ConfigError, DataError
 
@@ -77,7 +78,7 @@ def test_sizes_are_torchvisions(height: int, width: int, expected: tuple[int, in
     box = np.asarray([[1, 2, 30, 40]], np.float32)
     vertical, horizontal = expected[0] / height, expected[1] / width
     scaled = np.asarray([[horizontal, 2 * vertical, 30 * horizontal, 40 * vertical]])
-    np.testing.assert_allclose(resize_boxes(box, (height, width), expected), scaled, rtol=1e-6)
+    np.testing.assert_allclose(scale_boxes(box, (height, width), expected), scaled, rtol=1e-6)
 
 
 @pytest.mark.skipif(not REFERENCE.is_file(), reason="the reference is not there")
@@ -88,7 +89,7 @@ def test_sizes_and_boxes_are_those_of_the_reference():
         height, width = row["size"]
         new = Resizing().size(height, width, (1344, 1344), 0)
         assert list(new) == row["resized"]
-        boxes = resize_boxes(np.asarray(row["boxes"], np.float32), (height, width), new)
+        boxes = scale_boxes(np.asarray(row["boxes"], np.float32), (height, width), new)
         np.testing.assert_array_equal(boxes, np.asarray(row["resized_boxes"], np.float32))
 
 
@@ -338,7 +339,7 @@ def test_loaded_batches_have_the_canvas_of_their_step(source: CocoSource, num_wo
                 kept = batch["box_labels"][row] != NO_BOX
                 assert batch["box_labels"][row][kept].tolist() == objects["box_labels"][~objects["crowd"]].tolist()
                 assert batch["original"][row].tolist() == list(source.image_size(int(index)))
-                expected = resize_boxes(objects["boxes"], source.image_size(int(index)), tuple(batch["size"][row]))
+                expected = scale_boxes(objects["boxes"], source.image_size(int(index)), tuple(batch["size"][row]))
                 limit = np.tile(batch["size"][row][::-1], 2)
                 np.testing.assert_allclose(batch["boxes"][row][kept], np.minimum(expected, limit)[~objects["crowd"]])
             batch.release()

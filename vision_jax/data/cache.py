@@ -4,8 +4,10 @@ import contextlib
 import logging
 import os
 import pathlib
+import tempfile
 import threading
 import zipfile
+from collections.abc import Callable
 
 import numpy as np
 
@@ -29,6 +31,31 @@ def cache_dir() -> pathlib.Path:
             f"Cannot make the cache {root}/vision_jax: {error}. Point XDG_CACHE_HOME at another folder."
         ) from error
     return path
+
+
+def write_once(target: pathlib.Path, write: Callable[[pathlib.Path], object]) -> pathlib.Path:
+    """Makes a folder that is complete as soon as it is there, unless it is; several processes may want it at once.
+
+    Args:
+        target: the folder.
+        write: fills an empty folder of its name, with the same bytes in every process.
+
+    Returns:
+        `target`.
+    """
+    if target.is_dir():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix="incomplete.") as work:
+        complete = pathlib.Path(work) / target.name
+        complete.mkdir()
+        write(complete)
+        try:
+            os.rename(complete, target)
+        except OSError:
+            if not target.is_dir():  # else another process was faster
+                raise
+    return target
 
 
 def optional_cache_dir() -> pathlib.Path | None:

@@ -9,9 +9,10 @@ import numpy as np
 
 from vision_jax.data.boxes import IGNORED
 from vision_jax.data.decode import DecodeError, decode
+from vision_jax.data.dense_sizes import scale_boxes
 from vision_jax.data.order import random_uniform
 from vision_jax.data.pillow import MAX_PIXELS
-from vision_jax.data.resizing import Canvas, Resizing, mixed_canvas, resize_boxes
+from vision_jax.data.resizing import Canvas, Resizing, mixed_canvas
 from vision_jax.data.views import Field
 from vision_jax.errors import DataError
 
@@ -155,7 +156,7 @@ class DenseTransform:
             _pad(out["segmentation"], size, IGNORED)
         if self.boxes:
             kept = ~record["crowd"]
-            boxes, inside = cut_boxes(resize_boxes(record["boxes"][kept], old, new), (top, left), size)
+            boxes, inside = cut_boxes(scale_boxes(record["boxes"][kept], old, new), (top, left), size)
             labels = record["box_labels"][kept][inside]
             if len(boxes) > self.max_boxes:
                 raise DataError(

@@ -1,13 +1,12 @@
 """Scikit-learn's handwritten digits as a data set in tfds' layout: real images that need no download."""
 
 import io
-import os
 import pathlib
-import tempfile
 
 import numpy as np
 import PIL.Image
 
+from vision_jax.data.cache import write_once
 from vision_jax.data.tfds_format import write_dataset
 
 VERSION = "1.0.0"
@@ -25,20 +24,11 @@ def prepare(root: pathlib.Path) -> pathlib.Path:
     Returns:
         the folder of the data set.
     """
-    target = root / "digits" / VERSION
-    if target.is_dir():
-        return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix="incomplete.") as work:
-        complete = pathlib.Path(work) / VERSION
-        complete.mkdir()
-        write_dataset(complete, "digits", _splits(), class_names=[str(digit) for digit in range(10)])
-        try:
-            os.rename(complete, target)
-        except OSError:
-            if not target.is_dir():  # else another process was faster, with the same bytes
-                raise
-    return target
+
+    def write(folder: pathlib.Path) -> None:
+        write_dataset(folder, "digits", _splits(), class_names=[str(digit) for digit in range(10)])
+
+    return write_once(root / "digits" / VERSION, write)
 
 
 def _splits() -> dict[str, list[tuple[bytes, int]]]:

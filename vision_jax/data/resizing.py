@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from vision_jax.data.dense_sizes import resized_size
 from vision_jax.errors import ConfigError, suggest
 
 Canvas = tuple[int, int]
@@ -85,13 +86,13 @@ class Resizing:
             factor = self.jitter[0] + uniform * (self.jitter[1] - self.jitter[0])
             scale = min(canvas[0] / height, canvas[1] / width) * factor
             return _scaled(height, width, scale)
-        scale = self._scale(short, long, self.shorter[int(uniform * len(self.shorter))])
-        if not _holds(canvas, size := _scaled(height, width, scale)):
+        size = self._fitted(height, width, self.shorter[int(uniform * len(self.shorter))])
+        if not _holds(canvas, size):
             size = _scaled(height, width, min(canvas[0] / height, canvas[1] / width))
         return size
 
-    def _scale(self, short: int, long: int, shorter: int) -> float:
-        return shorter / short if self.longer is None else min(shorter / short, self.longer / long)
+    def _fitted(self, height: int, width: int, shorter: int) -> tuple[int, int]:
+        return resized_size(height, width, shorter, self.longer or 0)
 
     def canvas_of(self, height: int, width: int, canvases: Sequence[Canvas]) -> int:
         """Returns the number of the canvas of least area that holds an image, at the largest size that it can become.
@@ -103,7 +104,7 @@ class Resizing:
         """
         if self.kind != "fit":
             return 0
-        size = _scaled(height, width, self._scale(min(height, width), max(height, width), max(self.shorter)))
+        size = self._fitted(height, width, max(self.shorter))
         fitting = [number for number, canvas in enumerate(canvases) if _holds(canvas, size)]
         if not fitting:
             raise ConfigError(
@@ -170,14 +171,3 @@ def bucket_indices(source: Any, resizing: Resizing, canvases: Sequence[Canvas]) 
     of = buckets(source, resizing, canvases)
     parts = ((canvas, np.flatnonzero(of == number)) for number, canvas in enumerate(canvases))
     return [(canvas, indices) for canvas, indices in parts if len(indices)]
-
-
-def resize_boxes(boxes: np.ndarray, old: tuple[int, int], new: tuple[int, int]) -> np.ndarray:
-    """Returns boxes in an image that was resized: each side by its own ratio of sizes, in float32 as in torchvision.
-
-    Args:
-        boxes: (n, 4) float32, x1, y1, x2, y2.
-        old, new: height and width, before and after.
-    """
-    vertical, horizontal = np.asarray(new, np.float32) / np.asarray(old, np.float32)
-    return boxes * np.asarray([horizontal, vertical, horizontal, vertical], np.float32)

@@ -5,9 +5,7 @@ and of their own colors, that hardly overlap. A box is where the digit has ink, 
 since strokes are thinner than the stride of a backbone: 0 is the background, and d + 1 the digit d.
 """
 
-import os
 import pathlib
-import tempfile
 from typing import NamedTuple
 
 import cv2
@@ -16,6 +14,7 @@ import PIL.Image
 
 from vision_jax.data import digits, jpeg, prepared
 from vision_jax.data.boxes import BACKGROUND, Box, Objects
+from vision_jax.data.cache import write_once
 from vision_jax.data.decode import decode
 from vision_jax.data.sources import Record, TfdsSource
 
@@ -43,21 +42,12 @@ def prepare(root: pathlib.Path) -> pathlib.Path:
     Returns:
         the folder of the data set.
     """
-    target = root / "scenes" / VERSION
-    if target.is_dir():
-        return target
-    directory = digits.prepare(root)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix="incomplete.") as work:
-        complete = pathlib.Path(work) / VERSION
-        complete.mkdir()
-        prepared.write_dataset(complete, "scenes", {split: _split(directory, split) for split in EXAMPLES})
-        try:
-            os.rename(complete, target)
-        except OSError:
-            if not target.is_dir():  # else another process was faster, with the same bytes
-                raise
-    return target
+
+    def write(folder: pathlib.Path) -> None:
+        directory = digits.prepare(root)
+        prepared.write_dataset(folder, "scenes", {split: _split(directory, split) for split in EXAMPLES})
+
+    return write_once(root / "scenes" / VERSION, write)
 
 
 class _Digit(NamedTuple):

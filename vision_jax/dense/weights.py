@@ -319,11 +319,7 @@ def _raise_if_different(
         if t.name in values and values[t.name].shape != t.shape
     ]
     over = [f"{name} {shape}" for name, shape in left_over.items()]
-    parts = [
-        f"{len(items)} {title} ({naming.some(items, '; ')})"
-        for title, items in (("missing", missing), ("left over", over), ("of another shape", wrong))
-        if items
-    ]
+    parts = naming.differences(missing, over, wrong)
     if parts:
         raise DataError(f"These weights do not fit {network.kind}: {', '.join(parts)}. Is it the right network?")
 

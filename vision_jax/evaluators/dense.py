@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterator
 from typing import ClassVar
 
 import jax
@@ -12,7 +11,7 @@ from vision_jax.data import resizing
 from vision_jax.data.boxes import DenseSubset
 from vision_jax.data.dense import DenseTransform
 from vision_jax.errors import DataError
-from vision_jax.evaluators.base import Context, Evaluator
+from vision_jax.evaluators.base import Evaluator
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -23,8 +22,11 @@ class DenseEvaluator(Evaluator):
     dense: ClassVar[str] = ""
 
     @functools.cached_property
-    def parts(self) -> tuple[tuple[Context, np.ndarray], ...]:
-        """For each canvas that an image has, the context with the images of this canvas, and their numbers (n,)."""
+    def by_canvas(self) -> tuple[tuple["DenseEvaluator", np.ndarray], ...]:
+        """For each canvas that an image has, an evaluator like this one of its images, and their numbers (n,).
+
+        They keep what they compile.
+        """
         context = self.context
         transform = context.transform
         assert isinstance(transform, DenseTransform)  # objectives of boxes and masks have no other
@@ -32,7 +34,7 @@ class DenseEvaluator(Evaluator):
         for canvas, indices in resizing.bucket_indices(context.source, transform.resizing, transform.canvases):
             source = DenseSubset(context.source, indices)
             part = dataclasses.replace(context, source=source, transform=transform.on(canvas))
-            found.append((part, indices))
+            found.append((dataclasses.replace(self, context=part), indices))
         return tuple(found)
 
     def check_count(self, count: int) -> int:
@@ -48,11 +50,3 @@ class DenseEvaluator(Evaluator):
                 "data.max_bad_eval_records."
             )
         return self.context.check_count(count)
-
-    def evaluators(self) -> Iterator[tuple["DenseEvaluator", np.ndarray]]:
-        """Yields an evaluator like this one for each canvas, which keeps what it compiles, and the images' numbers."""
-        yield from self._evaluators
-
-    @functools.cached_property
-    def _evaluators(self) -> tuple[tuple["DenseEvaluator", np.ndarray], ...]:
-        return tuple((dataclasses.replace(self, context=part), indices) for part, indices in self.parts)

@@ -66,7 +66,7 @@ class DetectionEvaluator(DenseEvaluator):
     def __call__(self, objective: Objective, variables: Prefixed) -> dict[str, float | Table]:
         variables = dict(variables)
         parts = []
-        for evaluator, indices in self.evaluators():
+        for evaluator, indices in self.by_canvas:
             compiled = evaluator.compiled(objective, self.make_step, variables)
             if (rows := collect(evaluator.context, compiled, variables, description="evaluate")) is not None:
                 parts.append({**rows, "index": indices[rows["index"]]})

@@ -72,7 +72,7 @@ class SegmentationEvaluator(DenseEvaluator):
     def __call__(self, objective: Objective, variables: Prefixed) -> dict[str, float | Table]:
         variables = dict(variables)
         parts = []
-        for evaluator, _ in self.evaluators():
+        for evaluator, _ in self.by_canvas:
             compiled = evaluator.compiled(objective, self.make_step, variables)
             parts.append(run_pass(evaluator.context, compiled, variables))
         results: dict[str, float | Table] = {}

@@ -250,10 +250,6 @@ def _raise_if_different(wanted: Sequence[Tensor], values: Mapping[str, np.ndarra
         for name, shape in shapes.items()
         if name in values and values[name].shape != shape
     ]
-    parts = [
-        f"{len(items)} {title} ({naming.some(items, '; ')})"
-        for title, items in (("missing", missing), ("left over", over), ("of another shape", wrong))
-        if items
-    ]
+    parts = naming.differences(missing, over, wrong)
     if parts:
         raise DataError(f"These weights do not fit the model: {', '.join(parts)}. Is it the right one?")

@@ -244,11 +244,7 @@ def _raise_if_different(
         if t.name in values and values[t.name].shape != t.shape
     ]
     over = [f"{name} {shape}" for name, shape in left_over.items()]
-    parts = [
-        f"{len(items)} {title} ({naming.some(items, '; ')})"
-        for title, items in (("missing", missing), ("left over", over), ("of another shape", wrong))
-        if items
-    ]
+    parts = naming.differences(missing, over, wrong)
     if not parts:
         return
     if file.unreadable:

@@ -93,6 +93,12 @@ def some(items: Sequence[str], separator: str = ", ", shown: int = 4) -> str:
     return separator.join(items[:shown]) + (f"{separator}and {rest} more" if rest > 0 else "")
 
 
+def differences(missing: Sequence[str], left_over: Sequence[str], of_another_shape: Sequence[str]) -> list[str]:
+    """Returns what does not fit, one text for each kind of which there is something: "2 missing (a; b)"."""
+    kinds = (("missing", missing), ("left over", left_over), ("of another shape", of_another_shape))
+    return [f"{len(items)} {title} ({some(items, '; ')})" for title, items in kinds if items]
+
+
 def relative_names(names: Iterable[str], place: Place, expected: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     """Returns the names at a place without their prefix, with those in the file, and what the file has beside them.
 
