@@ -407,18 +407,33 @@ def test_a_slow_save_is_told(tmp_path: pathlib.Path, caplog: pytest.LogCaptureFi
 
 
 def test_slow_storage_is_no_hang(tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture, monkeypatch):
-    """Reading, and waiting for what is written, take more than twice what a step may."""
+    """Reading, and waiting for what is written, take more than twice what a step may.
+
+    Time passes for the watchdog while storage is slow, and stands still otherwise, however busy the machine is.
+    """
+    seconds = 0.0
+    statuses: list[int] = []
+    alarm = types.SimpleNamespace(set=lambda seconds: None, stop=lambda: None)
+    watchdog = Watchdog(0.4, end=statuses.append, alarm=lambda descriptor: alarm, clock=lambda: seconds)
 
     def slowly(function: Callable[..., Any]) -> Callable[..., Any]:
-        return lambda *arguments, **options: (time.sleep(0.9), function(*arguments, **options))[1]
+        def function_of_slow_storage(*arguments: Any, **options: Any) -> Any:
+            nonlocal seconds
+            deadline = time.monotonic() + 5
+            while not watchdog._pauses and time.monotonic() < deadline:  # what is written begins before it is waited for
+                time.sleep(0.01)
+            for _ in range(30):
+                time.sleep(0.03)
+                seconds += 0.03
+            return function(*arguments, **options)
+
+        return function_of_slow_storage
 
     monkeypatch.setattr(checkpoint, "_SECONDS_BETWEEN_WARNINGS", 0.5)
     monkeypatch.setattr(ocp.JsonCheckpointHandler, "finalize", slowly(ocp.JsonCheckpointHandler.finalize))
     monkeypatch.setattr(ocp.StandardCheckpointHandler, "restore", slowly(ocp.StandardCheckpointHandler.restore))
-    statuses: list[int] = []
-    alarm = types.SimpleNamespace(set=lambda seconds: None, stop=lambda: None)
     state = make_state(1)
-    with Watchdog(0.4, end=statuses.append, alarm=lambda descriptor: alarm) as watchdog:
+    with watchdog:
         with watchdog.suspended():  # programs are compiled
             digests.describe({"model": checkpoint.model_item(state), "optimizer": state.opt_state})
             digests.describe({"model": checkpoint.model_item(state)})
