@@ -1,14 +1,17 @@
 """The input benchmark of images with boxes and masks: `--dense`."""
 
 import dataclasses
+import io
+import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import PIL.Image
 
 from vision_jax.benchmark.common import span
-from vision_jax.data.boxes import AnnotatedImages, Objects
+from vision_jax.data.boxes import IGNORED, AnnotatedImages, Objects
 from vision_jax.data.decode import image_size
 from vision_jax.data.dense import DenseTransform
 from vision_jax.data.order import BucketOrder, TrainOrder
@@ -78,10 +81,12 @@ class Result:
 
     Attributes:
         rates: images/s of each round.
+        pillow: those of a loop over Pillow's functions on one core, in the same rounds.
         padding: share of the pixels of the batches that are padding.
     """
 
     rates: list[float]
+    pillow: list[float]
     padding: float
 
 
@@ -95,8 +100,8 @@ def measure(
         kind: one of `KINDS`.
         batch_size: images per batch.
         threads: decoding threads.
-        rounds: measurements, after one that does not count.
-        seconds: of each, or longer for the batch that is under way.
+        rounds: measurements of our loader and of Pillow in turn, after one that does not count.
+        seconds: of each, or longer for the batch or the image that is under way.
         seed: of boxes, masks, order and crops.
     """
     resizing, canvases, boxes = KINDS[kind]
@@ -106,33 +111,69 @@ def measure(
     if len(canvases) > 1:
         order = BucketOrder(buckets(source, resizing, canvases), canvases, batch_size, seed)
         transform = transform.following(order)
-    rates, valid, whole, step = [], 0, 0, 0
+    rates, pillow_rates, valid, whole, step = [], [], 0, 0, 0
+    pillow = _pillow(source, kind, seed)
     with create_loader(source, order, transform, np.arange(batch_size), num_threads=threads) as loader:
-        begun = [loader.start(step + ahead) for ahead in range(loader.lookahead)]
         for _ in range(rounds + 1):
+            begun: list[Any] = []
             start, count = time.perf_counter(), 0
-            while (passed := time.perf_counter() - start) < seconds:
+            while (goes_on := time.perf_counter() - start < seconds) or begun:  # all that is begun is waited for
+                while goes_on and len(begun) < loader.lookahead:
+                    begun.append(loader.start(step))
+                    step += 1
                 batch = begun.pop(0)()
+                count += batch_size
                 valid += int(batch["size"].astype(np.int64).prod(axis=1).sum())
                 whole += batch["image"].shape[0] * batch["image"].shape[1] * batch["image"].shape[2]
                 batch.release()
-                step, count = step + 1, count + batch_size
-                begun.append(loader.start(step + loader.lookahead - 1))
-            rates.append(count / passed)
-        for wait in begun:
-            wait()
-    return Result(rates[1:], 1 - valid / whole)
+            rates.append(count / (time.perf_counter() - start))
+            start, count = time.perf_counter(), 0
+            while (passed := time.perf_counter() - start) < seconds:
+                next(pillow)
+                count += 1
+            pillow_rates.append(count / passed)
+    return Result(rates[1:], pillow_rates[1:], 1 - valid / whole)
+
+
+def _pillow(source: MadeUp, kind: str, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
+    """Yields images on canvases, and their masks, as a program that uses Pillow would make them."""
+    resizing, canvases, _ = KINDS[kind]
+    random = np.random.RandomState(seed)
+    for index in itertools.cycle(range(len(source))):
+        record = source[index]
+        image = PIL.Image.open(io.BytesIO(record["image"])).convert("RGB")
+        canvas = canvases[resizing.canvas_of(image.height, image.width, canvases)]
+        new = resizing.size(image.height, image.width, canvas, random.uniform())
+        size = min(new[0], canvas[0]), min(new[1], canvas[1])
+        top, left = (random.randint(whole - part + 1) for whole, part in zip(new, size, strict=True))
+        across, down = image.width / new[1], image.height / new[0]
+        box = left * across, top * down, (left + size[1]) * across, (top + size[0]) * down
+        pixels = np.zeros((*canvas, 3), np.uint8)
+        pixels[: size[0], : size[1]] = np.asarray(image.resize(size[::-1], PIL.Image.Resampling.BILINEAR, box))
+        mask = None
+        if source.has_masks:
+            mask = np.full(canvas, IGNORED, np.uint8)
+            whole_mask = PIL.Image.fromarray(record["mask"])
+            mask[: size[0], : size[1]] = np.asarray(whole_mask.resize(size[::-1], PIL.Image.Resampling.NEAREST, box))
+        yield pixels, mask
 
 
 def format_table(results: dict[str, Result], threads: int) -> str:
-    """Returns a line for each way of resizing."""
-    lines = [f"{'resizing':<12}{'images/s':>9} {'(rounds)':<14}{'/core':>7}{'padding':>9}  canvases"]
+    """Returns a line for each way of resizing; ratios are of images/s/core within a round."""
+    header = (
+        f"{'resizing':<12}{'images/s':>9} {'(rounds)':<16}{'/core':>7}{'Pillow':>8}{'ours / its':>12}{'padding':>9}"
+    )
+    lines = [f"{header}  canvases"]
     for kind, result in results.items():
         rate = float(np.median(result.rates))
         canvases = ", ".join(f"{height}x{width}" for height, width in KINDS[kind][1])
         what = "boxes" if KINDS[kind][2] else "masks"
         lines.append(
-            f"{kind:<12}{rate:9.1f} {span(result.rates, 1):<14}{rate / threads:7.1f}{result.padding:9.1%}  {canvases}; "
-            f"{what}"
+            f"{kind:<12}{rate:9.1f} {span(result.rates, 1):<16}{rate / threads:7.1f}{np.median(result.pillow):8.1f}"
+            f"{_ratio(result, threads):12.2f}{result.padding:9.1%}  {canvases}; {what}"
         )
     return "\n".join(lines)
+
+
+def _ratio(result: Result, threads: int) -> float:
+    return float(np.median(np.divide(result.rates, result.pillow))) / threads
