@@ -111,9 +111,9 @@ def create_loss(
 def distillation_loss(logits: jax.Array, teacher_logits: jax.Array, *, kind: str, temperature: float) -> jax.Array:
     """Returns the distillation loss of a student's logits.
 
-    soft: temperature^2 * KL(softmax(teacher_logits / temperature) || softmax(logits / temperature))
-          (Hinton et al. 2015, arXiv:1503.02531)
-    hard: the cross-entropy of softmax(logits) with the teacher's top class (Touvron et al. 2020, arXiv:2012.12877)
+    - soft: temperature^2 * KL(softmax(teacher_logits / temperature) || softmax(logits / temperature))
+      (Hinton et al. 2015, arXiv:1503.02531)
+    - hard: the cross-entropy of softmax(logits) with the teacher's top class (Touvron et al. 2020, arXiv:2012.12877)
 
     Args:
         logits, teacher_logits: (batch, classes); the teacher gets no gradient.

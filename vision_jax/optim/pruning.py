@@ -6,11 +6,11 @@ magnitudes of what results; then masked weights are set to zero. So masks depend
 
 What becomes of a masked weight until the last masks are made is a choice of `Pruning.masked`:
 
-zero:     it stays zero. Masks only ever grow, and nothing has to be remembered.
-held:     its value is kept aside, without updates, and counts in the next masks: it comes back when those that are kept
-          have become smaller. This is what Zhu and Gupta do.
-updated:  its value is kept aside, and gets the updates that the gradient of the pruned network has at its place. So it
-          comes back when it is needed (Lin et al. 2020, "Dynamic model pruning with feedback", arXiv:2006.07253).
+- zero: it stays zero. Masks only ever grow, and nothing has to be remembered.
+- held: its value is kept aside, without updates, and counts in the next masks: it comes back when those that are kept
+  have become smaller. This is what Zhu and Gupta do.
+- updated: its value is kept aside, and gets the updates that the gradient of the pruned network has at its place. So it
+  comes back when it is needed (Lin et al. 2020, "Dynamic model pruning with feedback", arXiv:2006.07253).
 
 In the first two, masked weights have no gradient either: it counts in no clipping of gradients, and in no moments.
 """
