@@ -45,7 +45,7 @@ class Known:
         class_names: where the files do not name the classes.
         draw: how to divide images that are published without splits, which the layout calls `train`.
         optional: splits that need not be there.
-        telling: the names of the files tell the data set.
+        telling: the names of the files tell the data set, also where they lie unpacked.
         small: the images are so small that they keep their bytes, which JPEG would harm.
         damaged: names of images that are published with damage.
         note: what a user should know, for the documentation.
@@ -63,7 +63,7 @@ class Known:
     class_names: tuple[str, ...] = ()
     draw: Draw | None = None
     optional: frozenset[str] = frozenset()
-    telling: bool = False
+    telling: bool = True
     small: bool = False
     damaged: frozenset[str] = frozenset()
     note: str = ""
@@ -81,6 +81,7 @@ def _mnist(name: str, title: str, homepage: str, terms: str, names: tuple[str, .
         {"train": 60_000, "test": 10_000},
         len(names),
         class_names=names,
+        telling=False,
         small=True,
     )
 
@@ -99,6 +100,7 @@ def _emnist(part: str, train: int, test: int, names: tuple[str, ...], *, first_l
         len(names),
         tops=("gzip",),
         class_names=names,
+        telling=False,
         small=True,
         note=note,
     )
@@ -115,7 +117,6 @@ def _cifar(classes: int, train: tuple[str, ...], test: str, names: str, labels: 
         {"train": 50_000, "test": 10_000},
         classes,
         tops=(f"cifar-{classes}-batches-bin" if classes == 10 else f"cifar-{classes}-binary",),
-        telling=True,
         small=True,
         note="the binary version",
     )
@@ -133,6 +134,7 @@ def _fastai(name: str, title: str, examples: Mapping[str, int], words: Mapping[s
         examples,
         10,
         tops=tops,
+        telling=False,
         note="of any of the three sizes",
     )
 
@@ -174,6 +176,7 @@ def _inaturalist(
         functools.partial(layouts.inaturalist, train=lists[0], validation=lists[1], categories=categories),
         examples,
         classes,
+        telling=not year.startswith("2021"),
         note="the labels of the test images are not published",
     )
 
@@ -251,7 +254,6 @@ _ALL = (
         10,
         class_names=class_names.DIGITS,
         optional=frozenset({"extra"}),
-        telling=True,
         small=True,
     ),
     _fastai("imagenette", "Imagenette", {"train": 9_469, "validation": 3_925}, class_names.IMAGENETTE),
@@ -266,6 +268,7 @@ _ALL = (
         {"train": 100_000, "validation": 10_000},
         200,
         tops=("tiny-imagenet-200",),
+        telling=False,
         small=True,
         note="the labels of the test images are not published",
     ),
@@ -330,6 +333,7 @@ _ALL = (
         10,
         tops=("2750",),
         draw=Draw(share=0.8),
+        telling=False,
         small=True,
         note="published without splits: 80 % of each class are for training, by --seed",
     ),
@@ -423,8 +427,8 @@ def recognize(directory: pathlib.Path) -> Known | None:
 
 def _is_there(directory: pathlib.Path, known: Known) -> bool:
     """Returns whether the downloads are there, under names that no other data is likely to have."""
-    if not known.telling and (len(known.downloads) == 1 and known.downloads[0].file == "gzip.zip"):
-        return False  # EMNIST's, of which each is as good
+    if known.name.startswith("emnist"):
+        return False  # they share an archive
     archives = 0
     for download in known.downloads:
         if download.optional:
