@@ -131,6 +131,7 @@ def test_several_or_unknown_names(tmp_path: pathlib.Path, capsys: pytest.Capture
     MINIATURES["food101"]().write(both)
     assert "say which by --dataset=pets or --dataset=food101" in refused(capsys, both, tmp_path / "out")
     assert "--dataset=pet is not known: did you mean pets" in refused(capsys, both, tmp_path / "out", "--dataset=pet")
+    assert "has neither ILSVRC2012_img_train.tar nor" in refused(capsys, both, tmp_path / "out", "--dataset=imagenet")
 
 
 def test_the_folder_itself(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch):
@@ -177,7 +178,7 @@ def test_seeds_divide_what_has_no_splits(
     assert "30 images of each class are for training, by seed 1" in caplog.text
     assert "input.seed: 1 -> 0" in (run("--dataset=caltech101", downloads, tmp_path / "1"), capsys.readouterr().err)[1]
     pets = MINIATURES["pets"]().write(tmp_path / "pets")
-    assert "--seed=1 is for images that have no splits" in refused(
+    assert "and for known data sets that are published without splits, and" in refused(
         capsys, pets, tmp_path / "x", "--dataset=pets", "--seed=1"
     )
 
@@ -517,7 +518,7 @@ def test_pickled_cifar_is_refused_with_the_reason(tmp_path: pathlib.Path, capsys
 
 def test_flags_for_other_inputs(image_folder: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture):
     assert "--subset is for known data sets" in refused(capsys, "--subset", image_folder, tmp_path / "out")
-    assert "--seed is for known data sets" in refused(capsys, "--seed=3", image_folder, tmp_path / "out")
+    assert "--seed=3 is for --corrupt" in refused(capsys, "--seed=3", image_folder, tmp_path / "out")
 
 
 def test_the_documentation_lists_them(capsys: pytest.CaptureFixture):

@@ -11,7 +11,8 @@ INPUT is one of
 - a folder with the files of a data set that is known, as they were downloaded, archives unpacked or not:
   --dataset=NAME, as in `prepare --dataset=pets /downloads/pets /data/pets`. --datasets lists them, with their files.
   Where the names of the files tell which one it is, the flag may be left out. Its splits are the published ones, and
-  their numbers of images are compared with those published. IDX files of another data set will do without the flag;
+  their numbers of images are compared with those published; --subset takes what there is. IDX files of another data
+  set will do without the flag;
 - a folder with COCO's annotations/instances_SPLIT.json and its images, with Pascal VOC's JPEGImages and ImageSets, or
   with images/SPLIT and masks/SPLIT: images keep their bytes, since boxes and masks are in their pixels;
 - the folder of a data set that tfds has prepared, in TFRecord or ArrayRecord files;
@@ -230,7 +231,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(known.overview())
         return 0
     if (flags.verify is None) != (flags.output is not None):
-        parser.error("give INPUT and OUTPUT, or --verify DIR or --datasets alone")
+        parser.error("give INPUT and OUTPUT, or --verify DIR alone, or --datasets alone")
     if flags.encoding == "original" and flags.apply_exif_orientation:
         parser.error("--apply_exif_orientation changes images, which --encoding=original does not")
     if flags.corrupt is None:
@@ -269,7 +270,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             workers=workers,
             corruptions=corruptions,
             objects=_objects(flags),
-            choice=Choice(flags.dataset, flags.subset, flags.seed if corruptions is None else None),
+            choice=Choice(flags.dataset, flags.subset, flags.seed),
         )
         return 0
     except (VisionJaxError, OSError) as error:

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from vision_jax.data import archives, decode, listing, pillow
-from vision_jax.errors import DataError
+from vision_jax.errors import DataError, one_line
 from vision_jax.preparation.inputs import Original
 
 log = logging.getLogger(__name__)
@@ -236,7 +236,7 @@ class Tree:
             top = next((top for top in self._tops if name.startswith(top)), "")
             name = name.removeprefix(top)
             if name in self._entries:
-                raise DataError(f"{path} has {name} twice, or another archive has it too: download it again.")
+                raise DataError(f"{path} has {one_line(name)} twice, or another archive has it too: download it again.")
             self._entries[name] = _Entry(len(self.packs), offset, size)
         self.packs.append(pack)
 

@@ -391,7 +391,8 @@ def download_with_tfds(name: str) -> pathlib.Path:
     if importlib.util.find_spec("tensorflow") is None:
         raise DataError(
             f"tfds needs TensorFlow to download and prepare {name}: install it with `pip install tensorflow`, here or "
-            "where the data set is prepared; or point at the folder of a data set that tfds has prepared already."
+            "where the data set is prepared; or point at the folder of a data set that tfds has prepared already. "
+            "Those that `prepare --datasets` lists are prepared without it, from the files as they are downloaded."
         )
     tfds = tfds_format.import_tfds()
 

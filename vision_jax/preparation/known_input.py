@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from vision_jax.data import listing
-from vision_jax.errors import DataError
+from vision_jax.errors import DataError, one_line
 from vision_jax.preparation import downloads, pixels
 from vision_jax.preparation.inputs import Index, check_class_names, make_records
 from vision_jax.preparation.known import Draw, Known
@@ -27,7 +27,7 @@ class Choice:
     Attributes:
         dataset: its name; None: the names of the files tell.
         subset: take what there is of it, whatever is missing.
-        seed: of the division of images that are published without splits; None: 0.
+        seed: of the division of images that are published without splits; None: 0. Others take none.
     """
 
     dataset: str | None = None
@@ -44,17 +44,13 @@ class KnownInput:
         choice: what the user says of it.
 
     Raises:
-        DataError: if a file is missing, or there is a seed for what is published with splits.
+        DataError: if a file is missing, or there under several names.
     """
 
     def __init__(self, directory: pathlib.Path, known: Known, choice: Choice):
         self.name, self.kind = known.name, known.title
-        self.small = known.small
+        self.small, self.is_drawn = known.small, known.draw is not None
         self._directory, self._known, self._choice = directory, known, choice
-        if choice.seed is not None and known.draw is None:
-            raise DataError(
-                f"--seed={choice.seed} is for images that have no splits, and {known.title} has: leave it out."
-            )
         self._found: list[downloads.Found] = []
         missing = []
         for download in known.downloads:
@@ -98,13 +94,13 @@ class KnownInput:
             for name in names:
                 if name in seen:
                     where = f"twice in {split}" if seen[name] == split else f"in {seen[name]} and in {split}"
-                    raise DataError(f"{self.kind}: {name} is {where}.")
+                    raise DataError(f"{self.kind}: {one_line(name)} is {where}.")
                 seen[name] = split
             self._check_labels(split, names, labels, len(content.class_names))
             places, missing = tree.locate(names)
             if missing and not self._choice.subset:
                 raise DataError(
-                    f"{self._directory} has no {missing[0]}, which is in the list of {split}"
+                    f"{self._directory} has no {one_line(missing[0])}, which is in the list of {split}"
                     f"{f', nor {len(missing) - 1} others' if missing[1:] else ''}: download {self.kind} again, or give "
                     "--subset to leave out what is missing."
                 )
@@ -148,7 +144,7 @@ class KnownInput:
         for name, label in zip(names, labels, strict=True):
             if not 0 <= label < num_classes:
                 raise DataError(
-                    f"{self.kind}: the label of {name} in {split} is {label}, counted from 0, and there are "
+                    f"{self.kind}: the label of {one_line(name)} in {split} is {label}, counted from 0, and there are "
                     f"{num_classes} classes: a file is damaged, or of another data set."
                 )
 

@@ -85,6 +85,12 @@ def prepare(
         DataError: if the input or the output cannot be used, or an image cannot be decoded.
     """
     source = open_input(where, options.holdout, labels, objects, choice)
+    is_drawn = isinstance(source, KnownInput) and source.is_drawn
+    if choice is not None and choice.seed is not None and corruptions is None and not is_drawn:
+        raise DataError(
+            f"--seed={choice.seed} is for --corrupt=NAME:SEVERITY, and for known data sets that are published without "
+            f"splits, and {where} is: {source.kind}. Leave it out."
+        )
     if isinstance(source, dense.DenseInput):
         _check_unchanged(where, source, options, corruptions)
         options = dataclasses.replace(options, encoding="original")
@@ -171,7 +177,11 @@ def open_input(
         directory = pathlib.Path(where).expanduser()
         if not directory.is_dir():
             raise DataError(f"{directory} is not a folder. Give the folder with the images, archives or data set.")
-        if choice is not None and choice.dataset is not None:
+        if choice is not None and choice.dataset in ("imagenet", archives.ImageNetArchives.name):
+            if not archives.ImageNetArchives.found_in(directory):
+                raise DataError(f"{directory} has neither {archives.TRAIN} nor {archives.VALIDATION}, as downloaded.")
+            source = archives.ImageNetArchives(directory)
+        elif choice is not None and choice.dataset is not None:
             source = KnownInput(directory, known.get(choice.dataset), choice)
         elif archives.ImageNetArchives.found_in(directory):
             source = archives.ImageNetArchives(directory)
@@ -187,9 +197,8 @@ def open_input(
         raise DataError(
             f"--masks, --categories and the like are for data sets with boxes or masks, and {where} is: {source.kind}."
         )
-    if choice is not None and choice != Choice() and not isinstance(source, KnownInput):
-        given = "--dataset" if choice.dataset else "--subset" if choice.subset else "--seed"
-        raise DataError(f"{given} is for known data sets as they are downloaded, and {where} is: {source.kind}.")
+    if choice is not None and choice.subset and not isinstance(source, KnownInput):
+        raise DataError(f"--subset is for known data sets as they are downloaded, and {where} is: {source.kind}.")
     if isinstance(source, inputs.FolderInput):
         return source
     if holdout:
