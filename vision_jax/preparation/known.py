@@ -3,70 +3,13 @@
 Sizes and layouts are those of their authors' pages and of the readers of tensorflow_datasets 4.9 and torchvision.
 """
 
-import dataclasses
 import functools
-import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
-from vision_jax.errors import ConfigError, DataError, suggest
+from vision_jax.errors import ConfigError, suggest
 from vision_jax.preparation import class_names, layouts, pixels
-from vision_jax.preparation.downloads import Download, Tree, find
-from vision_jax.preparation.layouts import Listing
-from vision_jax.preparation.pixels import Arrays
-
-
-@dataclasses.dataclass(frozen=True)
-class Draw:
-    """How images are divided that are published without splits, by a seed: so many of each class, or a share of them,
-    are for training, and the others for the test."""
-
-    per_class: int | None = None
-    share: float = 0.0
-
-    def describe(self) -> str:
-        """Returns what it does, in words."""
-        return f"{self.share:.0%}" if self.per_class is None else f"{self.per_class} images"
-
-
-@dataclasses.dataclass(frozen=True)
-class Known:
-    """A data set.
-
-    Attributes:
-        name: as the user calls it.
-        title: as its authors call it.
-        homepage: where it is published.
-        terms: its license, or for what it may be used, as far as the homepage says so.
-        downloads: the files.
-        layout: finds images and labels in them.
-        examples: the published number of images by split; empty: unknown.
-        num_classes: None: unknown.
-        tops: names of the folder that the archives unpack to, or in which people keep the files.
-        class_names: where the files do not name the classes.
-        draw: how to divide images that are published without splits, which the layout calls `train`.
-        optional: splits that need not be there.
-        telling: the names of the files tell the data set, also where they lie unpacked.
-        small: the images are so small that they keep their bytes, which JPEG would harm.
-        damaged: names of images that are published with damage.
-        note: what a user should know, for the documentation.
-    """
-
-    name: str
-    title: str
-    homepage: str
-    terms: str
-    downloads: tuple[Download, ...]
-    layout: Callable[[Tree], Listing | Arrays]
-    examples: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    num_classes: int | None = None
-    tops: tuple[str, ...] = ()
-    class_names: tuple[str, ...] = ()
-    draw: Draw | None = None
-    optional: frozenset[str] = frozenset()
-    telling: bool = True
-    small: bool = False
-    damaged: frozenset[str] = frozenset()
-    note: str = ""
+from vision_jax.preparation.description import Draw, Known
+from vision_jax.preparation.downloads import Download
 
 
 def _mnist(name: str, title: str, homepage: str, terms: str, names: tuple[str, ...]) -> Known:
@@ -408,41 +351,6 @@ def get(name: str) -> Known:
     if known is None:
         raise ConfigError(f"--dataset={name} is not known: {suggest(name, [*KNOWN, *_ALIASES])} --datasets lists all.")
     return known
-
-
-def recognize(directory: pathlib.Path) -> Known | None:
-    """Returns the data set whose downloads lie in a folder, if their names tell it.
-
-    Raises:
-        DataError: if there are several.
-    """
-    found = [known for known in KNOWN.values() if _is_there(directory, known)]
-    if len(found) > 1:
-        raise DataError(
-            f"{directory} has the files of {' and '.join(known.title for known in found)}: say which by --dataset="
-            f"{' or --dataset='.join(known.name for known in found)}."
-        )
-    return found[0] if found else None
-
-
-def _is_there(directory: pathlib.Path, known: Known) -> bool:
-    """Returns whether the downloads are there, under names that no other data is likely to have."""
-    if known.name.startswith("emnist"):
-        return False  # they share an archive
-    archives = 0
-    for download in known.downloads:
-        if download.optional:
-            continue
-        if (found := find(directory, known.tops, download)) is None:
-            return False
-        archives += found.archive is not None or bool(found.top)
-    return known.telling or archives > 0
-
-
-def idx_files(directory: pathlib.Path) -> Known | None:
-    """Returns a description of the IDX files in a folder, if there are any; nobody knows of which data set."""
-    files = pixels.idx_files(directory)
-    return Known("idx", "IDX files", "", "", files, pixels.idx, small=True) if files else None
 
 
 def table() -> str:

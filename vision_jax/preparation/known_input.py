@@ -13,9 +13,10 @@ import numpy as np
 from vision_jax.data import listing
 from vision_jax.errors import DataError, one_line
 from vision_jax.preparation import downloads, pixels
+from vision_jax.preparation.description import Draw, Known
 from vision_jax.preparation.inputs import Index, check_class_names, make_records
-from vision_jax.preparation.known import Draw, Known
 from vision_jax.preparation.layouts import Listing
+from vision_jax.preparation.tree import Tree, TreeReader
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +79,7 @@ class KnownInput:
         Raises:
             DataError: if the files are damaged, do not fit together, or have other numbers of images than published.
         """
-        tree = downloads.Tree(self._found, self._known.tops, cache)
+        tree = Tree(self._found, self._known.tops, cache)
         content = self._known.layout(tree)
         index = self._of_images(tree, content) if isinstance(content, Listing) else self._of_arrays(content, cache)
         if not index.splits:
@@ -87,7 +88,7 @@ class KnownInput:
         check_class_names(index.class_names)
         return index
 
-    def _of_images(self, tree: downloads.Tree, content: Listing) -> Index:
+    def _of_images(self, tree: Tree, content: Listing) -> Index:
         splits: dict[str, np.ndarray] = {}
         seen: dict[str, str] = {}
         for split, (names, labels) in content.splits.items():
@@ -117,7 +118,7 @@ class KnownInput:
                 )
         if self._known.draw is not None and "train" in splits:
             splits = _drawn(splits["train"], self._known.draw, self._choice.seed or 0)
-        reader = downloads.TreeReader(tuple(tree.packs), self._known.damaged)
+        reader = TreeReader(tuple(tree.packs), self._known.damaged)
         return Index(splits, content.class_names, content.display_names, reader)
 
     def _of_arrays(self, content: pixels.Arrays, cache: pathlib.Path) -> Index:

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from vision_jax.errors import DataError
-from vision_jax.preparation.downloads import Tree
 from vision_jax.preparation.pixels import read_mat
+from vision_jax.preparation.tree import Tree
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,8 +20,9 @@ import numpy as np
 import PIL.Image
 
 from vision_jax.errors import DataError
-from vision_jax.preparation.downloads import Download, Tree
+from vision_jax.preparation.downloads import Download
 from vision_jax.preparation.inputs import Original
+from vision_jax.preparation.tree import Tree
 
 _SPLITS = {"train": "train", "t10k": "test", "test": "test"}
 # train-images-idx3-ubyte.gz; some copies have a dot instead of the second hyphen, EMNIST a name in front.

@@ -21,9 +21,10 @@ import numpy as np
 
 from vision_jax.data import prepared, tfds_format
 from vision_jax.errors import DataError
-from vision_jax.preparation import archives, corrupt, dense, inputs, known, manifest, pixels
+from vision_jax.preparation import archives, corrupt, dense, inputs, known, manifest, pixels, recognition
 from vision_jax.preparation import shards as shards_lib
 from vision_jax.preparation.convert import Conversion
+from vision_jax.preparation.description import Known
 from vision_jax.preparation.inputs import Index, Input
 from vision_jax.preparation.known_input import Choice, KnownInput, pickled_message
 from vision_jax.preparation.shards import Receipt, Shard
@@ -208,13 +209,13 @@ def open_input(
     return source
 
 
-def _describe(directory: pathlib.Path) -> known.Known | None:
+def _describe(directory: pathlib.Path) -> Known | None:
     """Returns which known data set lies in a folder as it was downloaded, if any.
 
     Raises:
         DataError: if it is CIFAR's pickled version.
     """
-    description = known.recognize(directory) or known.idx_files(directory)
+    description = recognition.recognize(directory) or recognition.idx_files(directory)
     if description is None and (pickled := pixels.pickled_cifar(directory)):
         raise DataError(pickled_message(directory, pickled, known.get("cifar100" if "100" in pickled else "cifar10")))
     if description is not None and description.name == "idx":
