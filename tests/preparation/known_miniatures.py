@@ -279,9 +279,9 @@ def caltech101() -> Miniature:
     inner = {name: data for name, (_, data) in images.items()}
     inner["101_ObjectCategories/BACKGROUND_Google/tmp"] = b"which is there"
     files = {
+        "__MACOSX/caltech-101/._101_ObjectCategories.tar.gz": b"left by macOS",
         "caltech-101/101_ObjectCategories.tar.gz": pack("x.tar.gz", inner),
         "caltech-101/Annotations.tar": b"outlines",
-        "__MACOSX/caltech-101/._101_ObjectCategories.tar.gz": b"left by macOS",
     }
     return Miniature({"caltech-101.zip": files}, {}, {"all": list(images.values())}, 4)
 

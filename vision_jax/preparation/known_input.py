@@ -79,6 +79,8 @@ class KnownInput:
         Raises:
             DataError: if the files are damaged, do not fit together, or have other numbers of images than published.
         """
+        if self._known.homepage:
+            log.info("%s, %s; terms of use: %s.", self.kind, self._known.homepage, self._known.terms)
         tree = Tree(self._found, self._known.tops, cache)
         content = self._known.layout(tree)
         index = self._of_images(tree, content) if isinstance(content, Listing) else self._of_arrays(content, cache)

@@ -124,22 +124,21 @@ class Tree:
 
     def _add_archive(self, path: pathlib.Path, download: Download, cache: pathlib.Path) -> None:
         log.info("Reading the headers of %s.", path)
+        status = path.stat()
+        plain = f"{path.name}.{status.st_size}.{status.st_mtime_ns}"
         if zipfile.is_zipfile(path) or path.name.lower().endswith(".zip"):
             members = {m.filename: (m.header_offset, m.file_size) for m in archives.ZipArchive(path).members()}
-            if inner := next((m for m in members if download.within and m.endswith(download.within)), None):
-                name = f"{path.name}.{pathlib.PurePath(inner).name}"
-                data = ZipPack(path).read(inner, *members[inner])
-                self._add_tar(_plain_tar(io.BytesIO(data), f"{inner} in {path}", cache / f"{name}.tar"))
+            if inner := next((m for m in members if pathlib.PurePath(m).name == download.within), None):
+                with io.BytesIO(_read_member(path, inner, members[inner])) as file:
+                    self._add_tar(_plain_tar(file, f"{inner} in {path}", cache / f"{plain}.{download.within}.tar"))
                 return
             self._add(ZipPack(path), path, ((name, *place) for name, place in members.items()))
             return
         if not archives.is_compressed(path):
             self._add_tar(path)
             return
-        status = path.stat()
         with path.open("rb") as file:
-            target = cache / f"{path.name}.{status.st_size}.{status.st_mtime_ns}.tar"
-            self._add_tar(_plain_tar(file, str(path), target))
+            self._add_tar(_plain_tar(file, str(path), cache / f"{plain}.tar"))
 
     def _add_tar(self, path: pathlib.Path) -> None:
         with path.open("rb") as file:
@@ -209,6 +208,13 @@ class Tree:
             else:
                 places[row] = entry
         return places, missing
+
+
+def _read_member(path: pathlib.Path, name: str, place: tuple[int, int]) -> bytes:
+    try:
+        return ZipPack(path).read(name, *place)
+    except ValueError as error:
+        raise DataError(f"{error}. Copy or download it again.") from error
 
 
 def _plain_tar(source: IO[bytes], name: str, target: pathlib.Path) -> pathlib.Path:
