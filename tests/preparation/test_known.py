@@ -115,13 +115,20 @@ def test_the_folder_itself(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPat
     assert read(tmp_path / "out", "test", pixels=False) == expected_of(miniature)["test"]
 
 
-def test_decompressed_archives(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch):
-    """A tar file that the user has decompressed is read in place, as is caltech-101's inner one."""
+def test_other_archives(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch):
+    """Tar files that the user has decompressed are read in place; some sets are published in other archives too."""
     miniature = MINIATURES["dtd"]()
     publish(monkeypatch, "dtd", miniature)
     put(tmp_path / "downloads" / "dtd-r1.0.1.tar", pack("x.tar", miniature.archives["dtd-r1.0.1.tar.gz"]))
     assert run("--dataset=dtd", "--encoding=original", tmp_path / "downloads", tmp_path / "out") == 0
     assert read(tmp_path / "out", "validation", pixels=False) == expected_of(miniature)["validation"]
+
+    miniature = MINIATURES["eurosat"]()  # that of Zenodo has another name, and so has the folder in it
+    publish(monkeypatch, "eurosat", miniature)
+    files = {name.replace("2750", "EuroSAT_RGB"): data for name, data in miniature.archives["EuroSAT.zip"].items()}
+    put(tmp_path / "zenodo" / "EuroSAT_RGB.zip", pack("x.zip", files))
+    assert run("--dataset=eurosat", tmp_path / "zenodo", tmp_path / "out1") == 0
+    assert TfdsSource(tmp_path / "out1", "train").num_classes == 10
 
     miniature = MINIATURES["caltech101"]()
     publish(monkeypatch, "caltech101", miniature)
