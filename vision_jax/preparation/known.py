@@ -177,7 +177,7 @@ _ALL = (
         20_800,
         class_names.LETTERS,
         first_label=1,
-        note="the first release had 88,800 and 14,800 images: --subset",
+        note="the first release had 88,800 and 14,800 images: `--subset`",
     ),
     _emnist("mnist", 60_000, 10_000, class_names.DIGITS),
     _cifar(10, tuple(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin", "batches.meta.txt", 1),
@@ -278,7 +278,7 @@ _ALL = (
         draw=Draw(share=0.8),
         telling=False,
         small=True,
-        note="published without splits: 80 % of each class are for training, by --seed",
+        note="published without splits: 80 % of each class are for training, by `--seed`",
     ),
     Known(
         "stanford_dogs",
@@ -309,7 +309,7 @@ _ALL = (
         tops=("caltech-101",),
         draw=Draw(per_class=30),
         note="published without splits: 30 images of each class, of which BACKGROUND_Google is one, are for training, "
-        "by --seed",
+        "by `--seed`",
     ),
     _places("places365", "Places365-Standard", "large"),
     _places("places365_small", "Places365-Standard, 256x256", "256"),
