@@ -9,7 +9,7 @@ Source:   Kolesnikov et al. 2019 (arXiv:1912.11370); google-research/big_transfe
           few of VTAB's tasks have labels that are made of other annotations, and are not here: see recipes.VTAB.
 Command:  python -m vision_jax.main --config=configs/bit_hyperrule.py:cifar10 --config.data.dir=DIR --workdir=runs/bit
               --config.model.pretrained=hf://timm/resnetv2_50x1_bit.goog_in21k
-          where DIR is the folder that tfds wrote, or `python -m vision_jax prepare tfds:cifar10 DIR`. For a folder with
+          where DIR is the folder that tfds or `python -m vision_jax prepare --dataset=NAME` wrote. For a folder with
           train/CLASS/IMAGE and val/CLASS/IMAGE: small (fewer than 20,000 examples), medium (than 500,000) or large, and
           small_128, medium_128 or large_128 for images of less than 96 x 96 pixels. Tasks of VTAB-1k: vtab_cifar100 and
           so on. To choose settings for one, train on its first 800 examples (--config.data.train_split=train[:800]) and

@@ -10,8 +10,8 @@ Source:   ResNet-18: DeVries and Taylor 2017, arXiv:1708.04552, without Cutout, 
           differences: for ResNet-18, convolutions are initialized as torch does by default there, with normal noise by
           their fan-out here, and CIFAR-100 is normalized as CIFAR-10 there.
 Command:  python -m vision_jax.main --config=configs/cifar.py:cifar10_wrn --config.data.dir=CIFAR10 --workdir=runs/wrn
-          where CIFAR10 is the folder that tfds or `python -m vision_jax prepare --encoding=raw tfds:cifar10 CIFAR10`
-          wrote, and the same for cifar100.
+          where CIFAR10 is the folder that tfds wrote, or `python -m vision_jax prepare --dataset=cifar10 --encoding=raw
+          DOWNLOADS CIFAR10`, with cifar-10-binary.tar.gz in DOWNLOADS; and the same for cifar100.
 """
 
 from ml_collections import ConfigDict

@@ -6,8 +6,8 @@ Source:   David Page 2018, "How to train your ResNet"; davidcpage/cifar10-fast: 
           differences: the square of Cutout lies within the image there, and its center does here; it computes in
           float16.
 Command:  python -m vision_jax.main --config=configs/cifar10_fast.py --config.data.dir=CIFAR10 --workdir=runs/resnet9
-          where CIFAR10 is the folder that tfds or `python -m vision_jax prepare --encoding=raw tfds:cifar10 CIFAR10`
-          wrote.
+          where CIFAR10 is the folder that tfds wrote, or `python -m vision_jax prepare --dataset=cifar10 --encoding=raw
+          DOWNLOADS CIFAR10`, with cifar-10-binary.tar.gz in DOWNLOADS.
 """
 
 from ml_collections import ConfigDict

@@ -3,7 +3,7 @@
 Result:   top-1 of 20 nearest neighbors and of a linear classifier; see docs/selfsupervised.md.
 Source:   the methods are those of the recipes for ImageNet; the numbers here are this project's. The data: Xiao et al.
           2017 (arXiv:1708.07747); Debian has them as dataset-fashion-mnist.
-Command:  python -m vision_jax prepare --encoding=raw --name=fashion_mnist /usr/share/datasets/fashion-mnist FASHION
+Command:  python -m vision_jax prepare --dataset=fashion_mnist --encoding=raw /usr/share/datasets/fashion-mnist FASHION
           python -m vision_jax.main --config=configs/fashion_selfsupervised.py:simclr --config.data.dir=FASHION
           --workdir=runs/simclr
 """

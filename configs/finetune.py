@@ -6,9 +6,8 @@ Source:   this project's, after common practice: a small learning rate, a larger
 Command:  python -m vision_jax.main --config=configs/finetune.py:folder --config.data.dir=DIR --workdir=runs/finetune \\
               --config.model.pretrained=hf://timm/resnet50.a1_in1k
           where DIR has train/CLASS/IMAGE and val/CLASS/IMAGE; for `pets` and `cifar10` it is the folder that tfds
-          wrote, or `python -m vision_jax prepare tfds:oxford_iiit_pet DIR`, and, which loses nothing of small images,
-          `python -m vision_jax prepare --encoding=raw tfds:cifar10 DIR`. Other models: --config.model.name=NAME, with
-          weights of that model. How transformers are fine-tuned with AdamW is in configs/deit3.py.
+          wrote, or `python -m vision_jax prepare --dataset=pets DOWNLOADS DIR`. Other models: --config.model.name=NAME,
+          with weights of that model. How transformers are fine-tuned with AdamW is in configs/deit3.py.
 """
 
 from ml_collections import ConfigDict

@@ -8,7 +8,7 @@ Source:   Chen, Xie and He 2021 (arXiv:2104.02057); facebookresearch/moco-v3 c34
           of 8 GPUs; of the flowers, training and validation split are one there.
 Command:  python -m vision_jax.main --config=configs/finetune_mocov3.py:vit_b --config.data.dir=IMAGENET
               --config.model.pretrained=WORKDIR|FILE --workdir=runs/finetune_mocov3
-          For other data sets, the folder is the one that tfds wrote.
+          For other data sets, the folder is the one that tfds or `python -m vision_jax prepare --dataset=NAME` wrote.
 """
 
 from ml_collections import ConfigDict

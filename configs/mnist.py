@@ -6,7 +6,8 @@ Source:   LeCun et al. 1998, "Gradient-based learning applied to document recogn
           Known differences to the paper: units are rectified and maps pooled by their maximum, the second convolution
           sees all maps, the loss is the cross-entropy, and images are shifted by up to two pixels.
 Command:  python -m vision_jax.main --config=configs/mnist.py --config.data.dir=MNIST --workdir=runs/mnist
-          where MNIST is the folder that tfds or `python -m vision_jax prepare --encoding=raw tfds:mnist MNIST` wrote.
+          where MNIST is the folder that tfds wrote, or `python -m vision_jax prepare --dataset=mnist --encoding=raw
+          DOWNLOADS MNIST`, with the four files of MNIST in DOWNLOADS. Fashion-MNIST and kmnist fit as well.
 """
 
 from ml_collections import ConfigDict

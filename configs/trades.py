@@ -6,8 +6,8 @@ Source:   Zhang et al. 2019, arXiv:1901.08573; yaodongyu/TRADES, README.md, trad
           rate falls with the 75th. Known differences: the clean images of a step have one forward pass here, and two
           there, so that running statistics take theirs in once; norms have the batch of one GPU there.
 Command:  python -m vision_jax.main --config=configs/trades.py --config.data.dir=CIFAR10 --workdir=runs/trades
-          where CIFAR10 is the folder that tfds or `python -m vision_jax prepare --encoding=raw tfds:cifar10 CIFAR10`
-          wrote.
+          where CIFAR10 is the folder that tfds wrote, or `python -m vision_jax prepare --dataset=cifar10 --encoding=raw
+          DOWNLOADS CIFAR10`, with cifar-10-binary.tar.gz in DOWNLOADS.
 """
 
 from ml_collections import ConfigDict

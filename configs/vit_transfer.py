@@ -7,7 +7,8 @@ Source:   Steiner et al. 2021 (arXiv:2106.10270); google-research/big_vision 012
           antialiasing; ratios of crops are drawn log-uniformly, in at most 10 attempts.
 Command:  python -m vision_jax.main --config=configs/vit_transfer.py:cifar10 --config.data.dir=DIR
               --config.model.pretrained=hf://timm/vit_base_patch32_224.augreg_in21k --workdir=runs/vit_cifar10
-          where DIR is the folder that tfds wrote. Other models: --config.model.name=NAME, with weights or a WORKDIR.
+          where DIR is the folder that tfds or `python -m vision_jax prepare --dataset=NAME` wrote. Other models:
+          --config.model.name=NAME, with weights or a WORKDIR.
 """
 
 from ml_collections import ConfigDict

@@ -159,7 +159,9 @@ def test_folders_and_flags_that_do_not_fit(folder: pathlib.Path, tmp_path: pathl
     (tmp_path / "fog" / "1" / "notes.txt").write_text("mine")
     assert run(folder, tmp_path, "--corrupt=fog:1") == 1
     assert "fog/1 is not empty (notes.txt)" in capsys.readouterr().err
-    for flags in (["--seed=1"], ["--corrupt=fog:1", "--encoding=original"]):
+    assert prepare.main([str(folder), str(tmp_path / "out"), "--seed=1"]) == 1
+    assert "--seed=1 is for --corrupt=NAME:SEVERITY, and for known" in capsys.readouterr().err
+    for flags in (["--crop=1"], ["--corrupt=fog:1", "--encoding=original"]):
         with pytest.raises(SystemExit):
             prepare.main([str(folder), str(tmp_path / "out"), *flags])
 

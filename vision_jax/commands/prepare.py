@@ -8,8 +8,11 @@ INPUT is one of
   Images of a split that are not in class folders, as INPUT/val/IMAGE, take --labels=val=FILE: a CSV file with a line
   NAME,CLASS for each image, such as ImageNet's LOC_val_solution.csv. In INPUT it is found without the flag, under this
   name and as val.csv or val_labels.csv;
-- a folder with the IDX files of MNIST, Fashion-MNIST and the like, gzipped or not, or with the binary files of CIFAR-10
-  or -100; their splits are train and test;
+- a folder with the files of a data set that is known, as they were downloaded, archives unpacked or not:
+  --dataset=NAME, as in `prepare --dataset=pets /downloads/pets /data/pets`. --datasets lists them, with their files.
+  Where the names of the files tell which one it is, the flag may be left out. Its splits are the published ones, and
+  their numbers of images are compared with those published; --subset takes what there is. IDX files of another data
+  set will do without the flag;
 - a folder with COCO's annotations/instances_SPLIT.json and its images, with Pascal VOC's JPEGImages and ImageSets, or
   with images/SPLIT and masks/SPLIT: images keep their bytes, since boxes and masks are in their pixels;
 - the folder of a data set that tfds has prepared, in TFRecord or ArrayRecord files;
@@ -56,12 +59,17 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("input", metavar="INPUT", nargs="?", help="a folder, or tfds:NAME[/CONFIG][:VERSION]")
     parser.add_argument("output", metavar="OUTPUT", nargs="?", help="the folder of the result, new or unfinished")
     parser.add_argument("--verify", metavar="DIR", help="check a prepared data set, and nothing else")
-    parser.add_argument("--name", type=_name, help="of the data set; default: imagenet2012, or the folder's")
+    parser.add_argument("--datasets", action="store_true", help="list the data sets that are known, and nothing else")
+    parser.add_argument("--dataset", metavar="NAME", help="which known data set the files in INPUT are of")
+    parser.add_argument(
+        "--subset", action="store_true", help="of a known data set, take what there is, whatever is missing"
+    )
+    parser.add_argument("--name", type=_name, help="of the result; default: that of the data set, or the folder's")
     parser.add_argument(
         "--encoding",
         choices=("jpeg", "raw", "original"),
         help="jpeg: resized JPEGs (default). raw: decoded pixels, for hosts with few cores. original: bytes untouched "
-        "(default for IDX files and CIFAR, of which each image becomes a PNG)",
+        "(default for known data sets of small images; arrays of pixels, as MNIST's and CIFAR's, become PNGs)",
     )
     parser.add_argument(
         "--short_side",
@@ -119,7 +127,12 @@ def _parser() -> argparse.ArgumentParser:
         "--short_side, also of smaller images, and the middle is cut out",
     )
     group.add_argument("--crop", metavar="PIXELS", type=_integer(0), help="of the middle; 0: all (default: 224)")
-    group.add_argument("--seed", type=_integer(0), help="of the random numbers (default: 0)")
+    group.add_argument(
+        "--seed",
+        type=_integer(0),
+        help="of the random numbers; also of the division of "
+        "known data sets that are published without splits (default: 0)",
+    )
     group.add_argument("--frost", metavar="DIR", help="the published pictures of frost; default: it is made up")
     parser.add_argument("--shards", type=_integer(1), help="in each split; default: of about 256 MiB")
     parser.add_argument("--workers", type=_integer(1), default=None, help="processes; default: one per usable core")
@@ -212,12 +225,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Does what the flags say and returns the exit status."""
     parser = _parser()
     flags = parser.parse_args(argv)
+    if flags.datasets:
+        from vision_jax.preparation import known
+
+        print(known.overview())
+        return 0
     if (flags.verify is None) != (flags.output is not None):
-        parser.error("give INPUT and OUTPUT, or --verify DIR alone")
+        parser.error("give INPUT and OUTPUT, or --verify DIR alone, or --datasets alone")
     if flags.encoding == "original" and flags.apply_exif_orientation:
         parser.error("--apply_exif_orientation changes images, which --encoding=original does not")
     if flags.corrupt is None:
-        for name in ("crop", "seed", "frost"):
+        for name in ("crop", "frost"):
             if getattr(flags, name) is not None:
                 parser.error(f"--{name} is for --corrupt=NAME:SEVERITY")
     elif flags.encoding == "original":
@@ -235,6 +253,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 1 if problems else 0
         from vision_jax.preparation import corrupt  # here, because --help should be quick
         from vision_jax.preparation import run as preparation
+        from vision_jax.preparation.known_input import Choice
 
         corruptions = _corruptions(flags)
         if flags.quality is None:
@@ -251,6 +270,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             workers=workers,
             corruptions=corruptions,
             objects=_objects(flags),
+            choice=Choice(flags.dataset, flags.subset, flags.seed),
         )
         return 0
     except (VisionJaxError, OSError) as error:

@@ -5,6 +5,7 @@ file has no such ranges, so it is decompressed once, to a temporary file without
 """
 
 import bz2
+import contextlib
 import gzip
 import logging
 import lzma
@@ -84,10 +85,14 @@ class ZipArchive:
             self._zip = zipfile.ZipFile(path)
         except zipfile.BadZipFile as error:
             raise DataError(f"{path} is damaged or cut off: {error}. Copy or download it again.") from error
-        members = [info for info in self._zip.infolist() if not info.is_dir()]
+        members = self.members()
         if any(info.flag_bits & 1 for info in members):
             raise DataError(f"{path} is encrypted: unpack it with its password, and give the folder.")
         self.names = sorted(info.filename for info in members)
+
+    def members(self) -> list[zipfile.ZipInfo]:
+        """Returns what the zip file says of each file in it, in its order."""
+        return [info for info in self._zip.infolist() if not info.is_dir()]
 
     def read(self, name: str) -> bytes:
         try:
@@ -113,14 +118,7 @@ class TarArchive:
         self.names = sorted(self._places)
 
     def _connect(self) -> None:
-        with self.path.open("rb") as file:
-            start = file.read(6)
-            file.seek(0)
-            opener = next((opener for magic, opener in _OPENERS.items() if start.startswith(magic)), None)
-            if opener is not None:
-                self._file: IO[bytes] = _decompressed(self.path, opener)
-            else:
-                self._file = os.fdopen(os.dup(file.fileno()), "rb")
+        self._file: IO[bytes] = _decompressed(self.path) if is_compressed(self.path) else self.path.open("rb")
         descriptor = self._file.fileno()
         self._part = Part(descriptor, 0, os.fstat(descriptor).st_size, str(self.path))
 
@@ -143,17 +141,46 @@ class TarArchive:
 _OPENERS: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\0": lzma.open}
 
 
-def _decompressed(path: pathlib.Path, opener: Callable[[pathlib.Path], Any]) -> IO[bytes]:
+def _opener(start: bytes) -> Callable[[IO[bytes]], Any] | None:
+    return next((opener for magic, opener in _OPENERS.items() if start.startswith(magic)), None)
+
+
+def is_compressed(path: pathlib.Path) -> bool:
+    """Returns whether a file is compressed by gzip, bzip2 or xz, whatever it is called."""
+    with path.open("rb") as file:
+        return _opener(file.read(6)) is not None
+
+
+def decompress(source: IO[bytes], name: str, target: IO[bytes]) -> None:
+    """Writes the content of a file, which may be compressed by gzip, bzip2 or xz, into another.
+
+    Args:
+        source: the file, which can be sought in.
+        name: of it, for messages.
+        target: what is written.
+
+    Raises:
+        DataError: if it is damaged or cut off.
+        OSError: if the storage fails.
+    """
+    opener = _opener(source.read(6))
+    source.seek(0)
+    try:
+        with contextlib.nullcontext(source) if opener is None else opener(source) as content:
+            shutil.copyfileobj(content, target, 1 << 20)
+        target.flush()
+    except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
+        raise DataError(f"{name} is damaged or cut off: {error}. Copy or download it again.") from error
+
+
+def _decompressed(path: pathlib.Path) -> IO[bytes]:
     """Returns a temporary file with the content of a compressed one; it is gone as soon as it is closed."""
     where = tempfile.gettempdir()
     log.info("Decompressing %s into %s, since no image has a place of its own in a compressed archive.", path, where)
     file = tempfile.TemporaryFile()  # noqa: SIM115
     try:
-        with opener(path) as decompressed:
-            shutil.copyfileobj(decompressed, file, 1 << 20)
-        file.flush()
-    except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
-        raise DataError(f"{path} is damaged or cut off: {error}. Copy or download it again.") from error
+        with path.open("rb") as source:
+            decompress(source, str(path), file)
     except OSError as error:
         raise DataError(
             f"Cannot decompress {path} into {where}: {error}. Set TMPDIR to a folder with more space, or unpack the "

@@ -23,7 +23,8 @@ import numpy as np
 from vision_jax.data.archives import Part, tar_members
 from vision_jax.data.cache import read_arrays, write_arrays
 from vision_jax.errors import DataError
-from vision_jax.preparation.inputs import Index, Original, make_records
+from vision_jax.preparation.inputs import Index, make_records
+from vision_jax.preparation.tree import TarPack, TreeReader
 from vision_jax.runtime.writers import Progress
 
 log = logging.getLogger(__name__)
@@ -38,25 +39,6 @@ _CLASS_ARCHIVE = re.compile(r"(n\d{8})\.tar")
 _VALIDATION_IMAGE = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG")
 _INDEXING_THREADS = 16
 _LARGEST_METADATA = 64 << 20  # bytes of a file of the devkit, to be read into memory
-
-
-@dataclasses.dataclass(frozen=True)
-class ArchiveReader:
-    """Reads ranges of bytes; `file` is the number of the archive."""
-
-    archives: tuple[pathlib.Path, ...]
-
-    def read(self, record: np.void) -> Original:
-        data = os.pread(_open(self.archives[record["file"]]), int(record["size"]), int(record["offset"]))
-        if len(data) != record["size"]:
-            raise DataError(f"{self.archives[record['file']]} has become shorter than it was when it was indexed.")
-        return Original(bytes(record["name"]), int(record["label"]), data)
-
-
-@functools.cache
-def _open(path: pathlib.Path) -> int:
-    """Opens an archive for as long as the process lives."""
-    return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
 
 class ImageNetArchives:
@@ -123,7 +105,7 @@ class ImageNetArchives:
             splits,
             class_names,
             devkit.display_names if devkit is not None else {},
-            ArchiveReader((self._train, self._validation)),
+            TreeReader((TarPack(self._train), TarPack(self._validation))),
         )
 
 

@@ -1,7 +1,7 @@
 """What can be prepared: the records of an input, listed without reading the images, and how one is read.
 
 An input answers `name`, `kind`, `identity()` and `index(cache)`. This file has folders of classes and tfds' data sets;
-`archives` has ImageNet as it is downloaded, and `pixels` MNIST's kin and CIFAR.
+`archives` has ImageNet as it is downloaded, and `known_input` the data sets that `known` describes.
 """
 
 import dataclasses
@@ -221,7 +221,7 @@ class FolderInput:
                 images.names.tolist(), images.labels, number, np.zeros(len(sizes)), np.asarray(sizes)
             )
         assert class_names is not None  # there is a split at least
-        _check_class_names(class_names)
+        check_class_names(class_names)
         if self._holdout:
             splits = _hold_out(splits["train"], self._holdout)
         return Index(splits, class_names, {}, FolderReader(tuple(self._folders.values())))
@@ -240,7 +240,7 @@ class FolderInput:
         return self._index
 
 
-def _check_class_names(names: Sequence[str]) -> None:
+def check_class_names(names: Sequence[str]) -> None:
     """Checks that tfds, which keeps one name a line and strips it, can store the names of classes.
 
     Raises:
@@ -250,9 +250,9 @@ def _check_class_names(names: Sequence[str]) -> None:
         try:
             name.encode()
         except UnicodeEncodeError as error:
-            raise DataError(f"The class folder {name!r} has a name that is not UTF-8: rename it.") from error
+            raise DataError(f"The class {name!r} has a name that is not UTF-8: rename it.") from error
         if name != name.strip() or len(name.splitlines()) != 1:
-            raise DataError(f"The class folder {name!r} has spaces around its name, or a line break: rename it.")
+            raise DataError(f"The class {name!r} has spaces around its name, or a line break: rename it.")
 
 
 def _hold_out(records: np.ndarray, fraction: float) -> dict[str, np.ndarray]:
@@ -391,7 +391,8 @@ def download_with_tfds(name: str) -> pathlib.Path:
     if importlib.util.find_spec("tensorflow") is None:
         raise DataError(
             f"tfds needs TensorFlow to download and prepare {name}: install it with `pip install tensorflow`, here or "
-            "where the data set is prepared; or point at the folder of a data set that tfds has prepared already."
+            "where the data set is prepared; or point at the folder of a data set that tfds has prepared already. "
+            "Those that `prepare --datasets` lists are prepared without it, from the files as they are downloaded."
         )
     tfds = tfds_format.import_tfds()
 

@@ -111,7 +111,7 @@ def problems(directory: pathlib.Path, manifest: dict[str, Any], progress: Callab
     for split, values in manifest["splits"].items():
         if (count := sum(shard["examples"] for shard in values["shards"])) != values["examples"]:
             found.append(f"the shards of {split} have {count} examples, but the manifest says {values['examples']}")
-    return found + imagenet_problems(manifest)
+    return found + imagenet_problems(manifest) + published_problems(manifest)
 
 
 def _size_problem(directory: pathlib.Path, entry: dict[str, Any]) -> str | None:
@@ -170,6 +170,20 @@ def imagenet_problems(manifest: dict[str, Any]) -> list[str]:
             found.append(
                 f"{split} has {values['examples']:,} examples and {skipped} were left out, but ImageNet has {whole:,}"
             )
+    return found
+
+
+def published_problems(manifest: dict[str, Any]) -> list[str]:
+    """Returns in which splits of a known data set there are not as many images as published, apart from those that were
+    left out knowingly. It is silent about other data sets, and where the user wanted what there was."""
+    source = manifest["input"] if isinstance(manifest.get("input"), dict) else {}
+    if source.get("subset") or not isinstance(source.get("published"), dict):
+        return []
+    found = []
+    for split, values in manifest["splits"].items():
+        whole, there, skipped = source["published"].get(split), values["examples"], len(values["skipped"])
+        if whole is not None and there + skipped != whole and manifest["options"].get("corruption") is None:
+            found.append(f"{split} has {there:,} examples and {skipped} were left out, but {whole:,} are published")
     return found
 
 

@@ -21,10 +21,12 @@ import numpy as np
 
 from vision_jax.data import prepared, tfds_format
 from vision_jax.errors import DataError
-from vision_jax.preparation import archives, corrupt, dense, inputs, manifest, pixels
+from vision_jax.preparation import archives, corrupt, dense, inputs, known, manifest, pixels, recognition
 from vision_jax.preparation import shards as shards_lib
 from vision_jax.preparation.convert import Conversion
+from vision_jax.preparation.description import Known
 from vision_jax.preparation.inputs import Index, Input
+from vision_jax.preparation.known_input import Choice, KnownInput, pickled_message
 from vision_jax.preparation.shards import Receipt, Shard
 from vision_jax.runtime.writers import Progress
 
@@ -65,6 +67,7 @@ def prepare(
     workers: int = 1,
     corruptions: corrupt.Corruptions | None = None,
     objects: dense.Options | None = None,
+    choice: Choice | None = None,
 ) -> None:
     """Prepares a data set, or goes on with one.
 
@@ -77,11 +80,18 @@ def prepare(
         workers: processes.
         corruptions: what to make of the images instead of one data set; None: that.
         objects: what is read of a data set with boxes or masks; None: the default.
+        choice: what is said of a known data set; None: nothing.
 
     Raises:
         DataError: if the input or the output cannot be used, or an image cannot be decoded.
     """
-    source = open_input(where, options.holdout, labels, objects)
+    source = open_input(where, options.holdout, labels, objects, choice)
+    is_drawn = isinstance(source, KnownInput) and source.is_drawn
+    if choice is not None and choice.seed is not None and corruptions is None and not is_drawn:
+        raise DataError(
+            f"--seed={choice.seed} is for --corrupt=NAME:SEVERITY, and for known data sets that are published without "
+            f"splits, and {where} is: {source.kind}. Leave it out."
+        )
     if isinstance(source, dense.DenseInput):
         _check_unchanged(where, source, options, corruptions)
         options = dataclasses.replace(options, encoding="original")
@@ -89,7 +99,7 @@ def prepare(
         raise DataError(f"{output} is inside {where}, where it would be taken for input: give another OUTPUT.")
     many = {"skip_corrupt": skip_corrupt, "workers": workers}
     if corruptions is None:
-        whole = options.encoding or ("original" if isinstance(source, pixels.PixelInput) else "jpeg")
+        whole = options.encoding or ("original" if isinstance(source, KnownInput) and source.small else "jpeg")
         options = dataclasses.replace(options, name=options.name or source.name, encoding=whole)
         _prepare(where, source, output, options, None, **many)
         return
@@ -154,6 +164,7 @@ def open_input(
     holdout: float,
     labels: Mapping[str, str] | None = None,
     objects: dense.Options | None = None,
+    choice: Choice | None = None,
 ) -> Input:
     """Finds out what kind of input it is.
 
@@ -167,12 +178,18 @@ def open_input(
         directory = pathlib.Path(where).expanduser()
         if not directory.is_dir():
             raise DataError(f"{directory} is not a folder. Give the folder with the images, archives or data set.")
-        if archives.ImageNetArchives.found_in(directory):
+        if choice is not None and choice.dataset in ("imagenet", archives.ImageNetArchives.name):
+            if not archives.ImageNetArchives.found_in(directory):
+                raise DataError(f"{directory} has neither {archives.TRAIN} nor {archives.VALIDATION}, as downloaded.")
+            source = archives.ImageNetArchives(directory)
+        elif choice is not None and choice.dataset is not None:
+            source = KnownInput(directory, known.get(choice.dataset), choice)
+        elif archives.ImageNetArchives.found_in(directory):
             source = archives.ImageNetArchives(directory)
         elif tfds_format.has_dataset(directory):
             source = inputs.TfdsInput(tfds_format.find_dataset(directory))
-        elif pixels.PixelInput.found_in(directory):
-            source = pixels.PixelInput(directory)
+        elif (description := _describe(directory)) is not None:
+            source = KnownInput(directory, description, choice or Choice())
         elif layout := dense.layout_of(directory):
             source = dense.DenseInput(directory, layout, objects or dense.Options())
         else:
@@ -181,6 +198,8 @@ def open_input(
         raise DataError(
             f"--masks, --categories and the like are for data sets with boxes or masks, and {where} is: {source.kind}."
         )
+    if choice is not None and choice.subset and not isinstance(source, KnownInput):
+        raise DataError(f"--subset is for known data sets as they are downloaded, and {where} is: {source.kind}.")
     if isinstance(source, inputs.FolderInput):
         return source
     if holdout:
@@ -188,6 +207,22 @@ def open_input(
     if labels:
         raise DataError(f"--labels is for folders of images in train/ and val/, but {where} is: {source.kind}.")
     return source
+
+
+def _describe(directory: pathlib.Path) -> Known | None:
+    """Returns which known data set lies in a folder as it was downloaded, if any.
+
+    Raises:
+        DataError: if it is CIFAR's pickled version.
+    """
+    description = recognition.recognize(directory) or recognition.idx_files(directory)
+    if description is None and (pickled := pixels.pickled_cifar(directory)):
+        raise DataError(pickled_message(directory, pickled, known.get("cifar100" if "100" in pickled else "cifar10")))
+    if description is not None and description.name == "idx":
+        log.info(
+            "The names of the files do not tell which data set it is: --dataset=mnist or another names its classes."
+        )
+    return description
 
 
 def _list(source: Input, work: pathlib.Path, options: Options) -> Index:
@@ -443,7 +478,7 @@ def _summarize(output: pathlib.Path, new: int, seconds: float) -> None:
         seconds,
         new / seconds,
     )
-    for line in (*remarks(content), *manifest.imagenet_problems(content)):
+    for line in (*remarks(content), *manifest.imagenet_problems(content), *manifest.published_problems(content)):
         log.warning("%s", line)
 
 
@@ -452,6 +487,8 @@ def remarks(content: dict[str, Any]) -> list[str]:
     remarks = []
     for split, values in content["splits"].items():
         remarks += [f"Left out of {split}: {item['file_name']}: {item['reason']}" for item in values["skipped"]]
+    if content["input"].get("subset"):
+        remarks.append("This is what there was of the data set, by --subset, and perhaps not the whole.")
     if manifest.is_part_of_imagenet(content):
         remarks.append(
             f"This is a part of ImageNet: {content['num_classes']} of {archives.NUM_CLASSES:,} classes; the whole has "
