@@ -10,9 +10,16 @@ import pytest
 from chaos import TIMINGS
 from conftest import Command, records
 
-pytestmark = [pytest.mark.slow, pytest.mark.exhaustive]
+pytestmark = [pytest.mark.slow, pytest.mark.exhaustive, pytest.mark.timeout(1200)]
 
 STEPS = 12
+# Adam's first updates are signs of gradients, some of which are as small as the errors of sums in another order; the
+# statistics of few small maps enlarge these errors.
+STEADY = (
+    "--config.optimizer.name=sgd",
+    "--config.optimizer.learning_rate=0.02",
+    "--config.objective.frozen_norms=True",
+)
 
 
 def arguments(variant: str) -> tuple[str, ...]:
@@ -57,9 +64,8 @@ def test_eight_devices_do_what_one_does(command: Command, tmp_path: pathlib.Path
     found = {}
     for devices in (1, 8):
         workdir = tmp_path / str(devices)
-        command(*arguments(variant), f"--workdir={workdir}", devices=devices)
+        command(*arguments(variant), *STEADY, f"--workdir={workdir}", devices=devices)
         found[devices] = [line["train/loss"] for line in records(workdir) if "train/loss" in line]
     assert len(found[1]) == STEPS
-    # Sums in another order, which a few steps of training amplify.
-    np.testing.assert_allclose(found[8][:4], found[1][:4], rtol=2e-4)
-    np.testing.assert_allclose(found[8], found[1], rtol=0.05)
+    # Segmenters have norms in their heads, too.
+    np.testing.assert_allclose(found[8], found[1], rtol=0.005 if variant == "fcn" else 1e-4)
