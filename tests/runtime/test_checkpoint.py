@@ -420,9 +420,7 @@ def test_slow_storage_is_no_hang(tmp_path: pathlib.Path, caplog: pytest.LogCaptu
         def function_of_slow_storage(*arguments: Any, **options: Any) -> Any:
             nonlocal seconds
             deadline = time.monotonic() + 5
-            while (
-                not watchdog._pauses and time.monotonic() < deadline
-            ):  # what is written begins before it is waited for
+            while not watchdog._pauses and time.monotonic() < deadline:  # what is written begins before it is waited for
                 time.sleep(0.01)
             for _ in range(30):
                 time.sleep(0.03)
