@@ -204,7 +204,10 @@ def _check_start(config: ConfigDict | None) -> None:
         check_output("--json", pathlib.Path(_JSON.value))
     if config is None:
         if _MODE.value != "eval":
-            raise ConfigError("--config is missing: pass a file, such as --config=configs/quickstart.py.")
+            raise ConfigError(
+                "--config is missing: pass a file, or the name of a recipe, such as --config=quickstart; --config=list "
+                "prints all of them."
+            )
         return
     from vision_jax.config import check_urls
 
@@ -253,7 +256,9 @@ def _workdir() -> pathlib.Path:
             )
         return workdir
     if _CONFIG.value is None:
-        raise ConfigError("Neither --config nor --workdir is given: pass --config=configs/quickstart.py, say.")
+        raise ConfigError(
+            "Neither --config nor --workdir is given: pass --config=quickstart, say; --config=list prints all recipes."
+        )
     filename = config_flags.get_config_filename(flags.FLAGS["config"])
     return pathlib.Path("runs") / pathlib.Path(filename.split(":", 1)[0]).stem
 

@@ -157,7 +157,10 @@ def entry(name: str) -> Entry:
         model, input, defaults = _ALIASES[name]
         return dataclasses.replace(_MODELS[model], input=input, defaults=defaults)
     if name not in _MODELS:
-        hint = suggest(name, [*_MODELS, *_ALIASES], "python -m vision_jax models")
+        listed_by = "python -m vision_jax models"
+        hint = suggest(name, [*_MODELS, *_ALIASES], listed_by)
+        if hint.startswith(listed_by):  # it is like none of ours
+            hint += " If a config file registers it, pass --config=FILE."
         raise ConfigError(f"There is no model {name!r}: {hint}")
     return _MODELS[name]
 
