@@ -46,6 +46,7 @@ def test_all_are_tested():
     assert TEXT.count("```python") == len(FILES)
 
 
+@pytest.mark.slow
 def test_a_model(
     command: Command, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ):

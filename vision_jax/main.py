@@ -12,7 +12,7 @@ of that name that is installed with the package, and --config=list prints all of
 Evaluations, and options of evaluations and of the objective, are set in a file of your own: docs/recipes.md.
 --mode=dry_run says what a configuration amounts to, and trains nothing.
 
-The same command again resumes a run. SIGTERM and Ctrl-C save it after the step; a second Ctrl-C ends it at once.
+The same command again resumes a run. SIGTERM and Ctrl-C save it after the step; a second Ctrl-C does not wait for that.
 Exit status: 0 done; 75 saved after SIGTERM, run the same command again; 79 a hang, found by the watchdog;
 1 failed; 2 wrong flags; 130 Ctrl-C.
 """

@@ -32,7 +32,7 @@ def test_ctrl_c_is_told_once_while_there_is_something_to_save(capfd: pytest.Capt
             assert told.interrupted
             assert told.should_stop()
             assert told.noticed()
-            assert "once more ends the run at once" in capfd.readouterr().err
+            assert "once more does not wait for that" in capfd.readouterr().err
             with pytest.raises(KeyboardInterrupt):
                 signal.raise_signal(signal.SIGINT)
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

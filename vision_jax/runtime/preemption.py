@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any, Self
 
-_SAVING = b"\nCtrl-C: saving at the end of this step; once more ends the run at once, without saving.\n"
+_SAVING = b"\nCtrl-C: saving at the end of this step; once more does not wait for that.\n"
 
 
 class Preemption:
