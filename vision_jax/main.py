@@ -5,10 +5,12 @@ of that name that is installed with the package, and --config=list prints all of
 (--config='list:resnet*': some of them).
 
 --config.FIELD=VALUE changes a field, and comes after --config:
-  --config.batch_size=256 --config.optimizer.learning_rate=0.2   numbers
-  --config.data.dir=/data --config.optimizer.nesterov=False      texts, True and False
-  "--config.augment.color_jitter=(0.4, 0.4, 0.4)"                tuples, in quotes for the shell
-  --config.ema_decay=None                                        unsets a field that the recipe sets
+
+    --config.batch_size=256 --config.optimizer.learning_rate=0.2   numbers
+    --config.data.dir=/data --config.optimizer.nesterov=False      texts, True and False
+    "--config.augment.color_jitter=(0.4, 0.4, 0.4)"                tuples, in quotes for the shell
+    --config.ema_decay=None                                        unsets a field that the recipe sets
+
 Evaluations, and options of evaluations and of the objective, are set in a file of your own: docs/recipes.md.
 --mode=dry_run says what a configuration amounts to, and trains nothing.
 
