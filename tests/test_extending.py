@@ -56,6 +56,8 @@ def test_a_model(
     assert state.params["conv1"]["kernel"].shape == (5, 5, 1, 32)
     trained = records(workdir)[-1]
     recipes.load(str(file))  # a file may be read again
+    with pytest.raises(ConfigError, match="There is a model 'resnet50' already: register yours by another name"):
+        registry.register("resnet50", registry.entry("two_convolutions").create)
     assert evaluate.evaluate_checkpoint(workdir, config=config)[1]["val/top1"] == trained["val/top1"]
 
     # The weights have names in no other library, and the program is checked against JAX.

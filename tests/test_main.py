@@ -255,6 +255,26 @@ def test_what_is_said_after_ctrl_c(tmp_path: pathlib.Path):
     assert main._what_is_saved(tmp_path / "loop").endswith("cannot be seen (Too many levels of symbolic links)")
 
 
+def test_runs_are_called_as_their_config_files():
+    for config in ("deit", "deit:small", "configs/deit.py", "../configs/deit.py:small"):
+        assert main._default_workdir(config) == pathlib.Path("runs/deit")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "pattern"),
+    [
+        (["--config=list"], "*"),
+        (["--workdir=w", "-config", "list:res*"], "res*"),
+        (["--config=list:"], "*"),
+        (["--config=listing.py"], None),
+        (["--workdir=list", "--config=quickstart"], None),
+        (["--config.data.train_list=list"], None),
+    ],
+)
+def test_when_recipes_are_listed(arguments: list[str], pattern: str | None):
+    assert main._listed(["main.py", *arguments]) == pattern
+
+
 def test_config_files_that_cannot_be_used(command: Command, tmp_path: pathlib.Path):
     assert "nowhere.py" in command("--config=nowhere.py", status=2)
     assert "--config is missing" in command(f"--workdir={tmp_path}", status=1)

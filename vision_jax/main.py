@@ -261,8 +261,12 @@ def _workdir() -> pathlib.Path:
         raise ConfigError(
             "Neither --config nor --workdir is given: pass --config=quickstart, say; --config=list prints all recipes."
         )
-    filename = config_flags.get_config_filename(flags.FLAGS["config"])
-    return pathlib.Path("runs") / pathlib.Path(filename.split(":", 1)[0]).stem
+    return _default_workdir(config_flags.get_config_filename(flags.FLAGS["config"]))
+
+
+def _default_workdir(config: str) -> pathlib.Path:
+    """Returns the workdir of a config file, FILE or FILE:VARIANT, where none is named."""
+    return pathlib.Path("runs") / pathlib.Path(config.partition(":")[0]).stem
 
 
 def _quiet_other_processes() -> None:
@@ -300,8 +304,8 @@ def _parse_flags(argv: list[str]) -> list[str]:
 
 def _listed(argv: list[str]) -> str | None:
     """Returns which recipes --config=list asks for, a pattern; None: it is not there."""
-    joined = "\n".join(argv).replace("--config\n", "--config=")  # a flag's value may be the next argument
-    found = re.search(r"^--?config=list(?::(.*))?$", joined, re.MULTILINE)
+    # A flag's value may be the next argument.
+    found = re.search(r"^--?config[=\n]list(?::(.*))?$", "\n".join(argv), re.MULTILINE)
     return None if found is None else found[1] or "*"
 
 

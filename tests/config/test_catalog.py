@@ -18,6 +18,7 @@ def test_each_recipe_says_its_title_result_and_variants():
         assert recipe.title.endswith(".")
         assert recipe.result, recipe.name
         assert "Source:" not in recipe.result
+        assert not recipe.variants or recipe.default in recipe.variants
     assert found["convnext"].title == "ConvNeXt on ImageNet in 300 epochs."
     assert found["convnext"].variants == ("tiny", "small", "base", "large")
     assert found["convnext"].result == (
@@ -32,6 +33,7 @@ def test_the_command_lists_them(command: Command):
     printed = command("--config", "list:resnet50*")
     blocks = [block.splitlines()[0] for block in printed.split("\n\n")]
     assert blocks[:-1] == ["resnet50", "resnet50_rsb"]
+    assert "\nVariants: 90 (default), 50, 250\n" in printed
     assert max(map(len, command("--config=list").splitlines()[:-2])) <= 120
     assert "matches none of the recipes: did you mean resnet50" in command("--config=list:resnet5", status=1)
     assert "There is" not in command("--config=list", "--workdir=/nowhere/x")  # nothing else is looked at
@@ -65,3 +67,12 @@ def test_a_recipe_starts_from_another(tmp_path: pathlib.Path):
     assert config.epochs == 120.0
     assert config.model.name == recipes.load("resnet50_rsb:a3").model.name
     assert recipes.load("resnet50_rsb:a3").epochs == 100.0
+
+
+def test_a_file_that_cannot_be_read_does_not_hide_the_others(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(loading, "recipes_folder", lambda: tmp_path)
+    (tmp_path / "broken.py").write_text("1 / 0\n")
+    (tmp_path / "mine.py").write_text('"""Mine."""\nVARIANTS = ("a",)\n')
+    broken, mine = catalog.recipes()
+    assert broken.title.startswith("Cannot be read: ZeroDivisionError in the config file: division by zero (")
+    assert mine == catalog.Recipe("mine", "Mine.", "", ("a",), "")

@@ -23,26 +23,31 @@ class Recipe:
         name: of its file, as for `--config`.
         title: the first line of its docstring.
         result: what the docstring says of it, the published result above all; "": nothing.
-        variants: what may follow the name and a colon; the first is not always the default.
+        variants: what may follow the name and a colon.
+        default: that which is meant without one; "": there are none.
     """
 
     name: str
     title: str
     result: str
     variants: tuple[str, ...]
+    default: str
 
 
 def read(path: pathlib.Path) -> Recipe:
-    """Returns what a config file says of itself.
-
-    Raises:
-        ConfigError: if it cannot be executed.
-    """
-    module = loading.execute(str(path))
+    """Returns what a config file says of itself; of one that cannot be executed, why, in place of its title."""
+    try:
+        module = loading.execute(str(path))
+    except ConfigError as error:
+        return Recipe(path.stem, f"Cannot be read: {error}", "", (), "")
     text = inspect.cleandoc(module.__doc__ or "")
     found = re.search(rf"^Result:(.*\n(?:(?: {{{_INDENT}}}.*)?\n)*)", text + "\n", re.MULTILINE)
     result = inspect.cleandoc(found[1]) if found else ""
-    return Recipe(path.stem, text.partition("\n")[0], result, tuple(getattr(module, "VARIANTS", ())))
+    get_config = getattr(module, "get_config", None)
+    parameters = inspect.signature(get_config).parameters if callable(get_config) else {}
+    defaults = [option.default for option in parameters.values()]
+    variants = tuple(getattr(module, "VARIANTS", ()))
+    return Recipe(path.stem, text.partition("\n")[0], result, variants, defaults[0] if defaults and variants else "")
 
 
 def recipes(pattern: str = "*") -> list[Recipe]:
@@ -77,7 +82,8 @@ def _describe(recipe: Recipe) -> str:
     indent = " " * _INDENT
     lines = [recipe.name, recipe.title]
     if recipe.variants:
-        variants = f"{'Variants:':{_INDENT}}{', '.join(recipe.variants)}"
+        names = ", ".join(f"{name} (default)" if name == recipe.default else name for name in recipe.variants)
+        variants = f"{'Variants:':{_INDENT}}{names}"
         lines.append(textwrap.fill(variants, _WIDTH, subsequent_indent=indent, break_on_hyphens=False))
     if recipe.result:
         lines.append(f"{'Result:':{_INDENT}}{textwrap.indent(recipe.result, indent).lstrip()}")
