@@ -241,14 +241,38 @@ def test_streams_that_are_closed(command: Command, tmp_path: pathlib.Path):
 
 
 def test_what_is_said_after_ctrl_c(tmp_path: pathlib.Path):
-    assert main._what_is_saved(None) == main._what_is_saved(tmp_path) == ": no checkpoint had been saved yet"
+    assert main._what_is_saved(None) == ""
     checkpoints = tmp_path / "checkpoints"
-    (checkpoints / "3.orbax-checkpoint-tmp").mkdir(parents=True)
-    assert main._what_is_saved(tmp_path) == ": no checkpoint had been saved yet"
-    (checkpoints / "3").mkdir()
-    assert main._what_is_saved(tmp_path) == ": the same command resumes from the last checkpoint"
-    (tmp_path / "loop").symlink_to("loop")  # there may be one that cannot be seen
-    assert main._what_is_saved(tmp_path / "loop") == ": the same command resumes from the last checkpoint"
+    nothing = f": no step is saved in {checkpoints}, so the same command begins anew"
+    assert main._what_is_saved(tmp_path) == nothing
+    (checkpoints / "30.orbax-checkpoint-tmp").mkdir(parents=True)
+    assert main._what_is_saved(tmp_path) == nothing
+    for step in (9, 12):
+        (checkpoints / str(step)).mkdir()
+    expected = f": the same command goes on from step 12, which is saved in {checkpoints}"
+    assert main._what_is_saved(tmp_path) == expected
+    (tmp_path / "loop").symlink_to("loop")
+    assert main._what_is_saved(tmp_path / "loop").endswith("cannot be seen (Too many levels of symbolic links)")
+
+
+def test_runs_are_called_as_their_config_files():
+    for config in ("deit", "deit:small", "configs/deit.py", "../configs/deit.py:small"):
+        assert main._default_workdir(config) == pathlib.Path("runs/deit")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "pattern"),
+    [
+        (["--config=list"], "*"),
+        (["--workdir=w", "-config", "list:res*"], "res*"),
+        (["--config=list:"], "*"),
+        (["--config=listing.py"], None),
+        (["--workdir=list", "--config=quickstart"], None),
+        (["--config.data.train_list=list"], None),
+    ],
+)
+def test_when_recipes_are_listed(arguments: list[str], pattern: str | None):
+    assert main._listed(["main.py", *arguments]) == pattern
 
 
 def test_config_files_that_cannot_be_used(command: Command, tmp_path: pathlib.Path):

@@ -147,6 +147,38 @@ def test_sigterm_before_the_first_step(command: Command, tmp_path: pathlib.Path)
     assert steps[-1] < 60
 
 
+def test_ctrl_c_saves_what_was_trained_and_says_where_it_goes_on(command: Command, tmp_path: pathlib.Path):
+    arguments = (*TINY, "--config.checkpoint.every_steps=100000", "--config.eval.every_steps=100000")
+    arguments = (*arguments, f"--workdir={tmp_path}", "--config.total_steps=100000", "--config.data.num_workers=1")
+    checkpoints = tmp_path / "checkpoints"
+
+    process = command.start(*arguments)
+    any("learning rate of" in line for line in process.stderr)  # the last line before the state is made
+    process.send_signal(signal.SIGINT)  # there is nothing to save: it ends at once
+    _, printed = process.communicate(timeout=60)
+    assert process.returncode == 130, printed
+    assert printed.endswith(f"interrupted: no step is saved in {checkpoints}, so the same command begins anew\n")
+
+    process = command.start(*arguments, start_new_session=True)
+    signal_after_step(process, tmp_path, 10, signal.SIGINT, group=True)  # as a terminal does
+    _, printed = process.communicate(timeout=60)
+    assert process.returncode == 130, printed
+    (saved,) = checkpoints.iterdir()
+    assert int(saved.name) >= 10
+    assert "Ctrl-C: saving at the end of this step" in printed
+    assert printed.endswith(
+        f"interrupted: the same command goes on from step {saved.name}, which is saved in {checkpoints}\n"
+    )
+
+    process = command.start(*arguments)
+    going_on = any(f"Going on from step {saved.name} of 100000" in line for line in process.stderr)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert going_on
+    assert process.returncode == 130
+    assert max(int(path.name) for path in checkpoints.iterdir()) >= int(saved.name)
+
+
 # In a file system of 8 MiB: fills it up after the first steps, and makes room when the run has noticed.
 FULL_DISK = """
 mount -t tmpfs -o size=8m none "$DISK" || exit 99

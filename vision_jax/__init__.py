@@ -20,6 +20,7 @@ _MODULES = (
     "optim",
     "predict",
     "pretrained",
+    "recipes",
     "train",
 )
 

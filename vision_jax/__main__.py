@@ -20,7 +20,8 @@ def usage() -> str:
             "",
             *(f"  {verb:{width}}  {what}" for verb, what in VERBS.items()),
             "",
-            "Training and evaluation: python -m vision_jax.main --config=FILE --workdir=DIR   (--help says more)",
+            "Training and evaluation: python -m vision_jax.main --config=FILE --workdir=DIR   (--help says more,",
+            "and --config=list what recipes there are)",
         ]
     )
 

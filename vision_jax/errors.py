@@ -50,7 +50,7 @@ class NonFiniteError(VisionJaxError):
 
 
 class Interrupted(Exception):
-    """SIGTERM arrived during an evaluation, or while waiting for data."""
+    """SIGTERM or Ctrl-C arrived during an evaluation, or while waiting for data."""
 
 
 class DistributedError(VisionJaxError):

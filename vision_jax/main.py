@@ -1,5 +1,20 @@
 """Trains or evaluates: `python -m vision_jax.main --config=configs/resnet50.py --workdir=runs/resnet50`.
 
+--config=FILE is Python with a function get_config(); FILE:VARIANT passes it a variant. --config=resnet50 is the recipe
+of that name that is installed with the package, and --config=list prints all of them with their published results
+(--config='list:resnet*': some of them).
+
+--config.FIELD=VALUE changes a field, and comes after --config:
+
+    --config.batch_size=256 --config.optimizer.learning_rate=0.2   numbers
+    --config.data.dir=/data --config.optimizer.nesterov=False      texts, True and False
+    "--config.augment.color_jitter=(0.4, 0.4, 0.4)"                tuples, in quotes for the shell
+    --config.ema_decay=None                                        unsets a field that the recipe sets
+
+Evaluations, and options of evaluations and of the objective, are set in a file of your own: docs/recipes.md.
+--mode=dry_run says what a configuration amounts to, and trains nothing.
+
+The same command again resumes a run. SIGTERM and Ctrl-C save it after the step; a second Ctrl-C does not wait for that.
 Exit status: 0 done; 75 saved after SIGTERM, run the same command again; 79 a hang, found by the watchdog;
 1 failed; 2 wrong flags; 130 Ctrl-C.
 """
@@ -9,15 +24,17 @@ import json
 import logging
 import os
 import pathlib
+import re
 import signal
 import sys
 import time
 import traceback
+from typing import NoReturn
 
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
-from vision_jax.config import command_line
+from vision_jax.config import catalog, command_line, fields
 from vision_jax.devices import cluster
 from vision_jax.errors import (
     STATUS_PREEMPTED,
@@ -158,9 +175,9 @@ def _evaluate(config: ConfigDict | None, workdir: pathlib.Path, preemption: Pree
     from vision_jax import evaluate
     from vision_jax.devices import backend, distributed
 
-    fields = config.to_dict() if config is not None else {}
+    given = config.to_dict() if config is not None else {}
     distributed.check_agreement(
-        {**fields, "--mode": "eval", "--step": _STEP.value, "the workdir": str(workdir.absolute())}
+        {**given, "--mode": "eval", "--step": _STEP.value, "the workdir": str(workdir.absolute())}
     )
     backend.enable_compilation_cache(config.compilation_cache if config is not None else None)
     try:
@@ -189,7 +206,10 @@ def _check_start(config: ConfigDict | None) -> None:
         check_output("--json", pathlib.Path(_JSON.value))
     if config is None:
         if _MODE.value != "eval":
-            raise ConfigError("--config is missing: pass a file, such as --config=configs/quickstart.py.")
+            raise ConfigError(
+                "--config is missing: pass a file, or the name of a recipe, such as --config=quickstart; --config=list "
+                "prints all of them."
+            )
         return
     from vision_jax.config import check_urls
 
@@ -197,14 +217,19 @@ def _check_start(config: ConfigDict | None) -> None:
 
 
 def _what_is_saved(workdir: pathlib.Path | None) -> str:
-    """Returns what to print after Ctrl-C on how to resume."""
+    """Returns what to print after Ctrl-C on how to go on."""
+    if workdir is None:
+        return ""
+    checkpoints = workdir / "checkpoints"
     try:
-        saved = workdir is not None and any(path.name.isdigit() for path in (workdir / "checkpoints").iterdir())
+        steps = [int(path.name) for path in checkpoints.iterdir() if path.name.isdigit()]
     except (FileNotFoundError, NotADirectoryError):
-        saved = False
-    except OSError:  # there may be one
-        saved = True
-    return ": the same command resumes from the last checkpoint" if saved else ": no checkpoint had been saved yet"
+        steps = []
+    except OSError as error:
+        return f": whether a step is saved in {checkpoints} cannot be seen ({error.strerror})"
+    if not steps:
+        return f": no step is saved in {checkpoints}, so the same command begins anew"
+    return f": the same command goes on from step {max(steps)}, which is saved in {checkpoints}"
 
 
 def _workdir() -> pathlib.Path:
@@ -233,9 +258,15 @@ def _workdir() -> pathlib.Path:
             )
         return workdir
     if _CONFIG.value is None:
-        raise ConfigError("Neither --config nor --workdir is given: pass --config=configs/quickstart.py, say.")
-    filename = config_flags.get_config_filename(flags.FLAGS["config"])
-    return pathlib.Path("runs") / pathlib.Path(filename).stem
+        raise ConfigError(
+            "Neither --config nor --workdir is given: pass --config=quickstart, say; --config=list prints all recipes."
+        )
+    return _default_workdir(config_flags.get_config_filename(flags.FLAGS["config"]))
+
+
+def _default_workdir(config: str) -> pathlib.Path:
+    """Returns the workdir of a config file, FILE or FILE:VARIANT, where none is named."""
+    return pathlib.Path("runs") / pathlib.Path(config.partition(":")[0]).stem
 
 
 def _quiet_other_processes() -> None:
@@ -249,7 +280,11 @@ def _quiet_other_processes() -> None:
 def _parse_flags(argv: list[str]) -> list[str]:
     """Parses the flags; what is wrong with them or with the config file is said in one line."""
     if {"--help", "-help", "-h"} & set(argv):
-        app.usage(shorthelp=True, writeto_stdout=True, exitcode=0)  # absl's own handling ends with status 1
+        where = f"All fields, with their defaults and what they mean: {fields.__file__}"
+        # absl's own handling ends with status 1.
+        app.usage(shorthelp=True, writeto_stdout=True, detailed_error=where, exitcode=0)
+    if (pattern := _listed(argv)) is not None:
+        _print_recipes(pattern)
     try:
         rest = flags.FLAGS(argv)
         if len(rest) > 1:
@@ -265,6 +300,26 @@ def _parse_flags(argv: list[str]) -> list[str]:
         message = command_line.field_problem(error)
     print(f"error: {message}\nSee `python -m vision_jax.main --help`.", file=sys.stderr)
     sys.exit(2)
+
+
+def _listed(argv: list[str]) -> str | None:
+    """Returns which recipes --config=list asks for, a pattern; None: it is not there."""
+    # A flag's value may be the next argument.
+    found = re.search(r"^--?config[=\n]list(?::(.*))?$", "\n".join(argv), re.MULTILINE)
+    return None if found is None else found[1] or "*"
+
+
+def _print_recipes(pattern: str) -> NoReturn:
+    """Prints the recipes and ends the process."""
+    try:
+        print(catalog.describe(pattern), flush=True)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except BrokenPipeError:  # `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains as it flushes at the end
+        sys.exit(128 + signal.SIGPIPE)
+    sys.exit(0)
 
 
 def _hanging_threads(module: str) -> list[str]:

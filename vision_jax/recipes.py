@@ -6,7 +6,7 @@ from typing import NamedTuple, TypeVar
 
 from ml_collections import ConfigDict
 
-from vision_jax.config import default_config
+from vision_jax.config import default_config, loading
 from vision_jax.errors import ConfigError, suggest
 
 T = TypeVar("T")
@@ -21,6 +21,18 @@ def choose(variants: Mapping[str, T], name: str) -> T:
     if name not in variants:
         raise ConfigError(f"This recipe has no variant {name!r}: {suggest(name, list(variants))}")
     return variants[name]
+
+
+def load(name: str) -> ConfigDict:
+    """Returns the configuration of another recipe, to start from.
+
+    Args:
+        name: of a recipe of this package, or the path of a config file; either with a variant, as `resnet50_rsb:a3`.
+
+    Raises:
+        ConfigError: if there is none, or it fails.
+    """
+    return loading.load(name)
 
 
 def imagenet(model: str) -> ConfigDict:

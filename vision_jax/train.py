@@ -68,7 +68,7 @@ def train_and_evaluate(
         config: see `vision_jax.config`.
         workdir: of this run; see README.md for what it holds.
         allow_config_change: go on although the workdir was made by another configuration.
-        preemption: says when to stop; None: SIGTERM is handled here.
+        preemption: says when to stop; None: SIGTERM is handled here, as Ctrl-C is in any case.
         begun: `time.monotonic()` when the program started, from which on its time is accounted for; None: now.
 
     Returns:
@@ -78,6 +78,7 @@ def train_and_evaluate(
         ConfigError, DataError, CheckpointError: for input that cannot work.
         NonFiniteError: if the loss or the gradients stop being finite.
         Preempted: after SIGTERM, with the state saved.
+        KeyboardInterrupt: after Ctrl-C; with the state saved, if training had begun. A second one does not wait for it.
     """
     begun = time.monotonic() if begun is None else begun
     if preemption is None:
@@ -291,7 +292,8 @@ def _train(
             )
             while True:
                 try:
-                    return _attempt(run, state, rewinds)
+                    with preemption.saving_on_interrupt():
+                        return _attempt(run, state, rewinds)
                 except Rewind as rewind:
                     bad = rewind.step
                 # Here, and not above, where the exception still holds the arrays of the loop.
@@ -368,12 +370,12 @@ def _loop(run: _Run, state: TrainState, batches: Prefetcher, tracker: Tracker) -
             run.checkpointer.save(step, state, run.metadata)
         goodput.mark(step)
 
-    def stop(step: int) -> Preempted:
+    def stop(step: int) -> Preempted | KeyboardInterrupt:
         """Returns what to raise, once the state is saved; again, if it could not be saved before."""
         save(step)
         with goodput.phase("saves"):
             run.checkpointer.wait()
-        return Preempted(step)
+        return KeyboardInterrupt(f"step {step} is saved") if run.preemption.interrupted else Preempted(step)
 
     for step in range(int(state.step), plan.total_steps + 1):  # `step` updates are done
         stops = run.preemption.should_stop()

@@ -20,6 +20,7 @@ from vision_jax.data.loader import Loader
 from vision_jax.data.order import BalancedOrder, BucketOrder, OffsetOrder, ReplayOrder, TrainOrder
 from vision_jax.data.pairs import CaptionTokens, LabelTokens, PairsSource
 from vision_jax.data.sources import (
+    OWN_SOURCES,
     FolderSource,
     RelabeledSource,
     Source,
@@ -112,6 +113,8 @@ def _create_source(config: ConfigDict, train: bool, class_names: Sequence[str]) 
     """Returns the whole of a split."""
     data = config.data
     split = data.train_split if train else data.val_split
+    if data.source in OWN_SOURCES:
+        return OWN_SOURCES[data.source](data.dir, split)
     match data.source:
         case "pairs":
             return PairsSource(pathlib.Path(data.dir).expanduser(), split)

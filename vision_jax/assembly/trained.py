@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import logging
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -21,10 +21,13 @@ from vision_jax.assembly.states import partition_rules
 from vision_jax.assembly.weights import load_pretrained, load_trained, restore_variables
 from vision_jax.config import command_line
 from vision_jax.config.plan import objective_name
-from vision_jax.data.sources import digest_of
+from vision_jax.config.validation import SOURCES
+from vision_jax.data.sources import OWN_SOURCES, digest_of
 from vision_jax.data.transforms import Preprocessing
 from vision_jax.devices import partition, sharding
 from vision_jax.errors import CheckpointError, ConfigError, check_no_url
+from vision_jax.evaluators import EVALUATORS
+from vision_jax.models import registry
 from vision_jax.objectives import OBJECTIVES, Objective
 from vision_jax.objectives.base import Variables
 from vision_jax.runtime import digests
@@ -95,14 +98,40 @@ class TrainedModel:
 
 
 def checkpoint_config(about: Mapping[str, Any]) -> ConfigDict:
-    """Returns the configuration of a checkpoint, with a mesh that suits the devices that there are."""
+    """Returns the configuration of a checkpoint, with a mesh that suits the devices that there are.
+
+    Raises:
+        ConfigError: if it names what this version does not know, or a config file registers that has not been read.
+    """
     config = config_lib.from_dict(about["config"])
+    _check_registered(config)
     try:
         sharding.mesh_axes(config.mesh, jax.device_count())
     except ConfigError as error:
         log.warning("The mesh of the training is not for these devices, so batches alone are divided. %s", error)
         config_lib.reset_mesh(config)
     return config
+
+
+def _check_registered(config: ConfigDict) -> None:
+    """Checks that what a config file may have registered for a run is there when the run is used.
+
+    Raises:
+        ConfigError: if it is not.
+    """
+    kinds = {f"evals.{name}.kind": kind for name in config.evals if (kind := config.evals[name].get("kind"))}
+    names: dict[str, tuple[str | None, Container[str]]] = {
+        "model.name": (config.model.name, {*registry.list_models(), *registry.aliases()}),
+        "objective.name": (config.objective.name, OBJECTIVES),
+        "data.source": (config.data.source, {*SOURCES, *OWN_SOURCES}),
+        **{path: (kind, EVALUATORS) for path, kind in kinds.items()},
+    }
+    for path, (name, known) in names.items():
+        if name is not None and name not in known:
+            raise ConfigError(
+                f"The run has {path}={name}, which this package does not have. If its config file registers it, pass "
+                "that: --config=FILE."
+            )
 
 
 def from_workdir(
@@ -158,7 +187,9 @@ def finds_of_workdir(workdir: str | pathlib.Path, step: int | str | None = None)
     checkpointer = Checkpointer(pathlib.Path(workdir).expanduser() / "checkpoints")
     candidates = choose_checkpoints(checkpointer, checkpointer.directory.parent, step)
     _, found = checkpointer.restore_first(candidates, lambda candidate: checkpointer.about(candidate)["config"])
-    return OBJECTIVES[objective_name(config_lib.from_dict(found))].dense
+    config = config_lib.from_dict(found)
+    _check_registered(config)
+    return OBJECTIVES[objective_name(config)].dense
 
 
 def from_file(

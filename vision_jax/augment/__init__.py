@@ -7,11 +7,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vision_jax.augment.notation import create_policy, list_policies
+    from vision_jax.augment.notation import POLICIES, create_policy, list_policies
     from vision_jax.augment.pipeline import Augmentation, AugmentConfig, create_augmentation, parse_crops
     from vision_jax.augment.transforms import batch_key, example_keys, normalize, random_flip
 
 __all__ = [
+    "POLICIES",
     "AugmentConfig",
     "Augmentation",
     "batch_key",
@@ -25,7 +26,7 @@ __all__ = [
 ]
 
 _LATER = {
-    **dict.fromkeys(("create_policy", "list_policies"), "notation"),
+    **dict.fromkeys(("POLICIES", "create_policy", "list_policies"), "notation"),
     **dict.fromkeys(("Augmentation", "AugmentConfig", "create_augmentation", "parse_crops"), "pipeline"),
     **dict.fromkeys(("batch_key", "example_keys", "normalize", "random_flip"), "transforms"),
 }

@@ -32,7 +32,7 @@ Transform = Callable[[jax.Array, jax.Array], jax.Array]
 
 def list_policies() -> list[str]:
     """Returns the names with which a policy string can begin."""
-    return [*_CREATORS]
+    return [*POLICIES]
 
 
 def create_policy(text: str, mean_color: Sequence[float] = (124, 116, 104)) -> Transform:
@@ -49,11 +49,11 @@ def create_policy(text: str, mean_color: Sequence[float] = (124, 116, 104)) -> T
         ConfigError: if there is no such policy, or it has no such option.
     """
     name, *options = text.split("-")
-    if name not in _CREATORS:
+    if name not in POLICIES:
         raise ConfigError(
             f"augment.policy is {text!r}: no policy begins with {name!r}; {suggest(name, list_policies())}"
         )
-    create, known = _CREATORS[name]
+    create, known = POLICIES[name]
     return create(name, _parse_options(text, options, known), tuple(mean_color))
 
 
@@ -166,8 +166,9 @@ def _three_augment(name: str, options: dict[str, float], mean_color: Sequence[fl
 
 
 _NOISE = {"mstd": (0.0, math.inf), "mmax": (1, 30)}
-# By the name that a policy string begins with: what makes the policy, and its options with their ranges.
-_CREATORS: dict[str, tuple[Callable[..., Transform], dict[str, tuple[float, float]]]] = {
+# By the name that a policy string begins with: what makes the policy of (name, options, mean_color), and its options
+# with their ranges. A config file may add others; see docs/extending.md.
+POLICIES: dict[str, tuple[Callable[..., Transform], dict[str, tuple[float, float]]]] = {
     "rand": (_rand_augment, {"m": (0.0, 30.0), "n": (1, 16), "p": (0.0, 1.0), "inc": (0, 1), **_NOISE}),
     **dict.fromkeys(tables.AUTO_AUGMENT, (_auto_augment, _NOISE)),
     "autoaugment_cifar10": (_auto_augment_cifar10, {}),

@@ -33,6 +33,29 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--model", help="name of a model (`python -m vision_jax models`), with --pretrained")
     group.add_argument("--pretrained", help="its weights: safetensors, npz or torch file, or hf://OWNER/NAME")
     group.add_argument("--classes", help="a file with the names of its classes, one per line, or `imagenet`")
+    add_config_argument(group)
+
+
+def add_config_argument(parser: argparse._ActionsContainer) -> None:
+    """Adds the flag by which what a config file registers is known; see `read_config`."""
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        help="a config file that registers a model, an objective, an evaluation or a data source which the run has: "
+        "it is read for that alone, and the configuration is that of the checkpoint",
+    )
+
+
+def read_config(arguments: argparse.Namespace) -> None:
+    """Reads the file of --config, if it was given, so that what it registers is known.
+
+    Raises:
+        ConfigError: if it cannot be read.
+    """
+    from vision_jax.config import loading
+
+    if arguments.config is not None:
+        loading.load(arguments.config)
 
 
 def integers(text: str) -> tuple[int, ...]:
@@ -149,6 +172,7 @@ def is_dense(arguments: argparse.Namespace) -> bool:
     from vision_jax.assembly import dense_files
     from vision_jax.assembly.trained import finds_of_workdir
 
+    read_config(arguments)
     if arguments.workdir is None:
         return arguments.model in dense_files.NAMES
     return bool(finds_of_workdir(arguments.workdir, arguments.step))
@@ -158,6 +182,7 @@ def _load_model(arguments: argparse.Namespace, classifier: bool, needs_data: boo
     from vision_jax import build, pretrained
     from vision_jax.devices import backend
 
+    read_config(arguments)
     backend.start()
     keep_compiled()
     if arguments.workdir is not None:

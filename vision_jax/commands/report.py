@@ -31,6 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="what explains the worst mistakes: methods of `python -m vision_jax explain`, with commas, or `none` "
         "(default: gradcam)",
     )
+    common.add_config_argument(parser)
     flags = parser.parse_args(argv)
     if flags.step is not None and flags.step != "best" and not flags.step.isdigit():
         parser.error(f"--step is {flags.step!r}: give a number or best")
@@ -45,6 +46,7 @@ def report(flags: argparse.Namespace) -> int:
     """Writes what the flags say; returns the exit status."""
     from vision_jax.report import program  # imports JAX, which takes seconds that --help should not
 
+    common.read_config(flags)
     if not flags.no_evaluate:
         common.keep_compiled()
     explain = {None: "gradcam", "none": None}.get(flags.explain, flags.explain)

@@ -57,6 +57,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--workdir", help="of a run")
     group.add_argument("--step", help="of its checkpoint, a number or `best`; default: the latest")
     group.add_argument("--weights", choices=("raw", "ema"), help="default: the moving average, if there is one")
+    common.add_config_argument(group)
 
 
 def zero_shot(arguments: argparse.Namespace) -> int:

@@ -6,7 +6,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from vision_jax.config import loading
+from vision_jax.config import fields, loading
 from vision_jax.errors import ConfigError
 
 flags.disclaim_key_flags()  # those of the module that calls `define`, so that its --help shows them
@@ -54,7 +54,8 @@ def define(values: flags.FlagValues = flags.FLAGS, argv: Sequence[str] | None = 
     holder = config_flags.DEFINE_config_file(
         "config",
         None,
-        "A file such as configs/resnet50.py; --config.FIELD=VALUE overrides a field of it.",
+        "A file such as configs/resnet50.py, or the name of a recipe, resnet50; `list` prints these. "
+        "--config.FIELD=VALUE overrides a field of it.",
         flag_values=values,
         lock_config=True,
         sys_argv=None if argv is None else list(argv),
@@ -108,7 +109,7 @@ def field_problem(error: Exception) -> str:
     if isinstance(error, AttributeError | KeyError):
         field = loading.first_line(error).rpartition("Attempting to lookup: ")[2].strip("'")
         return (
-            f"the configuration has no field {field!r}; vision_jax/config/fields.py lists all of them. Further "
+            f"the configuration has no field {field!r}; {fields.__file__} lists all of them. Further "
             "evaluations, and options of evaluations and of the objective, are added in a recipe: docs/evaluation.md "
             "shows how."
         )

@@ -104,7 +104,7 @@ def default_config() -> ConfigDict:
     # DIR/SPLIT.csv or DIR/SPLIT/*.tar. synthetic: generated JPEGs, which need no data. For objectives that learn from
     # boxes or masks: coco: DIR/annotations/instances_SPLIT.json and DIR/SPLIT; voc: DIR/JPEGImages and so on, such as
     # VOCdevkit/VOC2012; masks: DIR/images/SPLIT and DIR/masks/SPLIT; scenes: made-up images with scikit-learn's digits;
-    # tfds: what `prepare` has made of these; synthetic: made-up ones.
+    # tfds: what `prepare` has made of these; synthetic: made-up ones. A config file may add others: docs/extending.md.
     data.source = "tfds"
     # tfds: the folder with features.json, or a parent that holds no other data set. folder, coco, voc, masks: DIR as
     # above. digits, scenes: where the data set is cached; None: vision_jax's cache.

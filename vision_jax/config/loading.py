@@ -1,5 +1,10 @@
-"""Reading a config file, such as configs/resnet50.py; whatever is wrong with one is said in one line."""
+"""Reading a config file, such as configs/resnet50.py; whatever is wrong with one is said in one line.
 
+A name without a folder and a suffix, `resnet50`, is that of a recipe of the package: in a clone of the repository these
+are in `configs/`, and where the package has been installed, in `vision_jax/configs/`.
+"""
+
+import hashlib
 import importlib.machinery
 import importlib.util
 import inspect
@@ -13,35 +18,68 @@ from ml_collections import ConfigDict
 
 from vision_jax.config.fields import OPEN_FIELDS, default_config
 from vision_jax.config.store import flatten
-from vision_jax.errors import ConfigError, check_no_url
+from vision_jax.errors import ConfigError, check_no_url, suggest
 
 _WHAT_IT_IS = (
     "A config file is Python with a function get_config() that starts from vision_jax.config.default_config(), changes "
     "fields and returns it, as in configs/quickstart.py."
 )
+LISTED_BY = "`python -m vision_jax.main --config=list`"
+_PACKAGE = pathlib.Path(__file__).parent.parent
+
+
+def recipes_folder() -> pathlib.Path:
+    """Returns the folder of the recipes that belong to this package."""
+    installed = _PACKAGE / "configs"
+    return installed if installed.is_dir() else _PACKAGE.parent / "configs"
+
+
+def find(file: str) -> str:
+    """Returns the path of a config file.
+
+    Args:
+        file: its path, or the name of a recipe.
+
+    Raises:
+        ConfigError: if there is neither.
+    """
+    if pathlib.Path(file).is_file():
+        return file
+    names = sorted(path.stem for path in recipes_folder().glob("*.py"))
+    if file in names:
+        return str(recipes_folder() / f"{file}.py")
+    name = pathlib.Path(file).stem
+    if name in names:
+        hint = f"The package has a recipe of that name: --config={name}"
+    elif file == name:
+        hint = f"Nor is there such a recipe: {suggest(name, names, LISTED_BY)}"
+    else:
+        hint = _WHAT_IT_IS
+    raise ConfigError(f"Cannot load the config file {file!r}: there is no such file. {hint}")
 
 
 def load(path: str) -> ConfigDict:
     """Returns what the `get_config()` of a config file returns, locked.
 
     Args:
-        path: FILE, or FILE:VARIANT, which is passed to `get_config`.
+        path: FILE, or FILE:VARIANT, which is passed to `get_config`. FILE may be the name of a recipe.
 
     Raises:
         ConfigError: if there is no such file, it fails, or it returns anything but a configuration with all fields.
     """
-    file, *variant = path.split(":", 1)
     check_no_url("--config", path)
-    get_config = getattr(_execute(file), "get_config", None)
+    given, *variant = path.split(":", 1)
+    file = find(given)
+    get_config = getattr(execute(file), "get_config", None)
     if not callable(get_config):
         raise ConfigError(f"{file} has no function get_config(). {_WHAT_IT_IS}")
     signature = inspect.signature(get_config)
     try:
         signature.bind(*variant)
     except TypeError as error:
-        given = f"{variant[0]!r}, what follows the colon in --config" if variant else "nothing"
+        passed = f"{variant[0]!r}, what follows the colon in --config" if variant else "nothing"
         raise ConfigError(
-            f"{file} has get_config{signature}, which is passed {given}: {error}. It may take one argument with a "
+            f"{file} has get_config{signature}, which is passed {passed}: {error}. It may take one argument with a "
             "default, the variant."
         ) from error
     try:
@@ -58,11 +96,15 @@ def load(path: str) -> ConfigDict:
     return config.lock()
 
 
-def _execute(file: str) -> ModuleType:
-    """Returns the module that a config file is."""
-    if not pathlib.Path(file).is_file():
-        raise ConfigError(f"Cannot load the config file {file!r}: there is no such file. {_WHAT_IT_IS}")
-    loader = importlib.machinery.SourceFileLoader("config_file", file)  # whatever its suffix
+def execute(file: str) -> ModuleType:
+    """Returns the module that the config file at a path is.
+
+    Raises:
+        ConfigError: if it is not Python, or raises something.
+    """
+    # One may load another, so each is a module of its own.
+    digest = hashlib.sha256(str(pathlib.Path(file).absolute()).encode()).hexdigest()[:16]
+    loader = importlib.machinery.SourceFileLoader(f"config_file_{digest}", file)  # whatever its suffix
     module = ModuleType(loader.name)
     module.__file__ = file
     sys.modules[loader.name] = module  # where dataclasses look for the names in their annotations

@@ -32,6 +32,7 @@ from vision_jax.config.plan import (
     prune_sparsity,
 )
 from vision_jax.config.store import flatten, parent
+from vision_jax.data.sources import OWN_SOURCES
 from vision_jax.data.views import parse_views
 from vision_jax.devices import sharding
 from vision_jax.errors import ConfigError, check_no_url, suggest
@@ -40,10 +41,12 @@ from vision_jax.objectives import OBJECTIVES, Pairs, options_of
 from vision_jax.optim.pruning import MASKED, SCOPES
 from vision_jax.runtime import experiments
 
+# What `data.source` may be, besides `OWN_SOURCES`.
+SOURCES = ("digits", "tfds", "folder", "synthetic", "pairs", "coco", "voc", "masks", "scenes")
 # What `validate` allows; fields that are not set are not checked.
 _CHOICES = {
     "dtype": ("auto", "float32", "bfloat16", "float16"),
-    "data.source": ("digits", "tfds", "folder", "synthetic", "pairs", "coco", "voc", "masks", "scenes"),
+    "data.source": SOURCES,
     "data.train_filter": ("bilinear", "bicubic", "area", "pillow-bilinear", "pillow-bicubic"),
     "data.eval_filter": ("bilinear", "bicubic"),
     "optimizer.learning_rate_scaling": ("linear", "sqrt"),
@@ -356,7 +359,9 @@ def _check_items(path: str, items: list) -> Iterator[str]:
 def _check_ranges(config: ConfigDict) -> Iterator[str]:
     """Checks the fields that have a range or a list of choices of their own."""
     values = dict(flatten(config))
-    for path, allowed in _CHOICES.items():
+    own = {"data.source": tuple(OWN_SOURCES)}
+    for path, choices in _CHOICES.items():
+        allowed = (*choices, *own.get(path, ()))
         if values[path] not in allowed:
             yield f"{path} is {values[path]!r}: {suggest(str(values[path]), allowed)}"
     if (stride := values["model.output_stride"]) not in (None, *models.resnet.OUTPUT_STRIDES):

@@ -62,6 +62,11 @@ class Source(Protocol):
         ...
 
 
+# What a config file adds to the sources of whole images, by the name that `data.source` then has: it makes one of
+# `data.dir` and the name of a split. See docs/extending.md.
+OWN_SOURCES: dict[str, Callable[[str | None, str], Source]] = {}
+
+
 def digest_of(*values: object) -> str:
     """Returns the start of a SHA-256 of values: arrays by their bytes, others by `repr`."""
     digest = hashlib.sha256()

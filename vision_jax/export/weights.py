@@ -28,6 +28,7 @@ def _state(trained: TrainedModel, library: str) -> dict[str, np.ndarray]:
     """
     objective = trained.objective
     if not isinstance(objective, Dense):
+        _check_library(registry.entry(trained.name), library)
         variables = build.without_heads(objective, trained.variables)
         return pretrained.to_torch(registry.entry(trained.name).name, jax.device_get(variables), library)
     if library != "torchvision":
@@ -36,6 +37,24 @@ def _state(trained: TrainedModel, library: str) -> dict[str, np.ndarray]:
             "with --config.model.pretrained=WORKDIR."
         )
     return dense_weights.to_torch(objective.network, jax.device_get(dict(trained.variables)))
+
+
+def _check_library(known: registry.Entry, library: str) -> None:
+    """Checks that a library has a model, and so names for its weights.
+
+    Raises:
+        ConfigError: if not; it says what can be written instead.
+    """
+    having = [name for name in LIBRARIES if pretrained.has_model(known, name)]
+    if library in having:
+        return
+    what = f"{library} has no {known.name}, and so no names for its weights. "
+    what += f"{having[0]} has it: --format={having[0]}. " if having else ""
+    raise ConfigError(
+        f"{what}The model as a program is written by --format=onnx, for onnxruntime and others, and by "
+        "--format=stablehlo, for JAX without this package; another training starts from the run, by "
+        "--config.model.pretrained=WORKDIR."
+    )
 
 
 def export_weights(trained: TrainedModel, target: Target, library: str = "timm") -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import fnmatch
+import functools
 import numbers
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -99,6 +100,8 @@ def register(
 ) -> None:
     """Makes `create(**options)` known as `name`; arguments as the attributes of `Entry`.
 
+    A config file or a notebook may register its model again, as when it is read twice.
+
     Args:
         aliases: other libraries' names of the same function, with the input of their weights where it is another.
         backbones: tags that timm puts behind the name for weights without a classifier, such as "dino", with the input
@@ -109,13 +112,29 @@ def register(
         alias: (name, aliases[alias] if isinstance(aliases, Mapping) else input, {}) for alias in aliases
     }
     others |= {f"{name}.{tag}": (name, spec, {"num_classes": 0}) for tag, spec in (backbones or {}).items()}
+    if name in _MODELS and _is_own(create) and _module(create) == _module(_MODELS[name].create):
+        del _MODELS[name]
+        for alias in [alias for alias, (model, *_) in _ALIASES.items() if model == name]:
+            del _ALIASES[alias]
     for known in (name, *others):
         if known in _MODELS or known in _ALIASES:
-            raise ValueError(f"There is a model {known!r} already.")
+            raise ConfigError(f"There is a model {known!r} already: register yours by another name.")
     _ALIASES.update(others)
     _MODELS[name] = Entry(
         name, create, input, library, torchvision, authors, in_torchvision, torchvision_buffers, big_vision, resample
     )
+
+
+def _module(create: Callable[..., nn.Module]) -> str:
+    """Returns the name of the module that something which makes models is from."""
+    while isinstance(create, functools.partial):
+        create = create.func
+    return create.__module__
+
+
+def _is_own(create: Callable[..., nn.Module]) -> bool:
+    """Returns whether it is from outside of this package, where each name is registered once."""
+    return not _module(create).startswith("vision_jax.")
 
 
 def list_models(pattern: str = "*") -> list[str]:
@@ -138,7 +157,10 @@ def entry(name: str) -> Entry:
         model, input, defaults = _ALIASES[name]
         return dataclasses.replace(_MODELS[model], input=input, defaults=defaults)
     if name not in _MODELS:
-        hint = suggest(name, [*_MODELS, *_ALIASES], "python -m vision_jax models")
+        listed_by = "python -m vision_jax models"
+        hint = suggest(name, [*_MODELS, *_ALIASES], listed_by)
+        if hint.startswith(listed_by):  # it is like none of ours
+            hint += " If a config file registers it, pass --config=FILE."
         raise ConfigError(f"There is no model {name!r}: {hint}")
     return _MODELS[name]
 

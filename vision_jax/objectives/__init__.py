@@ -3,7 +3,7 @@
 from vision_jax.objectives.adversarial import Adversarial
 from vision_jax.objectives.advprop import AdvProp
 from vision_jax.objectives.barlow_twins import BarlowTwins
-from vision_jax.objectives.base import Constant, Ema, Objective, Out, Progress, Setup, options_of
+from vision_jax.objectives.base import Constant, Ema, Objective, Out, Progress, Setup, options_of, total
 from vision_jax.objectives.byol import Byol
 from vision_jax.objectives.classification import Classification
 from vision_jax.objectives.dense import Dense
@@ -66,4 +66,5 @@ __all__ = [
     "Segmentation",
     "Setup",
     "options_of",
+    "total",
 ]

@@ -19,7 +19,7 @@ from vision_jax.pretrained.classes import (
     map_classes,
     read_class_names,
 )
-from vision_jax.pretrained.convert import classes_of, from_torch, load, to_torch
+from vision_jax.pretrained.convert import classes_of, from_torch, has_model, load, to_torch
 from vision_jax.pretrained.files import WeightFile, is_workdir, read
 from vision_jax.pretrained.heads import Beside, OfficialNames, load_heads, networks
 
@@ -33,6 +33,7 @@ __all__ = [
     "display_names",
     "find_class",
     "from_torch",
+    "has_model",
     "imagenet_classes",
     "is_workdir",
     "load",

@@ -256,6 +256,11 @@ def _raise_if_different(
     )
 
 
+def has_model(known: Entry, library: str) -> bool:
+    """Returns whether "timm" or "torchvision" has a model."""
+    return known.library == "timm" if library == "timm" else known.in_torchvision
+
+
 def to_torch(name: str, variables: Mapping[str, Any], library: str | None = None) -> dict[str, np.ndarray]:
     """Converts variables into a state dict.
 
@@ -275,7 +280,7 @@ def to_torch(name: str, variables: Mapping[str, Any], library: str | None = None
     library = library or known.library
     if library not in ("timm", "torchvision", ""):
         raise ConfigError(f"library is {library!r}: there are timm and torchvision.")
-    if (library == "timm" and known.library != "timm") or (library == "torchvision" and not known.in_torchvision):
+    if library and not has_model(known, library):
         raise ConfigError(f"{library} has no {name}.")
     theirs = namings(known).get(library, namings(known)[known.library])
     state = {}

@@ -1,11 +1,15 @@
-"""Preemption: handling SIGTERM, so that a run saves its state before it is stopped."""
+"""Preemption: handling SIGTERM and Ctrl-C, so that a run saves its state before it is stopped."""
 
+import contextlib
 import os
 import signal
 import sys
 import threading
+from collections.abc import Iterator
 from types import FrameType
 from typing import Any, Self
+
+_SAVING = b"\nCtrl-C: saving at the end of this step; once more does not wait for that.\n"
 
 
 class Preemption:
@@ -13,9 +17,16 @@ class Preemption:
 
     With a single process, this object handles the signal between `__enter__` and `__exit__`. With several, JAX's
     preemption notifier, which `jax.distributed` starts, does, and makes all processes agree on the step to stop at.
+
+    Ctrl-C (SIGINT) sets the flag too while there is something to save, which `saving_on_interrupt` says; else it raises
+    KeyboardInterrupt, as ever.
+
+    Attributes:
+        interrupted: Ctrl-C has set the flag.
     """
 
     def __init__(self) -> None:
+        self.interrupted = False
         self._noticed = threading.Event()
         self._previous: Any = None
         self._questions = 0
@@ -42,6 +53,33 @@ class Preemption:
             os.kill(os.getpid(), signal.SIGTERM)
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
+        self._noticed.set()
+
+    @contextlib.contextmanager
+    def saving_on_interrupt(self) -> Iterator[None]:
+        """Lets Ctrl-C set the flag meanwhile; a second one raises KeyboardInterrupt.
+
+        With several processes it is passed on as SIGTERM, so that all of them stop at the same step. A program that
+        handles SIGINT in its own way, or ignores it as those that a shell starts in the background do, keeps that.
+        """
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        if not in_main_thread or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+            yield
+            return
+        signal.signal(signal.SIGINT, self._interrupt)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def _interrupt(self, signum: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # of a second one
+        with contextlib.suppress(OSError):  # stderr may be closed
+            os.write(2, _SAVING)  # not `print`, which this may have interrupted
+        if _is_distributed():
+            os.kill(os.getpid(), signal.SIGTERM)
+            return
+        self.interrupted = True
         self._noticed.set()
 
     def noticed(self) -> bool:
