@@ -303,23 +303,6 @@ def test_batches_of_an_epoch_are_shuffled_and_other_orders_keep_their_canvas():
     assert [again.canvas(step) for step in range(100)] == kinds
 
 
-def test_evaluation_by_bucket_sees_each_record_once():
-    sizes = np.random.RandomState(1).randint(20, 200, (53, 2))
-    parts = bucket_indices(sizes, FIT, CANVASES)
-    batches = order.BucketEvalOrder(parts, batch_size=8)
-    assert batches.num_batches == sum(-(-len(indices) // 8) for _, indices in parts)
-    seen = []
-    for step in range(batches.num_batches):
-        records = batches.records(step)
-        assert records.shape == batches.visits(step).shape == (8,)
-        valid = records[records >= 0]
-        assert (records[len(valid) :] == -1).all()
-        assert {CANVASES[FIT.canvas_of(*sizes[i].tolist(), CANVASES)] for i in valid} == {batches.canvas(step)}
-        seen += valid.tolist()
-    assert sorted(seen) == list(range(53))
-    assert order.BucketEvalOrder([], 8).num_batches == 0
-
-
 @pytest.fixture
 def source(tmp_path: pathlib.Path) -> CocoSource:
     return CocoSource(write_coco(tmp_path), "train2017", masks=True)
