@@ -87,7 +87,7 @@ _STRING_PAIRS = {"mesh.rules": "(pattern, layout)"}
 
 _POSITIVE = (
     *("batch_size", "epochs", "total_steps", "model.num_classes", "data.image_size", "data.prefetch"),
-    *("model.window_size", "model.num_heads", "model.feature_blocks"),
+    *("model.window_size", "model.num_heads", "model.feature_blocks", "model.attention_window"),
     *("data.num_threads", "data.synthetic_train_examples", "data.synthetic_val_examples"),
     *("data.train_examples", "data.train_per_class", "data.repeats", "data.eval_size", "data.max_pixels"),
     *("data.dense.longer", "data.dense.max_boxes", "data.dense.eval_shorter", "data.dense.eval_longer"),
@@ -109,7 +109,14 @@ _NOT_NEGATIVE = (
     *("augment.mixup", "augment.cutmix", "augment.cutout", "augment.shift", "augment.col_out"),
     "augment.mix_group",
     *("optimizer.weight_decay_end", "loss.auxiliary_weight", "ema_start_epochs", "watchdog_seconds"),
-    *("model.layer_scale", "model.head_std", "model.norm_epsilon", "prune.begin_epochs", "prune.end_epochs"),
+    *(
+        "model.layer_scale",
+        "model.head_std",
+        "model.norm_epsilon",
+        "model.global_blocks",
+        "prune.begin_epochs",
+        "prune.end_epochs",
+    ),
 )
 
 
