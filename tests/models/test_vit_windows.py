@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import scipy.special
 
+from vision_jax import pretrained
 from vision_jax.dense.networks import create_detector
 from vision_jax.errors import ConfigError
+from vision_jax.models import registry
 from vision_jax.models.vit import Block, VisionTransformer
 from vision_jax.models.windows import Windows, evenly_spaced
 
@@ -163,3 +165,17 @@ def test_patches_that_are_encoded_alone_have_no_windows():
     kept = jnp.zeros((1, 3), jnp.int32)
     with pytest.raises(ValueError, match="some alone are not encoded"):
         jax.eval_shape(lambda: model.init(jax.random.key(0), images, train=False, kept=kept, method="encode"))
+
+
+def test_weights_with_a_class_token():
+    """All but that token, and its position, are those of a file of a classifier."""
+    name = "vit_tiny_patch16_224"
+    classifier = registry.create_model(name)
+    images = jnp.zeros((1, 224, 224, 3))
+    theirs = random_like(jax.eval_shape(lambda: classifier.init(jax.random.key(0), images, train=False)))
+    state = pretrained.to_torch(name, theirs, library="timm")
+    options = {"class_token": False, "global_pool": "avg", "attention_window": 14, "num_classes": 0}
+    params = pretrained.from_torch(name, {k: v for k, v in state.items() if "head" not in k}, **options)["params"]
+    expected = {k: v for k, v in theirs["params"].items() if k not in ("cls_token", "head")}
+    expected["pos_embed"] = expected["pos_embed"][:, 1:]
+    jax.tree.map(np.testing.assert_array_equal, params, expected)

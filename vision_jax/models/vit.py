@@ -246,7 +246,8 @@ class VisionTransformer(ImageModel, kw_only=True):
             "relative": no embeddings, but a bias of attention for each offset, see `RelativePositionBias`.
         no_embed_class: learned positions are for patches alone too.
         interpolate_positions: images may have other sizes than `img_size`: learned positions are then interpolated.
-        norm_after_pooling: normalize the pooled features instead of all tokens; None: with "avg".
+        norm_after_pooling: normalize the pooled features instead of all tokens; None: with "avg", but not with windows,
+            which are for maps of features.
         layer_scale: initial scale of residual branches; None: they are not scaled.
         drop_path_uniform: all blocks drop branches with the probability `drop_path_rate`, as in DeiT III, instead of
             earlier ones less often.
@@ -348,7 +349,9 @@ class VisionTransformer(ImageModel, kw_only=True):
     @property
     def norms_all_tokens(self) -> bool:
         """Whether the last norm is that of all tokens; else, it is that of the pooled features."""
-        return self.global_pool != "avg" if self.norm_after_pooling is None else not self.norm_after_pooling
+        if self.norm_after_pooling is not None:
+            return not self.norm_after_pooling
+        return self.global_pool != "avg" or self.attention_window is not None
 
     def setup(self) -> None:
         kernel_init: Any = transformer_init
