@@ -104,7 +104,8 @@ def test_a_block_of_windows_is_that_of_numpy(rows: int, columns: int, side: int)
 def test_a_window_that_covers_the_image_is_the_whole():
     """Outputs, and gradients of all parameters."""
     images = np.random.default_rng(2).normal(size=(2, 12, 20, 3)).astype(np.float32)
-    models = [model_of(depth=2, **options) for options in ({}, {"attention_window": 14, "global_blocks": 1})]
+    several = ({"norm_after_pooling": False}, {"attention_window": 14, "global_blocks": 1})
+    models = [model_of(depth=2, **options) for options in several]
     params = params_of(models[0], images)
 
     def loss(params: Any, model: VisionTransformer) -> Any:
