@@ -69,8 +69,9 @@ class Attention(nn.Module):
         """
         shape, windows = x.shape, x.shape[2] if x.ndim == 4 else None
         qkv = QueryKeyValue(self.num_heads, self.dtype, self.qkv_init or self.kernel_init, name="qkv")(x)
-        # Windows go beside the heads, so that the batch stays an axis of its own.
-        q, k, v = (qkv[..., i, :, :].reshape(*shape[:2], -1, qkv.shape[-1]) for i in range(3))
+        q, k, v = (qkv[..., i, :, :] for i in range(3))
+        if windows is not None:  # beside the heads, so that the batch stays an axis of its own
+            q, k, v = (x.reshape(*shape[:2], -1, x.shape[-1]) for x in (q, k, v))
         x = attend(self, q, k, v, bias, groups=windows, recompute=self.recompute).reshape(shape)
         features = shape[-1]
         x = nn.Dense(features, dtype=self.dtype, kernel_init=self.kernel_init, name="proj")(x)
