@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from dense_cases import coco_content, write_coco, write_masks, write_voc
 
-from vision_jax import build, train
+from vision_jax import build, recipes, train
 from vision_jax import config as config_lib
 from vision_jax.augment import dense
 from vision_jax.data.boxes import IGNORED
@@ -106,6 +106,21 @@ def coco(tmp_path: pathlib.Path) -> pathlib.Path:
         ("boxes", {"data.dense.reduce_zero_label": True}, "data.dense.reduce_zero_label is set, which is for"),
         ("boxes", {"augment.mixup": 0.2}, "augment.mixup is 0.2, which is not for boxes"),
         ("boxes", {"augment.policy": "randaugment"}, "augment.policy"),
+        ("boxes", {"label_smoothing": 0.1}, "label_smoothing is 0.1, which is not for boxes: leave it unset"),
+        ("pixels", {"loss.class_weights": (1.0, 2.0)}, "loss.class_weights"),
+        ("boxes", {"loss.name": "sigmoid"}, "loss.name is 'sigmoid', which is not for boxes"),
+        ("boxes", {"augment.erase": 0.25}, "augment.erase is 0.25, which is not for boxes"),
+        ("boxes", {"data.crop_scale": (0.5, 1.0)}, "data.crop_scale"),
+        ("pixels", {"model.head_std": 0.01}, "model.head_std is 0.01, which is not for masks"),
+        ("boxes", {"data.dense.jitter": (0.5, 1.5)}, "set that to 'jitter', or leave it unset"),
+        ("boxes", {"distill.temperature": 3.0}, "distill.temperature is 3.0, which is not for boxes"),
+        ("boxes", {"distill.teacher": "resnet18", "distill.pretrained": "a.npz"}, "distill.teacher is 'resnet18'"),
+        ("boxes", {"prune.sparsity": 0.5, "ema_decay": 0.9, "optimizer.sam_rho": 0.05}, ""),
+        (
+            "simclr",
+            {"data.source": "digits", "augment.mixup": 0.2},
+            "augment.mixup is 0.2, which is for objectives with labels, and simclr has none: set it to 0.",
+        ),
         ("pixels", {"data.repeats": 2}, "data.repeats is 2, which is not for masks"),
         ("pixels", {"data.views": "2x224"}, "data.views"),
         ("boxes", {"data.source": "digits"}, "data.source is 'digits', and boxes learns from boxes: it takes one of"),
@@ -121,6 +136,17 @@ def test_what_is_checked(name: str, fields: dict, message: str, coco: pathlib.Pa
     assert bool(found) == bool(message)
 
 
+def test_frozen_norms_leave_no_dropping_of_branches():
+    config = recipes.scenes("resnet18", "retinanet", frozen_norms=True)
+    config.update({"batch_size": 8, "model": {"drop_path_rate": 0.1, "bn_group_size": 2}})
+    with pytest.raises(ConfigError, match=r"model.drop_path_rate is 0.1, which objective.frozen_norms") as raised:
+        config_lib.validate(config, 1)
+    assert "model.bn_group_size is 2" in str(raised.value)
+    config = recipes.scenes("resnet18", "segmentation", frozen_norms=True)
+    config.update({"batch_size": 8, "model": {"bn_group_size": 2}})  # of the heads
+    config_lib.validate(config, 1)
+
+
 def test_sources_of_a_configuration(coco: pathlib.Path, tmp_path: pathlib.Path):
     splits = {"data.train_split": "train2017", "data.val_split": "val2017"}
     boxes = build.create_source(make_config("boxes", "coco", coco, **splits), train=True)
@@ -130,6 +156,9 @@ def test_sources_of_a_configuration(coco: pathlib.Path, tmp_path: pathlib.Path):
     assert (len(few), few.has_boxes, few.has_masks) == (2, True, False)
     assert few.image_size(0) == few[0]["size"] == few.annotations(0)["size"]
     assert len(build.create_source(make_config("boxes", "coco", coco, **fields), train=False)) == 4
+    assert (
+        len(build.create_source(make_config("boxes", "synthetic", coco, **{"data.train_examples": 5}), train=True)) == 5
+    )
     with pytest.raises(DataError, match=r"0007.jpg has 2 boxes, more than data.dense.max_boxes=1"):
         build.create_source(make_config("boxes", "coco", coco, **splits, **{"data.dense.max_boxes": 1}), train=True)
     masks = build.create_source(make_config("pixels", "coco", coco, **splits), train=True)

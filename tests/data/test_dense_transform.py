@@ -14,11 +14,13 @@ from conftest import REPOSITORY, encode, picture
 from dense_cases import SIZES, write_coco
 
 from vision_jax.data import order
+from vision_jax.data.boxes import DenseSubset
 from vision_jax.data.coco import CocoSource
 from vision_jax.data.dense import NO_BOX, DenseTransform
 from vision_jax.data.dense_sizes import scale_boxes
 from vision_jax.data.loader import Loader
-from vision_jax.data.resizing import Resizing, bucket_indices, buckets
+from vision_jax.data.made_up import MadeUpSource
+from vision_jax.data.resizing import Resizing, bucket_indices
 from vision_jax.data.workers import create_loader
 from vision_jax.errors import ConfigError, DataError
 
@@ -235,31 +237,33 @@ def test_canvases_that_do_not_hold_all_are_refused(resizing: Resizing, canvases:
         DenseTransform(resizing, canvases)
 
 
-class Sizes:
-    """A source of which only the sizes are asked for."""
-
-    def __init__(self, sizes: np.ndarray):
-        self.sizes = sizes
-
-    def __len__(self) -> int:
-        return len(self.sizes)
-
-    def image_size(self, index: int) -> tuple[int, int]:
-        return tuple(self.sizes[index].tolist())
-
-
 def test_each_record_has_the_least_canvas_that_holds_it():
     sizes = np.random.RandomState(0).randint(20, 200, (300, 2))
     canvases = (*CANVASES, (44, 44))
-    found = buckets(Sizes(sizes), FIT, canvases)
+    found = FIT.canvases_of(sizes, canvases)
     for (height, width), number in zip(sizes.tolist(), found.tolist(), strict=True):
         new = FIT.size(height, width, (999, 999), 0)
         holding = [c for c in canvases if new[0] <= c[0] and new[1] <= c[1]]
         assert canvases[number] == min(holding, key=lambda c: c[0] * c[1])
-    parts = bucket_indices(Sizes(sizes), FIT, canvases)
+    parts = bucket_indices(sizes, FIT, canvases)
     assert sorted(np.concatenate([indices for _, indices in parts]).tolist()) == list(range(300))
     for canvas, indices in parts:
         assert {canvases[number] for number in found[indices]} == {canvas}
+
+
+def test_canvases_of_records_and_what_none_holds():
+    assert FIT.canvases_of(np.zeros((0, 2), np.int32), CANVASES).shape == (0,)
+    assert Resizing("squash").canvases_of(np.array([[9, 9], [5, 70]]), ((8, 8),)).tolist() == [0, 0]
+    with pytest.raises(ConfigError, match="holds an image of 50x20 pixels, height first, that becomes 64x25"):
+        FIT.canvases_of(np.array([[20, 50], [50, 20], [60, 20]]), ((40, 64),))
+
+
+def test_made_up_images_and_parts_of_data_know_their_sizes():
+    source = MadeUpSource(40, 5, seed=3)
+    assert source.sizes.dtype == np.int32
+    assert [tuple(size) for size in source.sizes.tolist()] == [source.image_size(index) for index in range(40)]
+    part = DenseSubset(source, np.array([7, 2, 30]))
+    assert [tuple(size) for size in part.sizes.tolist()] == [source.image_size(index) for index in (7, 2, 30)]
 
 
 @pytest.mark.parametrize("counts", [(50, 31, 19), (100, 0, 0), (7, 7, 7), (3, 3, 3)])
@@ -299,23 +303,6 @@ def test_batches_of_an_epoch_are_shuffled_and_other_orders_keep_their_canvas():
     assert [again.canvas(step) for step in range(100)] == kinds
 
 
-def test_evaluation_by_bucket_sees_each_record_once():
-    sizes = np.random.RandomState(1).randint(20, 200, (53, 2))
-    parts = bucket_indices(Sizes(sizes), FIT, CANVASES)
-    batches = order.BucketEvalOrder(parts, batch_size=8)
-    assert batches.num_batches == sum(-(-len(indices) // 8) for _, indices in parts)
-    seen = []
-    for step in range(batches.num_batches):
-        records = batches.records(step)
-        assert records.shape == batches.visits(step).shape == (8,)
-        valid = records[records >= 0]
-        assert (records[len(valid) :] == -1).all()
-        assert {CANVASES[FIT.canvas_of(*sizes[i].tolist(), CANVASES)] for i in valid} == {batches.canvas(step)}
-        seen += valid.tolist()
-    assert sorted(seen) == list(range(53))
-    assert order.BucketEvalOrder([], 8).num_batches == 0
-
-
 @pytest.fixture
 def source(tmp_path: pathlib.Path) -> CocoSource:
     return CocoSource(write_coco(tmp_path), "train2017", masks=True)
@@ -323,7 +310,7 @@ def source(tmp_path: pathlib.Path) -> CocoSource:
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_loaded_batches_have_the_canvas_of_their_step(source: CocoSource, num_workers: int):
-    numbers = buckets(source, FIT, CANVASES)
+    numbers = FIT.canvases_of(source.sizes, CANVASES)
     batches = order.BucketOrder(numbers, CANVASES, batch_size=2, seed=0)
     transform = DenseTransform(FIT, CANVASES, boxes=True, masks=True, max_boxes=5).following(batches)
     shapes = {t.fields()["image"].shape for t in transform.shapes()}
@@ -347,7 +334,7 @@ def test_loaded_batches_have_the_canvas_of_their_step(source: CocoSource, num_wo
 
 def test_a_damaged_image_is_replaced_whatever_its_canvas(source: CocoSource, tmp_path: pathlib.Path):
     (tmp_path / "train2017" / "0003.jpg").write_bytes(encode(picture(*SIZES[3], 3))[:300])
-    batches = order.BucketOrder(buckets(source, FIT, CANVASES), CANVASES, batch_size=2, seed=0)
+    batches = order.BucketOrder(FIT.canvases_of(source.sizes, CANVASES), CANVASES, batch_size=2, seed=0)
     transform = DenseTransform(FIT, CANVASES, boxes=True, masks=True, max_boxes=5).following(batches)
     with Loader(source, batches, transform, np.arange(2), 1, max_bad_records=1) as loader:
         replaced = 0

@@ -43,6 +43,19 @@ def test_the_focal_loss_of_a_logit_of_zero():
     np.testing.assert_allclose(found, [0.043322, 0.129965], atol=1e-6)
 
 
+def test_the_focal_loss_makes_no_integers_of_its_targets():
+    """One for each logit would take as much memory as the logits, should the compiler write them there."""
+    logits = jnp.zeros((2, 6, 5))
+
+    def loss(logits, labels):
+        return losses.sigmoid_focal_loss(logits, labels[..., None] == jnp.arange(5)).sum()
+
+    labels = jnp.zeros((2, 6), jnp.int32)
+    text = str(jax.make_jaxpr(jax.value_and_grad(loss))(logits, labels))
+    assert "bool[2,6,5]" in text
+    assert "i32[2,6,5]" not in text
+
+
 @pytest.mark.parametrize(("alpha", "gamma"), [(0.25, 2.0), (-1, 3.0), (0.7, 1.5), (0.5, 0.0)])
 def test_the_focal_loss_and_its_gradient_are_optax_s(alpha: float, gamma: float):
     logits = jnp.array([-30.0, -3, -0.5, 0.2, 2, 30])

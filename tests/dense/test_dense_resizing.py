@@ -2,7 +2,7 @@ import jax
 import numpy as np
 import pytest
 
-from vision_jax.data.dense_sizes import padded_size, resized_size, scale_boxes
+from vision_jax.data.dense_sizes import padded_size, resized_size, resized_sizes, scale_boxes
 from vision_jax.dense.resizing import interpolation, prepare, resize_bilinear
 from vision_jax.errors import ConfigError
 
@@ -20,6 +20,20 @@ def test_sizes_are_rounded_down_in_float64():
 def test_sizes_that_cannot_be(arguments: tuple[int, int, int, int]):
     with pytest.raises(ConfigError, match="resized"):
         resized_size(*arguments)
+    with pytest.raises(ConfigError, match="resized"):
+        resized_sizes(np.array([[30, 40], arguments[:2]]), *arguments[2:])
+
+
+@pytest.mark.parametrize(("shorter", "longer"), [(800, 1333), (480, 1333), (520, 0), (7, 7)])
+def test_many_sizes_are_those_of_each(shorter: int, longer: int):
+    sides = np.random.default_rng(0).integers(1, 3000, (5000, 2))
+    # Sides of which the ratio, rounded, is just below an integer.
+    near = [(side, side * factor // 800) for side in range(1, 2000, 7) for factor in (799, 800, 801)]
+    sizes = np.maximum(1, np.concatenate([sides, near, [(334, 500), (1, 3000)]])).astype(np.int32)
+    found = resized_sizes(sizes, shorter, longer)
+    assert found.dtype == np.int32
+    expected = [resized_size(height, width, shorter, longer) for height, width in sizes.tolist()]
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_each_side_of_a_box_has_its_own_scale():

@@ -52,9 +52,8 @@ def create_dense_source(config: ConfigDict, *, train: bool, masks: bool) -> Sour
     """
     data, dense = config.data, config.data.dense
     source: Any = _open_dense(config, train, masks)
-    if isinstance(source, MadeUpSource):  # which may be long, and needs no checks
-        return source
-    if train and dense.drop_empty:
+    made_up = isinstance(source, MadeUpSource)  # which may be long, and needs no checks
+    if train and dense.drop_empty and not made_up:
         chosen = with_objects(source, masks=masks)
         log.info("Left out of training: %d of %d images without objects.", len(source) - len(chosen), len(source))
         source = DenseSubset(source, chosen)
@@ -65,7 +64,7 @@ def create_dense_source(config: ConfigDict, *, train: bool, masks: bool) -> Sour
                 f"{data.train_split!r}."
             )
         source = DenseSubset(source, order.subset(len(source), data.train_examples))
-    if not masks:
+    if not masks and not made_up:
         counts = [int((~source.annotations(index)["crowd"]).sum()) for index in range(len(source))]
         if counts and max(counts) > dense.max_boxes:
             raise DataError(

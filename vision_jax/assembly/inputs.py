@@ -4,7 +4,7 @@ import dataclasses
 import logging
 import pathlib
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -14,7 +14,8 @@ from ml_collections import ConfigDict
 from vision_jax import pretrained
 from vision_jax.assembly.dense_inputs import create_dense_source, dense_transform, embedded
 from vision_jax.config.plan import Plan, eval_resize, eval_size, objective_name, steps_per_batch
-from vision_jax.data import check, digits, order, resizing, subsets
+from vision_jax.data import check, digits, order, subsets
+from vision_jax.data.boxes import DenseSource
 from vision_jax.data.dense import DenseTransform
 from vision_jax.data.loader import Loader
 from vision_jax.data.order import BalancedOrder, BucketOrder, OffsetOrder, ReplayOrder, TrainOrder
@@ -250,7 +251,7 @@ def make_order(config: ConfigDict, source: Source) -> Order:
     order: TrainOrder | BalancedOrder | BucketOrder
     dense = dense_transform(config, train=True)
     if dense is not None and len(dense.canvases) > 1:
-        numbers = resizing.buckets(source, dense.resizing, dense.canvases)
+        numbers = dense.resizing.canvases_of(cast(DenseSource, source).sizes, dense.canvases)
         order = BucketOrder(numbers, dense.canvases, config.batch_size, config.seed)
     elif data.balanced:
         labels = read_labels(source, data.num_threads)

@@ -15,7 +15,7 @@ from vision_jax.data.boxes import IGNORED, AnnotatedImages, Objects
 from vision_jax.data.decode import image_size
 from vision_jax.data.dense import DenseTransform
 from vision_jax.data.order import BucketOrder, TrainOrder
-from vision_jax.data.resizing import Canvas, Resizing, buckets
+from vision_jax.data.resizing import Canvas, Resizing
 from vision_jax.data.workers import create_loader
 
 NUM_CLASSES = 80
@@ -109,7 +109,7 @@ def measure(
     transform = DenseTransform(resizing, canvases, seed=seed, boxes=boxes, masks=not boxes)
     order: Any = TrainOrder(len(source), batch_size, seed)
     if len(canvases) > 1:
-        order = BucketOrder(buckets(source, resizing, canvases), canvases, batch_size, seed)
+        order = BucketOrder(resizing.canvases_of(source.sizes, canvases), canvases, batch_size, seed)
         transform = transform.following(order)
     rates, pillow_rates, valid, whole, step = [], [], 0, 0, 0
     pillow = _pillow(source, kind, seed)

@@ -4,8 +4,9 @@ Formats: `onnx`, checked by onnxruntime before the file is there; `stablehlo`, a
 package, for CPU, CUDA and TPU; `timm` and `torchvision`, a safetensors file of weights that
 `timm.create_model(NAME, num_classes=N, checkpoint_path=FILE)` loads, or torchvision's model by
 `load_state_dict(safetensors.torch.load_file(FILE))`; a training here starts from it with
-`--config.model.pretrained=FILE`. Of detectors, programs give the outputs of the heads, and of segmenters the logits of
-the pixels, for images of one size (`--size=800x1344`, height first). A model card, FILE.md, is written beside each.
+`--config.model.pretrained=FILE`. Of detectors, programs give the outputs of the heads, or as ONNX with `--with_nms` the
+boxes that are found, and of segmenters the logits of the pixels, for images of one size (`--size=800x1344`, height
+first). A model card, FILE.md, is written beside each.
 Exit status: 0 done, 1 failed, 2 wrong flags.
 """
 
@@ -28,6 +29,7 @@ _ONLY = {
     "tolerance": ("onnx", "stablehlo"),
     "images": ("onnx", "stablehlo"),
     "opset": ("onnx",),
+    "with_nms": ("onnx",),
 }
 
 
@@ -46,6 +48,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     group.add_argument("--size", help="height and width of images, 224, or 800x1344; default: as in evaluation")
     group.add_argument(
         "--with_preprocessing", action="store_true", default=None, help="take uint8 pixels, NHWC, and normalize them"
+    )
+    group.add_argument(
+        "--with_nms",
+        action="store_true",
+        default=None,
+        help="of a detector: boxes, scores and labels after non-maximum suppression, of one image",
     )
     group.add_argument(
         "--layout", choices=("nchw", "nhwc"), help="of normalized images; default: nchw for onnx, else nhwc"
@@ -83,7 +91,12 @@ def export(arguments: argparse.Namespace) -> int:
     for name, formats in _ONLY.items():
         if arguments.format not in formats:
             common.refuse(arguments, [name], f"for --format={' and '.join(formats)}")
-    batch = _batch(arguments.batch)
+    batch = 1 if arguments.with_nms and arguments.batch is None else _batch(arguments.batch)
+    if arguments.with_nms and batch != 1:
+        raise ConfigError(
+            f"--batch is {arguments.batch}, and --with_nms gives the boxes of one image, as their number differs: "
+            "leave --batch out."
+        )
     size = None if arguments.size is None else _size(arguments.size)
     if arguments.tolerance is not None and not arguments.tolerance >= 0:
         raise ConfigError(f"--tolerance is {arguments.tolerance}: give a number from 0.")
@@ -122,6 +135,7 @@ def export(arguments: argparse.Namespace) -> int:
         arguments.layout or ("nchw" if arguments.format == "onnx" else "nhwc"),
         arguments.dtype or "float32",
         size,
+        bool(arguments.with_nms),
     )
     pixels = program.read_pixels(trained, arguments.images or (), size)
     if arguments.format == "onnx":
@@ -133,7 +147,7 @@ def export(arguments: argparse.Namespace) -> int:
         form = "for cpu, cuda and tpu"
     print(f"{path}: {card.title(trained)}, {trained.origin}, {what}, {options.dtype}, {form}")
     agreement = ", ".join(f"{one.relative:.1e} ({one.images})" for one in differences)
-    print(f"largest difference from JAX, as a part of the logits' {check.scale_of(trained.dense)}: {agreement}")
+    print(f"largest difference from JAX, {check.unit_of(trained.dense, with_nms=options.with_nms)}: {agreement}")
     return 0
 
 

@@ -77,6 +77,10 @@ def default_config() -> ConfigDict:
     model.interpolate_positions = placeholder(bool)
     # Height and width of Swin's windows, in positions.
     model.window_size = placeholder(int)
+    # Height and width, in patches, of the windows within which most blocks of a vision transformer attend, as in
+    # ViTDet, for which class_token is False and global_pool avg; and how many blocks, evenly spaced, see all patches.
+    model.attention_window = placeholder(int)
+    model.global_blocks = placeholder(int)
     # Initial LayerScale of a transformer's residual branches; and whether all blocks have the same `drop_path_rate`.
     model.layer_scale = placeholder(float)
     model.drop_path_uniform = placeholder(bool)
@@ -504,6 +508,7 @@ MODEL_OPTIONS = (
     *("output_stride", "norm_epsilon"),
     *("global_pool", "feature_blocks"),
     *("positions", "class_token", "interpolate_positions", "window_size", "weight_init", "num_heads"),
+    *("attention_window", "global_blocks"),
     *("scan_blocks", "remat"),
 )
 

@@ -11,6 +11,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from vision_jax import augment, models, optim
+from vision_jax.config.dense_problems import changed, dense_problems
 from vision_jax.config.fields import (
     EVAL_FIELDS,
     MODEL_OPTIONS,
@@ -21,7 +22,6 @@ from vision_jax.config.fields import (
 )
 from vision_jax.config.plan import (
     augmentation_fields,
-    dense_resizing,
     eval_kind,
     eval_options,
     eval_resize,
@@ -84,36 +84,13 @@ _PAIRS: dict[str, tuple[type | tuple[type, ...], str]] = {
 _SIZES = ("data.dense.canvases", "data.dense.eval_canvases")
 
 
-# Sources of dense records, and others that may hold some.
-_DENSE_SOURCES = ("coco", "voc", "masks", "scenes")
-_DENSE_OR_NOT = ("tfds", "synthetic")
-
-
-# Fields of `data.dense` that are of some sources.
-_DENSE_FIELDS = {
-    "categories": ("coco", "voc", "masks"),
-    "category_ids": ("coco", "voc"),
-    "reduce_zero_label": ("masks",),
-    "skip_bad": ("coco", "voc", "masks"),
-}
-
-
-# Fields that crops, and batches of one label each, have, and dense records not: all must have their defaults.
-_NOT_DENSE = (
-    *("data.views", "data.repeats", "data.balanced", "data.train_per_class", "data.train_list", "data.train_labels"),
-    *("data.val_labels", "data.label", "data.progressive_epochs", "data.progressive_sizes", "augment.policy"),
-    *("augment.erase", "augment.cutout", "augment.shift", "augment.crops", "augment.mixup", "augment.cutmix"),
-    "augment.col_out",
-)
-
-
 # Fields that hold pairs of strings, and what these are.
 _STRING_PAIRS = {"mesh.rules": "(pattern, layout)"}
 
 
 _POSITIVE = (
     *("batch_size", "epochs", "total_steps", "model.num_classes", "data.image_size", "data.prefetch"),
-    *("model.window_size", "model.num_heads", "model.feature_blocks"),
+    *("model.window_size", "model.num_heads", "model.feature_blocks", "model.attention_window"),
     *("data.num_threads", "data.synthetic_train_examples", "data.synthetic_val_examples"),
     *("data.train_examples", "data.train_per_class", "data.repeats", "data.eval_size", "data.max_pixels"),
     *("data.dense.longer", "data.dense.max_boxes", "data.dense.eval_shorter", "data.dense.eval_longer"),
@@ -135,7 +112,14 @@ _NOT_NEGATIVE = (
     *("augment.mixup", "augment.cutmix", "augment.cutout", "augment.shift", "augment.col_out"),
     "augment.mix_group",
     *("optimizer.weight_decay_end", "loss.auxiliary_weight", "ema_start_epochs", "watchdog_seconds"),
-    *("model.layer_scale", "model.head_std", "model.norm_epsilon", "prune.begin_epochs", "prune.end_epochs"),
+    *(
+        "model.layer_scale",
+        "model.head_std",
+        "model.norm_epsilon",
+        "model.global_blocks",
+        "prune.begin_epochs",
+        "prune.end_epochs",
+    ),
 )
 
 
@@ -574,7 +558,7 @@ def _check_data(config: ConfigDict) -> Iterator[str]:
         else:
             if data.progressive_sizes and "image" not in names:
                 yield f"data.progressive_sizes are those of the view 'image', and data.views has {', '.join(names)}."
-    yield from _check_dense(config)
+    yield from dense_problems(config)
     if data.source in ("tfds", "folder", "pairs", "coco", "voc", "masks"):
         if not data.dir:
             yield (
@@ -587,37 +571,6 @@ def _check_data(config: ConfigDict) -> Iterator[str]:
             yield f"data.dir is {data.dir!r}, and there is no such directory."
         elif not any(directory.iterdir()):
             yield f"data.dir is {data.dir!r}, which is empty."
-
-
-def _check_dense(config: ConfigDict) -> Iterator[str]:
-    """Checks that source and objective both have to do with boxes or masks, or neither, and `config.data.dense`."""
-    name, source = objective_name(config), config.data.source
-    dense = OBJECTIVES[name].dense
-    try:
-        dense_resizing(config, train=True)
-        dense_resizing(config, train=False)
-    except ConfigError as error:
-        yield str(error)
-    if not dense:
-        if source in _DENSE_SOURCES:
-            yield f"data.source is {source!r}, which has boxes or masks, and {name} learns from neither."
-        return
-    if source not in (*_DENSE_SOURCES, *_DENSE_OR_NOT):
-        choices = ", ".join((*_DENSE_SOURCES, *_DENSE_OR_NOT))
-        yield f"data.source is {source!r}, and {name} learns from {dense}: it takes one of {choices}."
-    if source == "masks" and dense == "boxes":
-        yield f"data.source is 'masks', which has no boxes, from which {name} learns."
-    fields, defaults = config.data.dense, default_config().data.dense
-    for field, sources in _DENSE_FIELDS.items():
-        if fields[field] != defaults[field] and source not in (*sources, "synthetic"):
-            yield f"data.dense.{field} is set, which is for data.source={' or '.join(sources)}: leave it unset."
-    values, usual = dict(flatten(config)), dict(flatten(default_config()))
-    for path in _NOT_DENSE:
-        if values[path] != usual[path]:
-            yield f"{path} is {values[path]!r}, which is not for {dense}: leave it unset."
-    if config.eval.flip:
-        instead = "" if dense == "boxes" else ", and set evals.val.flip"
-        yield f"eval.flip is set, which is for classifiers, and {name} learns from {dense}: leave it unset{instead}."
 
 
 def _check_progressive(config: ConfigDict) -> Iterator[str]:
@@ -637,10 +590,10 @@ def _check_progressive(config: ConfigDict) -> Iterator[str]:
 def _check_mixing(config: ConfigDict) -> Iterator[str]:
     """Checks that what mixes a batch and its labels is not asked for where an objective has no labels."""
     name = objective_name(config)
-    for field in ("mixup", "cutmix", "col_out"):
-        value = config.augment[field]
-        if value and not OBJECTIVES[name].classifies:
-            yield f"augment.{field} is {value}, which is for objectives with labels, and {name} has none: set it to 0."
+    if OBJECTIVES[name].classifies or OBJECTIVES[name].dense:  # `dense_problems` has its own
+        return
+    for path, value, usual in changed(config, ("augment.mixup", "augment.cutmix", "augment.col_out")):
+        yield f"{path} is {value}, which is for objectives with labels, and {name} has none: set it to {usual:g}."
 
 
 def _check_batches(config: ConfigDict, num_devices: int) -> Iterator[str]:

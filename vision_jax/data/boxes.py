@@ -40,6 +40,11 @@ class DenseSource(Source, Protocol):
     has_boxes: bool
     has_masks: bool
 
+    @property
+    def sizes(self) -> np.ndarray:
+        """Height and width of all images, (n, 2) int32; none is read."""
+        ...
+
     def image_size(self, index: int) -> tuple[int, int]:
         """Returns height and width of an image; it is not decoded."""
         ...
@@ -111,7 +116,7 @@ class AnnotatedImages:
     """What the sources of dense records have in common; a subclass reads images and masks.
 
     Attributes:
-        sizes: (records, 2) integers, height and width.
+        sizes: (records, 2) int32, height and width.
         image_ids: (records,) integers or strings.
         objects: of the records; None: they have no boxes.
         has_boxes, has_masks: what records have.
@@ -183,6 +188,10 @@ class DenseSubset(SubsetSource):
     @property
     def has_masks(self) -> bool:
         return self.source.has_masks
+
+    @property
+    def sizes(self) -> np.ndarray:
+        return self.source.sizes[self.indices]
 
     def image_size(self, index: int) -> tuple[int, int]:
         return self.source.image_size(int(self.indices[index]))

@@ -25,6 +25,38 @@ def resized_size(height: int, width: int, shorter: int, longer: int) -> tuple[in
     Raises:
         ConfigError: if a size is not positive, or `longer` is less than `shorter`.
     """
+    _check(height, width, shorter, longer)
+    scale = shorter / min(height, width)
+    if longer:
+        scale = min(scale, longer / max(height, width))
+    return max(1, math.floor(height * scale)), max(1, math.floor(width * scale))
+
+
+def resized_sizes(sizes: np.ndarray, shorter: int, longer: int) -> np.ndarray:
+    """Returns what `resized_size` returns, of many images at once.
+
+    Args:
+        sizes: (n, 2) integers, height and width of each image.
+        shorter, longer: as there.
+
+    Returns:
+        (n, 2) int32.
+
+    Raises:
+        ConfigError: as there.
+    """
+    if not len(sizes):
+        return np.zeros((0, 2), np.int32)
+    least, most = sizes.min(axis=1), sizes.max(axis=1)
+    height, width = sizes[int(least.argmin())].tolist()
+    _check(height, width, shorter, longer)
+    scale = shorter / least  # integers, divided and multiplied as float64
+    if longer:
+        scale = np.minimum(scale, longer / most)
+    return np.maximum(1, np.floor(sizes * scale[:, None])).astype(np.int32)
+
+
+def _check(height: int, width: int, shorter: int, longer: int) -> None:
     if min(height, width) < 1:
         raise ConfigError(f"An image of {height} x {width} pixels cannot be resized: it has no pixels.")
     if shorter < 1 or (longer and longer < shorter):
@@ -32,10 +64,6 @@ def resized_size(height: int, width: int, shorter: int, longer: int) -> tuple[in
             f"Images cannot be resized to a shorter side of {shorter} and a longer of at most {longer}: give positive "
             "sizes, the longer not below the shorter."
         )
-    scale = shorter / min(height, width)
-    if longer:
-        scale = min(scale, longer / max(height, width))
-    return max(1, math.floor(height * scale)), max(1, math.floor(width * scale))
 
 
 def padded_size(height: int, width: int, divisor: int = 32) -> tuple[int, int]:

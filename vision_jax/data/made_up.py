@@ -58,6 +58,12 @@ class MadeUpSource:
     def _bits(self, index: int) -> int:
         return int(random_bits(_PICTURES, self.seed, index)[0])
 
+    @property
+    def sizes(self) -> np.ndarray:
+        """See `vision_jax.data.boxes.DenseSource`."""
+        bits = random_bits(_PICTURES, self.seed, np.arange(self.num_examples))
+        return np.asarray(_SIZES, np.int32)[bits % np.uint64(len(_SIZES))]
+
     def image_size(self, index: int) -> tuple[int, int]:
         """See `vision_jax.data.boxes.DenseSource`."""
         return _SIZES[self._bits(index) % len(_SIZES)]

@@ -8,7 +8,7 @@ a version of NumPy, and so that the numbers of a whole batch are computed in one
 import dataclasses
 import functools
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -304,47 +304,6 @@ class EvalOrder:
     def visits(self, step: int) -> np.ndarray:
         """Returns zeros: (batch_size,) int64."""
         return np.zeros(self.batch_size, np.int64)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class BucketEvalOrder:
-    """The order of evaluation by bucket: each record once; the last batch of each bucket is padded with -1.
-
-    Attributes:
-        parts: (canvas, records) for each bucket, as `resizing.bucket_indices` returns them.
-        batch_size: rows per batch, over all processes.
-    """
-
-    parts: Sequence[tuple[tuple[int, int], np.ndarray]]
-    batch_size: int
-
-    @functools.cached_property
-    def _ends(self) -> np.ndarray:
-        """The number of the first batch after each bucket."""
-        return np.cumsum([-(-len(records) // self.batch_size) for _, records in self.parts])
-
-    @property
-    def num_batches(self) -> int:
-        return int(self._ends[-1]) if len(self._ends) else 0
-
-    def _part(self, step: int) -> tuple[int, int]:
-        """Returns the bucket of a batch, and the batch's number in it."""
-        part = int(np.searchsorted(self._ends, step, side="right"))
-        return part, step - (int(self._ends[part - 1]) if part else 0)
-
-    def records(self, step: int) -> np.ndarray:
-        """Returns the records of a batch: (batch_size,) int64, -1 for padding."""
-        part, number = self._part(step)
-        rows = self.parts[part][1][number * self.batch_size : (number + 1) * self.batch_size]
-        return np.concatenate([rows, np.full(self.batch_size - len(rows), -1)]).astype(np.int64)
-
-    def visits(self, step: int) -> np.ndarray:
-        """Returns zeros: (batch_size,) int64."""
-        return np.zeros(self.batch_size, np.int64)
-
-    def canvas(self, step: int) -> tuple[int, int]:
-        """Returns height and width of the canvas of a batch."""
-        return self.parts[self._part(step)[0]][0]
 
 
 def subset(num_records: int, num_wanted: int) -> np.ndarray:

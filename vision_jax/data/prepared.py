@@ -188,10 +188,11 @@ class PreparedSource(TfdsSource):
             )
         self.class_names, self.num_classes = list(names), len(names)
         self.has_masks, self.has_boxes = bool(first_table.mask_classes), bool(first_table.box_classes)
-        self.sizes = np.concatenate([table.sizes for table in tables])
+        sizes = np.concatenate([table.sizes for table in tables])
         self.image_ids = np.concatenate([table.image_ids for table in tables])
         self.objects = _concatenate([table.objects for table in tables if table.objects is not None])
-        self._table = AnnotatedImages(self.sizes, self.image_ids, self.objects)
+        self._table = AnnotatedImages(sizes, self.image_ids, self.objects)
+        self.sizes = self._table.sizes
 
     def _choose(self, features: Any) -> tuple[int, list[str]]:
         self._image_key = "image"

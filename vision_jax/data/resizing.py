@@ -6,11 +6,10 @@ A canvas is (height, width) of the arrays of a batch: an image lies in its upper
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
-from vision_jax.data.dense_sizes import resized_size
+from vision_jax.data.dense_sizes import resized_size, resized_sizes
 from vision_jax.errors import ConfigError, suggest
 
 Canvas = tuple[int, int]
@@ -86,32 +85,45 @@ class Resizing:
             factor = self.jitter[0] + uniform * (self.jitter[1] - self.jitter[0])
             scale = min(canvas[0] / height, canvas[1] / width) * factor
             return _scaled(height, width, scale)
-        size = self._fitted(height, width, self.shorter[int(uniform * len(self.shorter))])
+        size = resized_size(height, width, self.shorter[int(uniform * len(self.shorter))], self.longer or 0)
         if not _holds(canvas, size):
             size = _scaled(height, width, min(canvas[0] / height, canvas[1] / width))
         return size
 
-    def _fitted(self, height: int, width: int, shorter: int) -> tuple[int, int]:
-        return resized_size(height, width, shorter, self.longer or 0)
-
-    def canvas_of(self, height: int, width: int, canvases: Sequence[Canvas]) -> int:
-        """Returns the number of the canvas of least area that holds an image, at the largest size that it can become.
+    def canvases_of(self, sizes: np.ndarray, canvases: Sequence[Canvas]) -> np.ndarray:
+        """Returns the number of the canvas of least area that holds each image, at the largest size that it can become.
 
         Where parts are cut out or the image is squashed, that is the first and only canvas.
 
+        Args:
+            sizes: (n, 2) integers, height and width of each image.
+            canvases: to choose from.
+
+        Returns:
+            (n,) int8.
+
         Raises:
-            ConfigError: if none holds it.
+            ConfigError: if none holds an image; it names the first such.
         """
+        found = np.zeros(len(sizes), np.int8)
         if self.kind != "fit":
-            return 0
-        size = self._fitted(height, width, max(self.shorter))
-        fitting = [number for number, canvas in enumerate(canvases) if _holds(canvas, size)]
-        if not fitting:
+            return found
+        becoming = resized_sizes(sizes, max(self.shorter), self.longer or 0)
+        found[:] = -1
+        areas = [height * width for height, width in canvases]
+        for number in sorted(range(len(canvases)), key=areas.__getitem__):
+            found[(found < 0) & (becoming <= canvases[number]).all(axis=1)] = number
+        if (outside := np.flatnonzero(found < 0)).size:
+            (height, width), (new_height, new_width) = sizes[outside[0]], becoming[outside[0]]
             raise ConfigError(
                 f"data.dense.canvases is {tuple(canvases)}, none of which holds an image of {height}x{width} pixels, "
-                f"height first, that becomes {size[0]}x{size[1]}: add a larger one."
+                f"height first, that becomes {new_height}x{new_width}: add a larger one."
             )
-        return min(fitting, key=lambda number: canvases[number][0] * canvases[number][1])
+        return found
+
+    def canvas_of(self, height: int, width: int, canvases: Sequence[Canvas]) -> int:
+        """Returns the number of the canvas of one image; see `canvases_of`."""
+        return int(self.canvases_of(np.asarray([[height, width]]), canvases)[0])
 
     def check_canvases(self, canvases: Sequence[Canvas]) -> None:
         """Checks that every image has a canvas.
@@ -152,22 +164,18 @@ def mixed_canvas(canvases: Sequence[Canvas]) -> Canvas:
     return max(height for height, _ in canvases), max(width for _, width in canvases)
 
 
-def buckets(source: Any, resizing: Resizing, canvases: Sequence[Canvas]) -> np.ndarray:
-    """Returns the number of the canvas of each record of a dense source, (n,) int8.
+def bucket_indices(
+    sizes: np.ndarray, resizing: Resizing, canvases: Sequence[Canvas]
+) -> list[tuple[Canvas, np.ndarray]]:
+    """Returns, for each canvas that has any, the records that it is for, (n,) int64 ascending.
 
-    Raises:
-        ConfigError: if a record has none.
-    """
-    sizes = (source.image_size(index) for index in range(len(source)))
-    return np.fromiter((resizing.canvas_of(height, width, canvases) for height, width in sizes), np.int8, len(source))
-
-
-def bucket_indices(source: Any, resizing: Resizing, canvases: Sequence[Canvas]) -> list[tuple[Canvas, np.ndarray]]:
-    """Returns, for each canvas that has any, the records of a dense source that it is for, (n,) int64 ascending.
+    Args:
+        sizes: (records, 2) integers, of a dense source.
+        resizing, canvases: of the transform.
 
     Raises:
         ConfigError: if a record has no canvas.
     """
-    of = buckets(source, resizing, canvases)
+    of = resizing.canvases_of(sizes, canvases)
     parts = ((canvas, np.flatnonzero(of == number)) for number, canvas in enumerate(canvases))
     return [(canvas, indices) for canvas, indices in parts if len(indices)]

@@ -73,7 +73,7 @@ def _focal_jvp(
 
 def _focal(logits: jax.Array, targets: jax.Array, alpha: float, gamma: float) -> tuple[jax.Array, jax.Array]:
     """Returns the focal loss and its derivative by the logits."""
-    positive = targets > 0
+    positive = targets if targets.dtype == bool else targets > 0  # a comparison of bools would make integers of them
     toward = jnp.where(positive, logits, -logits)  # the logit of the right answer
     right, wrong = jax.nn.sigmoid(toward), jax.nn.sigmoid(-toward)
     entropy = jax.nn.softplus(-toward)

@@ -72,27 +72,61 @@ def detections(selection: Selection, outputs: Heads, levels: Sequence[np.ndarray
     for level in levels:
         part = slice(begin, begin + len(level))
         center = None if outputs.bbox_ctrness is None else outputs.bbox_ctrness[:, part]
-        found.append(
-            _candidates(selection, outputs.cls_logits[:, part], outputs.bbox_regression[:, part], center, level)
-        )
+        rows, best = _candidates(selection, _scores(outputs.cls_logits[:, part], center))
+        codes = jnp.take_along_axis(outputs.bbox_regression[:, part], rows[..., None], 1)
+        found.append(best._replace(boxes=selection.coder.decode(codes, jnp.asarray(level)[rows])))
         begin += len(level)
+    return _kept(selection, found, sizes)
+
+
+def decoded(selection: Selection, outputs: Heads, levels: Sequence[np.ndarray]) -> tuple[jax.Array, jax.Array]:
+    """Returns the scores of all anchors, (batch, anchors, classes), and their boxes, (batch, anchors, 4), not clipped.
+
+    Arguments as of `detections`, which is `select` of these, without decoding more boxes than it needs.
+    """
+    boxes = selection.coder.decode(outputs.bbox_regression, jnp.asarray(np.concatenate(levels)))
+    return _scores(outputs.cls_logits, outputs.bbox_ctrness), boxes
+
+
+def select(
+    selection: Selection, scores: jax.Array, boxes: jax.Array, counts: Sequence[int], sizes: jax.Array
+) -> Detections:
+    """Returns the detections of each image, as `detections` does.
+
+    Args:
+        selection: as there.
+        scores, boxes: of all anchors; see `decoded`.
+        counts: how many anchors each level has.
+        sizes: as there.
+    """
+    found: list[Detections] = []
+    begin = 0
+    for count in counts:
+        rows, best = _candidates(selection, scores[:, begin : begin + count])
+        found.append(best._replace(boxes=jnp.take_along_axis(boxes[:, begin : begin + count], rows[..., None], 1)))
+        begin += count
+    return _kept(selection, found, sizes)
+
+
+def _kept(selection: Selection, found: Sequence[Detections], sizes: jax.Array) -> Detections:
+    """Returns what is left of the candidates of all levels."""
     boxes, scores, labels = (jnp.concatenate(parts, 1) for parts in zip(*found, strict=True))
     height, width = (sizes[:, None, side].astype(jnp.float32) for side in range(2))
     boxes = box_ops.clip(boxes, height, width)
     return class_wise_nms(boxes, scores, labels, threshold=selection.nms_threshold, count=selection.detections)
 
 
-def _candidates(
-    selection: Selection, logits: jax.Array, codes: jax.Array, center: jax.Array | None, anchors: np.ndarray
-) -> Detections:
-    """Returns the best pairs of anchor and class of a level, best first, padded with labels of -1.
-
-    Of the n best pairs each has one of the n anchors whose best class is best, so only the classes of these are sorted,
-    and not all pairs of a level, which may be ten million.
-    """
+def _scores(logits: jax.Array, center: jax.Array | None) -> jax.Array:
     scores = jax.nn.sigmoid(logits.astype(jnp.float32))
-    if center is not None:
-        scores = jnp.sqrt(scores * jax.nn.sigmoid(center.astype(jnp.float32)))
+    return scores if center is None else jnp.sqrt(scores * jax.nn.sigmoid(center.astype(jnp.float32)))
+
+
+def _candidates(selection: Selection, scores: jax.Array) -> tuple[jax.Array, Detections]:
+    """Returns the best pairs of anchor and class of a level, best first: the numbers of the anchors, and what is found.
+
+    The latter lacks its boxes, and is padded with labels of -1. Of the n best pairs each has one of the n anchors whose
+    best class is best, so only the classes of these are sorted, and not all pairs of a level, which may be ten million.
+    """
     batch, count, classes = scores.shape
     _, rows = _best(jnp.max(scores, -1), min(selection.candidates, count))
     # In the order of the anchors, so that of equal pairs the first is taken, as if all had been sorted.
@@ -100,10 +134,9 @@ def _candidates(
     scores = jnp.take_along_axis(scores, rows[..., None], 1)
     best, pairs = _best(scores.reshape(batch, -1), min(selection.candidates, scores[0].size))
     rows = jnp.take_along_axis(rows, pairs // classes, 1)
-    codes = jnp.take_along_axis(codes, rows[..., None], 1)
-    boxes = selection.coder.decode(codes, jnp.asarray(anchors)[rows])
     valid = best > jnp.float32(selection.score_threshold)
-    return Detections(boxes, jnp.where(valid, best, 0.0), jnp.where(valid, pairs % classes, -1))
+    boxes = jnp.zeros((batch, 0, 4))
+    return rows, Detections(boxes, jnp.where(valid, best, 0.0), jnp.where(valid, pairs % classes, -1))
 
 
 def _best(values: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
@@ -132,10 +165,7 @@ def class_wise_nms(
         threshold: of the IoU.
         count: number of boxes to return.
     """
-    # The comparison of a float32 number with a float64 threshold, as torchvision makes it: an IoU of 3 / 5 is above .6.
-    limit = np.float32(threshold)
-    if float(limit) > threshold:
-        limit = np.nextafter(limit, np.float32(-1))
+    limit = float32_limit(threshold)
     places = jnp.arange(boxes.shape[1])
     batch = len(boxes)
 
@@ -161,6 +191,15 @@ def class_wise_nms(
     )
     left = jnp.where(labels >= 0, scores, 0.0)
     return jax.lax.fori_loop(0, count, turn, (left, nothing))[1]
+
+
+def float32_limit(threshold: float) -> np.float32:
+    """Returns the number of which the same float32 numbers are above as of `threshold`.
+
+    torchvision compares float32 numbers with a float64 threshold: an IoU of 3 / 5, rounded, is above 0.6.
+    """
+    limit = np.float32(threshold)
+    return limit if float(limit) <= threshold else np.nextafter(limit, np.float32(-1))
 
 
 def to_original(boxes: jax.Array, sizes: jax.Array, originals: jax.Array) -> jax.Array:

@@ -2,13 +2,13 @@
 
 import dataclasses
 import functools
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import jax
 import numpy as np
 
 from vision_jax.data import resizing
-from vision_jax.data.boxes import DenseSubset
+from vision_jax.data.boxes import DenseSource, DenseSubset
 from vision_jax.data.dense import DenseTransform
 from vision_jax.errors import DataError
 from vision_jax.evaluators.base import Evaluator
@@ -31,9 +31,9 @@ class DenseEvaluator(Evaluator):
         transform = context.transform
         assert isinstance(transform, DenseTransform)  # objectives of boxes and masks have no other
         found = []
-        for canvas, indices in resizing.bucket_indices(context.source, transform.resizing, transform.canvases):
-            source = DenseSubset(context.source, indices)
-            part = dataclasses.replace(context, source=source, transform=transform.on(canvas))
+        source = cast(DenseSource, context.source)
+        for canvas, indices in resizing.bucket_indices(source.sizes, transform.resizing, transform.canvases):
+            part = dataclasses.replace(context, source=DenseSubset(source, indices), transform=transform.on(canvas))
             found.append((dataclasses.replace(self, context=part), indices))
         return tuple(found)
 

@@ -13,8 +13,9 @@ from vision_jax.build import TrainedModel
 from vision_jax.config import store
 from vision_jax.data.dense import DenseTransform
 from vision_jax.data.transforms import SquareTransform
-from vision_jax.export.check import Difference, scale_of
-from vision_jax.export.subject import Subject
+from vision_jax.export.check import SHARE, Difference, scale_of, unit_of
+from vision_jax.export.detections import SIZES
+from vision_jax.export.subject import FoundSubject, Subject
 from vision_jax.models import registry
 from vision_jax.objectives import Dense, Detection
 from vision_jax.runtime import writers
@@ -137,6 +138,8 @@ def _canvases(trained: TrainedModel, colors: str, numbers: Sequence[str]) -> str
 def _dense_io(subject: Subject) -> str:
     """Returns what the outputs of a detector or segmenter mean."""
     objective = subject.trained.objective
+    if isinstance(subject, FoundSubject):
+        return _found_io(subject)
     if not isinstance(objective, Detection):
         return f"A pixel is of the class whose logit in `{subject.outputs[0]}` is the largest. "
     network = objective.network
@@ -147,6 +150,20 @@ def _dense_io(subject: Subject) -> str:
         f"{network.num_anchors} anchors each, of the sizes {sizes} and the aspect ratios "
         f"{objective.anchors.ratios}, as torchvision's AnchorGenerator lays them out. Scores are sigmoids of logits"
         f"{', and the roots of their products with centre-ness' if len(subject.outputs) > 2 else ''}. "
+    )
+
+
+def _found_io(subject: FoundSubject) -> str:
+    """Returns what the inputs and outputs of a detector mean that gives what it finds."""
+    chosen = subject.selection
+    clipped = "the canvas"
+    if subject.padded:
+        clipped = f"the image, of which the input `{SIZES}`, (1, 2) int64, says height and width on the canvas"
+    return (
+        "Of n detections, best first, where n depends on the image, `boxes` are (n, 4), x1, y1, x2 and y2 in pixels of "
+        f"the canvas, clipped to {clipped}; `scores` (n,); and `labels` (n,). They are the {chosen.candidates} "
+        f"best pairs of anchor and class of each level with a score above {chosen.score_threshold:g}, after "
+        f"non-maximum suppression in each class at an IoU of {chosen.nms_threshold:g}, at most {chosen.detections}. "
     )
 
 
@@ -198,12 +215,15 @@ with open("{file}", "rb") as file:
 def _onnx_example(subject: Subject, file: str) -> str:
     names = "[" + ", ".join(f'"{name}"' for name in subject.outputs) + "]"
     results = ", ".join(subject.outputs) if len(subject.outputs) > 1 else f"({subject.outputs[0]},)"
+    sizes = ""
+    if isinstance(subject, FoundSubject) and subject.padded:
+        sizes = f', "{SIZES}": np.array([[height, width]])'
     return f"""```python
 import numpy as np
 import onnxruntime
 
 session = onnxruntime.InferenceSession("{file}")
-{results} = session.run({names}, {{"images": images}})  # {_shape_text(subject)}
+{results} = session.run({names}, {{"images": images{sizes}}})  # {_shape_text(subject)}
 ```"""
 
 
@@ -223,17 +243,24 @@ def _io(subject: Subject) -> str:
     inside = "Normalization is a part of it; resizing is not." if subject.options.with_preprocessing else ""
     names = ", ".join(f"`{name}`" for name in subject.outputs)
     means = _dense_io(subject) if subject.trained.dense else ""
+    kinds = "float32, and int64 of labels" if isinstance(subject, FoundSubject) else "float32"
     return (
-        f"Input `images`: {axes} = {_shape_text(subject)}. Output{'s' * (len(subject.outputs) > 1)} {names}: float32. "
+        f"Input `images`: {axes} = {_shape_text(subject)}. Output{'s' * (len(subject.outputs) > 1)} {names}: {kinds}. "
         f"{means}It computes in {subject.options.dtype}. {inside}".strip()
     )
 
 
 def _agreement(subject: Subject, differences: Sequence[Difference]) -> str:
     parts = ", ".join(f"{one.relative:.1e} ({one.images})" for one in differences)
+    if isinstance(subject, FoundSubject):
+        return (
+            "Compared with JAX in float32 on a CPU when it was written; largest difference "
+            f"{unit_of(subject.trained.dense, with_nms=True)}, before NMS: {parts}. Of the same scores and boxes, at "
+            f"least {1 - SHARE:.0%} of the detections are those of JAX."
+        )
     return (
         "Compared with JAX in float32 on a CPU when it was written; largest difference, divided by the "
-        f"{scale_of(subject.trained.dense)} of the {' and the '.join(subject.outputs)}: {parts}."
+        f"{scale_of(subject.trained.dense)} of the {' and the '.join(subject.traced)}: {parts}."
     )
 
 

@@ -9,6 +9,8 @@ import numpy as np
 # Where the batch is symbolic, a dimension that is k times it has this size times k: a prime number, which is a factor
 # of no dimension that a model has. So shapes are integers throughout, and products of them still tell the batch apart.
 BATCH = 2**31 - 1
+# A dimension whose size depends on what is in the images: how many objects are found.
+FOUND = -1
 
 Shape = tuple[int, ...]
 
@@ -19,7 +21,7 @@ class Tensor:
 
     Attributes:
         name: within the graph.
-        shape: as the file will have it; see `BATCH`.
+        shape: as the file will have it; see `BATCH` and `FOUND`.
         dtype: of NumPy.
     """
 
@@ -117,11 +119,13 @@ class Graph:
         place: str = "",
         **attributes: Any,
     ) -> list[Tensor]:
-        """Adds an operator with several outputs of the same dtype, and returns them."""
+        """Adds an operator with several outputs, and returns them; `dtype` is that of all, or a tuple with each's."""
         names = ["" if tensor is None else tensor.name for tensor in inputs]
         key = (op, tuple(names), tuple(shapes), str(dtype), repr(sorted(attributes.items())))
         if key not in self._known:
-            outputs = [self.tensor(f"{place}/{op}" if place else op, shape, dtype) for shape in shapes]
+            dtypes = dtype if isinstance(dtype, tuple) else (dtype,) * len(shapes)
+            label = f"{place}/{op}" if place else op
+            outputs = [self.tensor(label, shape, kind) for shape, kind in zip(shapes, dtypes, strict=True)]
             node = Node(op, names, [tensor.name for tensor in outputs], attributes, place)
             self.nodes.append(node)
             self._producers.update(dict.fromkeys(node.outputs, node))

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from vision_jax.errors import ConfigError, DataError
-from vision_jax.export.graph import BATCH, Graph, Node, Tensor
+from vision_jax.export.graph import BATCH, FOUND, Graph, Node, Tensor
 
 OPSETS = range(17, 24)  # which are tested
 DEFAULT_OPSET = 18
@@ -69,8 +69,10 @@ def write(graph: Graph, path: pathlib.Path, metadata: Mapping[str, str], *, exte
     onnx.save_model(model, str(path), **options)
 
 
-def load(path: pathlib.Path) -> Callable[[np.ndarray], np.ndarray | tuple[np.ndarray, ...]]:
-    """Checks a file, and returns the function that onnxruntime makes of it, on the CPU; several outputs are a tuple.
+def load(path: pathlib.Path) -> Callable[..., np.ndarray | tuple[np.ndarray, ...]]:
+    """Checks a file, and returns the function that onnxruntime makes of it, on the CPU.
+
+    Its first argument is the first input, and others have the names of inputs; several outputs are a tuple.
 
     Raises:
         DataError: if it is no valid model.
@@ -84,8 +86,8 @@ def load(path: pathlib.Path) -> Callable[[np.ndarray], np.ndarray | tuple[np.nda
         raise DataError(f"The graph that was written is not valid ONNX: {error}") from error
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
 
-    def run(images: np.ndarray) -> np.ndarray | tuple[np.ndarray, ...]:
-        results = session.run(None, {session.get_inputs()[0].name: images})
+    def run(images: np.ndarray, **others: np.ndarray) -> np.ndarray | tuple[np.ndarray, ...]:
+        results = session.run(None, {session.get_inputs()[0].name: images, **others})
         return results[0] if len(results) == 1 else tuple(results)
 
     return run
@@ -100,5 +102,5 @@ def _node(helper: Any, node: Node, number: int) -> Any:
 
 
 def _value_info(helper: Any, tensor: Tensor) -> Any:
-    shape = [size if size % BATCH else "batch" for size in tensor.shape]
+    shape = ["detections" if size == FOUND else size if size % BATCH else "batch" for size in tensor.shape]
     return helper.make_tensor_value_info(tensor.name, helper.np_dtype_to_tensor_dtype(tensor.dtype), shape)

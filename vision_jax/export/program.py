@@ -18,11 +18,11 @@ from vision_jax.data.images import ImageSource
 from vision_jax.data.sources import Source, closing
 from vision_jax.data.transforms import DecodeError
 from vision_jax.errors import CheckpointError, ConfigError, DataError
-from vision_jax.export import card, check, onnx_file, stablehlo, subject
+from vision_jax.export import card, check, check_detections, onnx_file, stablehlo, subject
 from vision_jax.export.check import Difference
 from vision_jax.export.jaxpr import trace
 from vision_jax.export.optimize import optimize
-from vision_jax.export.subject import Options, Subject
+from vision_jax.export.subject import FoundSubject, Options, Subject
 
 log = logging.getLogger(__name__)
 
@@ -105,13 +105,15 @@ def export_onnx(
     onnx_file.import_onnx()
     target.check()
     made = subject.make(trained, options)
-    graph = trace(made, made.shape, made.dtype, opset, trained.name, made.outputs)
+    graph = trace(made, made.shape, made.dtype, opset, trained.name, made.traced)
     optimize(graph)
     packages = card.versions("onnx", "onnxruntime")
 
     def write(path: pathlib.Path) -> check.Run:
-        metadata = card.metadata(made, opset, packages)
-        onnx_file.write(graph, path, metadata, external=onnx_file.is_large(graph, largest))
+        metadata, external = card.metadata(made, opset, packages), onnx_file.is_large(graph, largest)
+        if isinstance(made, FoundSubject):
+            return check_detections.write(made, graph, path, metadata, external=external)
+        onnx_file.write(graph, path, metadata, external=external)
         return onnx_file.load(path)
 
     def describe(differences: Sequence[Difference]) -> str:
@@ -130,6 +132,8 @@ def export_stablehlo(
         ConfigError, DataError, CheckpointError: as for `export_onnx`, and for weights that are too large.
     """
     target.check()
+    if options.with_nms:
+        raise ConfigError("with_nms is for ONNX: leave it out, or choose that format.")
     made = subject.make(trained, options)
     packages = card.versions("jaxlib")
 
@@ -160,7 +164,8 @@ def _export(
     tolerance = check.TOLERANCES[made.options.dtype] if target.tolerance is None else target.tolerance
     with aside(target) as folder:
         differences = check.compare(made, write(folder / target.path.name), pixels)
-        check.require(differences, tolerance, str(target.path))
+        units = [check.unit_of(made.trained.dense, with_nms=True)] if made.options.with_nms else []
+        check.require(differences, tolerance, str(target.path), *units)
         (folder / target.card.name).write_text(describe(differences), encoding="utf-8")
     return differences
 

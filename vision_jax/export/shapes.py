@@ -113,6 +113,20 @@ def _concatenate(equation: Equation, *operands: Operand) -> Sequence[Operand]:
     return [in_order(tensor, order)]
 
 
+def _stack(equation: Equation, *operands: Operand) -> Sequence[Operand]:
+    """Writes a concatenation along a new dimension."""
+    axis = equation.params["axis"]
+
+    def with_axis(operand: Operand) -> Operand:
+        shape = (*operand.shape[:axis], 1, *operand.shape[axis:])
+        if isinstance(operand, Constant):
+            return Constant(np.expand_dims(operand.array, axis), shape)
+        return Value(operand.tensor, (*operand.axes[:axis], None, *operand.axes[axis:]), shape)
+
+    described = dataclasses.replace(equation, name="concatenate", params={"dimension": axis})
+    return _concatenate(described, *map(with_axis, operands))
+
+
 def _split(equation: Equation, value: Value) -> Sequence[Operand]:
     graph, dim, sizes = equation.graph, equation.params["axis"], [int(size) for size in equation.params["sizes"]]
     axis = value.axes[dim]
@@ -219,6 +233,7 @@ RULES: Mapping[str, Rule] = {
     "slice": _slice,
     "split": _split,
     "squeeze": _squeeze,
+    "stack": _stack,
     "transpose": _transpose,
 }
 

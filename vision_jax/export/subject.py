@@ -11,7 +11,9 @@ import numpy as np
 from vision_jax import augment, build
 from vision_jax.build import TrainedModel
 from vision_jax.data.dense import DenseTransform
+from vision_jax.dense import postprocess
 from vision_jax.dense.compose import AUX_HEAD
+from vision_jax.dense.postprocess import Selection
 from vision_jax.errors import ConfigError
 
 LAYOUTS = ("nchw", "nhwc")
@@ -28,6 +30,7 @@ class Options:
         layout: of normalized images: "nchw", (batch, channels, height, width), or "nhwc".
         dtype: what it computes in.
         size: of a detector or segmenter, height and width of the images; None: its first canvas in evaluation.
+        with_nms: of a detector, it gives boxes after non-maximum suppression, of one image; see `FoundSubject`.
     """
 
     batch: int = 0
@@ -35,6 +38,7 @@ class Options:
     layout: str = "nchw"
     dtype: str = "float32"
     size: tuple[int, int] | None = None
+    with_nms: bool = False
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -51,8 +55,18 @@ class Subject:
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        """The names of what the function gives; of several it is a tuple."""
+        """The names of what a file gives."""
         return ("logits",) if self.trained.num_classes else ("features",)
+
+    @property
+    def traced(self) -> tuple[str, ...]:
+        """The names of what the function gives, of which a file may make more; of several it is a tuple."""
+        return self.outputs
+
+    @property
+    def scales(self) -> tuple[float, ...] | None:
+        """What differences of several outputs are divided by, in comparisons; None: see `check.difference`."""
+        return None
 
     @property
     def channels_first(self) -> bool:
@@ -208,6 +222,72 @@ class DenseSubject(Subject):
         return tuple(output for output in found if output is not None)
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class FoundSubject(DenseSubject):
+    """A detector that gives what it finds in one image, of the scores and boxes of all anchors.
+
+    The function gives these: `all_scores` (1, anchors, classes) and `all_boxes` (1, anchors, 4), x1, y1, x2 and y2 in
+    pixels of the canvas, float32. A file makes of them what `detections.append` says.
+    """
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        return ("boxes", "scores", "labels")
+
+    @property
+    def traced(self) -> tuple[str, ...]:
+        return ("all_scores", "all_boxes")
+
+    @property
+    def scales(self) -> tuple[float, ...]:
+        """Most scores are nearly 0, so that they are compared as they are."""
+        return 1.0, float(max(self.canvas))
+
+    @property
+    def padded(self) -> bool:
+        """Whether images are smaller than the canvas, so that a file is to be told by how much."""
+        return self.transform.resizing.kind != "squash"
+
+    @property
+    def selection(self) -> Selection:
+        """What is taken for a detection."""
+        return self._objective.selection
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """How many anchors each level has."""
+        return tuple(map(len, self._levels))
+
+    @property
+    def _objective(self) -> Any:
+        return self.trained.objective
+
+    @functools.cached_property
+    def _levels(self) -> tuple[np.ndarray, ...]:
+        return self._objective.levels(*self.canvas)
+
+    def apply(self, variables: Any, images: Any, dtype: str | None = None) -> Any:
+        outputs, _ = self._network(dtype).apply(variables, self.as_model_takes(images), train=False)
+        return postprocess.decoded(self.selection, outputs, self._levels)
+
+    def part(self) -> np.ndarray:
+        """Returns height and width of the part of the canvas that a check takes for the image, (1, 2) int64."""
+        height, width = self.canvas
+        return np.array([[max(1, height * 3 // 4), max(1, width * 7 // 8)] if self.padded else [height, width]])
+
+    def select(self, scores: np.ndarray, boxes: np.ndarray) -> postprocess.Detections:
+        """Returns what JAX finds of the scores and boxes of all anchors, of an image of `part`, on the CPU."""
+        with jax.default_device(jax.devices("cpu")[0]):
+            return _select(self.selection, self.counts, scores, boxes, self.part())
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _select(
+    selection: Selection, counts: tuple[int, ...], scores: jax.Array, boxes: jax.Array, sizes: jax.Array
+) -> postprocess.Detections:
+    return postprocess.select(selection, scores, boxes, counts, sizes)
+
+
 def to_numpy(results: Any) -> Any:
     """Returns an array of JAX, or a tuple of them, as arrays of NumPy."""
     return tuple(map(np.asarray, results)) if isinstance(results, tuple) else np.asarray(results)
@@ -223,4 +303,13 @@ def make(trained: TrainedModel, options: Options) -> Subject:
         raise ConfigError(f"layout is {options.layout!r}: give one of {', '.join(LAYOUTS)}.")
     if options.batch < 0:
         raise ConfigError(f"batch is {options.batch}: give a number of images, or 0 for any.")
-    return DenseSubject.make(trained, options) if trained.dense else Subject(trained, options)
+    if not options.with_nms:
+        return DenseSubject.make(trained, options) if trained.dense else Subject(trained, options)
+    if trained.dense != "boxes":
+        raise ConfigError(f"with_nms is for detectors, and {trained.name} finds no boxes: leave it out.")
+    if options.batch != 1:
+        number = options.batch or "any number"
+        raise ConfigError(
+            f"batch is {number}, and with_nms gives the boxes of one image, as their number differs: --batch=1."
+        )
+    return FoundSubject.make(trained, options)

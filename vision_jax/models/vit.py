@@ -36,6 +36,7 @@ from vision_jax.models.positions import TABLES, positions_init, sincos2d
 from vision_jax.models.registry import HALVES, InputSpec
 from vision_jax.models.transformer import LayerScale, Mlp, PatchEmbed, QueryKeyValue, attend, interpolate_positions
 from vision_jax.models.vit_weights import from_big_vision, resample, to_authors, to_torchvision
+from vision_jax.models.windows import Windows, evenly_spaced
 
 INITS = ("normal", "xavier", "mocov3")  # `VisionTransformer.weight_init`
 POSITIONS = ("learned", *TABLES, "relative")  # `VisionTransformer.positions`
@@ -62,11 +63,17 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool, bias: jax.Array | None = None) -> jax.Array:
-        """`bias` is added to the logits of pairs of tokens; see `attend`."""
-        batch, tokens, features = x.shape
+        """`bias` is added to the logits of pairs of tokens; see `attend`.
+
+        Tokens may be those of windows, which do not see each other: (batch, tokens, windows, features).
+        """
+        shape, windows = x.shape, x.shape[2] if x.ndim == 4 else None
         qkv = QueryKeyValue(self.num_heads, self.dtype, self.qkv_init or self.kernel_init, name="qkv")(x)
-        x = attend(self, qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], bias, recompute=self.recompute)
-        x = x.reshape(batch, tokens, features)
+        q, k, v = (qkv[..., i, :, :] for i in range(3))
+        if windows is not None:  # beside the heads, so that the batch stays an axis of its own
+            q, k, v = (x.reshape(*shape[:2], -1, x.shape[-1]) for x in (q, k, v))
+        x = attend(self, q, k, v, bias, groups=windows, recompute=self.recompute).reshape(shape)
+        features = shape[-1]
         x = nn.Dense(features, dtype=self.dtype, kernel_init=self.kernel_init, name="proj")(x)
         return nn.Dropout(self.drop_rate)(x, deterministic=not train)
 
@@ -85,6 +92,7 @@ class Block(nn.Module):
         recompute_attention: compute the probabilities of attention anew in the backward pass; see `attend`.
         epsilon: of the norms.
         activation: of the MLP; one of `layers.ACTIVATIONS`.
+        windows: within which the attention is; None: it is of all tokens.
     """
 
     num_heads: int
@@ -98,6 +106,7 @@ class Block(nn.Module):
     recompute_attention: bool = False
     epsilon: float = 1e-6
     activation: str = "gelu"
+    windows: Windows | None = None
 
     @nn.compact
     def __call__(
@@ -130,7 +139,10 @@ class Block(nn.Module):
             recompute=self.recompute_attention,
             name="attn",
         )
-        y = attention(y, train, bias)
+        if self.windows is None:
+            y = attention(y, train, bias)
+        else:
+            y = self.windows.join(attention(self.windows.cut(y), train))
         x = x + drop(scale(y, "ls1"))
         mlp = Mlp(
             self.mlp_features,
@@ -153,18 +165,22 @@ class Blocks(nn.Module):
         results: 1: the result is that of the last block; more: a list of the results of so many of the last ones.
         recompute_attention: every second one computes the probabilities of its attention anew in the backward pass.
             They are what takes most memory to keep; doing so in all would be 1.2 % more operations for a ViT-S.
+        whole: the numbers of those that see all tokens, where others see windows.
     """
 
     block: Any
     drop_path_rates: tuple[float, ...]
     results: int = 1
     recompute_attention: bool = False
+    whole: tuple[int, ...] = ()
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool, bias: jax.Array | None = None) -> Any:
+    def __call__(self, x: jax.Array, train: bool, bias: jax.Array | None = None, windows: Windows | None = None) -> Any:
         found = []
         for i, rate in enumerate(self.drop_path_rates):
-            options = {"recompute_attention": True} if self.recompute_attention and i % 2 == 1 else {}
+            options: dict[str, Any] = {"recompute_attention": True} if self.recompute_attention and i % 2 == 1 else {}
+            if windows is not None and i not in self.whole:
+                options["windows"] = windows
             x = capture(self, self.block(drop_path_rate=rate, name=str(i), **options)(x, train, None, bias), str(i))
             found.append(x)
         return x if self.results == 1 else found[-self.results :]
@@ -231,7 +247,8 @@ class VisionTransformer(ImageModel, kw_only=True):
             "relative": no embeddings, but a bias of attention for each offset, see `RelativePositionBias`.
         no_embed_class: learned positions are for patches alone too.
         interpolate_positions: images may have other sizes than `img_size`: learned positions are then interpolated.
-        norm_after_pooling: normalize the pooled features instead of all tokens; None: with "avg".
+        norm_after_pooling: normalize the pooled features instead of all tokens; None: with "avg", but not with windows,
+            which are for maps of features.
         layer_scale: initial scale of residual branches; None: they are not scaled.
         drop_path_uniform: all blocks drop branches with the probability `drop_path_rate`, as in DeiT III, instead of
             earlier ones less often.
@@ -242,6 +259,9 @@ class VisionTransformer(ImageModel, kw_only=True):
         head_std: standard deviation of its initial weights.
         norm_before_head: batch norm without scale and bias before the classifier, as in the linear probe of masked
             autoencoders (He et al. 2021, arXiv:2111.06377).
+        attention_window: height and width, in patches, of the windows within which most blocks attend; None: all see
+            all patches. It is for models without tokens before the patches. See `vision_jax.models.windows`.
+        global_blocks: how many blocks, evenly spaced, see all patches where others see windows.
         weight_init: the other initial weights: "normal", as in timm; "xavier", as in masked autoencoders, which also
             begin with larger tokens and, as torch does by itself, with random biases of the projection of patches;
             "mocov3": uniform as well, where queries, keys and values are a matrix each (Chen et al. 2021).
@@ -269,6 +289,8 @@ class VisionTransformer(ImageModel, kw_only=True):
     head_bias: float = 0.0
     head_std: float = 0.02
     norm_before_head: bool = False
+    attention_window: int | None = None
+    global_blocks: int = 4
     weight_init: str = "normal"
 
     def __post_init__(self) -> None:
@@ -284,6 +306,8 @@ class VisionTransformer(ImageModel, kw_only=True):
             raise ConfigError("positions is 'relative', which are for one size of images: unset interpolate_positions.")
         if self.global_pool != "avg" and not self.class_token:
             raise ConfigError("Without class_token, global_pool must be avg.")
+        if self.attention_window is not None:
+            self._check_windows()
         if not 1 <= self.feature_blocks <= self.depth:
             raise ConfigError(f"feature_blocks is {self.feature_blocks}, and the model has {self.depth} blocks.")
         if self.feature_blocks > 1 and (self.global_pool == "avg" or not self.norms_all_tokens):
@@ -292,6 +316,22 @@ class VisionTransformer(ImageModel, kw_only=True):
                 "behind the norm of all tokens: set global_pool to token or token+avg, and norm_after_pooling to False."
             )
         super().__post_init__()
+
+    def _check_windows(self) -> None:
+        if self.attention_window is not None and self.attention_window < 1:
+            raise ConfigError(f"attention_window is {self.attention_window}: give a number of patches, such as 14.")
+        if not 0 <= self.global_blocks <= self.depth:
+            raise ConfigError(f"global_blocks is {self.global_blocks}, and the model has {self.depth} blocks.")
+        if self.num_prefix_tokens:
+            raise ConfigError(
+                f"attention_window is {self.attention_window}, and windows have no place for "
+                f"{' and '.join(self.tokens())}: set class_token to False, and global_pool to avg."
+            )
+        if self.scan_blocks or self.positions == "relative":
+            other = "scan_blocks" if self.scan_blocks else "positions='relative'"
+            raise ConfigError(
+                f"attention_window is {self.attention_window}, which does not go with {other}: unset one."
+            )
 
     def tokens(self) -> dict[str, int]:
         """Returns how many tokens there are before the patches, by name, in their order."""
@@ -310,7 +350,9 @@ class VisionTransformer(ImageModel, kw_only=True):
     @property
     def norms_all_tokens(self) -> bool:
         """Whether the last norm is that of all tokens; else, it is that of the pooled features."""
-        return self.global_pool != "avg" if self.norm_after_pooling is None else not self.norm_after_pooling
+        if self.norm_after_pooling is not None:
+            return not self.norm_after_pooling
+        return self.global_pool != "avg" or self.attention_window is not None
 
     def setup(self) -> None:
         kernel_init: Any = transformer_init
@@ -348,7 +390,8 @@ class VisionTransformer(ImageModel, kw_only=True):
             self.blocks = block(drop_path_rate=0.0)
         else:
             rates = tuple(self._drop_path_rates())
-            self.blocks = Blocks(block, rates, self.feature_blocks, recompute_attention=not self.remat)
+            whole = evenly_spaced(self.depth, self.global_blocks)
+            self.blocks = Blocks(block, rates, self.feature_blocks, not self.remat, whole)
         norm = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, use_fast_variance=False)
         self.norm: nn.Module | None = norm if self.norms_all_tokens else None
         self.fc_norm: nn.Module | None = None if self.norms_all_tokens else norm
@@ -386,7 +429,8 @@ class VisionTransformer(ImageModel, kw_only=True):
             (batch, kept, features).
 
         Raises:
-            ValueError: if there are no positions for images of this size, or no relative ones of `kept` patches.
+            ValueError: if there are no positions for images of this size, no relative ones of `kept` patches, or no
+                windows of these.
         """
         before, patches, _ = self._encode(images, train, kept, hidden)
         return before, patches
@@ -422,13 +466,18 @@ class VisionTransformer(ImageModel, kw_only=True):
             if of_tokens is not None and len(of_tokens):
                 before = before + of_tokens
             x = jnp.concatenate([jnp.broadcast_to(before, (batch, count, self.embed_dim)), x], axis=1)
+        windows = None
+        if self.attention_window is not None:
+            if kept is not None:
+                raise ValueError("attention_window is of all patches: some alone are not encoded")
+            windows = Windows(height, width, self.attention_window)
         earlier: list[jax.Array] = []
         if self.scan_blocks:
             x, earlier = self._scan(x, train, bias)
         elif self.feature_blocks == 1:
-            x = self.blocks(x, train, bias)
+            x = self.blocks(x, train, bias, windows)
         else:
-            *results, x = self.blocks(x, train, bias)
+            *results, x = self.blocks(x, train, bias, windows)
             earlier = [result[:, 0] for result in results]
         if self.norm is not None:
             x = capture(self, self.norm(x), "norm")

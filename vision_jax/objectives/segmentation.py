@@ -38,6 +38,11 @@ class Segmentation(Dense):
             raise ConfigError(f"objective.aux is {self.aux!r}: it is True, False, or None for the head's own choice.")
         check_ranges(self, not_negative=("aux_weight",))
         super().__post_init__()
+        if self.network.aux_head is None and self.aux_weight != type(self).aux_weight:
+            raise ConfigError(
+                f"objective.aux_weight is {self.aux_weight}, and there is no auxiliary head: set objective.aux, or "
+                "leave the weight unset."
+            )
 
     @functools.cached_property
     def network(self) -> Segmenter:

@@ -143,6 +143,23 @@ def _leaf(tree: Any, path: tuple[str, ...]) -> Any:
     return tree
 
 
+def drop_class_token(
+    known: Entry, values: dict[str, np.ndarray], left_over: list[str], options: Mapping[str, Any]
+) -> list[str]:
+    """Returns what is left over of weights without the class token of a transformer that is made without one.
+
+    Its position, the first of `pos_embed` in `values`, is left out too.
+    """
+    tokens = {"cls_token", "class_token"} & set(left_over)
+    if options.get("class_token", True) or not tokens:
+        return left_over
+    positions = values.get("pos_embed")
+    if positions is not None and math.isqrt(positions.shape[1] - 1) ** 2 == positions.shape[1] - 1:
+        values["pos_embed"] = positions[:, 1:]
+    log.info("%s: the class token is left out, as the model has none.", known.name)
+    return [name for name in left_over if name not in tokens]
+
+
 def adapt_input(
     known: Entry, wanted: Sequence[Tensor], values: dict[str, np.ndarray], options: Mapping[str, Any]
 ) -> None:

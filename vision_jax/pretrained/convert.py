@@ -11,7 +11,7 @@ import numpy as np
 from vision_jax.errors import ConfigError, DataError
 from vision_jax.models.registry import Entry, Shape, entry
 from vision_jax.pretrained import files, methods, naming
-from vision_jax.pretrained.adapt import adapt_classifier, adapt_input, class_axes, unused_heads
+from vision_jax.pretrained.adapt import adapt_classifier, adapt_input, class_axes, drop_class_token, unused_heads
 from vision_jax.pretrained.classes import Classes, imagenet_classes
 from vision_jax.pretrained.files import WeightFile
 from vision_jax.pretrained.tensors import Tensor, assemble, model_tensors, namings, tensors_of, to_numpy
@@ -79,7 +79,8 @@ def from_torch(
     - `in_channels`: kernels of the first layer are summed for one channel, else repeated, so that their sum is kept.
     - `img_size`: position embeddings and tables are interpolated. They are taken for those of a square grid, unless the
       file says that the images were not square: 36 positions could be of 4 x 9, and do not tell.
-    - heads that only training uses are left out where the model is made without them.
+    - heads that only training uses are left out where the model is made without them, and so are the class token and
+      its position where `class_token` is False.
 
     Args:
         name: the model; see `vision_jax.list_models`.
@@ -119,6 +120,7 @@ def _convert(
     if "fc_norm.weight" in values.keys() - before:
         left_over = [key for key in left_over if not key.startswith("norm.")]
     left_over = _drop_unused_heads(known, matched.place.library, left_over, options)
+    left_over = drop_class_token(known, values, left_over, options)
     if not left_over and all(tensor.name in values for tensor in wanted):
         adapt_input(known, wanted, values, options)
     shapes = {key: tuple(file.tensors[matched.found[key]].shape) for key in left_over}
