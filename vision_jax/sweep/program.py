@@ -98,7 +98,7 @@ class Sweep:
         finally:
             for claimed, _ in held:
                 claimed.release()
-        return self._write(study)
+        return self._write(study, with_importance=True)
 
     def _make_workdir(self) -> None:
         try:
@@ -190,7 +190,7 @@ class Sweep:
             held.pop(0)
             claimed.release()
             self._log_outcome(claimed, outcome)
-        self._write(study)
+        self._write(study, with_importance=False)
 
     def _log_outcome(self, claimed: _Claimed, outcome: Outcome) -> None:
         last = outcome.points[-1] if outcome.points else None
@@ -198,9 +198,9 @@ class Sweep:
         why = f": {results.first_sentence(outcome.reason)}" if outcome.reason else ""
         log.info("Trial %d is %s%s%s", claimed.trial.number, outcome.ending.value, at, why)
 
-    def _write(self, study: "optuna.Study") -> Results:
+    def _write(self, study: "optuna.Study", *, with_importance: bool) -> Results:
         with self._exclusive():
-            found = results.collect(self.workdir, study, self.search.identity())
+            found = results.collect(self.workdir, study, self.search.identity(), with_importance=with_importance)
             results.write(found)
         return found
 

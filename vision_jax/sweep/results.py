@@ -59,7 +59,7 @@ class Results:
         search: its `identity`.
         rows: of the trials, by number.
         importance: share of the variance of the metric that each field explains alone, the largest first; empty: there
-            are too few trials.
+            are too few trials, or it was not computed.
     """
 
     workdir: pathlib.Path
@@ -104,17 +104,20 @@ def first_sentence(reason: str) -> str:
     return sentence + stop.strip()
 
 
-def collect(workdir: pathlib.Path, study: "optuna.Study", search: Mapping[str, Any]) -> Results:
+def collect(
+    workdir: pathlib.Path, study: "optuna.Study", search: Mapping[str, Any], *, with_importance: bool = True
+) -> Results:
     """Reads all trials, and what their runs have written.
 
     Args:
         workdir: of the search.
         study: of it.
         search: its `identity`.
+        with_importance: compute the importance of fields, which takes seconds.
     """
     trials = study.get_trials(deepcopy=False)
     rows = [_row(workdir, trial, search) for trial in trials if trial.state.name != "WAITING"]
-    return Results(workdir, search, rows, importance(study))
+    return Results(workdir, search, rows, importance(study) if with_importance else {})
 
 
 def _row(workdir: pathlib.Path, trial: "FrozenTrial", search: Mapping[str, Any]) -> Row:

@@ -201,7 +201,7 @@ def check_fields(space: Sequence[Parameter], config: ConfigDict) -> None:
     for one in space:
         if one.field not in known:
             if below := [name for name in known if name.startswith(f"{one.field}.")]:
-                raise ConfigError(f"{one.field} cannot be searched as a whole: its fields are {', '.join(below)}.")
+                raise ConfigError(f"{one.field} cannot be searched as a whole: give a field of it, such as {below[0]}.")
             hint = suggest(one.field, known, "vision_jax/config/fields.py")
             raise ConfigError(f"{one.field} is in the search space, and is no field of the configuration: {hint}")
         node, name = parent(config, one.field)

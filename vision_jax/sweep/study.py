@@ -59,8 +59,10 @@ def open_study(workdir: pathlib.Path, search: Search) -> "optuna.Study":
     """Opens the study of a search, or makes one. No other process may do so at the same time.
 
     Raises:
+        ConfigError: if optuna is not installed.
         CheckpointError: if the workdir holds another search, or its file cannot be used.
     """
+    import_optuna()
     import optuna
 
     study = optuna.create_study(
@@ -152,6 +154,7 @@ def suggest(trial: "Trial", space: Sequence[Parameter]) -> Values:
 
 def samples(search: Search) -> list[Values]:
     """Returns the values of the trials that are known before there is any result."""
+    import_optuna()
     import optuna
 
     if search.sampler == "grid":

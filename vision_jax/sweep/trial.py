@@ -102,7 +102,7 @@ def run(job: Job) -> Outcome:
             raise ConfigError(f"{reason.removeprefix('error: ')} (all of it is in {job.log})")
         if not _may_resume(status):
             return Outcome(Ending.FAILED, follower.points, reason or f"status {status}", trained)
-        attempts = attempts + 1 if follower.last_step == before else 1
+        attempts = attempts + 1 if follower.last_step == before else 0
         if attempts == MOST_ATTEMPTS:
             reason = f"it ended {attempts} times in a row with {_describe(status)}, and got no further"
             return Outcome(Ending.FAILED, follower.points, reason, trained)
