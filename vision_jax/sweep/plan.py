@@ -158,6 +158,8 @@ def check(search: Search) -> None:
     """
     config = search.load()
     space_lib.check_fields(search.space, config)
+    if search.sampler == "grid":
+        grid(search.space)
     names = {one.field for one in search.space}
     if both := [flag for flag in search.overrides if flag.removeprefix("--config.").partition("=")[0] in names]:
         raise ConfigError(f"{both[0]} sets a field that is searched: leave it out.")
