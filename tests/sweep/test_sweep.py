@@ -253,7 +253,7 @@ def test_another_search_is_refused_and_more_trials_are_not(tmp_path: pathlib.Pat
 
 
 def test_a_search_goes_on_when_it_is_told_to_stop(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("MADE_UP_SECONDS", "0.1")
+    monkeypatch.setenv("MADE_UP_SECONDS", "0.5")
     search = make(f"{RATE}=choice:0.1,0.2", sampler="grid")
     metrics = tmp_path / "trials" / "0000" / "metrics.jsonl"
     found = run(search, tmp_path, stops=lambda: metrics.exists() and len(metrics.read_text().splitlines()) >= 2)
@@ -333,10 +333,14 @@ def test_signals_are_passed_on(command: Command, tmp_path: pathlib.Path):
     assert int(starts(tmp_path, 0)[1]) >= 1
 
 
-def test_a_run_whose_search_was_killed_is_waited_for(tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture):
+def test_a_run_whose_search_was_killed_is_waited_for(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
     """Its lock is free, and its run is still saving."""
+    monkeypatch.setenv("MADE_UP_SECONDS", "0.5")
     search, metrics = make(f"{RATE}=choice:0.1", sampler="grid"), tmp_path / "trials" / "0000" / "metrics.jsonl"
     assert run(search, tmp_path, stops=metrics.exists).rows[0].ending == "running"
+    monkeypatch.setenv("MADE_UP_SECONDS", "0")
     saving = subprocess.Popen(
         [
             sys.executable,
