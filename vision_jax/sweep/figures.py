@@ -1,5 +1,6 @@
 """Figures of a search: the metric by step, by trial and by the value of each field, and the importance of fields."""
 
+import json
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -80,7 +81,7 @@ def by_value(results: Results, field: str) -> "Figure":
     else:
         _scatter(axes, results, [float(row.values.get(field, math.nan)) for row in rows])
         if searched.kind == "log":
-            axes.set_xscale("log")
+            _set_log_scale(axes, searched.low, searched.high)
     axes.set_title(drawing.shorten(field, 40))
     _finish(figure, axes, results, legend=False)
     return figure
@@ -103,10 +104,18 @@ def importance(results: Results) -> "Figure":
     return figure
 
 
+def _set_log_scale(axes: Any, low: float, high: float) -> None:
+    """Makes the horizontal axis logarithmic, with numbers that are no formulas, which pages do not show."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0,) if high / low > 100 else (1.0, 2.0, 5.0)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+
+
 def _spec(text: str) -> Any:
     """Returns what `space.parse` read: a list is kept as JSON."""
-    import json
-
     return json.loads(text) if text.startswith("[") else text
 
 

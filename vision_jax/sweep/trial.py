@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -186,7 +187,9 @@ def _last_line(path: pathlib.Path, start: int) -> str:
     """Returns the error of this package that a run has printed, or else the last line, after so many bytes."""
     with path.open("rb") as file:
         file.seek(max(start, path.stat().st_size - 20_000))
-        lines = [line.strip() for line in file.read().decode(errors="replace").splitlines() if line.strip()]
+        text = file.read().decode(errors="replace")
+    lines = [re.sub(r"^\[\d+\] ", "", line).strip() for line in text.splitlines()]  # without a launcher's number
+    lines = [line for line in lines if line]
     errors = [number for number, line in enumerate(lines) if line.startswith("error: ")]
     if errors:  # it may have several lines, one for each problem
         shown = [line for line in lines[errors[-1] :] if line is lines[errors[-1]] or line.startswith("- ")]
