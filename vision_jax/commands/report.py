@@ -16,6 +16,7 @@ from collections.abc import Sequence
 
 from vision_jax.commands import common
 from vision_jax.errors import ConfigError, check_no_url
+from vision_jax.sweep import DATABASE
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -51,7 +52,7 @@ def report(flags: argparse.Namespace) -> int:
         ConfigError: for flags that cannot work.
         CheckpointError: if a workdir holds no run, or the page cannot be written.
     """
-    if any((pathlib.Path(workdir).expanduser() / "sweep.db").is_file() for workdir in flags.workdirs):
+    if any((pathlib.Path(workdir).expanduser() / DATABASE).is_file() for workdir in flags.workdirs):
         return report_search(flags)
     from vision_jax.report import program  # imports JAX, which takes seconds that --help should not
 

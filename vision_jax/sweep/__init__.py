@@ -7,4 +7,5 @@ has a trial, `follow` reads what its run writes, `trial` runs it, `study` keeps 
 
 SAMPLERS = ("tpe", "random", "grid")
 PRUNERS = ("none", "median", "asha", "hyperband")
+DATABASE = "sweep.db"  # in the workdir of a search
 SUMMARIES = ("last", "best")  # of the values of a run

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vision_jax.errors import CheckpointError, ConfigError
+from vision_jax.sweep import DATABASE
 from vision_jax.sweep.follow import Point
 from vision_jax.sweep.plan import Search, Values, check_same, grid
 from vision_jax.sweep.space import Choice, Parameter, Value
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-DATABASE = "sweep.db"
 NAME = "sweep"  # of the study in it
 RANDOM_TRIALS = 10  # before tpe looks at results
 _WAIT_SECONDS = 60  # for other processes that write to the file
