@@ -252,6 +252,21 @@ def test_another_search_is_refused_and_more_trials_are_not(tmp_path: pathlib.Pat
         run(search, tmp_path)
 
 
+def test_a_config_file_that_changes_ends_the_search(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch):
+    """Or trials would be compared that differ in more than what is searched."""
+    config = tmp_path / "config.py"
+    config.write_text(pathlib.Path(CONFIG).read_text())
+
+    def run_and_edit(job: trial.Job) -> trial.Outcome:
+        config.write_text(config.read_text().replace("config.label_smoothing = 0.1", "config.label_smoothing = 0.2"))
+        return trial.Outcome(trial.Ending.COMPLETE, [Point(1, 1, 0.5)])
+
+    monkeypatch.setattr(program, "run", run_and_edit)
+    search = dataclasses.replace(make(f"{RATE}=choice:0.1,0.2", sampler="grid"), config=str(config))
+    with pytest.raises(CheckpointError, match=r"holds another search:\n  - label_smoothing: 0\.1 -> 0\.2"):
+        run(search, tmp_path / "w")
+
+
 def test_a_search_goes_on_when_it_is_told_to_stop(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("MADE_UP_SECONDS", "0.5")
     search = make(f"{RATE}=choice:0.1,0.2", sampler="grid")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from vision_jax.errors import CheckpointError, ConfigError
 from vision_jax.sweep import claims, results
 from vision_jax.sweep import study as studies
-from vision_jax.sweep.plan import Search, Values, describe, grid
+from vision_jax.sweep.plan import Search, Values, check_same, describe, grid
 from vision_jax.sweep.results import Results, trial_workdir
 from vision_jax.sweep.trial import Ending, Job, Outcome, run
 
@@ -78,6 +78,8 @@ class Sweep:
         try:
             while (claimed := self._next(study, {one.trial.number for one, _ in held})) is not None:
                 try:
+                    # Again: the config file may have been changed meanwhile.
+                    check_same(studies.identity(study), self.search, self.workdir)
                     outcome = self._run(claimed)
                 except BaseException:
                     claimed.release()
@@ -200,7 +202,7 @@ class Sweep:
 
     def _write(self, study: "optuna.Study", *, with_importance: bool) -> Results:
         with self._exclusive():
-            found = results.collect(self.workdir, study, self.search.identity(), with_importance=with_importance)
+            found = results.collect(self.workdir, study, studies.identity(study), with_importance=with_importance)
             results.write(found)
         return found
 

@@ -72,11 +72,20 @@ def open_study(workdir: pathlib.Path, search: Search) -> "optuna.Study":
         pruner=_pruner(search),
         load_if_exists=True,
     )
-    if (known := study.user_attrs.get(_IDENTITY)) is not None:
-        check_same(json.loads(known), search, workdir)
+    if _IDENTITY in study.user_attrs:
+        check_same(identity(study), search, workdir)
     else:
         study.set_user_attr(_IDENTITY, json.dumps(search.identity()))
     return study
+
+
+def identity(study: "optuna.Study") -> dict[str, Any]:
+    """Returns the `identity` of the search that a study is of.
+
+    Raises:
+        KeyError: if it is of none.
+    """
+    return json.loads(study.user_attrs[_IDENTITY])
 
 
 def load_study(workdir: pathlib.Path) -> tuple["optuna.Study", dict[str, Any]]:
@@ -93,7 +102,7 @@ def load_study(workdir: pathlib.Path) -> tuple["optuna.Study", dict[str, Any]]:
         raise CheckpointError(f"{workdir} holds no search: there is no {DATABASE}.")
     try:
         study = optuna.load_study(study_name=NAME, storage=_storage(workdir))
-        return study, json.loads(study.user_attrs[_IDENTITY])
+        return study, identity(study)
     except KeyError as error:
         raise CheckpointError(f"{workdir / DATABASE} holds no search of this program.") from error
 
