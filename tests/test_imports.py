@@ -35,6 +35,7 @@ FLOORS = (
         "explanations",
         "compress",
         "suite",
+        "sweep",
         "export",
         "zero_shot",
     ),

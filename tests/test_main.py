@@ -320,7 +320,7 @@ def test_too_many_skipped_steps_stop_the_run(command: Command, tmp_path: pathlib
         *("--config.optimizer.learning_rate=1e30", "--config.checkpoint.every_steps=1"),
         *("--config.guard.nonfinite=skip", "--config.guard.max_skips=3"),
     )
-    printed = command(*TINY, *arguments, f"--workdir={tmp_path}", status=1)
+    printed = command(*TINY, *arguments, f"--workdir={tmp_path}", status=80)
     assert printed.count("is skipped: its loss is") == 2
     assert "3 steps in a row were skipped" in printed
 
@@ -352,7 +352,7 @@ def test_a_dry_run_prints_what_would_be_trained(command: Command, tmp_path: path
 def test_a_loss_that_is_not_finite_stops_the_run(command: Command, tmp_path: pathlib.Path):
     arguments = ("--config.optimizer.learning_rate=1e30", "--config.checkpoint.every_steps=1")
     guard = ("--config.guard.spike_deviations=8",)  # which skips spikes; this is none
-    printed = command(*TINY, *arguments, *guard, f"--workdir={tmp_path}", status=1)
+    printed = command(*TINY, *arguments, *guard, f"--workdir={tmp_path}", status=80)
     assert "the loss is nan" in printed or "the loss is inf" in printed
     assert "The last good checkpoint is step 1" in printed
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["1"]

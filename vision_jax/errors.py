@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 STATUS_PREEMPTED = 75  # saved after SIGTERM: sysexits calls it a temporary failure
 STATUS_HANG = 79  # ended by the watchdog; sysexits ends with 78, and shells and signals begin at 126
+STATUS_DIVERGED = 80  # ended by a NonFiniteError
 
 
 def printable(text: str) -> str:
@@ -23,7 +24,10 @@ def one_line(text: str) -> str:
 
 
 class VisionJaxError(Exception):
-    """The base of the errors below; `main` prints its message without a traceback and exits with status 1."""
+    """The base of the errors below; `main` prints its message without a traceback and exits with status 1.
+
+    After a `NonFiniteError` it exits with `STATUS_DIVERGED`.
+    """
 
     def __init__(self, message: str = ""):
         super().__init__(printable(message))

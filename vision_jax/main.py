@@ -16,7 +16,7 @@ Evaluations, and options of evaluations and of the objective, are set in a file 
 
 The same command again resumes a run. SIGTERM and Ctrl-C save it after the step; a second Ctrl-C does not wait for that.
 Exit status: 0 done; 75 saved after SIGTERM, run the same command again; 79 a hang, found by the watchdog;
-1 failed; 2 wrong flags; 130 Ctrl-C.
+80 the loss or the gradients are not finite, or spike, beyond what `guard` allows; 1 failed; 2 wrong flags; 130 Ctrl-C.
 """
 
 import dataclasses
@@ -37,10 +37,12 @@ from ml_collections import ConfigDict, config_flags
 from vision_jax.config import catalog, command_line, fields
 from vision_jax.devices import cluster
 from vision_jax.errors import (
+    STATUS_DIVERGED,
     STATUS_PREEMPTED,
     CheckpointError,
     ConfigError,
     Interrupted,
+    NonFiniteError,
     Preempted,
     VisionJaxError,
     check_no_url,
@@ -114,7 +116,7 @@ def run() -> int:
             return _train(_CONFIG.value, workdir, preemption)
         except VisionJaxError as error:
             print(f"error: {error}", file=sys.stderr)
-            status = 1
+            status = STATUS_DIVERGED if isinstance(error, NonFiniteError) else 1
         except KeyboardInterrupt:
             print(f"interrupted{_what_is_saved(workdir) if _MODE.value == 'train' else ''}", file=sys.stderr)
             status = 130

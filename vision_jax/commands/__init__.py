@@ -15,6 +15,7 @@ VERBS = {
     "search": "find the images that are most similar to others, as text or as an HTML page",
     "explain": "show what a model looks at: Grad-CAM, integrated gradients and others, on images of one's own",
     "suite": "measure a classifier on ImageNet's validation set, ReaL, V2, A, R, Sketch, C and ObjectNet",
+    "sweep": "search over fields of a configuration: a run for each trial, by several processes, bad ones ended early",
     "report": "show runs in one HTML file: curves, classes, mistakes, samples, configuration",
     "serve": "answer the classes of images over HTTP, those that come together in one batch",
     "compress": "write smaller ONNX files of a model, and measure what they lose and gain",

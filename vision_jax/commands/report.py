@@ -6,13 +6,17 @@ mistakes and least certain predictions with their images, and samples of the aug
 The worst mistakes are explained by Grad-CAM, or by what `--explain` names.
 
 For these a checkpoint is evaluated on the validation split, with the moving average (EMA) of the weights if there is
-one. `--no-evaluate` uses nothing but the files of the workdirs. Exit status: 0 done, 1 failed, 2 wrong flags.
+one. `--no-evaluate` uses nothing but the files of the workdirs. Of the workdir of a search (`python -m vision_jax
+sweep`), the page shows the trials. Exit status: 0 done, 1 failed, 2 wrong flags.
 """
 
 import argparse
+import pathlib
 from collections.abc import Sequence
 
 from vision_jax.commands import common
+from vision_jax.errors import ConfigError, check_no_url
+from vision_jax.sweep import DATABASE
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -43,7 +47,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def report(flags: argparse.Namespace) -> int:
-    """Writes what the flags say; returns the exit status."""
+    """Writes what the flags say; returns the exit status.
+
+    Raises:
+        ConfigError: for flags that cannot work.
+        CheckpointError: if a workdir holds no run, or the page cannot be written.
+    """
+    if any((pathlib.Path(workdir).expanduser() / DATABASE).is_file() for workdir in flags.workdirs):
+        return report_search(flags)
     from vision_jax.report import program  # imports JAX, which takes seconds that --help should not
 
     common.read_config(flags)
@@ -52,5 +63,26 @@ def report(flags: argparse.Namespace) -> int:
     explain = {None: "gradcam", "none": None}.get(flags.explain, flags.explain)
     options = {"step": flags.step, "evaluate": not flags.no_evaluate, "explain": explain}
     program.write_report(flags.workdirs, flags.output, **options)
+    print(flags.output)
+    return 0
+
+
+def report_search(flags: argparse.Namespace) -> int:
+    """Writes the page of a search; returns the exit status.
+
+    Raises:
+        ConfigError: for flags that cannot work.
+        CheckpointError: if the page cannot be written.
+    """
+    if len(flags.workdirs) > 1:
+        raise ConfigError(
+            f"There are {len(flags.workdirs)} workdirs, and one of them is that of a search, of which a report shows "
+            "one: name it alone, or runs of it, such as WORKDIR/trials/0000."
+        )
+    common.refuse(flags, ("step", "explain"), "for runs, not for a search: name one of its runs")
+    from vision_jax.sweep import page
+
+    check_no_url("--output", flags.output)
+    page.write(pathlib.Path(flags.workdirs[0]).expanduser(), pathlib.Path(flags.output).expanduser())
     print(flags.output)
     return 0

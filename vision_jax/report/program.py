@@ -47,7 +47,7 @@ def write_report(
     """
     check_no_url("--output", str(output))
     output = pathlib.Path(output).expanduser()
-    _check_replaceable(output)
+    check_replaceable(output)
     drawing.check_installed()
     methods = explainer.parse_methods(explain) if evaluate and explain is not None else {}
     runs = read_runs(workdirs)
@@ -64,8 +64,13 @@ def write_report(
     return notes
 
 
-def _check_replaceable(output: pathlib.Path) -> None:
-    """Checks that a report can be written to a file, and that what is there is a report, too, if anything."""
+def check_replaceable(output: pathlib.Path) -> None:
+    """Checks that a report can be written to a file, and that what is there is a report, too, if anything.
+
+    Raises:
+        ConfigError: if it cannot, or something else is there.
+        CheckpointError: if what is there cannot be read.
+    """
     check_output("--output", output)
     if output.suffix.lower() not in (".html", ".htm"):
         raise ConfigError(f"--output is {output}: a report is HTML, so its name must end with .html.")
