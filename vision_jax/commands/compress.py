@@ -42,6 +42,9 @@ def compress(arguments: argparse.Namespace) -> int:
     """
     common.check_model_arguments(arguments)
     check_no_url("--output", arguments.output)
+    output = pathlib.Path(arguments.output).expanduser()
+    if output.exists() and not output.is_dir():
+        raise ConfigError(f"--output is {output}, which is a file: give a folder.")
     methods = tuple(dict.fromkeys(arguments.methods.split(",")))
     for method in methods:
         if method not in METHODS:
@@ -65,6 +68,6 @@ def compress(arguments: argparse.Namespace) -> int:
         arguments.overwrite,
         None if arguments.workdir is None else pathlib.Path(arguments.workdir),
     )
-    rows, zeros = program.compress(trained, pathlib.Path(arguments.output).expanduser(), options)
+    rows, zeros = program.compress(trained, output, options)
     print(f"{program.table(rows)}\n\n{sparsity.text(zeros)}")
     return 0
