@@ -43,8 +43,9 @@ def compress(arguments: argparse.Namespace) -> int:
     common.check_model_arguments(arguments)
     check_no_url("--output", arguments.output)
     output = pathlib.Path(arguments.output).expanduser()
-    if output.exists() and not output.is_dir():
-        raise ConfigError(f"--output is {output}, which is a file: give a folder.")
+    for path in (output, *output.parents):
+        if path.exists() and not path.is_dir():
+            raise ConfigError(f"Cannot make the folder {output}: {path} is a file. Give another --output.")
     methods = tuple(dict.fromkeys(arguments.methods.split(",")))
     for method in methods:
         if method not in METHODS:
