@@ -45,6 +45,7 @@ ONE_PROCESS_EACH = (
     "tests/explain/test_gradients.py",
     "tests/references/test_explanations.py",
     "tests/report/test_report.py",
+    "tests/test_bad_inputs.py",
     "tests/test_processes.py",
     "tests/test_recipes.py",
     "tests/test_resume.py",

@@ -174,7 +174,7 @@ def test_both_go_back_if_one_cannot_read_its_part_of_a_checkpoint(found: tuple[d
         assert process["damaged"]["evaluated"] == 4
         kind, text = process["damaged"]["wanted"]
         assert kind == "DamagedError"
-        assert re.search(r"checkpoints/8 is damaged: .+ \(process [01]\)$", text)
+        assert re.search(r"checkpoints/8 is damaged: .+ \(process [01]\)\. Get it again", text)
         assert process["damaged"]["steps"] == [12, 12]
         assert sum("GOING BACK" in message for message in process["messages"]) == 2
     moved = [

@@ -1,14 +1,13 @@
 """The commands beside training: `python -m vision_jax VERB`, or `vision-jax VERB`; without a verb it lists them."""
 
 import importlib
-import os
 import signal
 import sys
 from collections.abc import Sequence
 
 from vision_jax.commands import VERBS
 from vision_jax.errors import suggest
-from vision_jax.runtime.streams import open_closed_streams
+from vision_jax.runtime.streams import finish_output, no_room, open_closed_streams
 
 
 def usage() -> str:
@@ -36,18 +35,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     verb, *arguments = (sys.argv[1:] if argv is None else argv) or ("--help",)
     if verb in ("-h", "--help"):
         print(usage())
-        return 0
+        return finish_output(0)
     if verb not in VERBS:
         print(f"error: there is no command {verb!r}: {suggest(verb, VERBS)}\n\n{usage()}", file=sys.stderr)
         return 2
     try:
-        return importlib.import_module(f"vision_jax.commands.{verb.replace('-', '_')}").main(arguments)
+        status = importlib.import_module(f"vision_jax.commands.{verb.replace('-', '_')}").main(arguments)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    except SystemExit as end:  # after --help, or of wrong flags
+        raise SystemExit(finish_output(end.code) if isinstance(end.code, int) else end.code) from None
     except BrokenPipeError:  # `| head` has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains as it flushes at the end
-        return 128 + signal.SIGPIPE
+        return finish_output(128 + signal.SIGPIPE)
+    except OSError as error:
+        if not no_room(error):
+            raise
+        return 1
+    return finish_output(status)
 
 
 if __name__ == "__main__":

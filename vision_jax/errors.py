@@ -5,6 +5,7 @@ import pathlib
 import re
 from collections.abc import Iterable
 
+STATUS_DAMAGED = 3  # a command is done, but for images that are damaged
 STATUS_PREEMPTED = 75  # saved after SIGTERM: sysexits calls it a temporary failure
 STATUS_HANG = 79  # ended by the watchdog; sysexits ends with 78, and shells and signals begin at 126
 STATUS_DIVERGED = 80  # ended by a NonFiniteError

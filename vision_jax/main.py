@@ -29,6 +29,7 @@ import signal
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from typing import NoReturn
 
 from absl import app, flags
@@ -50,7 +51,7 @@ from vision_jax.errors import (
 )
 from vision_jax.runtime import console
 from vision_jax.runtime.preemption import Preemption
-from vision_jax.runtime.streams import open_closed_streams
+from vision_jax.runtime.streams import finish_output, no_room, open_closed_streams
 
 _CONFIG = command_line.define()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; default: runs/ and the name of the config file.")
@@ -151,7 +152,9 @@ def _dry_run(config: ConfigDict) -> int:
         try:
             pathlib.Path(_JSON.value).write_text(json.dumps(dataclasses.asdict(cost), indent=2) + "\n")
         except OSError as error:
-            raise ConfigError(f"--json is {_JSON.value!r}, which cannot be written: {error.strerror}.") from error
+            raise ConfigError(
+                f"--json is {_JSON.value!r}, which cannot be written: {error.strerror}. Give another."
+            ) from error
     return 0
 
 
@@ -283,17 +286,16 @@ def _parse_flags(argv: list[str]) -> list[str]:
     """Parses the flags; what is wrong with them or with the config file is said in one line."""
     if {"--help", "-help", "-h"} & set(argv):
         where = f"All fields, with their defaults and what they mean: {fields.__file__}"
-        # absl's own handling ends with status 1.
-        app.usage(shorthelp=True, writeto_stdout=True, detailed_error=where, exitcode=0)
+        _end_with(lambda: app.usage(shorthelp=True, writeto_stdout=True, detailed_error=where))
     if (pattern := _listed(argv)) is not None:
-        _print_recipes(pattern)
+        _end_with(lambda: print(catalog.describe(pattern)))
     try:
         rest = flags.FLAGS(argv)
         if len(rest) > 1:
             raise flags.Error(f"there are arguments that are not flags: {' '.join(rest[1:])}")
         return rest
     except flags.Error as error:
-        message = str(error)
+        message = command_line.flag_problem(error)
         if "config." in message and not any(a.startswith(("--config=", "-config=")) for a in argv):
             message += " --config.FIELD needs --config=FILE before it."
     except ConfigError as error:  # of the config file
@@ -311,17 +313,20 @@ def _listed(argv: list[str]) -> str | None:
     return None if found is None else found[1] or "*"
 
 
-def _print_recipes(pattern: str) -> NoReturn:
-    """Prints the recipes and ends the process."""
+def _end_with(show: Callable[[], object]) -> NoReturn:
+    """Prints something and ends the process."""
     try:
-        print(catalog.describe(pattern), flush=True)
+        show()
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
     except BrokenPipeError:  # `| head` has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains as it flushes at the end
-        sys.exit(128 + signal.SIGPIPE)
-    sys.exit(0)
+        sys.exit(finish_output(128 + signal.SIGPIPE))
+    except OSError as error:
+        if not no_room(error):
+            raise
+        sys.exit(1)
+    sys.exit(finish_output(0))
 
 
 def _hanging_threads(module: str) -> list[str]:
@@ -332,7 +337,14 @@ def _hanging_threads(module: str) -> list[str]:
 def main(argv: list[str]) -> None:
     """The entry point for absl."""
     del argv
-    status = run()
+    try:
+        status = finish_output(run())
+    except BrokenPipeError:  # `| head` has read enough
+        status = finish_output(128 + signal.SIGPIPE)
+    except OSError as error:
+        if not no_room(error):
+            raise
+        status = 1
     if any(_hanging_threads(module) for module in ("vision_jax.data.loader", "vision_jax.runtime.experiments")):
         # An orderly exit would wait for them, for ever.
         logging.shutdown()

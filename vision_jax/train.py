@@ -37,7 +37,15 @@ from vision_jax.data.loader import Prefetcher
 from vision_jax.data.order import BalancedOrder, BucketOrder, ReplayOrder, TrainOrder
 from vision_jax.data.sources import Source, check_classes, closing
 from vision_jax.devices import compilation, distributed, sharding
-from vision_jax.errors import CheckpointError, ConfigError, DamagedError, Interrupted, Preempted, check_no_url
+from vision_jax.errors import (
+    CheckpointError,
+    ConfigError,
+    DamagedError,
+    DataError,
+    Interrupted,
+    Preempted,
+    check_no_url,
+)
 from vision_jax.evaluators import Evaluator, Table
 from vision_jax.objectives import Objective
 from vision_jax.report import figures
@@ -138,6 +146,12 @@ def check_input(config: ConfigDict, num_devices: int | None = None) -> Checked:
     check_classes(val_source, train_source.num_classes, train_source.class_names, config.data.val_split)
     plan = config_lib.make_plan(config, len(train_source))
     objective = build.make_objective(config, train_source.num_classes, plan)
+    if objective.classifies and train_source.num_classes == 1:
+        name = "".join(f", {name!r}" for name in train_source.class_names)
+        raise DataError(
+            f"The split {config.data.train_split!r} has 1 class{name}, "
+            "and nothing to tell it from: add images of another, or choose an objective that needs no labels."
+        )
     model: Any = objective.setup.model
     build.check_sizes(config, model, train=True)
     if objective.classifies and (weights := len(config.loss.class_weights)) not in (0, model.num_classes):

@@ -216,7 +216,7 @@ def test_costs_on_tpus_that_are_not_here(report, capsys: pytest.CaptureFixture[s
         (["--config=nowhere.py"], "Cannot load the config file 'nowhere.py'"),
         (["--config=gs://bucket/x.py"], "--config is 'gs://bucket/x.py': URLs are not supported here"),
         ([VIT, "--config.optimizer.beta=4"], "the configuration has no field 'beta'"),
-        ([VIT, "--config.batch_size=many"], "flag --config.batch_size=many: invalid literal"),
+        ([VIT, "--config.batch_size=many"], "flag --config.batch_size=many: it takes an integer"),
         ([RESNET, *RGB, "--batch_size=3"], "small_resnet.py: The configuration cannot work:\n  - batch_size"),
         ([VIT, "--json=/nowhere/x.json"], "there is no folder /nowhere"),
         ([VIT, "--json=gs://bucket/x.json"], "--json is 'gs://bucket/x.json': URLs are not supported here"),

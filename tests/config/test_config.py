@@ -189,7 +189,7 @@ def test_fields_that_are_none_or_missing_or_unknown():
         "  - model.nam is no field of the configuration: did you mean model.name or model.remat or model.num_heads?",
         "  - model.name is missing: start from vision_jax.config.default_config().",
         "  - augment.flip is 'often'; it takes a float.",
-        "  - batch_size is None; it takes a int, such as 256.",
+        "  - batch_size is None; it takes an int, such as 256.",
     ]
 
 

@@ -178,7 +178,8 @@ def variable_shapes(config: ConfigDict, model: nn.Module, size: int | None = Non
     except (ValueError, TypeError, ZeroDivisionError) as error:  # a dimension became zero, or does not divide
         reason = "nothing is left of them" if isinstance(error, ZeroDivisionError) else error
         raise ConfigError(
-            f"{config.model.name} cannot take images of (height, width, channels) = {shape}: {reason}"
+            f"{config.model.name} cannot take images of (height, width, channels) = {shape}: {reason}. Choose another "
+            "size (data.image_size, data.eval_size) or another model."
         ) from error
     return {"params": shapes["params"], "batch_stats": shapes.get("batch_stats", {})}
 

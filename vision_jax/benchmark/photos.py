@@ -107,7 +107,7 @@ def sample(directory: pathlib.Path, split: str, count: int) -> list[Example]:
     from vision_jax.data import sources, tfds_format
 
     if not directory.is_dir():
-        raise DataError(f"--data is {directory}, which is no folder.")
+        raise DataError(f"--data is {directory}, which is no folder: give one with images.")
     source = (sources.TfdsSource if tfds_format.has_dataset(directory) else sources.FolderSource)(directory, split)
     records = [source[int(i)] for i in np.linspace(0, len(source) - 1, min(count, len(source)))]
     return [(record["image"], record["label"]) for record in records]

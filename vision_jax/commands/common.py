@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from vision_jax.errors import ConfigError, VisionJaxError, check_no_url
+from vision_jax.errors import STATUS_DAMAGED, ConfigError, VisionJaxError, check_no_url
 from vision_jax.runtime import console
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-DAMAGED = 3  # the exit status of a command that is done, but for images that are damaged
+DAMAGED = STATUS_DAMAGED
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -122,7 +122,9 @@ def check_model_arguments(arguments: argparse.Namespace, more: Sequence[str] = (
     if arguments.workdir is not None:
         check_no_url("--workdir", arguments.workdir)
         if not (pathlib.Path(arguments.workdir).expanduser() / "checkpoints").is_dir():
-            raise ConfigError(f"--workdir is {arguments.workdir}, which is not the workdir of a run: no checkpoints/.")
+            raise ConfigError(
+                f"--workdir is {arguments.workdir}, which is not the workdir of a run, with checkpoints/: give one."
+            )
 
 
 def refuse(arguments: argparse.Namespace, names: Sequence[str], instead: str) -> None:
@@ -204,7 +206,7 @@ def write_json(path: str | None, results: Any) -> None:
     try:
         pathlib.Path(path).write_text(json.dumps(results, indent=2) + "\n")
     except OSError as error:
-        raise ConfigError(f"--json is {path!r}, which cannot be written: {error.strerror}.") from error
+        raise ConfigError(f"--json is {path!r}, which cannot be written: {error.strerror}. Give another.") from error
 
 
 def run(command: Callable[[], int]) -> int:

@@ -42,6 +42,10 @@ def compress(arguments: argparse.Namespace) -> int:
     """
     common.check_model_arguments(arguments)
     check_no_url("--output", arguments.output)
+    output = pathlib.Path(arguments.output).expanduser()
+    for path in (output, *output.parents):
+        if path.exists() and not path.is_dir():
+            raise ConfigError(f"Cannot make the folder {output}: {path} is a file. Give another --output.")
     methods = tuple(dict.fromkeys(arguments.methods.split(",")))
     for method in methods:
         if method not in METHODS:
@@ -65,6 +69,6 @@ def compress(arguments: argparse.Namespace) -> int:
         arguments.overwrite,
         None if arguments.workdir is None else pathlib.Path(arguments.workdir),
     )
-    rows, zeros = program.compress(trained, pathlib.Path(arguments.output).expanduser(), options)
+    rows, zeros = program.compress(trained, output, options)
     print(f"{program.table(rows)}\n\n{sparsity.text(zeros)}")
     return 0

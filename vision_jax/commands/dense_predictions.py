@@ -185,7 +185,7 @@ class _Pictures:
             self._directory.mkdir(parents=True, exist_ok=True)
             image.save(path, "PNG")
         except OSError as error:
-            raise DataError(f"Cannot write {path}: {error}.") from error
+            raise DataError(f"Cannot write {path}: {error}. Make room, or give another folder for --draw.") from error
         return os.fspath(path)
 
 
@@ -199,4 +199,4 @@ def _lines(output: pathlib.Path | None) -> Iterator[TextIO]:
         with output.open("w", encoding="utf-8") as file:
             yield file
     except OSError as error:
-        raise DataError(f"Cannot write {output}: {error}.") from error
+        raise DataError(f"Cannot write {output}: {error}. Make room, or give another --output.") from error

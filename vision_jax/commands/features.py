@@ -133,6 +133,7 @@ def measure(arguments: argparse.Namespace) -> int:
     from vision_jax import features
     from vision_jax.devices import backend
 
+    features.check_kinds(kinds)
     options = _protocols(arguments)
     train, validation = (features.read(path) for path in (arguments.train, arguments.val))
     backend.start()

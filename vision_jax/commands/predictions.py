@@ -117,7 +117,9 @@ def writer(kind: str, output: pathlib.Path | None, topk: int) -> Iterator["Write
     except BrokenPipeError:
         raise
     except OSError as error:
-        raise DataError(f"Cannot write {output or 'the predictions'}: {error}.") from error
+        raise DataError(
+            f"Cannot write {output or 'the predictions'}: {error}. Make room, or give another --output."
+        ) from error
 
 
 def _lines(kind: str, file: Any, topk: int) -> "Write":

@@ -136,13 +136,15 @@ def _aside(output: pathlib.Path) -> Iterator[pathlib.Path]:
                     path.mkdir()
                     made.append(path)
         except OSError as error:
-            raise CheckpointError(f"Cannot make the folder {output}: {error.strerror}.") from error
+            raise CheckpointError(
+                f"Cannot make the folder {output}: {error.strerror}. Give another --output."
+            ) from error
         yield folder
         # The results come last: with them, everything is there.
         for path in sorted(folder.iterdir(), key=lambda path: path.name == RESULTS):
             path.replace(output / path.name)
     except OSError as error:
-        raise CheckpointError(f"Cannot write into {output}: {error}") from error
+        raise CheckpointError(f"Cannot write into {output}: {error}. Make room, or give another --output.") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         for path in reversed(made):

@@ -1,5 +1,6 @@
 """The flags --config=FILE and --config.FIELD=VALUE: of training, and of commands that take configurations."""
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -32,6 +33,14 @@ _PARSERS: dict[type, flags.ArgumentParser] = {
 }
 for _type, _parser in _PARSERS.items():
     config_flags.register_flag_parser_for_type(_type, _OrNone(_parser))
+
+
+# What the parsers of flags raise, and what to say instead.
+_TYPES = {
+    r"invalid literal for int\(\) with base 10: ": "it takes an integer",
+    "could not convert string to float: ": "it takes a number",
+    r"\('Non-boolean argument to boolean flag', ": "it takes true or false",
+}
 
 
 class _ConfigFile(flags.ArgumentParser):
@@ -96,10 +105,18 @@ def _parse(argv: Sequence[str], define_flags: Callable[[flags.FlagValues], flags
         holder = define_flags(values)
         values(argv)
     except flags.Error as error:
-        raise ConfigError(str(error)) from error
+        raise ConfigError(flag_problem(error)) from error
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ConfigError(field_problem(error)) from error
     return holder.value
+
+
+def flag_problem(error: flags.Error) -> str:
+    """Returns what is wrong with a flag; of a value of the wrong type, what it takes instead of what Python says."""
+    text = str(error)
+    for said, meant in _TYPES.items():
+        text = re.sub(f"{said}.*", meant, text)
+    return text
 
 
 def field_problem(error: Exception) -> str:

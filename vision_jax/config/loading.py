@@ -84,7 +84,7 @@ def load(path: str) -> ConfigDict:
         ) from error
     try:
         config = get_config(*variant)
-    except Exception as error:  # a config file is the user's program, and may raise anything
+    except (Exception, SystemExit) as error:  # a config file is the user's program, and may raise anything
         raise ConfigError(_describe(error, file)) from error
     if not isinstance(config, ConfigDict):
         what = "None" if config is None else f"a {type(config).__name__}"
@@ -111,15 +111,14 @@ def execute(file: str) -> ModuleType:
     try:
         loader.exec_module(module)
     except SyntaxError as error:
-        raise ConfigError(
-            f"{file} is not Python: {error.msg} ({error.filename}, line {error.lineno}). {_WHAT_IT_IS}"
-        ) from error
-    except Exception as error:
+        where = "" if error.lineno is None else f" ({error.filename}, line {error.lineno})"
+        raise ConfigError(f"{file} is not Python: {error.msg}{where}. {_WHAT_IT_IS}") from error
+    except (Exception, SystemExit) as error:
         raise ConfigError(f"{_describe(error, file)}. {_WHAT_IT_IS}") from error
     return module
 
 
-def _describe(error: Exception, file: str) -> str:
+def _describe(error: BaseException, file: str) -> str:
     """Returns what a config file raised, and where."""
     if isinstance(error, ConfigError):
         what = str(error)
@@ -129,13 +128,13 @@ def _describe(error: Exception, file: str) -> str:
     return f"{what} ({file}, line {lines[-1]})" if lines else what
 
 
-def find_hint(error: Exception) -> str | None:
+def find_hint(error: BaseException) -> str | None:
     """Returns what ConfigDict says of a field that it does not have, with the nearest one; None if it says nothing."""
     hint = next((line for line in _lines(error) if line.startswith("Did you mean")), None)
     return hint and f"unknown field of the configuration. {hint.partition('?')[0]}?"
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """Returns the first line of an error's message."""
     return next(iter(_lines(error)), "no message")
 

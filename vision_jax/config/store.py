@@ -122,18 +122,23 @@ def check_same_config(workdir: pathlib.Path, config: ConfigDict, *, allow_config
         return
     path = workdir / "config.json"
     try:
-        changed, free = differences(json.loads(path.read_text()), json.loads(to_json(config)))
+        stored = json.loads(path.read_text())
+        if not isinstance(stored, dict):
+            raise ValueError(f"it holds a {type(stored).__name__}, not an object with fields")
     except (OSError, ValueError) as error:
         problem = f"{workdir} has checkpoints, but its config.json cannot be read: {error}."
     else:
+        changed, free = differences(stored, json.loads(to_json(config)))
         if free:
             log.info("Going on with other values of fields that do not change the results:\n%s", _bullets(free))
         if not changed:
             return
         problem = f"{workdir} was made by another configuration:\n{_bullets(changed)}"
     if not allow_config_change:
+        separator = "\n" if "\n" in problem else " "
         raise CheckpointError(
-            f"{problem}\nGive another --workdir, or pass --allow_config_change to continue with the new values."
+            f"{problem}{separator}Give another --workdir, or pass --allow_config_change to continue with the new "
+            "values."
         )
     log.warning("%s", problem)
 

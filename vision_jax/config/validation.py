@@ -211,9 +211,9 @@ def _check_types(config: ConfigDict) -> Iterator[str]:
         allowed = {float: (float, int), tuple: (list,)}.get(kind, (kind,))
         if value is None:
             if defaults[path] is not None:
-                yield f"{path} is None; it takes a {kind.__name__}, such as {defaults[path]!r}."
+                yield f"{path} is None; it takes {_a(kind)}, such as {defaults[path]!r}."
         elif not isinstance(value, allowed) or (isinstance(value, bool) and kind is not bool):
-            yield f"{path} is {value!r}; it takes a {kind.__name__}."
+            yield f"{path} is {value!r}; it takes {_a(kind)}."
         elif isinstance(value, float) and not math.isfinite(value):
             yield f"{path} is {value!r}; it takes a finite number."
         elif isinstance(value, list):
@@ -297,8 +297,7 @@ def _check_fields(path: str, values: Mapping[str, object], kind: type, others: S
         if fits and isinstance(value, tuple) and isinstance(default, tuple):
             fits = all(_is_like(item, example) for item in value for example in default[:1])
         if not fits:
-            kind_name = type(default).__name__
-            yield f"{path}.{name} is {value!r}; it takes a {kind_name}, such as {default!r}."
+            yield f"{path}.{name} is {value!r}; it takes {_a(type(default))}, such as {default!r}."
     for name, option in options.items():
         if option.default is dataclasses.MISSING and name not in values:
             yield f"{path}.{name} is not set, and {kind.__name__} needs it."
@@ -309,6 +308,25 @@ def _is_like(value: object, example: object) -> bool:
     if isinstance(example, float) and isinstance(value, float | int) and not isinstance(value, bool):
         return math.isfinite(value)
     return isinstance(value, type(example)) and isinstance(value, bool) == isinstance(example, bool)
+
+
+def _a(kind: type) -> str:
+    """Returns the name of a type with its article."""
+    return f"{'an' if kind is int else 'a'} {kind.__name__}"
+
+
+def _check_patterns(path: str, patterns: Sequence[object]) -> Iterator[str]:
+    """Checks that those that are strings are regular expressions."""
+    for pattern in patterns:
+        if not isinstance(pattern, str):
+            continue
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            yield (
+                f"{path} has {pattern!r} in it, which is no regular expression: {error}. Write {re.escape(pattern)!r} "
+                "for the characters themselves."
+            )
 
 
 def _check_items(path: str, items: list) -> Iterator[str]:
@@ -323,11 +341,13 @@ def _check_items(path: str, items: list) -> Iterator[str]:
     elif path in _PATTERNS:
         if not all(isinstance(v, str) for v in items):
             yield f"{path} is {items!r}; it takes strings, regular expressions."
+        yield from _check_patterns(path, items)
     elif path in _PAIRS:
         first, what = _PAIRS[path]
         for pair in items:
             if not (isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], first) and is_number(pair[1])):
                 yield f"{path} has {pair!r} in it; it takes pairs of {what}."
+        yield from _check_patterns(path, [pair[0] for pair in items if isinstance(pair, list) and pair])
     elif path in _SIZES:
         for pair in items:
             if not (isinstance(pair, list) and len(pair) == 2 and all(type(v) is int and v > 0 for v in pair)):
@@ -541,7 +561,7 @@ def _check_data(config: ConfigDict) -> Iterator[str]:
         yield f"data.balanced and data.repeats={data.repeats} cannot go together: set repeats to 1."
     if not config.augment.shift < data.image_size:
         yield f"augment.shift is {config.augment.shift}, which must be less than data.image_size={data.image_size}."
-    if data.repeats > config.batch_size:
+    if data.repeats > config.batch_size > 0:
         yield f"data.repeats is {data.repeats}, more than batch_size={config.batch_size}."
     yield from _check_progressive(config)
     for path, top in (("crop_scale", 1.0), ("crop_ratio", math.inf)):

@@ -59,7 +59,7 @@ class ImageSource:
             else:
                 found = [(None, os.fspath(path))]
             if not found:
-                raise DataError(f"{path} holds no image.")
+                raise DataError(f"{path} holds no image: give image files, folders or archives with some.")
             items += found
         return cls(items)
 

@@ -131,7 +131,9 @@ def list_classes(
         class_names = filled
     else:
         if unknown := [name for name in filled if name not in set(class_names)]:
-            raise DataError(f"{root} has classes that the training split has not: {shorten(unknown)}.")
+            raise DataError(
+                f"{root} has classes that the training split has not: {shorten(unknown)}. Rename or remove them."
+            )
         if missing := sorted(set(class_names) - set(filled)):
             log.warning("Classes without an image in %s: %d (%s).", root, len(missing), shorten(missing))
     log_left_out(root, left_out)

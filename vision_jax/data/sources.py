@@ -116,10 +116,14 @@ class TfdsSource:
         try:
             instructions = info.splits[split].file_instructions
         except Exception as error:  # whatever its parser raises: a slice that is empty or misspelled
-            raise DataError(f"{self.directory} cannot give the split {split!r}: {error}.") from error
+            reason = str(error).partition("\n")[0].partition(". See format")[0].rstrip(".")
+            raise DataError(
+                f"{self.directory} cannot give the split {split!r}: {reason}. Give one such as train, or a part of it "
+                "such as train[:80%]."
+            ) from error
         self._spans = _spans(instructions)
         if not len(self):
-            raise DataError(f"The split {split!r} of {self.directory} is empty.")
+            raise DataError(f"The split {split!r} of {self.directory} is empty: give another.")
         lengths = {pathlib.Path(i.filename): i.examples_in_shard for i in instructions}
         self._parts = _parts(info.splits, split, instructions)
         self._records = self._open(info.file_format.value, lengths)

@@ -62,17 +62,20 @@ def listed(source: Source, path: pathlib.Path, num_threads: int | None = None) -
     try:
         lines = [line.strip() for line in path.read_bytes().splitlines()]
     except OSError as error:
-        raise DataError(f"data.train_list is {str(path)!r}, which cannot be read: {error}.") from error
+        raise DataError(f"data.train_list is {str(path)!r}, which cannot be read: {error}. Give another.") from error
     wanted = [line for line in lines if line]
     if not wanted:
-        raise DataError(f"data.train_list is {str(path)!r}, which lists no image.")
+        raise DataError(f"data.train_list is {str(path)!r}, which lists no image: give another.")
     numbers: dict[bytes, list[int]] = collections.defaultdict(list)
     for number, name in enumerate(_names(source, num_threads)):
         numbers[name].append(number)
         if b"/" in name:
             numbers[name.rpartition(b"/")[2]].append(number)
     if missing := [name.decode(errors="replace") for name in wanted if name not in numbers]:
-        raise DataError(f"{path} lists {len(missing)} images that are not in the split: {shorten(missing)}.")
+        raise DataError(
+            f"{path} lists {len(missing)} images that are not in the split: {shorten(missing)}. Remove them, or "
+            "correct data.train_split."
+        )
     if several := [name.decode(errors="replace") for name in wanted if len(numbers[name]) > 1]:
         raise DataError(f"{path} has names of several images each, so give CLASS/IMAGE: {shorten(several)}.")
     found = np.asarray([numbers[name][0] for name in wanted], np.int64)

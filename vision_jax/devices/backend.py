@@ -1,8 +1,12 @@
 """Starting JAX on the requested devices, and keeping what it compiles."""
 
+import functools
 import logging
 import os
 import pathlib
+import re
+import subprocess
+import sys
 
 import jax
 
@@ -18,6 +22,7 @@ def start() -> None:
     Raises:
         ConfigError: if JAX finds no device of the requested platforms, or cannot initialize one.
     """
+    check_xla_flags()
     try:
         jax.devices()
     except (AssertionError, RuntimeError) as error:  # for a platform without devices, the former, without a message
@@ -29,6 +34,24 @@ def start() -> None:
                 "or check the driver and JAX's package for it (`pip install jax[cuda12]`, `jax[tpu]`)."
             ) from error
         raise ConfigError(f"JAX cannot use the devices of this machine: {said}.") from error
+
+
+@functools.cache
+def check_xla_flags() -> None:
+    """Checks XLA_FLAGS of the environment: for a wrong one XLA ends the process, with pages about all there are.
+
+    Another process reads them, which takes a fifth of a second where there are any.
+
+    Raises:
+        ConfigError: for a flag that XLA does not have, or a value that it does not take.
+    """
+    if not (flags := os.environ.get("XLA_FLAGS", "").strip()):
+        return
+    read = "from jaxlib import xla_client; xla_client.CompileOptions()"
+    done = subprocess.run([sys.executable, "-c", read], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, check=False)
+    said = re.search(r"^[EF]\d{4} [^\]]*\] (.*?)\.?$", done.stderr.decode(errors="replace"), re.MULTILINE)
+    if done.returncode and said is not None:  # whatever else may be wrong there, JAX itself says better
+        raise ConfigError(f"XLA_FLAGS is {flags!r}, which XLA cannot use: {said[1]}. Correct or unset it.")
 
 
 def leave_devices_free() -> None:

@@ -102,12 +102,15 @@ def _slurm(environment: Mapping[str, str]) -> ClusterSpec | None:
             f"This is a SLURM step of {tasks} tasks without all of SLURM_STEP_NODELIST, SLURM_JOB_ID, SLURM_PROCID and "
             "SLURM_LOCALID: start it with srun and its whole environment (--export=ALL)."
         )
-    port = environment.get("JAX_COORDINATOR_PORT") or _port(job + (_integer(environment, "SLURM_STEP_ID") or 0))
+    port = _given_port(environment) or _port(job + (_integer(environment, "SLURM_STEP_ID") or 0))
+    if not (host := first_host(nodes)):
+        raise DistributedError(f"SLURM_STEP_NODELIST is {nodes!r}, which names no node: start it with srun.")
     on_node = _tasks_on_node(environment)
     # If SLURM has bound GPUs to tasks, a task sees only its own.
     bound = bool(environment.keys() & {"SLURM_GPUS_PER_TASK", "SLURM_TRES_PER_TASK"})
     devices = None if bound else _share_of_gpus(environment, local, on_node)
-    return ClusterSpec("SLURM", f"{first_host(nodes)}:{port}", tasks, rank, devices)
+    names = ("SLURM_STEP_NODELIST", "SLURM_STEP_NUM_TASKS", "SLURM_PROCID")
+    return _check(ClusterSpec("SLURM", f"{host}:{port}", tasks, rank, devices), names)
 
 
 def first_host(nodes: str) -> str:
@@ -212,7 +215,7 @@ def _address_of_mpirun(environment: Mapping[str, str]) -> str | None:
     found = re.search(r"^(\d+)\..*?tcp(?:://(?P<v4>[^,:]+)|6://\[(?P<v6>[^,\]]+))", uri)
     if found is None:
         return None
-    port = environment.get("JAX_COORDINATOR_PORT") or _port(int(found[1]) // 2**12)  # job numbers are multiples of 2^12
+    port = _given_port(environment) or _port(int(found[1]) // 2**12)  # job numbers are multiples of 2^12
     return f"{found['v4']}:{port}" if found["v4"] else f"[{found['v6']}]:{port}"
 
 
@@ -221,10 +224,20 @@ def _port(number: int) -> int:
     return 65536 - 2**12 + number % 2**12
 
 
+def _given_port(environment: Mapping[str, str]) -> int | None:
+    """Returns the port that JAX's own variable names, or None if it is not set."""
+    if not environment.get("JAX_COORDINATOR_PORT"):
+        return None
+    port = _integer(environment, "JAX_COORDINATOR_PORT")
+    if not 0 < (port or 0) < 2**16:
+        raise DistributedError(f"JAX_COORDINATOR_PORT is {port}: give a port from 1 to {2**16 - 1}, or unset it.")
+    return port
+
+
 def _integer(environment: Mapping[str, str], name: str) -> int | None:
     """Returns the number that a variable holds, or None if it is not set."""
     if (text := environment.get(name)) is None:
         return None
-    if not text.isdigit():
-        raise DistributedError(f"The environment has {name}={text!r}, which is not a number.")
+    if not (text.isascii() and text.isdigit()):
+        raise DistributedError(f"The environment has {name}={text!r}, which is not a number: correct or unset it.")
     return int(text)

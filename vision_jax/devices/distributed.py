@@ -52,7 +52,9 @@ def start(
 
     Raises:
         DistributedError: if the others cannot be reached or are not there in time, or the first collective fails.
+        ConfigError: if XLA_FLAGS cannot be used.
     """
+    backend.check_xla_flags()
     print(f"Joining the other processes: {spec}.", file=sys.stderr, flush=True)
     # On a timeout of its own, JAX aborts the process with a C++ stack trace: ours must come first.
     limits = {"initialization_timeout": int(seconds) + 60, "heartbeat_timeout_seconds": HEARTBEAT_SECONDS}

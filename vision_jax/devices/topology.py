@@ -125,7 +125,7 @@ def describe(name: str) -> Sequence[jax.Device]:
         raise ConfigError(f"The topology {name!r} is not known. {_HELP}")
     shape, rank = [int(size) for size in match["shape"].split("x")], GENERATIONS.get(generation, 1)
     if len(shape) != rank:
-        raise ConfigError(f"The topology {name!r} has {len(shape)} dimensions, and a {generation} {rank}.")
+        raise ConfigError(f"The topology {name!r} has {len(shape)} dimensions, and a {generation} {rank}: give {rank}.")
     find = _find_gpus if generation in GPUS else _find_tpus
     try:
         return find(name, generation, shape, int(match["slices"] or 1))

@@ -170,7 +170,9 @@ class Folder:
         try:
             yield
         except OSError as error:
-            raise DataError(f"Cannot write to {self._directory}: {error}.") from error
+            raise DataError(
+                f"Cannot write to {self._directory}: {error}. Make room, or give another --output."
+            ) from error
 
 
 def _slug(text: str) -> str:

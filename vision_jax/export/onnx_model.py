@@ -59,7 +59,11 @@ class OnnxModel:
         try:
             session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # its exceptions have no base but this
-            raise DataError(f"{path} is no model that onnxruntime can run: {str(error).splitlines()[0]}") from error
+            reason = str(error).splitlines()[0].rstrip(".")
+            raise DataError(
+                f"{path} is no model that onnxruntime can run: {reason}. Write it by `python -m vision_jax export "
+                "--format=onnx`."
+            ) from error
         said = session.get_modelmeta().custom_metadata_map
         if kind := said.get("finds"):
             raise DataError(f"{path} is a model of {kind}, and this is for models of whole images.")

@@ -58,6 +58,9 @@ class Target:
         Raises:
             ConfigError: if there is.
         """
+        for folder in self.path.parents:
+            if folder.exists() and not folder.is_dir():
+                raise ConfigError(f"FILE is {self.path}, and {folder} is a file: give another FILE.")
         for path in (self.path, self.card, data_path(self.path)):
             if path.is_dir():
                 raise ConfigError(f"{path} is a folder: give a file.")
@@ -185,7 +188,7 @@ def aside(target: Target) -> Iterator[pathlib.Path]:
         for path in sorted(folder.iterdir(), key=lambda path: path.name == target.path.name):
             path.replace(target.path.with_name(path.name))
     except OSError as error:
-        raise CheckpointError(f"Cannot write {target.path}: {error}") from error
+        raise CheckpointError(f"Cannot write {target.path}: {error}. Give another FILE.") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

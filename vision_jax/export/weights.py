@@ -88,7 +88,7 @@ def export_weights(trained: TrainedModel, target: Target, library: str = "timm")
         try:
             safetensors.numpy.save_file(state, folder / target.path.name, metadata)
         except safetensors.SafetensorError as error:
-            raise CheckpointError(f"Cannot write {target.path}: {error}") from error
+            raise CheckpointError(f"Cannot write {target.path}: {error}. Give another FILE.") from error
         sections, packages = card.weights_sections(library), card.versions("safetensors")
         text = card.card(
             trained, target.path.name, sections, program.measured(trained, target), packages, target.license

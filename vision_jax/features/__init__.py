@@ -6,7 +6,14 @@ on where it was. `read` opens them, `measure` evaluates them with simple classif
 
 from vision_jax.features.extraction import Extracted, Extractor, Images, Options, extract
 from vision_jax.features.files import About, Features, Rows, Shard, ShardWriter, read
-from vision_jax.features.measures import MEASURES, Protocols, check_same_classes, check_same_model, measure
+from vision_jax.features.measures import (
+    MEASURES,
+    Protocols,
+    check_kinds,
+    check_same_classes,
+    check_same_model,
+    measure,
+)
 
 __all__ = [
     "MEASURES",
@@ -20,6 +27,7 @@ __all__ = [
     "Rows",
     "Shard",
     "ShardWriter",
+    "check_kinds",
     "check_same_classes",
     "check_same_model",
     "extract",

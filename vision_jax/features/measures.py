@@ -90,6 +90,17 @@ MEASURES: Mapping[str, Callable[[Split, Split, int, Protocols], Found]] = {
 }
 
 
+def check_kinds(kinds: Sequence[str]) -> None:
+    """Checks that there are measures of such names.
+
+    Raises:
+        ConfigError: if not.
+    """
+    for kind in kinds:
+        if kind not in MEASURES:
+            raise ConfigError(f"There is no measure {kind!r}: {suggest(kind, MEASURES)}")
+
+
 def measure(
     kinds: Sequence[str], train: Features, validation: Features, options: Protocols | None = None
 ) -> dict[str, Found]:
@@ -108,9 +119,7 @@ def measure(
         ConfigError: for an unknown measure.
         DataError: if there are no labels, or the features are not of the same model and classes.
     """
-    for kind in kinds:
-        if kind not in MEASURES:
-            raise ConfigError(f"There is no measure {kind!r}: {suggest(kind, MEASURES)}")
+    check_kinds(kinds)
     check_same_model(train, validation)
     check_same_classes(train, validation)
     if train.digest == validation.digest:

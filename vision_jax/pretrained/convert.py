@@ -283,7 +283,7 @@ def to_torch(name: str, variables: Mapping[str, Any], library: str | None = None
     if library not in ("timm", "torchvision", ""):
         raise ConfigError(f"library is {library!r}: there are timm and torchvision.")
     if library and not has_model(known, library):
-        raise ConfigError(f"{library} has no {name}.")
+        raise ConfigError(f"{library} has no {name}: --format=onnx and stablehlo are for any model.")
     theirs = namings(known).get(library, namings(known)[known.library])
     state = {}
     for tensor in tensors_of(variables):

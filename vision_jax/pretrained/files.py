@@ -16,7 +16,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from vision_jax.errors import DataError
+from vision_jax.errors import DataError, one_line
 from vision_jax.pretrained import torch_files
 
 log = logging.getLogger(__name__)
@@ -91,13 +91,15 @@ def read(path: str | pathlib.Path | WeightFile) -> WeightFile:
             f"{path} is a folder: give a file of weights, or the workdir of a run, which holds checkpoints/."
         )
     if not local.is_file():
-        raise DataError(f"There is no file {path}.")
+        raise DataError(f"There is no file {path}: give a file of weights, or hf://OWNER/NAME of the Hugging Face hub.")
     try:
         return _read(local, name)
     except DataError:
         raise
     except Exception as error:  # the formats' readers raise most of Python's exceptions on damaged files
-        raise DataError(f"{path} cannot be read: {type(error).__name__}: {error}") from error
+        raise DataError(
+            f"{path} cannot be read: {type(error).__name__}: {one_line(str(error))}. Copy or download it again."
+        ) from error
 
 
 def _read(path: pathlib.Path, name: str) -> WeightFile:
@@ -142,7 +144,7 @@ def _read_safetensors(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[s
     with path.open("rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))
         if length > min(size - 8, _MAX_HEADER):
-            raise DataError(f"{path} is damaged: its header claims {length} bytes.")
+            raise DataError(f"{path} is damaged: its header claims {length} bytes. Copy or download it again.")
         header = json.loads(file.read(length))
     metadata = header.pop("__metadata__", {})
     data = np.memmap(path, np.uint8, "r")[8 + length :] if size > 8 + length else np.empty(0, np.uint8)
@@ -172,7 +174,9 @@ def _read_shards(path: pathlib.Path, name: str) -> WeightFile:
         else:
             where = path.with_name(shard)
         if not where.is_file():
-            raise DataError(f"{name} names {len(set(places.values()))} shards, and {shard} is missing beside it.")
+            raise DataError(
+                f"{name} names {len(set(places.values()))} shards, and {shard} is missing beside it: put it there."
+            )
         shards[shard] = _read(where, str(where)).tensors
     if lost := [key for key, shard in places.items() if key not in shards[shard]]:
         raise DataError(f"{name} says that {lost[0]} is in {places[lost[0]]}, where it is not: download both again.")
@@ -275,6 +279,6 @@ def _download(where: str) -> str:
         )
     except (EntryNotFoundError, HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
         raise DataError(
-            f"hf://{where} could not be downloaded: {error}\nIt has the form hf://OWNER/NAME[@REVISION][/FILE]; a file "
-            "that was downloaded before is found without a network."
+            f"hf://{where} could not be downloaded: {one_line(str(error))} It has the form "
+            "hf://OWNER/NAME[@REVISION][/FILE]; a file that was downloaded before is found without a network."
         ) from error

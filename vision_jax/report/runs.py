@@ -145,7 +145,10 @@ def read_run(workdir: pathlib.Path, name: str) -> Run:
         ConfigError: if it is no folder.
     """
     if not workdir.is_dir():
-        raise ConfigError(f"WORKDIR is {workdir}: {'it is no folder' if workdir.exists() else 'it does not exist'}.")
+        raise ConfigError(
+            f"WORKDIR is {workdir}: {'it is no folder' if workdir.exists() else 'it does not exist'}. "
+            "Give one of a run."
+        )
     notes: list[str] = []
     try:
         lines = writers.read_metrics(workdir)

@@ -34,7 +34,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from vision_jax.devices import distributed
-from vision_jax.errors import CheckpointError, DamagedError
+from vision_jax.errors import CheckpointError, DamagedError, one_line
 from vision_jax.runtime import digests, writers
 from vision_jax.runtime.barriers import Barriers, OtherProcessError, any_process
 from vision_jax.runtime.watchdog import Watchdog
@@ -62,7 +62,7 @@ def _first_line(error: BaseException) -> str:
     """Returns the first line of the root cause of an exception, of which Orbax and tensorstore write pages."""
     while (cause := error.__cause__ or error.__context__ if _is_echo(error) else error.__cause__) is not None:
         error = cause
-    text = (str(error).splitlines() or [""])[0][:500]
+    text = (str(error).splitlines() or [""])[0].partition(" [tensorstore_spec=")[0][:500]
     if isinstance(error, OSError | ValueError | OtherProcessError):  # their messages explain themselves
         return text or type(error).__name__
     return f"{type(error).__name__}: {text}"
@@ -405,9 +405,9 @@ class Checkpointer:
             found = digests.describe({name: item}, about.get("digest", 1))
         if altered := [key for key, value in found.items() if value != stored[key]]:
             names = ", ".join(altered)
-            raise DamagedError(f"The checkpoint {path} is damaged: different from what was saved: {names}.")
+            raise _damaged(path, f"different from what was saved: {names}")
         if name == "model" and int(item["step"]) != step:
-            raise DamagedError(f"The checkpoint {path} is damaged: it holds step {int(item['step'])}.")
+            raise _damaged(path, f"it holds step {int(item['step'])}")
         return item
 
     def restore(self, step: int, abstract_state: TrainState) -> TrainState:
@@ -508,6 +508,13 @@ class Checkpointer:
         self._discard_manager()
 
 
+def _damaged(path: pathlib.Path, what: str) -> DamagedError:
+    """Returns the error of a checkpoint that is incomplete or altered."""
+    return DamagedError(
+        f"The checkpoint {path} is damaged: {one_line(what).rstrip('.')}. Get it again from a copy, or use another."
+    )
+
+
 def read_about(path: pathlib.Path) -> dict[str, Any]:
     """Returns the JSON metadata of the checkpoint at `path`, as this process sees them; see `Checkpointer.about`.
 
@@ -523,7 +530,7 @@ def read_about(path: pathlib.Path) -> dict[str, Any]:
     except PermissionError as error:
         raise CheckpointError(_forbidden(path)) from error
     except (OSError, ValueError, AttributeError) as error:
-        raise DamagedError(f"The checkpoint {path} is damaged: {error}") from error
+        raise _damaged(path, str(error)) from error
 
 
 def _check_arrays(path: pathlib.Path, name: str, abstract_item: Any, about: Mapping[str, Any]) -> dict[str, list[Any]]:
@@ -587,7 +594,7 @@ def _agree_on_reading(path: pathlib.Path, name: str, error: Exception | None) ->
     for is_damage, process, text in failed:
         where = "" if len(told) == 1 else f" (process {process})"
         if is_damage:
-            raise DamagedError(f"The checkpoint {path} is damaged: {text}{where}") from error
+            raise _damaged(path, f"{text}{where}") from error
         raise CheckpointError(f"The checkpoint {path} cannot be restored: {text}{where}") from error
 
 

@@ -49,6 +49,8 @@ def open_workdir(
 ) -> Iterator[None]:
     """Creates the workdir, or checks that it is usable, and locks it. Nothing in it is changed.
 
+    One that was created, and in which nothing was written, is removed when what it was created for fails.
+
     Args:
         workdir: of the run, or another folder that one process alone may write to.
         enabled: False does nothing: one process does this for all.
@@ -61,6 +63,7 @@ def open_workdir(
     if not enabled:
         yield
         return
+    made = [path for path in (workdir, *workdir.parents) if not os.path.exists(path)]
     try:
         workdir.mkdir(mode=mode, parents=True, exist_ok=True)
         probe = workdir / f".writable.{os.getpid()}"
@@ -72,7 +75,13 @@ def open_workdir(
         raise CheckpointError(f"Cannot use the {what} {workdir}: {error}. Give another {flag}.") from error
     try:
         _lock(lock, workdir, flag)
-        yield
+        try:
+            yield
+        except BaseException:
+            with contextlib.suppress(OSError):  # raised where there is something in it
+                for path in made:
+                    path.rmdir()
+            raise
     finally:
         os.close(lock)  # releases the lock, as the end of the process would
 
