@@ -356,7 +356,8 @@ def test_a_run_whose_search_was_killed_is_waited_for(
     assert run(search, tmp_path, stops=metrics.exists).rows[0].ending == "running"
     monkeypatch.setenv("MADE_UP_SECONDS", "0")
     folder = str(metrics.parent)
-    code = f"import fcntl, os, sys; fcntl.flock(os.open({folder!r}, 0), fcntl.LOCK_EX); print(flush=True); sys.stdin.read()"
+    lock = f"fcntl.flock(os.open({folder!r}, os.O_RDONLY), fcntl.LOCK_EX)"
+    code = f"import fcntl, os, sys; {lock}; print(flush=True); sys.stdin.read()"
     saving = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert saving.stdout.readline()
     asked = []
