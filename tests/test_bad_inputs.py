@@ -12,7 +12,9 @@ import pytest
 from bad_inputs import commands, config_files, data, environment, fields, flags, weights, workdirs
 from bad_inputs.case import TRAIN, Case
 from bad_inputs.server import Server
-from conftest import Command
+from conftest import REPOSITORY, Command
+
+from vision_jax.commands import VERBS
 
 TABLE: dict[str, tuple[Case, ...]] = {
     "flags": flags.CASES,
@@ -48,10 +50,9 @@ def run(server: Server, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Pat
 
 def test_the_table_has_a_hundred_rows_and_each_command_three():
     assert len(ALL) >= 100
+    assert f"a table of {len(ALL)} wrong inputs" in (REPOSITORY / "docs" / "reliability.md").read_text()
     assert len({case.name for case in ALL}) == len(ALL)
     verbs = collections.Counter(case.arguments[0] for case in ALL)
-    from vision_jax.commands import VERBS
-
     assert not {verb: verbs[verb] for verb in VERBS if verbs[verb] < 3}
 
 

@@ -97,6 +97,7 @@ def train_and_evaluate(
     check_no_url("The workdir", str(workdir))
     workdir = pathlib.Path(workdir)
     checked = check_input(config)
+    _check_teacher(config)
     distributed.check_agreement(
         {**checked.config.to_dict(), "the workdir": str(workdir.absolute())},
         {"training data": checked.train_source, "validation data": checked.val_source},
@@ -108,6 +109,8 @@ def train_and_evaluate(
         Watchdog(checked.config.watchdog_seconds, workdir / "stacks", process_index=jax.process_index()) as watchdog,
     ):
         if is_first:
+            if (path := workdir / "checkpoints").exists() and not path.is_dir():
+                raise CheckpointError(f"{path} is a file, where checkpoints go: remove it, or give another --workdir.")
             config_lib.check_same_config(workdir, checked.config, allow_config_change=allow_config_change)
         sharding.wait_for_all("the workdir is open")
         return _train(checked, workdir, preemption, watchdog, begun)
@@ -155,10 +158,23 @@ def check_input(config: ConfigDict, num_devices: int | None = None) -> Checked:
     model: Any = objective.setup.model
     build.check_sizes(config, model, train=True)
     if objective.classifies and (weights := len(config.loss.class_weights)) not in (0, model.num_classes):
-        raise ConfigError(f"loss.class_weights has {weights} values, and there are {model.num_classes} classes.")
+        raise ConfigError(
+            f"loss.class_weights has {weights} values, and there are {model.num_classes} classes: give one for each."
+        )
     if config.data.check_val_images:
         build.check_images(config, val_source)
     return Checked(config, plan, objective, train_source, val_source)
+
+
+def _check_teacher(config: ConfigDict) -> None:
+    """Checks that the weights of a teacher, which each start of a training reads, are there.
+
+    Raises:
+        ConfigError: if not.
+    """
+    path = config.distill.pretrained
+    if path and not path.startswith("hf://") and not pathlib.Path(path).expanduser().exists():
+        raise ConfigError(f"distill.pretrained is {path!r}, and there is no such file: give one, or hf://OWNER/NAME.")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """A row of the table of bad inputs, and what rows set up before the command is run."""
 
 import dataclasses
+import fcntl
 import json
 import os
 import pathlib
@@ -134,6 +135,11 @@ def remove(path: pathlib.Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink()
+
+
+def locked(path: pathlib.Path) -> None:
+    """Locks a folder as a run does, for as long as this process lives."""
+    fcntl.flock(os.open(path, os.O_RDONLY), fcntl.LOCK_EX)
 
 
 def tensors(name: str, shapes: Mapping[str, tuple[int, ...]]) -> Setup:

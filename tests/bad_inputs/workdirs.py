@@ -4,7 +4,20 @@ import json
 import pathlib
 from typing import Any
 
-from bad_inputs.case import TRAIN, Case, Setup, changed, cut_all, finished, image, remove, text, training
+from bad_inputs.case import (
+    TRAIN,
+    Case,
+    Setup,
+    changed,
+    cut_all,
+    directory,
+    finished,
+    image,
+    locked,
+    remove,
+    text,
+    training,
+)
 
 from vision_jax.runtime import checkpoint as checkpoints
 
@@ -32,6 +45,12 @@ def _described(**changes: Any) -> Setup:
 _LONGER = (*TRAIN, "--config.total_steps=3")
 
 CASES = (
+    training(
+        "a workdir that another run uses", before=(directory("w"), changed("w", locked)), value="using w", remedy="wait"
+    ),
+    training(
+        "a file for checkpoints", before=(text("w/checkpoints", "mine"),), value="w/checkpoints", remedy="remove it"
+    ),
     training(
         "a workdir below a file",
         "--workdir=file/w",

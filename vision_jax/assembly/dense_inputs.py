@@ -61,7 +61,7 @@ def create_dense_source(config: ConfigDict, *, train: bool, masks: bool) -> Sour
         if data.train_examples > len(source):
             raise DataError(
                 f"data.train_examples is {data.train_examples}, more than the {len(source)} of the split "
-                f"{data.train_split!r}."
+                f"{data.train_split!r}: lower it, or leave it unset."
             )
         source = DenseSubset(source, order.subset(len(source), data.train_examples))
     if not masks and not made_up:

@@ -68,7 +68,7 @@ def create_source(config: ConfigDict, *, train: bool, class_names: Sequence[str]
         if data.train_examples > len(source):
             raise DataError(
                 f"data.train_examples is {data.train_examples}, more than the {len(source)} of the split "
-                f"{data.train_split!r}."
+                f"{data.train_split!r}: lower it, or leave it unset."
             )
         source = SubsetSource(source, order.subset(len(source), data.train_examples))
     elif train and data.train_per_class is not None:

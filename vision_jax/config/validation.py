@@ -356,6 +356,7 @@ def _check_items(path: str, items: list) -> Iterator[str]:
         for pair in items:
             if not (isinstance(pair, list) and len(pair) == 2 and all(isinstance(v, str) for v in pair)):
                 yield f"{path} has {pair!r} in it; it takes pairs of strings, {_STRING_PAIRS[path]}."
+        yield from _check_patterns(path, [pair[0] for pair in items if isinstance(pair, list) and pair])
     elif not all(is_number(v) for v in items):
         yield f"{path} is {items!r}; it takes finite numbers."
 

@@ -69,7 +69,7 @@ def locate(value: str, directory: pathlib.Path) -> pathlib.Path:
     for candidate in (path, directory / path):
         if candidate.is_file():
             return candidate
-    raise DataError(f"There is no file of labels {value!r}, neither as it stands nor in {directory}.")
+    raise DataError(f"There is no file of labels {value!r}, neither as it stands nor in {directory}: give another.")
 
 
 def read_class_names(path: pathlib.Path, folder: pathlib.Path) -> list[str]:

@@ -52,7 +52,7 @@ class OnnxModel:
         import onnxruntime
 
         if not path.is_file():
-            raise DataError(f"There is no file {path}.")
+            raise DataError(f"There is no file {path}: write one by `python -m vision_jax export --format=onnx`.")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3  # of what its optimizer thinks of a graph, a user can do nothing

@@ -52,7 +52,7 @@ def read(directory: pathlib.Path) -> dict[str, Any]:
     """
     path = directory / FILE_NAME
     if not directory.is_dir():
-        raise DataError(f"There is no folder {directory}.")
+        raise DataError(f"There is no folder {directory}: give one that `python -m vision_jax prepare` has written.")
     if not path.exists():
         reason = (
             "it is not finished: run the command that made it again"
@@ -62,6 +62,8 @@ def read(directory: pathlib.Path) -> dict[str, Any]:
         raise DataError(f"{directory} has no {FILE_NAME}: {reason}.")
     try:
         manifest = json.loads(path.read_text())
+        if not isinstance(manifest, dict):
+            raise TypeError("it is no manifest")
         if not isinstance(manifest["options"]["name"], str) or not isinstance(manifest["num_classes"], int):
             raise TypeError("it is no manifest")
         for entry in _entries(manifest):

@@ -130,7 +130,7 @@ def read_runs(workdirs: Sequence[str | pathlib.Path]) -> list[Run]:
         check_no_url("WORKDIR", str(workdir))
     paths = [pathlib.Path(workdir).expanduser() for workdir in workdirs]
     if len({path.resolve() for path in paths}) < len(paths):
-        raise ConfigError(f"A workdir is named twice: {', '.join(map(str, paths))}.")
+        raise ConfigError(f"A workdir is named twice: {', '.join(map(str, paths))}. Name each once.")
     names = [path.resolve().name for path in paths]
     return [
         read_run(path, name if names.count(name) == 1 else str(path)) for path, name in zip(paths, names, strict=True)

@@ -415,7 +415,7 @@ def _storage(directory: pathlib.Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise ConfigError(f"--output is {directory}, which cannot be made: {error}.") from error
+        raise ConfigError(f"--output is {directory}, which cannot be made: {error}. Give another.") from error
 
 
 def versions() -> dict[str, str | None]:
