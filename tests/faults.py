@@ -14,6 +14,7 @@ import argparse
 import collections
 import contextlib
 import dataclasses
+import functools
 import gc
 import json
 import mmap
@@ -33,14 +34,13 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"  # compiles in less time
-
-import fault_cases
-from fault_cases import SAVES, STEPS
-
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # threads that a fork would not have
 REPOSITORY = pathlib.Path(__file__).parent.parent
+sys.path.insert(0, str(REPOSITORY))  # before any version that is installed
+
+import fault_cases  # noqa: E402
+from fault_cases import STEPS  # noqa: E402
+
 TIMINGS = ("train/images_per_second", "train/input_wait", "train/mfu", "train/failed_saves", "goodput/")
 LIMIT = 240  # seconds for an attempt
 SLOWER = 0.03  # seconds that a forked attempt rests after each step, so that faults can come between steps
@@ -358,7 +358,7 @@ class Run:
         self.faults, self.objective, self.random = faults, objective, faults.random
         self.workdir = Workdir(faults.directory / f"run.{number}")
         self.data = faults.directory / f"data.{objective}"
-        self.repairs: list[Callable[[], None]] = []
+        self.repairs: list[Callable[[], object]] = []
         self.allow_change = False
 
     def to_the_end(self, most: int) -> None:
@@ -411,9 +411,9 @@ class Run:
         process = "forked" if forked else "program"
         here: list[Fault] = []
         saved = self.workdir.saved()
-        if may and saved and (kind := self._choose(BETWEEN, 0.5)) is not None:
-            if (what := self._between(kind, saved)) is not None:
-                here.append(self._fault(kind, what, saved[-1], "between attempts", process))
+        kind = self._choose(BETWEEN, 0.5) if may and saved else None
+        if kind is not None and (what := self._between(kind, saved)) is not None:
+            here.append(self._fault(kind, what, saved[-1], "between attempts", process))
         ending = self._choose(ENDING, 0.9) if may else None
         passing = [kind for share in (0.7, 0.4) if may and (kind := self._choose(PASSING, share)) is not None]
         full = ending == "memory" and forked and self.random.random() < 0.5
@@ -438,9 +438,12 @@ class Run:
                     step = max(self._step(attempt), began + self.random.randrange(max(1, STEPS - began)))
                     if self._reach(attempt, step) and (what := self._end(ending, attempt)) is not None:
                         here.append(self._fault(ending, what, self._step(attempt), "steps", process))
-            for fault in here:  # they count, whatever comes of them
-                self.faults.done.append(fault)
+            self.faults.done.extend(here)  # they count, whatever comes of them
             status = attempt.status()
+            needed = here and here[-1].kind in ("data", "worker", "memory") and "written again" not in here[-1].what
+            if status == 0 and needed:  # but not if nothing was read any more
+                here.pop()
+                self.faults.done.pop()
             try:
                 outcome = self._judge(status, attempt, here, ending)
             finally:
@@ -466,9 +469,11 @@ class Run:
         else:
             began = self.workdir.metrics.stat().st_ino if self.workdir.metrics.exists() else 0
             found = attempt.wait(
-                lambda: self.workdir.metrics.exists()
-                and (self.workdir.metrics.stat().st_ino != began or "train " in attempt.printed())
-                and self._step(attempt) > step
+                lambda: (
+                    self.workdir.metrics.exists()
+                    and (self.workdir.metrics.stat().st_ino != began or "train " in attempt.printed())
+                    and self._step(attempt) > step
+                )
             )
         time.sleep(self.random.uniform(0, 0.04))
         return found
@@ -544,6 +549,8 @@ class Run:
 
     def _end(self, kind: str, attempt: Attempt) -> str | None:
         """Does what may end an attempt, and says what it was; None if it came too late."""
+        if attempt.ended():
+            return None
         if kind.startswith("SIG"):
             attempt.signal(getattr(signal, kind))
             return kind
@@ -559,25 +566,24 @@ class Run:
         return self._disturb_save(attempt)
 
     def _replace_data(self) -> str:
-        path = self.random.choice(fault_cases.train_files(self.data))
-        whole = path.read_bytes()
-
-        def restore() -> None:
-            path.unlink(missing_ok=True)
-            path.write_bytes(whole)
-
-        self.repairs.append(restore)
-        what = self.random.choice(("cut", "filled with garbage", "replaced", "deleted", "written again"))
-        other = path.with_name(f".{path.name}")
-        other.write_bytes(whole)
-        if what == "deleted":
-            other.unlink()
-            path.unlink()
-        else:
+        """Replaces one training image, or every third one."""
+        paths = fault_cases.train_files(self.data)
+        chosen = paths[self.random.randrange(3) :: 3] if self.random.random() < 0.7 else [self.random.choice(paths)]
+        ways = ["cut", "replaced", "deleted", "written again"]
+        # In a JPEG, garbage may be the code of other pixels, which nothing can tell.
+        what = self.random.choice(ways + ["filled with garbage"] * (chosen[0].suffix == ".png"))
+        for path in chosen:
+            whole = path.read_bytes()
+            self.repairs.append(functools.partial(path.write_bytes, whole))
+            if what == "deleted":
+                path.unlink()
+                continue
+            other = path.with_name(f".{path.name}")
+            other.write_bytes(whole)
             if what != "written again":
                 spoil(other, what, self.random)
             other.replace(path)
-        return f"{path.name} {what}"
+        return f"{chosen[0].name} {what}" if len(chosen) == 1 else f"{len(chosen)} files {what}"
 
     def _disturb_save(self, attempt: Attempt) -> str | None:
         folder = self.workdir.checkpoints
@@ -586,7 +592,7 @@ class Run:
         time.sleep(self.random.uniform(0, 0.03))
         what = self.random.choice(("removed", "renamed", "all removed", "all renamed", "a file removed", "cut"))
         for path in self.workdir.unfinished():
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError):  # it is complete meanwhile
                 if what == "removed":
                     shutil.rmtree(path)
                 elif what == "renamed":
@@ -598,7 +604,7 @@ class Run:
                 else:
                     file = self.random.choice(sorted(p for p in path.rglob("*") if p.is_file()) or [path / "none"])
                     file.unlink() if what == "a file removed" else os.truncate(file, file.stat().st_size // 2)
-            return what
+                return what
         return None
 
     # What must come of it.

@@ -122,8 +122,8 @@ def check_same_config(workdir: pathlib.Path, config: ConfigDict, *, allow_config
         return
     path = workdir / "config.json"
     try:
-        changed, free = differences(json.loads(path.read_text()), json.loads(to_json(config)))
-    except (OSError, ValueError) as error:
+        changed, free = differences(_read_object(path), json.loads(to_json(config)))
+    except (OSError, ValueError, RecursionError) as error:
         problem = f"{workdir} has checkpoints, but its config.json cannot be read: {error}."
     else:
         if free:
@@ -136,6 +136,18 @@ def check_same_config(workdir: pathlib.Path, config: ConfigDict, *, allow_config
             f"{problem}\nGive another --workdir, or pass --allow_config_change to continue with the new values."
         )
     log.warning("%s", problem)
+
+
+def _read_object(path: pathlib.Path) -> dict[str, Any]:
+    """Returns the JSON object in a file.
+
+    Raises:
+        OSError, ValueError, RecursionError: if there is none.
+    """
+    value = json.loads(path.read_text())
+    if not isinstance(value, dict):
+        raise ValueError(f"it holds {value!r:.80}, and no configuration")
+    return value
 
 
 def _bullets(lines: Sequence[str]) -> str:
