@@ -18,9 +18,6 @@ from ml_collections import ConfigDict
 from vision_jax import recipes
 from vision_jax.objectives import OBJECTIVES
 
-# Helpers of the tests that were imported above ask for eight devices; a run has one, which is quicker.
-os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
-
 TEXTS = {"context_length": 16, "embed_dim": 8, "text_width": 16, "text_depth": 1, "text_heads": 2}
 OTHERS: dict[str, dict[str, Any]] = {
     "classification": {},
@@ -37,7 +34,9 @@ BATCH_SIZE, EXAMPLES, VALIDATION = 16, 160, 32
 
 
 def get_config(name: str) -> ConfigDict:
-    """Returns the training with an objective."""
+    """Returns the training with an objective, for a program that has not started its devices."""
+    # Helpers of the tests that are imported above ask for eight devices; a run has one, which is quicker.
+    os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
     config = _dense(name) if name in tiny_dense.OPTIONS else _images(name)
     config.total_steps = STEPS
     config.checkpoint.update({"every_steps": SAVES, "keep": 3, "best_metric": "val/loss"})

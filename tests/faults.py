@@ -326,6 +326,7 @@ class Faults:
             objective = deck.pop()
             first = len(self.done)
             try:
+                # Not too many for one run, so that all objectives have their turn.
                 Run(self, objective, number).to_the_end(min(faults, first + 12))
             except FaultError as error:
                 self.failures += 1
@@ -455,7 +456,8 @@ class Run:
             fault.seconds = round((time.monotonic() - begun) / len(here), 2)
             fault.outcome = fault.outcome or outcome
             self.faults.say(f"{fault.number}: {self.objective}: {fault.kind}, {fault.what}: {fault.outcome}")
-        return status == 0
+        # Whether a checkpoint was spoilt while it was written is seen by whoever reads it: by the next attempt.
+        return status == 0 and not any(fault.kind == "saving" for fault in here)
 
     def _step(self, attempt: Attempt) -> int:
         if attempt.forked:
