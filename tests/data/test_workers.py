@@ -1,4 +1,5 @@
 import dataclasses
+import errno
 import gc
 import os
 import pathlib
@@ -117,7 +118,8 @@ def test_errors_of_processes_reach_the_consumer():
     assert not children()
 
 
-def test_a_process_that_is_killed_is_named():
+@pytest.mark.parametrize(("number", "why"), [("SIGKILL", "killed, perhaps"), ("SIGBUS", "shared memory ran out")])
+def test_a_process_that_is_killed_is_named(number: str, why: str):
     with ProcessLoader(source(), order.TrainOrder(40, 40, seed=0), TRANSFORM, np.arange(40), num_workers=2) as loader:
 
         def load(num_steps: int) -> None:
@@ -125,10 +127,25 @@ def test_a_process_that_is_killed_is_named():
                 loader.start(step)().release()
 
         load(1)
-        os.kill(children()[0], signal.SIGKILL)
-        with pytest.raises(DataError, match="status -9"):
+        sent = signal.Signals[number]
+        os.kill(children()[0], sent)
+        with pytest.raises(DataError, match=rf"status -{sent.value} \(.*{why}"):
             load(3)
     assert not children()
+
+
+def test_no_room_for_shared_memory_is_said(monkeypatch: pytest.MonkeyPatch):
+    def refuse(descriptor: int, length: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "ftruncate", refuse)
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(
+        DataError, match=r"no room for [\d,]+ bytes of shared memory, .*num_workers=2.*: No space left"
+    ):
+        ProcessLoader(source(), order.TrainOrder(40, 40, seed=0), TRANSFORM, np.arange(40), num_workers=2)
+    assert not children()
+    assert len(os.listdir("/proc/self/fd")) == len(before)
 
 
 def test_a_process_that_hangs_does_not_keep_the_main_one(monkeypatch: pytest.MonkeyPatch):

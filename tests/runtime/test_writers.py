@@ -104,6 +104,25 @@ def test_a_full_disk_cuts_no_line(tmp_path: pathlib.Path, small_files, caplog: p
     assert records[2].summary.value[0].simple_value == 0.5
 
 
+def test_a_line_is_not_joined_to_what_something_else_has_left(tmp_path: pathlib.Path):
+    path = tmp_path / "metrics.jsonl"
+    with writers.MetricWriter(tmp_path, last_step=0, tensorboard=False) as writer:
+        writer.write(1, {"train/loss": 0.5})
+        for step, left in ((2, b'{"step": 1, "trai'), (3, b"\xff\x00"), (4, b"[1, 2]"), (5, b"[" * 100_000), (6, b"")):
+            path.write_bytes(left)
+            writer.write(step, {"train/loss": 0.5})
+            assert path.read_bytes().startswith(left)
+            assert [record["step"] for record in writers.read_metrics(tmp_path)] == [step]
+    assert path.read_bytes().count(b"\n") == 1
+
+
+def test_lines_that_cannot_be_read_end_the_run_in_one_message(tmp_path: pathlib.Path):
+    assert writers.read_metrics(tmp_path) == []
+    (tmp_path / "metrics.jsonl").mkdir()
+    with pytest.raises(CheckpointError, match=r"metrics\.jsonl cannot be read: Is a directory\. Move it away"):
+        writers.read_metrics(tmp_path)
+
+
 def test_lines_that_cannot_be_written_end_the_run(tmp_path: pathlib.Path, small_files):
     with writers.MetricWriter(tmp_path, last_step=0, tensorboard=False) as writer:
         small_files(10)
@@ -178,6 +197,17 @@ def test_workdir_of_another_configuration(tmp_path: pathlib.Path):
     assert json.loads((tmp_path / "w" / "config.json").read_text())["batch_size"] == 256
     open_and_write(tmp_path / "w", other, allow_config_change=True)
     assert json.loads((tmp_path / "w" / "config.json").read_text())["batch_size"] == 512
+
+
+@pytest.mark.parametrize("left", ["", '{"batch_size": 25', "[1, 2]", "null", "7", "[" * 100_000, "\0" * 9])
+def test_a_damaged_config_is_refused_and_replaced_if_told_to(tmp_path: pathlib.Path, left: str):
+    config = config_lib.default_config()
+    (tmp_path / "checkpoints" / "5").mkdir(parents=True)
+    (tmp_path / "config.json").write_text(left)
+    with pytest.raises(CheckpointError, match=r"its config\.json cannot be read: (?s:.*) pass --allow_config_change"):
+        open_and_write(tmp_path, config)
+    open_and_write(tmp_path, config, allow_config_change=True)
+    open_and_write(tmp_path, config)
 
 
 def test_fields_that_do_not_change_results_may_be_others(tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture):

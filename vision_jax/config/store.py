@@ -122,13 +122,10 @@ def check_same_config(workdir: pathlib.Path, config: ConfigDict, *, allow_config
         return
     path = workdir / "config.json"
     try:
-        stored = json.loads(path.read_text())
-        if not isinstance(stored, dict):
-            raise ValueError(f"it holds a {type(stored).__name__}, not an object with fields")
-    except (OSError, ValueError) as error:
+        changed, free = differences(_read_object(path), json.loads(to_json(config)))
+    except (OSError, ValueError, RecursionError) as error:
         problem = f"{workdir} has checkpoints, but its config.json cannot be read: {error}."
     else:
-        changed, free = differences(stored, json.loads(to_json(config)))
         if free:
             log.info("Going on with other values of fields that do not change the results:\n%s", _bullets(free))
         if not changed:
@@ -141,6 +138,18 @@ def check_same_config(workdir: pathlib.Path, config: ConfigDict, *, allow_config
             "values."
         )
     log.warning("%s", problem)
+
+
+def _read_object(path: pathlib.Path) -> dict[str, Any]:
+    """Returns the JSON object in a file.
+
+    Raises:
+        OSError, ValueError, RecursionError: if there is none.
+    """
+    value = json.loads(path.read_text())
+    if not isinstance(value, dict):
+        raise ValueError(f"it holds {value!r:.80}, and no configuration")
+    return value
 
 
 def _bullets(lines: Sequence[str]) -> str:

@@ -120,11 +120,9 @@ class ProcessLoader:
         self._memory: mmap.mmap | None = None
         job, arrays = _pickle(_Job(source, transform, threads, max_bad_records, leave_out, self._layout))
         spans = _spans(self._layout.num_bytes * self.lookahead, arrays)
-        descriptor = os.memfd_create("vision_jax", os.MFD_CLOEXEC)
+        num_bytes = spans[-1].stop if spans else self._layout.num_bytes * self.lookahead
+        descriptor, self._memory = _shared_memory(num_bytes, num_workers)
         try:
-            num_bytes = spans[-1].stop if spans else self._layout.num_bytes * self.lookahead
-            os.ftruncate(descriptor, num_bytes)
-            self._memory = mmap.mmap(descriptor, num_bytes)
             for span, array in zip(spans, arrays, strict=True):
                 self._memory[span] = array
             self._workers += [_Worker(descriptor) for _ in range(num_workers)]
@@ -210,6 +208,26 @@ class _Layout:
             arrays[name] = np.frombuffer(memory, dtype, math.prod(shape), offset).reshape(shape)
             offset += self._num_bytes(largest)
         return HostBatch(arrays)
+
+
+def _shared_memory(num_bytes: int, num_workers: int) -> tuple[int, mmap.mmap]:
+    """Returns the descriptor of new shared memory, and the memory.
+
+    Raises:
+        DataError: if there is no room for it.
+    """
+    descriptor = None
+    try:
+        descriptor = os.memfd_create("vision_jax", os.MFD_CLOEXEC)
+        os.ftruncate(descriptor, num_bytes)
+        return descriptor, mmap.mmap(descriptor, num_bytes)
+    except OSError as error:
+        if descriptor is not None:
+            os.close(descriptor)
+        raise DataError(
+            f"There is no room for {num_bytes:,} bytes of shared memory, which data.num_workers={num_workers} needs: "
+            f"{error.strerror}. Lower data.prefetch or batch_size, or set data.num_workers to 0."
+        ) from error
 
 
 def _aligned(num_bytes: int) -> int:
@@ -316,10 +334,14 @@ class _Worker:
     def _death(self) -> DataError:
         """Returns an error that says how the worker ended."""
         try:
-            status: object = self._process.wait(_SECONDS_TO_END)
+            status: int | str = self._process.wait(_SECONDS_TO_END)
         except subprocess.TimeoutExpired:
             status = "unknown"
-        reason = " (killed, perhaps because memory ran out)" if status == -signal.SIGKILL else ""
+        reasons = {
+            -signal.SIGKILL: " (killed, perhaps because memory ran out)",
+            -signal.SIGBUS: " (a bus error: perhaps shared memory ran out, or a file that it reads was cut)",
+        }
+        reason = reasons.get(status, "") if isinstance(status, int) else ""
         return DataError(
             f"A process that loads data has ended with status {status}{reason}; see its output above, if any. Lower "
             "data.num_workers or data.prefetch if memory is short."

@@ -23,12 +23,14 @@ class Appender:
 
     Args:
         path: of the file.
+        lines: entries are lines, and if something else has cut the last one in the file, the next one is not joined to
+            what is left of it.
         on_error: what to do if the storage fails: `stop` raises; `continue` warns once and keeps the latest 10,000
             entries until they can be written.
     """
 
-    def __init__(self, path: pathlib.Path, *, on_error: str = "stop"):
-        self._path, self._on_error = path, on_error
+    def __init__(self, path: pathlib.Path, *, on_error: str = "stop", lines: bool = False):
+        self._path, self._on_error, self._are_lines = path, on_error, lines
         self._kept: collections.deque[bytes] = collections.deque()
         self._size: int | None = None  # of the file without a truncated entry, if that could not be removed
 
@@ -62,8 +64,11 @@ class Appender:
         if self._size is not None and self._path.exists():
             os.truncate(self._path, self._size)
         self._size = None
-        with self._path.open("ab", buffering=0) as file:
+        with self._path.open("a+b", buffering=0) as file:
             size, data = file.tell(), b"".join(self._kept)
+            if self._are_lines and size:
+                file.seek(-1, os.SEEK_END)
+                data = data if file.read() == b"\n" else b"\n" + data
             try:
                 if (written := file.write(data)) != len(data):  # a disk that fills up takes part of it without an error
                     file.write(data[written:])  # raises the error, or succeeds

@@ -97,17 +97,27 @@ def _lock(descriptor: int, workdir: pathlib.Path, flag: str) -> None:
 
 
 def read_metrics(workdir: pathlib.Path, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
-    """Returns the lines of metrics.jsonl, or of tables.jsonl, without incomplete ones, which a killed run may leave."""
+    """Returns the lines of metrics.jsonl, or of tables.jsonl, without incomplete ones, which a killed run may leave.
+
+    Raises:
+        CheckpointError: if the file is there and cannot be read.
+    """
     path = workdir / name
-    if not path.exists():
+    try:
+        text = path.read_text(errors="replace")
+    except FileNotFoundError:
         return []
+    except OSError as error:
+        raise CheckpointError(
+            f"{path} cannot be read: {error.strerror}. Move it away to go on without the lines in it."
+        ) from error
     records = []
-    for number, line in enumerate(path.read_text(errors="replace").split("\n"), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         try:
             record = json.loads(line or "{}")
             if record:
                 records.append({**record, "step": int(record["step"])})
-        except (ValueError, TypeError, KeyError, OverflowError):
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
             log.warning("Line %d of %s is skipped, as it is incomplete or damaged: %.80s", number, path, line)
     return records
 
@@ -182,8 +192,8 @@ class MetricWriter:
         if not enabled:
             return
         self._copies = copies
-        self._lines = Appender(workdir / "metrics.jsonl", on_error=on_error)
-        self._tables = Appender(workdir / "tables.jsonl", on_error=on_error)
+        self._lines = Appender(workdir / "metrics.jsonl", on_error=on_error, lines=True)
+        self._tables = Appender(workdir / "tables.jsonl", on_error=on_error, lines=True)
         if tensorboard:
             name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}"
             self._events = Appender(workdir / name, on_error=on_error)
