@@ -140,9 +140,7 @@ def test_no_room_for_shared_memory_is_said(monkeypatch: pytest.MonkeyPatch):
 
     monkeypatch.setattr(os, "ftruncate", refuse)
     before = os.listdir("/proc/self/fd")
-    with pytest.raises(
-        DataError, match=r"no room for [\d,]+ bytes of shared memory, .*num_workers=2.*: No space left"
-    ):
+    with pytest.raises(DataError, match=r"no room for [\d,]+ bytes of shared memory, .*num_workers=2.*: No space left"):
         ProcessLoader(source(), order.TrainOrder(40, 40, seed=0), TRANSFORM, np.arange(40), num_workers=2)
     assert not children()
     assert len(os.listdir("/proc/self/fd")) == len(before)
