@@ -541,13 +541,13 @@ class Run:
         if kind == "config":
             with attempt.frozen():
                 return self._spoil_config()
-        with self.faults.start(arguments) as second:
+        with attempt.frozen(), self.faults.start(arguments) as second:  # or it could end before the second one looks
             status, printed = second.status(), second.printed()
-            if not attempt.ended():
-                check(status == 1 and "Another run is using" in printed, f"a second program: {printed[-2000:]}")
-                check("Traceback" not in printed, f"a second program: {printed[-2000:]}")
-                return "refused"
-        return None
+            if attempt.ended():
+                return None
+            check(status == 1 and "Another run is using" in printed, f"a second program: {printed[-2000:]}")
+            check("Traceback" not in printed, f"a second program: {printed[-2000:]}")
+            return "refused"
 
     def _end(self, kind: str, attempt: Attempt) -> str | None:
         """Does what may end an attempt, and says what it was; None if it came too late."""
