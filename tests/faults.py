@@ -145,6 +145,7 @@ class Attempt:
     def __init__(self, arguments: Sequence[str], log: pathlib.Path, cache: pathlib.Path, *, forked: bool, full: bool):
         self.shared, self.log, self.forked = Shared(), log, forked
         self._status: int | None = None
+        self._program: subprocess.Popen[bytes] | None = None
         self._start = time.monotonic()
         environment = {**os.environ, "XDG_CACHE_HOME": str(cache)}
         environment["PYTHONPATH"] = f"{REPOSITORY}{os.pathsep}{REPOSITORY / 'tests'}"
@@ -156,10 +157,10 @@ class Attempt:
                     become_program(arguments, file.fileno(), environment, self.shared, full=full)
             else:
                 command = [sys.executable, "-m", "vision_jax.main", *arguments]
-                # Its end is awaited by `_poll`, as that of a fork.
-                self.pid = subprocess.Popen(
+                self._program = subprocess.Popen(
                     command, cwd=REPOSITORY, env=environment, stdout=file, stderr=file, start_new_session=True
-                ).pid
+                )
+                self.pid = self._program.pid
 
     def __enter__(self) -> "Attempt":
         return self
@@ -167,19 +168,25 @@ class Attempt:
     def __exit__(self, *_: object) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
-        if self._status is None:
-            os.waitpid(self.pid, 0)
+        while self._status is None:
+            self._poll()
+            time.sleep(0.001)
 
     def printed(self) -> str:
         return self.log.read_text(errors="replace")
 
     def ended(self) -> bool:
-        if self._status is None:
-            pid, status = os.waitpid(self.pid, os.WNOHANG)
-            if pid:
-                self._status = os.waitstatus_to_exitcode(status)
+        self._poll()
         check(time.monotonic() - self._start < LIMIT, f"it hangs: see {self.log}")
         return self._status is not None
+
+    def _poll(self) -> None:
+        """Notes the exit status, if there is one; that of a signal is negative."""
+        if self._program is not None:
+            self._status = self._program.poll()
+        elif self._status is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            self._status = os.waitstatus_to_exitcode(status) if pid else None
 
     def status(self) -> int:
         while not self.ended():
@@ -541,13 +548,13 @@ class Run:
         if kind == "config":
             with attempt.frozen():
                 return self._spoil_config()
-        with self.faults.start(arguments) as second:
+        with attempt.frozen(), self.faults.start(arguments) as second:  # or it could end before the second one looks
             status, printed = second.status(), second.printed()
-            if not attempt.ended():
-                check(status == 1 and "Another run is using" in printed, f"a second program: {printed[-2000:]}")
-                check("Traceback" not in printed, f"a second program: {printed[-2000:]}")
-                return "refused"
-        return None
+            if attempt.ended():
+                return None
+            check(status == 1 and "Another run is using" in printed, f"a second program: {printed[-2000:]}")
+            check("Traceback" not in printed, f"a second program: {printed[-2000:]}")
+            return "refused"
 
     def _end(self, kind: str, attempt: Attempt) -> str | None:
         """Does what may end an attempt, and says what it was; None if it came too late."""

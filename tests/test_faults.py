@@ -20,9 +20,8 @@ def test_pieces_add_up(tmp_path: pathlib.Path):
     paths[1].write_text(json.dumps(dataclasses.asdict(other)) + "\n")
     text, failed = summary(paths)
     assert text.startswith("3 faults of the seeds [3, 4] in 1.50 h, 1 in runs that failed.\n\n| objective | SIGKILL |")
-    rows = {
-        cells[1].strip(): [c.strip() for c in cells[2:-1]] for cells in (r.split("|") for r in text.split("\n")[2:8])
-    }
+    table = [[cell.strip() for cell in row.split("|")[1:-1]] for row in text.split("\n") if row.startswith("|")]
+    rows = {row[0]: row[1:] for row in table}
     assert rows["dino"] == ["2" if kind == "clock" else "" for kind in KINDS] + ["2"]
     assert rows["all"] == [{"clock": "2", "SIGKILL": "1"}.get(kind, "0") for kind in KINDS] + ["3"]
     assert text.endswith("FAILED: seed 4, 1: byol, SIGKILL, jumps by 5 s: other arrays")
