@@ -4,6 +4,7 @@ from bad_inputs.case import Case, changed, directory, finished, image, images, t
 
 _RUN = (finished(), image("a.jpg"))
 _MODEL = "--workdir=w"
+_SEARCH = ("--config=quickstart", "--workdir=new")
 
 CASES = (
     Case("an unknown command", ("predic",), "'predic'", "did you mean predict", status=2),
@@ -58,6 +59,7 @@ CASES = (
         "train-images",
         "labels",
         before=(text("d/train-images-idx3-ubyte", "x"),),
+        made=("out", "out/*"),  # with which the same command goes on when the files are there
     ),
     Case(
         "prepare into /proc",
@@ -340,6 +342,33 @@ CASES = (
         "w has no metrics",
         "it is no workdir",
         before=(*_RUN, text("w/metrics.jsonl", "\0garbage")),
+    ),
+    Case("search over nothing", ("sweep", *_SEARCH), "Nothing is searched", "--set FIELD"),
+    Case(
+        "search an unknown field",
+        ("sweep", *_SEARCH, "--set", "optimizer.learning_rat=log:0.1:1"),
+        "optimizer.learning_rat is in",
+        "did you mean optimizer.learning_rate",
+    ),
+    Case(
+        "search a range from its end",
+        ("sweep", *_SEARCH, "--set", "optimizer.learning_rate=log:1:0.1"),
+        "'log:1:0.1'",
+        "must be less",
+    ),
+    Case(
+        "search for a metric that there is not",
+        ("sweep", *_SEARCH, "--set", "optimizer.learning_rate=log:0.1:1", "--metric=val/top9"),
+        "'val/top9'",
+        "did you mean val/top5",
+    ),
+    Case("search a space that is not there", ("sweep", *_SEARCH, "--space=no.json"), "no.json", "give a file"),
+    Case(
+        "search in a file",
+        ("sweep", "--config=quickstart", "--workdir=x", "--set", "optimizer.learning_rate=log:0.1:1"),
+        "workdir x",
+        "another --workdir",
+        before=(text("x", "mine"),),
     ),
     Case("list models of no name", ("models", "zebra*"), "'zebra\\*'", "lists them all"),
     Case("list models by two names", ("models", "a", "b"), "b", "unrecognized", status=2),

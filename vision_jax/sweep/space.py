@@ -183,7 +183,9 @@ def _read_file(path: str) -> dict[str, Any]:
     try:
         space = json.loads(pathlib.Path(path).expanduser().read_text())
     except OSError as error:
-        raise ConfigError(f"--space is {path}, which cannot be read: {error.strerror}.") from error
+        raise ConfigError(
+            f"--space is {path}, which cannot be read: {error.strerror}; give a file with the search space as JSON."
+        ) from error
     except ValueError as error:
         raise ConfigError(f"--space is {path}, which is not JSON: {error}.") from error
     if not isinstance(space, dict):
