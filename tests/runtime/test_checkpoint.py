@@ -1,5 +1,6 @@
 import contextlib
 import functools
+import itertools
 import json
 import logging
 import pathlib
@@ -72,6 +73,16 @@ def save(
 def assert_equal(a: TrainState, b: TrainState) -> None:
     assert jax.tree.structure(a) == jax.tree.structure(b)
     jax.tree.map(lambda x, y: np.testing.assert_array_equal(np.asarray(x), np.asarray(y)), a, b)
+
+
+def test_a_clock_that_jumps_ends_no_save(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch):
+    real, hours = time.time, itertools.count()
+    monkeypatch.setattr(time, "time", lambda: real() + 3600 * next(hours))
+    save(tmp_path, 1, 2)
+    monkeypatch.undo()
+    assert next(hours) > 2  # Orbax has asked for times
+    with Checkpointer(tmp_path) as checkpointer:
+        assert_equal(checkpointer.restore(2, abstract()), make_state(2))
 
 
 @pytest.mark.parametrize("ema", [True, False])

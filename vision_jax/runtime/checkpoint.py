@@ -35,12 +35,14 @@ import orbax.checkpoint as ocp
 
 from vision_jax.devices import distributed
 from vision_jax.errors import CheckpointError, DamagedError, one_line
-from vision_jax.runtime import digests, writers
+from vision_jax.runtime import digests, steady_clock, writers
 from vision_jax.runtime.barriers import Barriers, OtherProcessError, any_process
 from vision_jax.runtime.watchdog import Watchdog
 from vision_jax.state import TrainState
 
 log = logging.getLogger(__name__)
+
+steady_clock.use_in_orbax()
 
 _T = TypeVar("_T")
 _PATIENCE = 5.0  # seconds that a run may wait for the previous save without a warning; or for threads of a failed one
