@@ -161,6 +161,13 @@ def test_sources_of_a_configuration(coco: pathlib.Path, tmp_path: pathlib.Path):
     )
     with pytest.raises(DataError, match=r"0007.jpg has 2 boxes, more than data.dense.max_boxes=1"):
         build.create_source(make_config("boxes", "coco", coco, **splits, **{"data.dense.max_boxes": 1}), train=True)
+    file = coco / "annotations" / "instances_train2017.json"
+    content = file.read_text()
+    file.write_text(json.dumps({**json.loads(content), "annotations": []}))
+    for fields in (splits, {**splits, "data.dense.drop_empty": True}):
+        with pytest.raises(DataError, match=r"No image of the split 'train2017' of .*coco has a box to learn from"):
+            build.create_source(make_config("boxes", "coco", coco, **fields), train=True)
+    file.write_text(content)
     masks = build.create_source(make_config("pixels", "coco", coco, **splits), train=True)
     assert (masks.num_classes, masks.has_masks) == (4, True)
     voc = write_voc(tmp_path / "voc")

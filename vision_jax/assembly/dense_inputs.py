@@ -66,6 +66,11 @@ def create_dense_source(config: ConfigDict, *, train: bool, masks: bool) -> Sour
         source = DenseSubset(source, order.subset(len(source), data.train_examples))
     if not masks and not made_up:
         counts = [int((~source.annotations(index)["crowd"]).sum()) for index in range(len(source))]
+        if train and not any(counts):
+            raise DataError(
+                f"No image of the split {data.train_split!r} of {data.dir} has a box to learn from: correct its "
+                "annotations, or name another split by data.train_split."
+            )
         if counts and max(counts) > dense.max_boxes:
             raise DataError(
                 f"{source.describe(int(np.argmax(counts)))} has {max(counts)} boxes, more than "

@@ -179,7 +179,7 @@ def variable_shapes(config: ConfigDict, model: nn.Module, size: int | None = Non
         reason = "nothing is left of them" if isinstance(error, ZeroDivisionError) else error
         raise ConfigError(
             f"{config.model.name} cannot take images of (height, width, channels) = {shape}: {reason}. Choose another "
-            "size (data.image_size, data.eval_size) or another model."
+            "size (data.image_size, data.eval_size; with boxes or masks, those of data.dense) or another model."
         ) from error
     return {"params": shapes["params"], "batch_stats": shapes.get("batch_stats", {})}
 

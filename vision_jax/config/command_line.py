@@ -126,8 +126,8 @@ def field_problem(error: Exception) -> str:
     if isinstance(error, AttributeError | KeyError):
         field = loading.first_line(error).rpartition("Attempting to lookup: ")[2].strip("'")
         return (
-            f"the configuration has no field {field!r}; {fields.__file__} lists all of them. Further "
-            "evaluations, and options of evaluations and of the objective, are added in a recipe: docs/evaluation.md "
-            "shows how."
+            f"the configuration has no field {field!r}; {fields.__file__} lists all of them. An "
+            "option of the objective that a recipe has chosen is config.objective.OPTION; further evaluations, and "
+            "options of evaluations, are added in a recipe: docs/evaluation.md shows how."
         )
     return f"{type(error).__name__} in a flag --config.FIELD: {loading.first_line(error)}"

@@ -138,7 +138,8 @@ class Resizing:
         if self.kind != "fit":
             if len(canvases) > 1:
                 raise ConfigError(
-                    f"data.dense.canvases is {tuple(canvases)}, and data.dense.resize={self.kind} takes one canvas."
+                    f"data.dense.canvases is {tuple(canvases)}, and data.dense.resize={self.kind} takes one canvas: "
+                    "give one, or set data.dense.resize='fit'."
                 )
             return
         short, long = max(self.shorter), self.longer

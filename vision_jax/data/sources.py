@@ -550,9 +550,12 @@ def check_classes(source: Source, num_classes: int, class_names: Sequence[str], 
     """
     if class_names and source.class_names and list(source.class_names) != list(class_names):
         missing, extra = set(class_names) - set(source.class_names), set(source.class_names) - set(class_names)
+        what = f"missing are {sorted(missing)[:10]}, only there are {sorted(extra)[:10]}"
+        if not missing and not extra:
+            what = "the names are the same, but in another order, or some are there twice"
         raise DataError(
-            f"The split {split!r} has other classes than the training data: missing are {sorted(missing)[:10]}, only "
-            f"there are {sorted(extra)[:10]}. Give both the same class folders."
+            f"The split {split!r} has other classes than the training data: {what}. Give both the same class folders; "
+            "or, with boxes or masks, the same categories, or those to learn by data.dense.categories."
         )
     if source.num_classes != num_classes:
         raise DataError(f"The split {split!r} has {source.num_classes} classes and the training data {num_classes}.")

@@ -141,7 +141,8 @@ def create_detector(
     head_options, neck_options, box_loss = _METHODS[kind]
     if head_options.get("norm") and channels % NORM_GROUPS:
         raise ConfigError(
-            f"channels is {channels}, and the heads of {kind} have norms of {NORM_GROUPS} groups: take a multiple."
+            f"objective.channels is {channels}, and the heads of {kind} have norms of {NORM_GROUPS} groups: take a "
+            "multiple of that."
         )
     maps = map_shapes(model, "feature_maps")
     neck: nn.Module = SimpleFeaturePyramid(channels, dtype=model.dtype)
