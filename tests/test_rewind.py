@@ -17,6 +17,7 @@ from vision_jax import config as config_lib
 from vision_jax.data.order import BalancedOrder, OffsetOrder, TrainOrder
 from vision_jax.devices import sharding
 from vision_jax.errors import NonFiniteError
+from vision_jax.runtime.preemption import Preemption
 from vision_jax.runtime.tracker import Tracker
 
 RECORDS, BATCH, STEPS = 120, 4, 14  # all within one epoch, so that a bad batch comes once
@@ -26,8 +27,8 @@ class Crash(Exception):
     """The process ends."""
 
 
-class Never:
-    """In the place of `Preemption`."""
+class Never(Preemption):
+    """Never tells a run to stop."""
 
     def should_stop(self) -> bool:
         return False

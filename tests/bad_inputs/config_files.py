@@ -16,7 +16,7 @@ _BEGIN = "from vision_jax.config import default_config\n\n\ndef get_config():\n 
 CASES = (
     Case("no such file", ("main", "--config=c.py"), "c.py", "get_config", status=2),
     Case("a folder", ("main", "--config=d"), "'d'", "--config=list", status=2, before=(directory("d"),)),
-    Case("no name", ("main", "--config="), "--config|''", "get_config|quickstart", status=2),
+    Case("no name", ("main", "--config="), "--config|''", "--config=list", status=2),
     Case("a URL", ("main", "--config=https://b/c.py"), "https://b/c.py", "its path", status=2),
     _file("no Python", "def get_config(:\n", r"c\.py, line 1", "A config file is Python"),
     _file("no text at all", b"\x00\xff\x00", r"c\.py", "A config file is Python"),
