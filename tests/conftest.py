@@ -13,6 +13,7 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 
 import contextlib
 import ctypes
+import fcntl
 import gc
 import io
 import json
@@ -126,11 +127,25 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 
 @pytest.fixture(scope="session")
-def dense_runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, pathlib.Path]:
-    """The workdirs of a detector ("boxes") and a segmenter ("masks"), trained for two steps on made-up images."""
+def dense_runs(cache: pathlib.Path) -> dict[str, pathlib.Path]:
+    """The workdirs of a detector ("boxes") and a segmenter ("masks"), trained for two steps on made-up images.
+
+    The first test process that needs them trains them for all.
+    """
+    with (cache / "dense.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        runs = {kind: cache / "dense" / kind for kind in ("boxes", "masks")}
+        done = cache / "dense" / "done"
+        if not done.exists():
+            _train_dense(cache / "dense", runs)
+            done.touch()
+    return runs
+
+
+def _train_dense(directory: pathlib.Path, runs: dict[str, pathlib.Path]) -> None:
     from vision_jax import recipes, train
 
-    runs, directory = {}, tmp_path_factory.mktemp("dense")
+    directory.mkdir(exist_ok=True)
     for kind, name, options in (("boxes", "retinanet", {"channels": 16}), ("masks", "segmentation", {"aux": False})):
         config = recipes.scenes("resnet18", name, **options)
         config.data.dir = str(directory)
@@ -138,9 +153,7 @@ def dense_runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, pathlib.Pa
         config.data.val_split = "validation[:16]"
         config.total_steps, config.batch_size, config.eval.batch_size = 2, 8, 8
         config.schedule.warmup_epochs = 0.0
-        runs[kind] = directory / kind
         train.train_and_evaluate(config, runs[kind])
-    return runs
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import chaos
 import pytest
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_faults_leave_no_trace(tmp_path: pathlib.Path, cache: pathlib.Path, capsys: pytest.CaptureFixture[str]):
     run = chaos.Chaos(

@@ -119,7 +119,8 @@ def test_a_run_that_classifies(name: str, tmp_path: pathlib.Path):
     assert same(found, theirs) == found.keys() - beside(found)
 
 
-@pytest.mark.parametrize("name", ["retinanet", pytest.param("segmentation", marks=pytest.mark.exhaustive)])
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("name", ["retinanet", "segmentation"])
 def test_a_run_of_the_same_method(name: str, tmp_path: pathlib.Path):
     """Of the same classes it gives all; of as many others, and of more, all but the classifier."""
     theirs = run_of(tmp_path, name, 3, NAMES, 4)

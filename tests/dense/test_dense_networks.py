@@ -151,6 +151,7 @@ def test_classes_are_rare_in_the_beginning():
     assert not np.asarray(tower["bias"]).any()
 
 
+@pytest.mark.exhaustive
 def test_frozen_norms_are_no_part_of_a_training():
     network = networks.create_detector("fcos", backbone=SMALL, num_classes=2, frozen_norms=True)
     variables = numbers(shapes_of(network))

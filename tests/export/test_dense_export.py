@@ -70,7 +70,7 @@ def detector_of(name: str) -> build.TrainedModel:
     return build.TrainedModel(config, of, variables, ("ant", "bee", "cat"), "random weights", mesh)
 
 
-@pytest.mark.parametrize("name", ["retinanet", "fcos"])
+@pytest.mark.parametrize("name", ["retinanet", pytest.param("fcos", marks=pytest.mark.exhaustive)])
 def test_boxes_after_nms(name: str, tmp_path: pathlib.Path):
     """Those of `detect`, in the valid part of a canvas."""
     trained = detector_of(name)
@@ -145,6 +145,7 @@ def test_detections_that_differ_are_an_error():
             check_detections._compare(made, tuple(wrong), scores, boxes, "images")
 
 
+@pytest.mark.exhaustive
 def test_programs_of_a_segmenter(dense_runs: dict[str, pathlib.Path], tmp_path: pathlib.Path):
     workdir = dense_runs["masks"]
     assert (

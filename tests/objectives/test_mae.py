@@ -28,6 +28,7 @@ def test_padding_does_not_count():
     check_padding(mae())
 
 
+@pytest.mark.exhaustive
 def test_a_step_on_other_devices_and_in_parts():
     check_devices_and_parts(mae())
 

@@ -67,6 +67,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     return workdir
 
 
+@pytest.mark.exhaustive
 def test_the_digits_are_turned_upright(run: pathlib.Path):
     """Chance is a quarter; some digits look the same upside down."""
     lines = records(run)

@@ -28,6 +28,7 @@ def test_padding_does_not_count(model: Any):
     check_padding(simmim(model()))
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("model", [vit, pytest.param(swin, marks=pytest.mark.exhaustive)])
 def test_a_step_on_other_devices_and_in_parts(model: Any):
     check_devices_and_parts(simmim(model()))

@@ -52,6 +52,7 @@ def test_the_queue_is_assigned_too_once_it_is_full():
     assert not np.allclose(alone, together, atol=0.01)
 
 
+@pytest.mark.exhaustive
 def test_prototypes_have_length_one_again_after_each_update():
     """A step is W / |W| - lr * g, with the gradient at W / |W|; one that is skipped changes no bit."""
     mine = objective("swav")

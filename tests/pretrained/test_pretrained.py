@@ -141,6 +141,7 @@ FINE_TUNE = (
 )
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_from_a_run_to_a_file_and_back(command: Command, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture):
     """Exported, the weights evaluate to the same numbers, and start another training."""

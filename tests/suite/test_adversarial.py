@@ -202,6 +202,7 @@ def test_the_runs_own_data_is_attacked_without_a_folder(tmp_path: pathlib.Path, 
     assert right <= 16
 
 
+@pytest.mark.exhaustive
 def test_an_attack_goes_on_where_it_was_ended(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch):
     trained = random_digits()
     found, wanted, options = own(trained, 80, TARGETED)

@@ -149,6 +149,7 @@ def test_the_page_of_a_search(tmp_path: pathlib.Path, capsys: pytest.CaptureFixt
         assert message in capsys.readouterr().err
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_a_search_of_real_runs_is_cut_off_and_goes_on(command: Command, tmp_path: pathlib.Path):
     """A trial that was cut off ends with the same numbers as its command does in one go."""
