@@ -17,6 +17,7 @@ import fcntl
 import gc
 import io
 import json
+import logging
 import pathlib
 import signal
 import subprocess
@@ -154,6 +155,26 @@ def _train_dense(directory: pathlib.Path, runs: dict[str, pathlib.Path]) -> None
         config.total_steps, config.batch_size, config.eval.batch_size = 2, 8, 8
         config.schedule.warmup_epochs = 0.0
         train.train_and_evaluate(config, runs[kind])
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """`prepare` writes shards in this process, which is quicker, and what it logs is not on stderr.
+
+    A command that another test has run in this process may have left its handler there.
+    """
+    from vision_jax.commands import prepare
+    from vision_jax.preparation import shards
+    from vision_jax.runtime.writers import ProgressHandler
+
+    root = logging.getLogger()
+    for handler in [handler for handler in root.handlers if isinstance(handler, ProgressHandler)]:
+        root.removeHandler(handler)
+    caplog.set_level(logging.INFO, "vision_jax")
+    monkeypatch.setattr(prepare.console, "configure_logging", lambda: None)
+    monkeypatch.setattr(
+        shards, "write_shards", lambda job, todo, workers, progress: (job.write(s, lambda: None) for s in todo)
+    )
 
 
 @pytest.fixture

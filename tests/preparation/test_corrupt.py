@@ -16,7 +16,7 @@ from vision_jax.augment.corruptions import corrupt, random_state
 from vision_jax.commands import prepare
 from vision_jax.data.sources import TfdsSource
 from vision_jax.errors import ConfigError
-from vision_jax.preparation import archives, shards
+from vision_jax.preparation import archives
 from vision_jax.preparation import corrupt as corruption_lib
 
 CLASSES = ("ant", "bee")
@@ -35,12 +35,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     return root
 
 
-@pytest.fixture(autouse=True)
-def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prepare.console, "configure_logging", lambda: None)
-    monkeypatch.setattr(
-        shards, "write_shards", lambda job, todo, workers, progress: (job.write(s, lambda: None) for s in todo)
-    )
+pytestmark = pytest.mark.usefixtures("in_process")
 
 
 def run(folder: pathlib.Path, output: pathlib.Path, *flags: str) -> int:

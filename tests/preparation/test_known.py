@@ -3,7 +3,6 @@
 import collections
 import dataclasses
 import json
-import logging
 import pathlib
 
 import numpy as np
@@ -20,13 +19,7 @@ from vision_jax.preparation import known, manifest, recognition, shards
 Content = dict[str, collections.Counter[tuple[str, bytes]]]
 
 
-@pytest.fixture(autouse=True)
-def in_process(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, "vision_jax")
-    monkeypatch.setattr(prepare.console, "configure_logging", lambda: None)
-    monkeypatch.setattr(
-        shards, "write_shards", lambda job, todo, workers, progress: (job.write(s, lambda: None) for s in todo)
-    )
+pytestmark = pytest.mark.usefixtures("in_process")
 
 
 def expected_of(miniature: Miniature) -> Content:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import gzip
-import logging
 import pathlib
 import re
 from collections.abc import Callable
@@ -12,17 +11,9 @@ import pytest
 from known_miniatures import MINIATURES, Miniature, idx, lines, mat, pack, put
 from known_runs import publish, refused
 
-from vision_jax.commands import prepare
-from vision_jax.preparation import manifest, shards
+from vision_jax.preparation import manifest
 
-
-@pytest.fixture(autouse=True)
-def in_process(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, "vision_jax")
-    monkeypatch.setattr(prepare.console, "configure_logging", lambda: None)
-    monkeypatch.setattr(
-        shards, "write_shards", lambda job, todo, workers, progress: (job.write(s, lambda: None) for s in todo)
-    )
+pytestmark = pytest.mark.usefixtures("in_process")
 
 
 class Edit:

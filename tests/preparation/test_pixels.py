@@ -1,7 +1,6 @@
 """IDX files of a data set that nobody names; `test_known` has those that are known."""
 
 import gzip
-import logging
 import pathlib
 import struct
 
@@ -11,7 +10,6 @@ import pytest
 from vision_jax.commands import prepare
 from vision_jax.data import decode
 from vision_jax.data.sources import TfdsSource
-from vision_jax.preparation import shards
 
 RANDOM = np.random.RandomState(0)
 SIZES = {"train": 70, "t10k": 9}
@@ -19,13 +17,7 @@ IMAGES = {split: RANDOM.randint(0, 256, (count, 28, 28)).astype(np.uint8) for sp
 LABELS = {split: (np.arange(count) % 3).astype(np.uint8) for split, count in SIZES.items()}
 
 
-@pytest.fixture(autouse=True)
-def in_process(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, "vision_jax")
-    monkeypatch.setattr(prepare.console, "configure_logging", lambda: None)
-    monkeypatch.setattr(
-        shards, "write_shards", lambda job, todo, workers, progress: (job.write(s, lambda: None) for s in todo)
-    )
+pytestmark = pytest.mark.usefixtures("in_process")
 
 
 def idx(array: np.ndarray) -> bytes:

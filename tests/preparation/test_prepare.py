@@ -33,16 +33,6 @@ def downloads(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     return write_archives(tmp_path_factory.mktemp("imagenet") / "downloads")
 
 
-@pytest.fixture
-def in_process(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    """Shards are written by this process, which is quicker; the tests that start the command do without."""
-    caplog.set_level(logging.INFO, "vision_jax")
-    monkeypatch.setattr(prepare.console, "configure_logging", lambda: None)
-    monkeypatch.setattr(
-        shards, "write_shards", lambda job, todo, workers, progress: (job.write(s, lambda: None) for s in todo)
-    )
-
-
 def content(directory: pathlib.Path) -> dict[str, bytes]:
     return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
 

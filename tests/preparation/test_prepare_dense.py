@@ -1,6 +1,5 @@
 """`python -m vision_jax prepare` on data sets with boxes and masks: the same records both ways."""
 
-import logging
 import os
 import pathlib
 import shutil
@@ -15,17 +14,8 @@ from vision_jax.data.masks import MasksSource
 from vision_jax.data.prepared import PreparedSource
 from vision_jax.data.voc import VocSource
 from vision_jax.errors import DataError
-from vision_jax.preparation import shards
 
-
-@pytest.fixture(autouse=True)
-def in_process(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    """Shards are written by this process, which is quicker."""
-    caplog.set_level(logging.INFO, "vision_jax")
-    monkeypatch.setattr(prepare.console, "configure_logging", lambda: None)
-    monkeypatch.setattr(
-        shards, "write_shards", lambda job, todo, workers, progress: (job.write(s, lambda: None) for s in todo)
-    )
+pytestmark = pytest.mark.usefixtures("in_process")
 
 
 @pytest.fixture

@@ -9,15 +9,8 @@ from evaluation_sets import WNIDS, png
 
 from vision_jax.commands import common, prepare
 from vision_jax.commands import suite as command
-from vision_jax.preparation import shards
 
-
-@pytest.fixture(autouse=True)
-def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prepare.console, "configure_logging", lambda: None)
-    monkeypatch.setattr(
-        shards, "write_shards", lambda job, todo, workers, progress: (job.write(s, lambda: None) for s in todo)
-    )
+pytestmark = pytest.mark.usefixtures("in_process")
 
 
 def prepared(directory: pathlib.Path, names: tuple[str, ...]) -> pathlib.Path:
