@@ -1,13 +1,12 @@
 """The commands beside training: `python -m vision_jax VERB`, or `vision-jax VERB`; without a verb it lists them."""
 
 import importlib
-import signal
 import sys
 from collections.abc import Sequence
 
 from vision_jax.commands import VERBS
 from vision_jax.errors import suggest
-from vision_jax.runtime.streams import finish_output, no_room, open_closed_streams
+from vision_jax.runtime.streams import finish_output, open_closed_streams, status_of
 
 
 def usage() -> str:
@@ -40,19 +39,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: there is no command {verb!r}: {suggest(verb, VERBS)}\n\n{usage()}", file=sys.stderr)
         return 2
     try:
-        status = importlib.import_module(f"vision_jax.commands.{verb.replace('-', '_')}").main(arguments)
+        name = f"vision_jax.commands.{verb.replace('-', '_')}"
+        return status_of(lambda: importlib.import_module(name).main(arguments))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
     except SystemExit as end:  # after --help, or of wrong flags
         raise SystemExit(finish_output(end.code) if isinstance(end.code, int) else end.code) from None
-    except BrokenPipeError:  # `| head` has read enough
-        return finish_output(128 + signal.SIGPIPE)
-    except OSError as error:
-        if not no_room(error):
-            raise
-        return 1
-    return finish_output(status)
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ from vision_jax.errors import (
 )
 from vision_jax.runtime import console
 from vision_jax.runtime.preemption import Preemption
-from vision_jax.runtime.streams import finish_output, no_room, open_closed_streams
+from vision_jax.runtime.streams import open_closed_streams, status_of
 
 _CONFIG = command_line.define()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; default: runs/ and the name of the config file.")
@@ -315,18 +315,16 @@ def _listed(argv: list[str]) -> str | None:
 
 def _end_with(show: Callable[[], object]) -> NoReturn:
     """Prints something and ends the process."""
-    try:
-        show()
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
-    except BrokenPipeError:  # `| head` has read enough
-        sys.exit(finish_output(128 + signal.SIGPIPE))
-    except OSError as error:
-        if not no_room(error):
-            raise
-        sys.exit(1)
-    sys.exit(finish_output(0))
+
+    def run() -> int:
+        try:
+            show()
+        except ConfigError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
+        return 0
+
+    sys.exit(status_of(run))
 
 
 def _hanging_threads(module: str) -> list[str]:
@@ -337,14 +335,7 @@ def _hanging_threads(module: str) -> list[str]:
 def main(argv: list[str]) -> None:
     """The entry point for absl."""
     del argv
-    try:
-        status = finish_output(run())
-    except BrokenPipeError:  # `| head` has read enough
-        status = finish_output(128 + signal.SIGPIPE)
-    except OSError as error:
-        if not no_room(error):
-            raise
-        status = 1
+    status = status_of(run)
     if any(_hanging_threads(module) for module in ("vision_jax.data.loader", "vision_jax.runtime.experiments")):
         # An orderly exit would wait for them, for ever.
         logging.shutdown()

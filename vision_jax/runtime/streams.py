@@ -4,6 +4,7 @@ import errno
 import os
 import signal
 import sys
+from collections.abc import Callable
 
 from vision_jax.errors import STATUS_DAMAGED
 
@@ -63,6 +64,22 @@ def no_room(error: OSError) -> bool:
     print(f"error: {what} cannot be written: {error.strerror}. Make room, or direct it elsewhere.", file=sys.stderr)
     finish_output(1)
     return True
+
+
+def status_of(run: Callable[[], int]) -> int:
+    """Runs a program that prints, and returns its exit status, or that of what became of its output.
+
+    Args:
+        run: the program; it returns its status.
+    """
+    try:
+        return finish_output(run())
+    except BrokenPipeError:  # `| head` has read enough
+        return finish_output(128 + signal.SIGPIPE)
+    except OSError as error:
+        if not no_room(error):
+            raise
+        return 1
 
 
 def _discard_output() -> None:
