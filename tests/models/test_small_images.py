@@ -25,10 +25,16 @@ def parameters(name: str, **options: object) -> int:
 
 @pytest.mark.parametrize(
     ("name", "depth", "factor", "published"),
-    [("wrn_16_4", 16, 4, 2.7), ("wrn_28_10", 28, 10, 36.5), ("wrn_34_10", 34, 10, 46.2), ("wrn_40_2", 40, 2, 2.2)],
+    [
+        ("wrn_16_1", 16, 1, None),
+        ("wrn_16_4", 16, 4, 2.7),
+        ("wrn_28_10", 28, 10, 36.5),
+        ("wrn_34_10", 34, 10, 46.2),
+        ("wrn_40_2", 40, 2, 2.2),
+    ],
 )
-def test_number_of_parameters_of_wide_resnets(name: str, depth: int, factor: int, published: float):
-    """Of the convolutions, norms and the classifier, as the paper's table of the architecture has them."""
+def test_number_of_parameters_of_wide_resnets(name: str, depth: int, factor: int, published: float | None):
+    """Of the convolutions, norms and the classifier, as the paper's table of the architecture has them; in millions."""
     count, before = 3 * 9 * 16, 16
     for width in (16 * factor, 32 * factor, 64 * factor):
         for _ in range((depth - 4) // 6):
@@ -37,7 +43,7 @@ def test_number_of_parameters_of_wide_resnets(name: str, depth: int, factor: int
             before = width
     count += 2 * before + 10 * before + 10
     assert parameters(name) == count
-    assert round(count / 1e6, 1) == published
+    assert published is None or round(count / 1e6, 1) == published
 
 
 def test_number_of_parameters_of_resnet9():

@@ -124,6 +124,6 @@ class WideResNet(ImageModel, kw_only=True):
 
 # What CIFAR-10's training images have.
 CIFAR = registry.InputSpec(32, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), "bilinear", 1.0)
-for _depth, _width in ((16, 4), (28, 10), (34, 10), (40, 2)):
+for _depth, _width in ((16, 1), (16, 4), (28, 10), (34, 10), (40, 2)):
     _create = functools.partial(WideResNet, depth=_depth, width_factor=_width)
     registry.register(f"wrn_{_depth}_{_width}", _create, CIFAR, library="")
