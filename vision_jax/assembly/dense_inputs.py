@@ -19,7 +19,7 @@ from vision_jax.data.masks import MasksSource
 from vision_jax.data.prepared import PreparedSource
 from vision_jax.data.sources import Source
 from vision_jax.data.voc import VocSource
-from vision_jax.errors import DataError
+from vision_jax.errors import DataError, reason
 from vision_jax.objectives import OBJECTIVES
 
 log = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ def embedded(config: ConfigDict, prepare: Callable[[pathlib.Path], pathlib.Path]
         return prepare(root)
     except OSError as error:
         raise DataError(
-            f"Cannot write the {data.source} to {root}: {error}. Set data.dir to another folder."
+            f"Cannot write the {data.source} to {root}: {reason(error, path=True)}. Set data.dir to another folder."
         ) from error
 
 
