@@ -13,6 +13,7 @@ Besides `image`, a record of a dense source has
 import dataclasses
 import logging
 import math
+import pathlib
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
@@ -231,6 +232,12 @@ class Problems:
             log.warning(
                 "%s: %d objects or images are wrong and left out:%s%s", self.where, len(self.found), lines, more
             )
+
+
+def leads_out(name: str) -> bool:
+    """Returns whether the path of a file, as a data set lists it, may lead out of the folder that it is relative to."""
+    path = pathlib.PurePath(name)
+    return path.is_absolute() or ".." in path.parts
 
 
 def box_problem(box: Any, height: int, width: int) -> str:
