@@ -102,7 +102,7 @@ class MasksSource(AnnotatedImages):
                 with open(self._mask_path(os.fsdecode(name)), "rb") as file:
                     size, length = image_size(file.read(4096)), os.fstat(file.fileno()).st_size
             except (OSError, ValueError) as error:
-                problems.add(f"the mask of {os.fsdecode(name)} cannot be read: {reason(error)}")
+                problems.add(f"the mask of {os.fsdecode(name)} cannot be read: {reason(error, path=True)}")
             else:
                 kept.append(os.fsdecode(name))
                 sizes.append(size)
@@ -125,6 +125,10 @@ class MasksSource(AnnotatedImages):
         good = [not message for message in found]
         self._names, self._lengths = self._names[good], self._lengths[good]
         self.image_ids, self.sizes = self.image_ids[good], self.sizes[good]
+
+    def pairs(self) -> list[tuple[str, str]]:
+        """Returns the paths of each image and its mask."""
+        return [(self.describe(index), self._mask_path(str(name))) for index, name in enumerate(self._names)]
 
     def _mask_path(self, name: str) -> str:
         return os.path.join(self._masks, os.path.splitext(name)[0] + ".png")

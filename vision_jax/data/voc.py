@@ -138,6 +138,10 @@ class VocSource(AnnotatedImages):
             raise ValueError(f"has difficult={difficult!r}, which is 0 or 1")
         return box, self._labels[name], difficult == "1", (box[2] - box[0]) * (box[3] - box[1])
 
+    def pairs(self) -> list[tuple[str, str]]:
+        """Returns the paths of each image and its mask."""
+        return [(self._image_path(name), self._mask_path(name)) for name in self.image_ids.tolist()]
+
     def _mask_path(self, name: str) -> str:
         return os.path.join(self._directory, "SegmentationClass", f"{name}.png")
 
