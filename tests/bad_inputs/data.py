@@ -214,13 +214,6 @@ CASES = (
         remedy="skip_bad",
     ),
     _dense(
-        "an image outside of the folder",
-        "coco",
-        before=(*_coco(images=[{"id": 5, "file_name": "../../mine.jpg"}]), image("mine.jpg")),
-        value="image 5 has the file_name '../../mine.jpg'",
-        remedy="skip_bad",
-    ),
-    _dense(
         "a category that is not there",
         "coco",
         "--config.data.dense.categories=('bee',)",

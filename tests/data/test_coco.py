@@ -155,8 +155,6 @@ BAD = {
     "above": (change("images/2/file_name", "../a.jpg"), "image 12 has the file_name '../a.jpg', which leads out", 4, 3),
     "absolute": (change("images/2/file_name", "/a.jpg"), "image 12 has the file_name '/a.jpg', which leads out", 4, 3),
     "within": (change("images/2/file_name", "x/../0012.jpg"), "leads out of .*train2017", 4, 3),
-    "above": (change("images/2/file_name", "../0012.jpg"), "image 12 has the file_name '../0012.jpg', .*out of", 4, 3),
-    "absolute": (change("images/2/file_name", "/etc/a.jpg"), "image 12 has the file_name '/etc/a.jpg', .*out", 4, 3),
     "no name": (change("images/2/file_name", None), "image has the id 12 and the file_name None", 4, 3),
     "height": (change("images/2/height", 0), "image 12 .0012.jpg. has the height 0", 4, 3),
     "RLE size": (change("annotations/2/segmentation/size", [60, 40]), r"RLE has the size \[60, 40\]", 4, 4),
