@@ -1,6 +1,7 @@
 """Errors that end a run with one message: what was wrong, with the value, and what to do; and exit statuses."""
 
 import difflib
+import os
 import pathlib
 import re
 from collections.abc import Iterable
@@ -22,6 +23,19 @@ def one_line(text: str) -> str:
     Names of files and of members of archives may hold that too, and are shown within a line.
     """
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in printable(text))
+
+
+def reason(error: BaseException, *, path: bool = False) -> str:
+    """Returns why something failed, in words: of the operating system's errors, without their number.
+
+    Args:
+        error: what was raised.
+        path: name the file too, for a message that has not named it.
+    """
+    if not isinstance(error, OSError) or not error.strerror:  # libraries raise some with a message alone
+        return str(error)
+    named = path and error.filename is not None
+    return f"{error.strerror}: {os.fsdecode(error.filename)}" if named else error.strerror
 
 
 class VisionJaxError(Exception):

@@ -14,7 +14,7 @@ from vision_jax import build
 from vision_jax import config as config_lib
 from vision_jax.data.sources import Source, check_classes, closing
 from vision_jax.devices import distributed, partition, sharding
-from vision_jax.errors import check_no_url
+from vision_jax.errors import check_no_url, reason
 from vision_jax.evaluators import Evaluator, Table
 from vision_jax.evaluators.base import Prefixed
 from vision_jax.objectives import Objective
@@ -60,7 +60,7 @@ def evaluate_checkpoint(
         try:
             writers.append_evaluation(workdir, candidate, results, tables)
         except OSError as error:
-            log.warning("The results are not added to the files of the workdir: %s", error)
+            log.warning("The results are not added to the files of the workdir: %s", reason(error, path=True))
     return candidate, results
 
 

@@ -245,6 +245,27 @@ CASES = (
         made=("out", "out/*"),
     ),
     _dense(
+        "a mask of another size in a training",
+        "masks",
+        before=_masks(size=9),
+        value=r"data/masks/train/a.png has 9x9.*data/images/train/a.jpg has 20x20",
+        remedy="[Cc]orrect.*skip_bad",
+    ),
+    _dense(
+        "a mask of another class in validation",
+        "masks",
+        before=(*_masks(), text("data/masks/validation/a.png", encode(np.full((20, 20), 7, np.uint8), "PNG"))),
+        value=r"data/masks/validation/a.png has the classes \[7\], and there are 2",
+        remedy="Correct.*data.dense.categories.*skip_bad",
+    ),
+    _dense(
+        "an image outside of its folder",
+        "coco",
+        before=_coco(images=[{"id": 1, "file_name": "../validation/a.jpg", "height": 20, "width": 20}]),
+        value="image 1 has the file_name '../validation/a.jpg'",
+        remedy="skip_bad",
+    ),
+    _dense(
         "masks of unknown classes",
         "masks",
         before=(*_masks(), changed("data/classes.txt", remove)),

@@ -45,6 +45,7 @@ CASES = (
         value="2 devices",
         remedy="there are 1: set",
     ),
+    _field("more classes than labels can have", "model.num_classes=99999999999", value="99999999999", remedy="at most"),
     _field("classes that the data has not", "model.num_classes=3", value="3", remedy="10"),
     _field("a warm-up beyond the end", "schedule.warmup_epochs=9", value="9|198|warm", remedy="total_steps|lower"),
     _field("crops larger than the image", "data.crop_scale=(0.5,2.0)", value=r"2\.0", remedy="at most 1"),

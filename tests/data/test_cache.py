@@ -41,7 +41,7 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(
     cache.write_arrays(path, a=np.arange(3))
     monkeypatch.setattr(os, "fsync", fail)
     cache.write_arrays(path, a=np.arange(4))
-    assert "x.npz cannot be written ([Errno 28] No space left on device)" in caplog.text
+    assert "x.npz cannot be written (No space left on device)" in caplog.text
     assert list(tmp_path.iterdir()) == [path]
     assert len(cache.read_arrays(path)["a"]) == 3
 

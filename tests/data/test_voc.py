@@ -74,6 +74,9 @@ def test_lists_and_files_that_are_wrong(tmp_path: pathlib.Path):
     with pytest.raises(DataError, match="2007_000001 is listed twice"):
         VocSource(tmp_path, "train")
     assert len(VocSource(tmp_path, "train", skip_bad=True)) == 1
+    (tmp_path / "ImageSets/Main/train.txt").write_text("2007_000001\n../JPEGImages/2007_000002\n")
+    with pytest.raises(DataError, match=r"'../JPEGImages/2007_000002' is listed, which leads out"):
+        VocSource(tmp_path, "train")
 
 
 def test_masks_that_are_wrong(tmp_path: pathlib.Path):

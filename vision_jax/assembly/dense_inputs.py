@@ -15,11 +15,12 @@ from vision_jax.data.cache import cache_dir
 from vision_jax.data.coco import CocoSource
 from vision_jax.data.dense import DenseTransform
 from vision_jax.data.made_up import MadeUpSource
+from vision_jax.data.mask_check import check_masks
 from vision_jax.data.masks import MasksSource
 from vision_jax.data.prepared import PreparedSource
 from vision_jax.data.sources import Source
 from vision_jax.data.voc import VocSource
-from vision_jax.errors import DataError
+from vision_jax.errors import DataError, reason
 from vision_jax.objectives import OBJECTIVES
 
 log = logging.getLogger(__name__)
@@ -40,7 +41,7 @@ def embedded(config: ConfigDict, prepare: Callable[[pathlib.Path], pathlib.Path]
         return prepare(root)
     except OSError as error:
         raise DataError(
-            f"Cannot write the {data.source} to {root}: {error}. Set data.dir to another folder."
+            f"Cannot write the {data.source} to {root}: {reason(error, path=True)}. Set data.dir to another folder."
         ) from error
 
 
@@ -48,10 +49,18 @@ def create_dense_source(config: ConfigDict, *, train: bool, masks: bool) -> Sour
     """Returns a split of images with boxes, or with masks.
 
     Raises:
-        DataError: if it is missing or malformed, or has an image with more than `data.dense.max_boxes` boxes.
+        DataError: if it is missing or malformed, or has a mask that is wrong, or an image with more than
+            `data.dense.max_boxes` boxes.
     """
     data, dense = config.data, config.data.dense
     source: Any = _open_dense(config, train, masks)
+    if masks and isinstance(source, MasksSource | VocSource) and not dense.skip_bad:  # which has checked them
+        check_masks(
+            source.pairs(),
+            source.num_classes,
+            reduce_zero_label=dense.reduce_zero_label,
+            num_threads=data.num_threads,
+        )
     made_up = isinstance(source, MadeUpSource)  # which may be long, and needs no checks
     if train and dense.drop_empty and not made_up:
         chosen = with_objects(source, masks=masks)

@@ -177,9 +177,12 @@ def variable_shapes(config: ConfigDict, model: nn.Module, size: int | None = Non
             raise ValueError(f"nothing is left of them at {jax.tree_util.keystr(empty[0])}")
     except (ValueError, TypeError, ZeroDivisionError) as error:  # a dimension became zero, or does not divide
         reason = "nothing is left of them" if isinstance(error, ZeroDivisionError) else error
+        advice = "Choose another size (data.image_size, data.eval_size; with boxes or masks, those of data.dense)"
+        if OBJECTIVES[objective_name(config)].dense and hasattr(model, "img_size"):
+            advice = "Set data.dense.canvases to one square, ((S, S),), and data.image_size to its side S"
         raise ConfigError(
-            f"{config.model.name} cannot take images of (height, width, channels) = {shape}: {reason}. Choose another "
-            "size (data.image_size, data.eval_size; with boxes or masks, those of data.dense) or another model."
+            f"{config.model.name} cannot take images of (height, width, channels) = {shape}: {reason}. {advice}, or "
+            "choose another model."
         ) from error
     return {"params": shapes["params"], "batch_stats": shapes.get("batch_stats", {})}
 

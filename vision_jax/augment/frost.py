@@ -14,7 +14,7 @@ import PIL.Image
 import scipy.fft
 from numpy.random import RandomState
 
-from vision_jax.errors import DataError
+from vision_jax.errors import DataError, reason
 
 COUNT = 5  # pictures that are drawn from; the source has a sixth, which it never draws
 # Mean and deviation of red, green and blue of the five published pictures.
@@ -57,7 +57,7 @@ def read_pictures(directory: pathlib.Path) -> tuple[list[np.ndarray], str]:
             with PIL.Image.open(found[0]) as image:
                 picture = np.asarray(image.convert("RGB"))
         except (OSError, ValueError) as error:
-            raise DataError(f"{found[0]} cannot be read: {error}.") from error
+            raise DataError(f"{found[0]} cannot be read: {reason(error)}.") from error
         pictures.append(picture)
         digest.update(repr(picture.shape).encode() + picture.tobytes())
     return pictures, digest.hexdigest()

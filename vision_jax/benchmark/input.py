@@ -22,7 +22,7 @@ from vision_jax.benchmark.common import positive, span, versions
 from vision_jax.benchmark.loaders import LOADERS, Job
 from vision_jax.benchmark.rounds import LoaderFailed, Measurement, Worker
 from vision_jax.data.views import View, parse_views
-from vision_jax.errors import ConfigError, DataError, VisionJaxError, check_no_url, check_output, suggest
+from vision_jax.errors import ConfigError, DataError, VisionJaxError, check_no_url, check_output, reason, suggest
 from vision_jax.runtime.writers import write_atomically
 
 OURS = "vision_jax"
@@ -164,7 +164,7 @@ def run(arguments: argparse.Namespace) -> None:
                 dataset = photos.write(pathlib.Path(temporary) / encoding, examples, encoding, views, arguments.seed)
             except OSError as error:
                 raise DataError(
-                    f"Cannot write the images to {temporary}: {error}. Set TMPDIR to another folder."
+                    f"Cannot write the images to {temporary}: {reason(error, path=True)}. Set TMPDIR to another folder."
                 ) from error
             job = Job(dataset, batch_size, threads, arguments.seed, arguments.filter)
             runs.append(_run_encoding(job, encoding, names, arguments.rounds, arguments.seconds))

@@ -17,7 +17,7 @@ from vision_jax.data import decode
 from vision_jax.data.crops import choose_crops
 from vision_jax.data.pillow import MAX_PIXELS
 from vision_jax.data.views import View
-from vision_jax.errors import DataError
+from vision_jax.errors import DataError, reason
 
 ENCODINGS = ("original", "jpeg256", "plain256", "raw256")
 
@@ -162,7 +162,7 @@ def write(
             encoded = list(pool.map(lambda example: encode(example, encoding), examples))
             sizes = np.array([decode.image_size(data) for data, _ in encoded])
         except (ValueError, OSError) as error:  # Pillow's, too
-            raise DataError(f"An image of the data cannot be decoded: {error}. Repair or remove it.") from error
+            raise DataError(f"An image of the data cannot be decoded: {reason(error)}. Repair or remove it.") from error
     labels = np.array([label for _, label in encoded])
     (directory / "files").mkdir(parents=True)
     files = []

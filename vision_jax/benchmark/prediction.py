@@ -18,7 +18,7 @@ from vision_jax.benchmark.common import positive, span, versions
 from vision_jax.data.images import ImageSource
 from vision_jax.data.loader import Loader
 from vision_jax.data.order import EvalOrder
-from vision_jax.errors import DataError, check_no_url, check_output
+from vision_jax.errors import DataError, check_no_url, check_output, reason
 from vision_jax.predict import Predictor, published_preprocessing
 from vision_jax.runtime.writers import write_atomically
 
@@ -56,7 +56,7 @@ def run(arguments: argparse.Namespace) -> None:
                 (pathlib.Path(temporary) / f"{number:06d}.jpg").write_bytes(data)
         except OSError as error:
             raise DataError(
-                f"Cannot write the images to {temporary}: {error}. Set TMPDIR to another folder."
+                f"Cannot write the images to {temporary}: {reason(error, path=True)}. Set TMPDIR to another folder."
             ) from error
         source = ImageSource.find([temporary])
 

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from vision_jax.errors import STATUS_DAMAGED, ConfigError, VisionJaxError, check_no_url
+from vision_jax.errors import STATUS_DAMAGED, ConfigError, VisionJaxError, check_no_url, reason
 from vision_jax.runtime import console
 
 if TYPE_CHECKING:
@@ -206,7 +206,7 @@ def write_json(path: str | None, results: Any) -> None:
     try:
         pathlib.Path(path).write_text(json.dumps(results, indent=2) + "\n")
     except OSError as error:
-        raise ConfigError(f"--json is {path!r}, which cannot be written: {error.strerror}. Give another.") from error
+        raise ConfigError(f"--json is {path!r}, which cannot be written: {reason(error)}. Give another.") from error
 
 
 def run(command: Callable[[], int]) -> int:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import numpy as np
 
 from vision_jax.commands import common
-from vision_jax.errors import ConfigError, DataError, check_folder, check_no_url
+from vision_jax.errors import ConfigError, DataError, check_folder, check_no_url, reason
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -185,7 +185,9 @@ class _Pictures:
             self._directory.mkdir(parents=True, exist_ok=True)
             image.save(path, "PNG")
         except OSError as error:
-            raise DataError(f"Cannot write {path}: {error}. Make room, or give another folder for --draw.") from error
+            raise DataError(
+                f"Cannot write {path}: {reason(error)}. Make room, or give another folder for --draw."
+            ) from error
         return os.fspath(path)
 
 
@@ -199,4 +201,4 @@ def _lines(output: pathlib.Path | None) -> Iterator[TextIO]:
         with output.open("w", encoding="utf-8") as file:
             yield file
     except OSError as error:
-        raise DataError(f"Cannot write {output}: {error}. Make room, or give another --output.") from error
+        raise DataError(f"Cannot write {output}: {reason(error)}. Make room, or give another --output.") from error

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from vision_jax.commands import common
-from vision_jax.errors import ConfigError, DataError, check_no_url, check_output, one_line, printable
+from vision_jax.errors import ConfigError, DataError, check_no_url, check_output, one_line, printable, reason
 
 if TYPE_CHECKING:
     from vision_jax.data.images import ImageSource
@@ -118,7 +118,7 @@ def writer(kind: str, output: pathlib.Path | None, topk: int) -> Iterator["Write
         raise
     except OSError as error:
         raise DataError(
-            f"Cannot write {output or 'the predictions'}: {error}. Make room, or give another --output."
+            f"Cannot write {output or 'the predictions'}: {reason(error)}. Make room, or give another --output."
         ) from error
 
 

@@ -40,7 +40,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from vision_jax.data.pillow import MAX_PIXELS
-from vision_jax.errors import ConfigError, VisionJaxError, check_no_url
+from vision_jax.errors import ConfigError, VisionJaxError, check_no_url, reason
 from vision_jax.runtime import console
 
 if TYPE_CHECKING:
@@ -274,7 +274,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         return 0
     except (VisionJaxError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {reason(error, path=True)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted: the same command goes on from here", file=sys.stderr)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import PIL.Image
 
-from vision_jax.errors import ConfigError, DataError, VisionJaxError, check_no_url, check_output
+from vision_jax.errors import ConfigError, DataError, VisionJaxError, check_no_url, check_output, reason
 from vision_jax.report.sheet import Row, contact_sheet
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def load_images(path: str | None, size: int) -> tuple[np.ndarray, np.ndarray]:
         try:
             image = PIL.Image.open(path).convert("RGB")
         except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError) as error:
-            raise DataError(f"Cannot read {path}: {error}. Give another --image.") from error
+            raise DataError(f"Cannot read {path}: {reason(error)}. Give another --image.") from error
     first, second = (np.asarray(_crop_square(each, size)) for each in (image, flower))
     return first, second
 
@@ -185,7 +185,7 @@ def write_preview(
     try:
         sheet.save(output)
     except (OSError, ValueError) as error:
-        raise DataError(f"Cannot write {output}: {error}. Give another --output.") from error
+        raise DataError(f"Cannot write {output}: {reason(error)}. Give another --output.") from error
     print(f"{output}: {sheet.width} x {sheet.height} pixels")
 
 

@@ -21,7 +21,7 @@ from vision_jax.compress import METHODS, measure, quantize, sparsity
 from vision_jax.data.order import subset
 from vision_jax.data.sources import Source, SubsetSource, closing
 from vision_jax.devices import flops
-from vision_jax.errors import CheckpointError, ConfigError, DataError
+from vision_jax.errors import CheckpointError, ConfigError, DataError, reason
 from vision_jax.export import card, onnx_file, program, subject
 from vision_jax.export.onnx_model import OnnxModel
 from vision_jax.export.subject import Options as Form
@@ -144,7 +144,9 @@ def _aside(output: pathlib.Path) -> Iterator[pathlib.Path]:
         for path in sorted(folder.iterdir(), key=lambda path: path.name == RESULTS):
             path.replace(output / path.name)
     except OSError as error:
-        raise CheckpointError(f"Cannot write into {output}: {error}. Make room, or give another --output.") from error
+        raise CheckpointError(
+            f"Cannot write into {output}: {reason(error, path=True)}. Make room, or give another --output."
+        ) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         for path in reversed(made):

@@ -10,7 +10,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from vision_jax.config.fields import OPEN_FIELDS, default_config
-from vision_jax.errors import CheckpointError, ConfigError
+from vision_jax.errors import CheckpointError, ConfigError, reason
 from vision_jax.runtime.writers import write_atomically
 
 log = logging.getLogger(__name__)
@@ -124,7 +124,7 @@ def check_same_config(workdir: pathlib.Path, config: ConfigDict, *, allow_config
     try:
         changed, free = differences(_read_object(path), json.loads(to_json(config)))
     except (OSError, ValueError, RecursionError) as error:
-        problem = f"{workdir} has checkpoints, but its config.json cannot be read: {error}."
+        problem = f"{workdir} has checkpoints, but its config.json cannot be read: {reason(error)}."
     else:
         if free:
             log.info("Going on with other values of fields that do not change the results:\n%s", _bullets(free))

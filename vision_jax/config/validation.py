@@ -382,6 +382,8 @@ def _check_ranges(config: ConfigDict) -> Iterator[str]:
             yield f"{path} is {values[path]!r}, which must be at least 0 and less than 1."
     if config.seed >= 2**31:
         yield f"seed is {config.seed}, which must be less than 2^31."
+    if config.model.num_classes is not None and config.model.num_classes > 2**31:
+        yield f"model.num_classes is {config.model.num_classes}, and labels are int32: give at most 2^31."
     for path in _PROBABILITIES:
         if not 0 <= values[path] <= 1:  # type: ignore[operator]
             yield f"{path} is {values[path]!r}, a probability between 0 and 1."

@@ -20,7 +20,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from typing import IO, Any, Protocol
 
-from vision_jax.errors import DataError
+from vision_jax.errors import DataError, reason
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ def open_archive(path: pathlib.Path) -> Archive:
             raise DataError(f"{path} is no zip file, or is cut off. Copy or download it again.")
         return TarArchive(path)
     except OSError as error:
-        raise DataError(f"Cannot read {path}: {error}.") from error
+        raise DataError(f"Cannot read {path}: {reason(error)}.") from error
 
 
 class ZipArchive:
@@ -183,8 +183,8 @@ def _decompressed(path: pathlib.Path) -> IO[bytes]:
             decompress(source, str(path), file)
     except OSError as error:
         raise DataError(
-            f"Cannot decompress {path} into {where}: {error}. Set TMPDIR to a folder with more space, or unpack the "
-            "archive."
+            f"Cannot decompress {path} into {where}: {reason(error)}. Set TMPDIR to a folder with more space, or "
+            "unpack the archive."
         ) from error
     return file
 

@@ -13,6 +13,7 @@ Besides `image`, a record of a dense source has
 import dataclasses
 import logging
 import math
+import pathlib
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
@@ -233,6 +234,12 @@ class Problems:
             )
 
 
+def leads_out(name: str) -> bool:
+    """Returns whether the path of a file, as a data set lists it, may lead out of the folder that it is relative to."""
+    path = pathlib.PurePath(name)
+    return path.is_absolute() or ".." in path.parts
+
+
 def box_problem(box: Any, height: int, width: int) -> str:
     """Returns what is wrong with a box (x1, y1, x2, y2), as "has ...", or "" if nothing is.
 
@@ -258,8 +265,12 @@ def mask_problem(mask: np.ndarray, size: tuple[int, int], num_classes: int) -> s
     """
     if mask.shape != size:
         return f"has {mask.shape[1]}x{mask.shape[0]} pixels, and its image {size[1]}x{size[0]}"
-    present = np.flatnonzero(np.bincount(mask.reshape(-1), minlength=256))
-    wrong = [int(value) for value in present if value >= num_classes and value != IGNORED]
+    return class_problem(np.flatnonzero(np.bincount(mask.reshape(-1), minlength=256)), num_classes)
+
+
+def class_problem(values: np.ndarray, num_classes: int) -> str:
+    """Returns what is wrong with the values that a mask has, (n,) integers, as "has ...", or "" if nothing is."""
+    wrong = [int(value) for value in values if value >= num_classes and value != IGNORED]
     if wrong:
         return (
             f"has the classes {wrong[:5]}, and there are {num_classes}, 0 to {num_classes - 1}, or {IGNORED} for none"

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from vision_jax.errors import DataError
+from vision_jax.errors import DataError, reason
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ def cache_dir() -> pathlib.Path:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
     except (OSError, RuntimeError) as error:  # RuntimeError: there is no home
         raise DataError(
-            f"Cannot make the cache {root}/vision_jax: {error}. Point XDG_CACHE_HOME at another folder."
+            f"Cannot make the cache {root}/vision_jax: {reason(error)}. Point XDG_CACHE_HOME at another folder."
         ) from error
     return path
 
@@ -75,7 +75,7 @@ def read_arrays(path: pathlib.Path) -> dict[str, np.ndarray] | None:
         with np.load(path, allow_pickle=False) as arrays:  # its checksums are verified
             return dict(arrays)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        log.warning("%s is damaged (%s) and is made again.", path, error)
+        log.warning("%s is damaged (%s) and is made again.", path, reason(error))
         return None
 
 
@@ -94,6 +94,6 @@ def write_arrays(path: pathlib.Path, **arrays: np.ndarray) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        log.warning("%s cannot be written (%s): it will be made again at the next start.", path, error)
+        log.warning("%s cannot be written (%s): it will be made again at the next start.", path, reason(error))
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)

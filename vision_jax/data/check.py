@@ -9,7 +9,7 @@ from collections.abc import Callable
 from vision_jax.data import decode
 from vision_jax.data.pillow import MAX_PIXELS
 from vision_jax.data.sources import Source
-from vision_jax.errors import DataError
+from vision_jax.errors import DataError, reason
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ def _problem(source: Source, index: int, channels: int, max_pixels: int) -> str 
     try:
         record = source[index]
     except Exception as error:  # whatever a format's reader raises on damage
-        return f"it cannot be read: {error}"
+        return f"it cannot be read: {reason(error)}"
     try:
         decode.decode(record["image"], channels, max_pixels=max_pixels)
     except ValueError as error:

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from vision_jax.data import rle
-from vision_jax.data.boxes import BACKGROUND, IGNORED, AnnotatedImages, Box, Objects, Problems, box_problem
+from vision_jax.data.boxes import BACKGROUND, IGNORED, AnnotatedImages, Box, Objects, Problems, box_problem, leads_out
 from vision_jax.data.decode import image_size
 from vision_jax.data.sources import digest_of
-from vision_jax.errors import DataError, suggest
+from vision_jax.errors import DataError, reason, suggest
 
 # Pascal VOC's 20 classes by COCO's names, in VOC's order: what torchvision's segmentation weights tell apart.
 VOC_IN_COCO = (
@@ -148,20 +148,30 @@ class CocoSource(AnnotatedImages):
             if key in images:
                 problems.add(f"two images have the id {key!r}: {images[key][0]} and {name}")
                 continue
+            if leads_out(name):
+                problems.add(f"image {key!r} has the file_name {name!r}, which leads out of {self._folder}")
+                continue
             if not there(name):
                 problems.add(f"image {key!r} is {name}, and there is no such file in {self._folder}")
                 continue
             try:
                 images[key] = (name, self._size(image))
-            except (OSError, ValueError) as error:
+            except ValueError as error:
                 problems.add(f"image {key!r} ({name}) {error}")
         return images
 
     def _size(self, image: Mapping[str, Any]) -> tuple[int, int]:
-        """Returns height and width that are listed of an image, or where there are none, those of its header."""
+        """Returns height and width that are listed of an image, or where there are none, those of its header.
+
+        Raises:
+            ValueError: if they are wrong, or the file cannot be read; the message says how.
+        """
         height, width = image.get("height"), image.get("width")
         if height is None and width is None:
-            return image_size((self._folder / image["file_name"]).read_bytes())
+            try:
+                return image_size((self._folder / image["file_name"]).read_bytes())
+            except (OSError, ValueError) as error:
+                raise ValueError(f"cannot be read: {reason(error)}") from error
         if type(height) is not int or type(width) is not int or height < 1 or width < 1:
             raise ValueError(f"has the height {height!r} and the width {width!r}")
         return height, width
@@ -240,7 +250,7 @@ def _read(path: pathlib.Path) -> dict[str, Any]:
         with path.open("rb") as file:
             content = json.load(file)
     except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read: {error}. Copy it again.") from error
+        raise DataError(f"{path} cannot be read: {reason(error)}. Copy it again.") from error
     for name in ("images", "annotations", "categories"):
         if not isinstance(content, dict) or not isinstance(content.get(name), list):
             raise DataError(f"{path} has no list of {name}, as COCO's instances have.")

@@ -10,7 +10,7 @@ from vision_jax.data import archives, listing
 from vision_jax.data.archives import Archive, open_archive
 from vision_jax.data.pillow import image_suffixes
 from vision_jax.data.sources import Record, digest_of
-from vision_jax.errors import DataError
+from vision_jax.errors import DataError, reason
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ class ImageSource:
             with open(name, "rb") as file:
                 return {"image": file.read()}
         except OSError as error:
-            raise ValueError(error.strerror or str(error)) from error
+            raise ValueError(reason(error)) from error
 
     def describe(self, index: int) -> str:
         """Returns the path of an image; within an archive, ARCHIVE/MEMBER."""

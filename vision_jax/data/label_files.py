@@ -18,7 +18,7 @@ import numpy as np
 
 from vision_jax.data import listing
 from vision_jax.data.listing import LabeledImages
-from vision_jax.errors import DataError, suggest
+from vision_jax.errors import DataError, reason, suggest
 
 log = logging.getLogger(__name__)
 
@@ -184,7 +184,7 @@ def _entries(path: pathlib.Path, finder: _Finder, class_names: Sequence[str] | N
             (reader.line_num, [cell.strip() for cell in row]) for row in reader if any(cell.strip() for cell in row)
         ]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"The file of labels {path} cannot be read: {error}.") from error
+        raise DataError(f"The file of labels {path} cannot be read: {reason(error)}.") from error
     for line, row in rows:
         if len(row) < 2:
             raise DataError(f"{path}, line {line}: {row[0]!r} has no second column, the class.")

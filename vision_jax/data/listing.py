@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from vision_jax.data.pillow import image_suffixes
-from vision_jax.errors import DataError
+from vision_jax.errors import DataError, reason
 
 log = logging.getLogger(__name__)
 
@@ -247,4 +247,4 @@ def _scan(directory: pathlib.Path) -> list[os.DirEntry[str]]:
         with os.scandir(directory) as entries:
             return list(entries)
     except OSError as error:
-        raise DataError(f"Cannot list {directory}: {error}.") from error
+        raise DataError(f"Cannot list {directory}: {reason(error)}.") from error

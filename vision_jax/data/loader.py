@@ -20,7 +20,7 @@ from vision_jax.data.decode import DecodeError
 from vision_jax.data.order import random_bits
 from vision_jax.data.sources import Record, Source, check_record
 from vision_jax.data.views import Field
-from vision_jax.errors import DataError, Interrupted, one_line, printable
+from vision_jax.errors import DataError, Interrupted, one_line, printable, reason
 
 if TYPE_CHECKING:
     import jax  # for types alone: processes that only load do without it
@@ -239,9 +239,9 @@ class RecordLoader:
         except DataError:
             raise
         except OSError as error:
-            raise DataError(f"Cannot read {self.source.describe(number)}: {error}") from error
+            raise DataError(f"Cannot read {self.source.describe(number)}: {reason(error)}") from error
         except Exception as error:  # whatever a format's reader raises
-            raise _UnreadableError(str(error)) from error
+            raise _UnreadableError(reason(error)) from error
         check_record(self.source, number, record)
         return record
 

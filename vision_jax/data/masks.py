@@ -12,7 +12,7 @@ from vision_jax.data.boxes import IGNORED, SKIP, AnnotatedImages, Problems, mask
 from vision_jax.data.decode import image_size
 from vision_jax.data.pillow import MAX_PIXELS, open_image
 from vision_jax.data.sources import digest_of
-from vision_jax.errors import DataError
+from vision_jax.errors import DataError, reason
 
 CLASSES_FILE = "classes.txt"
 
@@ -102,7 +102,7 @@ class MasksSource(AnnotatedImages):
                 with open(self._mask_path(os.fsdecode(name)), "rb") as file:
                     size, length = image_size(file.read(4096)), os.fstat(file.fileno()).st_size
             except (OSError, ValueError) as error:
-                problems.add(f"the mask of {os.fsdecode(name)} cannot be read: {error}")
+                problems.add(f"the mask of {os.fsdecode(name)} cannot be read: {reason(error, path=True)}")
             else:
                 kept.append(os.fsdecode(name))
                 sizes.append(size)
@@ -115,7 +115,7 @@ class MasksSource(AnnotatedImages):
             try:
                 self[index]
             except (DataError, OSError, ValueError) as error:
-                return f"{self.describe(index)}: {error}"
+                return f"{self.describe(index)}: {reason(error)}"
             return ""
 
         with concurrent.futures.ThreadPoolExecutor() as pool:
@@ -125,6 +125,10 @@ class MasksSource(AnnotatedImages):
         good = [not message for message in found]
         self._names, self._lengths = self._names[good], self._lengths[good]
         self.image_ids, self.sizes = self.image_ids[good], self.sizes[good]
+
+    def pairs(self) -> list[tuple[str, str]]:
+        """Returns the paths of each image and its mask."""
+        return [(self.describe(index), self._mask_path(str(name))) for index, name in enumerate(self._names)]
 
     def _mask_path(self, name: str) -> str:
         return os.path.join(self._masks, os.path.splitext(name)[0] + ".png")
@@ -140,7 +144,7 @@ class MasksSource(AnnotatedImages):
             with open(path, "rb") as file:
                 mask = decode_mask(file.read())
         except (OSError, ValueError) as error:
-            raise DataError(f"{path} cannot be read: {error}. Repair or remove it.") from error
+            raise DataError(f"{path} cannot be read: {reason(error)}. Repair or remove it.") from error
         mask = without_zero(mask) if self._reduces else mask
         if problem := mask_problem(mask, self.image_size(index), self.num_classes):
             reduced = " after data.dense.reduce_zero_label" if self._reduces else ""
@@ -163,4 +167,4 @@ def _read_classes(directory: pathlib.Path) -> list[str]:
     try:
         return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read: {error}.") from error
+        raise DataError(f"{path} cannot be read: {reason(error)}.") from error

@@ -11,7 +11,7 @@ import numpy as np
 from vision_jax.data.archives import Archive, open_archive
 from vision_jax.data.pillow import image_suffixes
 from vision_jax.data.sources import Record, Source, SubsetSource, digest_of
-from vision_jax.errors import DataError
+from vision_jax.errors import DataError, reason
 
 Tokenize = Callable[[Sequence[str]], np.ndarray]
 
@@ -72,7 +72,7 @@ def _read_table(path: pathlib.Path) -> list[tuple[str, str]]:
         with path.open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path} cannot be read: {error}.") from error
+        raise DataError(f"{path} cannot be read: {reason(error)}.") from error
     for number, row in enumerate(rows):
         if not row.get("image") or row.get("caption") is None:
             raise DataError(

@@ -20,7 +20,7 @@ from vision_jax.data import tfds_format
 from vision_jax.data.boxes import AnnotatedImages, Objects
 from vision_jax.data.masks import decode_mask
 from vision_jax.data.sources import Record, TfdsSource, digest_of
-from vision_jax.errors import DataError
+from vision_jax.errors import DataError, reason
 
 _OBJECTS = tuple(field.name for field in dataclasses.fields(Objects))
 
@@ -77,7 +77,7 @@ class Table:
             names = (tuple(found[name].tolist()) for name in ("box_classes", "mask_classes"))
             return cls(found["sizes"], found["image_ids"], objects, *names)
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            raise DataError(f"{path} is damaged ({error}): prepare the data set again.") from error
+            raise DataError(f"{path} is damaged ({reason(error)}): prepare the data set again.") from error
 
 
 def objects_path(directory: pathlib.Path, split: str) -> pathlib.Path:

@@ -27,7 +27,7 @@ from vision_jax.data import label_files, listing, order, tfds_format
 from vision_jax.data.arrayrecord import ArrayRecordFiles
 from vision_jax.data.cache import optional_cache_dir, read_arrays, write_arrays
 from vision_jax.data.tfrecord import TfRecordFiles
-from vision_jax.errors import DataError, suggest
+from vision_jax.errors import DataError, reason, suggest
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -197,7 +197,7 @@ class TfdsSource:
         try:
             return [path.stat().st_size for path in self._records.paths]
         except OSError as error:
-            raise DataError(f"Cannot read the split {self.split!r} of {self.directory}: {error}.") from error
+            raise DataError(f"Cannot read the split {self.split!r} of {self.directory}: {reason(error)}.") from error
 
     def prepared_labels(self) -> np.ndarray | None:
         """Returns the labels that `python -m vision_jax prepare` has written, (n,) int32; None if it has not."""
@@ -209,7 +209,7 @@ class TfdsSource:
             try:
                 stored = np.load(path, allow_pickle=False)
             except (OSError, ValueError, EOFError) as error:
-                log.warning("%s is damaged (%s): the labels are read from the records.", path, error)
+                log.warning("%s is damaged (%s): the labels are read from the records.", path, reason(error))
                 return None
             if stored.shape != (total,) or stored.dtype.kind != "i":
                 log.warning("%s is of another data set: the labels are read from the records.", path)
@@ -491,7 +491,9 @@ def map_records(source: Source, function: Callable[[int, Record], T], num_thread
             try:
                 record = source[index]
             except Exception as error:  # whatever a format's reader raises
-                raise DataError(f"Cannot read {source.describe(index)}: {error}. Repair or remove it.") from error
+                raise DataError(
+                    f"Cannot read {source.describe(index)}: {reason(error)}. Repair or remove it."
+                ) from error
             found.append(function(index, record))
         return found
 

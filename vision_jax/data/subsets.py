@@ -9,7 +9,7 @@ import numpy as np
 from vision_jax.data import order
 from vision_jax.data.listing import shorten
 from vision_jax.data.sources import FolderSource, Source, TfdsSource, map_records, read_labels
-from vision_jax.errors import DataError
+from vision_jax.errors import DataError, reason
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +62,9 @@ def listed(source: Source, path: pathlib.Path, num_threads: int | None = None) -
     try:
         lines = [line.strip() for line in path.read_bytes().splitlines()]
     except OSError as error:
-        raise DataError(f"data.train_list is {str(path)!r}, which cannot be read: {error}. Give another.") from error
+        raise DataError(
+            f"data.train_list is {str(path)!r}, which cannot be read: {reason(error)}. Give another."
+        ) from error
     wanted = [line for line in lines if line]
     if not wanted:
         raise DataError(f"data.train_list is {str(path)!r}, which lists no image: give another.")

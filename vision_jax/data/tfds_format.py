@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from vision_jax.errors import DataError, suggest
+from vision_jax.errors import DataError, reason, suggest
 
 # Groups of one record make access at random cost one record. Compressing JPEG a second time gains nothing.
 _WRITER_OPTIONS = "group_size:1,uncompressed"
@@ -204,7 +204,9 @@ def read_metadata(directory: pathlib.Path) -> Any:
     try:
         return tfds.builder_from_directory(os.fspath(directory))
     except Exception as error:  # whatever its parsers raise: the files are to blame
-        raise DataError(f"The metadata in {directory} cannot be read: {error}. Prepare it again.") from error
+        raise DataError(
+            f"The metadata in {directory} cannot be read: {reason(error, path=True)}. Prepare it again."
+        ) from error
 
 
 def image_and_label(features: Mapping[str, Any], directory: pathlib.Path, label: str | None = None) -> tuple[str, str]:

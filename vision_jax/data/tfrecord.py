@@ -18,7 +18,7 @@ from typing import Any, Self
 import numpy as np
 
 from vision_jax.data.cache import read_arrays, write_arrays
-from vision_jax.errors import DataError
+from vision_jax.errors import DataError, reason
 
 _HEADER = struct.Struct("<QI")  # the length and its checksum
 _FOOTER = 4  # the checksum of the data; it is not verified: reading would cost twice as much
@@ -183,7 +183,7 @@ def _load_or_make_index(
         try:
             status = path.stat()
         except OSError as error:
-            raise DataError(f"Cannot read {path}: {error}.") from error
+            raise DataError(f"Cannot read {path}: {reason(error)}.") from error
         key.update(f"{path.absolute()}\0{status.st_size}\0{status.st_mtime_ns}\0".encode(errors="surrogateescape"))
     cached = None if cache is None else cache / f"tfrecord-index-{key.hexdigest()[:32]}.npz"
     if cached is not None and (arrays := read_arrays(cached)) is not None:

@@ -16,12 +16,13 @@ from vision_jax.data.boxes import (
     Objects,
     Problems,
     box_problem,
+    leads_out,
     mask_problem,
 )
 from vision_jax.data.decode import image_size
 from vision_jax.data.masks import decode_mask
 from vision_jax.data.sources import digest_of
-from vision_jax.errors import DataError
+from vision_jax.errors import DataError, reason
 
 VOC_CLASSES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog"),
@@ -90,7 +91,7 @@ class VocSource(AnnotatedImages):
             size = image_size(data)
             image = image_size(pathlib.Path(self._image_path(name)).read_bytes())
         except (OSError, ValueError) as error:
-            raise ValueError(f"{name} or its mask cannot be read: {error}") from error
+            raise ValueError(f"{name} or its mask cannot be read: {reason(error, path=True)}") from error
         if image != size:
             raise ValueError(f"{path} has {size[1]}x{size[0]} pixels, and its image {image[1]}x{image[0]}")
         if whole and (problem := mask_problem(decode_mask(data), size, self.num_classes)):
@@ -109,7 +110,7 @@ class VocSource(AnnotatedImages):
         try:
             root = xml.etree.ElementTree.parse(path).getroot()
         except (OSError, xml.etree.ElementTree.ParseError) as error:
-            raise ValueError(f"{path} cannot be read: {error}") from error
+            raise ValueError(f"{path} cannot be read: {reason(error)}") from error
         height, width = (_number(root, f"size/{side}") for side in ("height", "width"))
         if height > 0 and width > 0:
             size = int(height), int(width)
@@ -137,6 +138,10 @@ class VocSource(AnnotatedImages):
             raise ValueError(f"has difficult={difficult!r}, which is 0 or 1")
         return box, self._labels[name], difficult == "1", (box[2] - box[0]) * (box[3] - box[1])
 
+    def pairs(self) -> list[tuple[str, str]]:
+        """Returns the paths of each image and its mask."""
+        return [(self._image_path(name), self._mask_path(name)) for name in self.image_ids.tolist()]
+
     def _mask_path(self, name: str) -> str:
         return os.path.join(self._directory, "SegmentationClass", f"{name}.png")
 
@@ -149,7 +154,7 @@ class VocSource(AnnotatedImages):
             with open(path, "rb") as file:
                 mask = decode_mask(file.read())
         except (OSError, ValueError) as error:
-            raise DataError(f"{path} cannot be read: {error}. Repair or remove it.") from error
+            raise DataError(f"{path} cannot be read: {reason(error)}. Repair or remove it.") from error
         if problem := mask_problem(mask, self.image_size(index), self.num_classes):
             raise DataError(f"{path} {problem}. Correct it, or {SKIP} to leave it out.")
         return mask
@@ -177,11 +182,14 @@ def _read_list(path: pathlib.Path, problems: Problems) -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
         there = sorted(file.stem for file in path.parent.glob("*.txt"))[:20]
         raise DataError(
-            f"{path} cannot be read: {error}. There are: {', '.join(there) or 'no lists'}. Set data.dir to the folder "
-            "with JPEGImages, and data.train_split and data.val_split."
+            f"{path} cannot be read: {reason(error)}. There are: {', '.join(there) or 'no lists'}. Set data.dir to the "
+            "folder with JPEGImages, and data.train_split and data.val_split."
         ) from error
     names: dict[str, None] = {}
     for words in filter(None, (line.split() for line in lines)):
+        if leads_out(words[0]):
+            problems.add(f"{words[0]!r} is listed, which leads out of the folders of images and annotations")
+            continue
         if words[0] in names:
             problems.add(f"{words[0]} is listed twice")
         names[words[0]] = None

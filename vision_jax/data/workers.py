@@ -43,7 +43,7 @@ from vision_jax.data.loader import (
 )
 from vision_jax.data.sources import Source
 from vision_jax.data.views import Field
-from vision_jax.errors import ConfigError, DataError
+from vision_jax.errors import ConfigError, DataError, reason
 
 _SECONDS_TO_END = 10
 _ALIGNMENT = 64  # of arrays in the shared memory, in bytes
@@ -226,7 +226,7 @@ def _shared_memory(num_bytes: int, num_workers: int) -> tuple[int, mmap.mmap]:
             os.close(descriptor)
         raise DataError(
             f"There is no room for {num_bytes:,} bytes of shared memory, which data.num_workers={num_workers} needs: "
-            f"{error.strerror}. Lower data.prefetch or batch_size, or set data.num_workers to 0."
+            f"{reason(error)}. Lower data.prefetch or batch_size, or set data.num_workers to 0."
         ) from error
 
 

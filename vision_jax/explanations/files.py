@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import PIL.Image
 
-from vision_jax.errors import ConfigError, DataError, check_folder, printable
+from vision_jax.errors import ConfigError, DataError, check_folder, printable, reason
 from vision_jax.explain import Method
 from vision_jax.explanations import page
 from vision_jax.explanations.explainer import Explanation
@@ -171,7 +171,7 @@ class Folder:
             yield
         except OSError as error:
             raise DataError(
-                f"Cannot write to {self._directory}: {error}. Make room, or give another --output."
+                f"Cannot write to {self._directory}: {reason(error, path=True)}. Make room, or give another --output."
             ) from error
 
 

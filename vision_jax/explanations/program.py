@@ -11,7 +11,7 @@ from vision_jax.data.decode import DecodeError
 from vision_jax.data.images import ImageSource
 from vision_jax.data.loader import Transform
 from vision_jax.data.sources import Source
-from vision_jax.errors import DataError
+from vision_jax.errors import DataError, reason
 from vision_jax.explanations.explainer import DEFAULT, PREDICTED, Explanation, ImageExplainer, parse_methods
 from vision_jax.predict import Predictor
 
@@ -95,6 +95,6 @@ def read_images(source: Source, transform: Transform, numbers: Sequence[int]) ->
         try:
             transform([source[number]], np.array([number], np.int64), np.zeros(1, np.int64), out)
         except (OSError, DecodeError) as error:
-            raise DataError(f"Cannot read {source.describe(number)} again: {error}.") from error
+            raise DataError(f"Cannot read {source.describe(number)} again: {reason(error)}.") from error
         found.append(out["image"][0])
     return found

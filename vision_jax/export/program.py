@@ -17,7 +17,7 @@ from vision_jax.data.dense import DenseTransform
 from vision_jax.data.images import ImageSource
 from vision_jax.data.sources import Source, closing
 from vision_jax.data.transforms import DecodeError
-from vision_jax.errors import CheckpointError, ConfigError, DataError
+from vision_jax.errors import CheckpointError, ConfigError, DataError, reason
 from vision_jax.export import card, check, check_detections, onnx_file, stablehlo, subject
 from vision_jax.export.check import Difference
 from vision_jax.export.jaxpr import trace
@@ -188,7 +188,7 @@ def aside(target: Target) -> Iterator[pathlib.Path]:
         for path in sorted(folder.iterdir(), key=lambda path: path.name == target.path.name):
             path.replace(target.path.with_name(path.name))
     except OSError as error:
-        raise CheckpointError(f"Cannot write {target.path}: {error}. Give another FILE.") from error
+        raise CheckpointError(f"Cannot write {target.path}: {reason(error)}. Give another FILE.") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

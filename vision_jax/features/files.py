@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from vision_jax import pretrained
-from vision_jax.errors import CheckpointError, ConfigError, DataError
+from vision_jax.errors import CheckpointError, ConfigError, DataError, reason
 from vision_jax.runtime.writers import write_atomically
 
 log = logging.getLogger(__name__)
@@ -139,7 +139,7 @@ class Shard:
             except FileNotFoundError:
                 return f"{path} is missing"
             except OSError as error:
-                return f"{path} cannot be read: {error}"
+                return f"{path} cannot be read: {reason(error)}"
         return None
 
 
@@ -227,7 +227,7 @@ class Features:
             try:
                 lines = [json.loads(line) for line in path.read_text(encoding="ascii").splitlines()]
             except (OSError, ValueError) as error:
-                raise DataError(f"{path} is damaged ({error}): {_again(self.directory)}") from error
+                raise DataError(f"{path} is damaged ({reason(error)}): {_again(self.directory)}") from error
             if len(lines) != shard.rows:
                 raise DataError(f"{path} has {len(lines)} names instead of {shard.rows}: {_again(self.directory)}")
             names += lines
@@ -300,7 +300,7 @@ def _load(path: pathlib.Path, shape: tuple[int, ...], dtype: str) -> np.ndarray:
     try:
         array = np.load(path, mmap_mode="r" if shape[0] else None, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"{path} is damaged ({error}): {_again(path.parent)}") from error
+        raise DataError(f"{path} is damaged ({reason(error)}): {_again(path.parent)}") from error
     if array.shape != shape or array.dtype != np.dtype(dtype):
         raise DataError(f"{path} holds {array.shape} {array.dtype} instead of {shape} {dtype}: {_again(path.parent)}")
     return array
@@ -424,8 +424,8 @@ class ShardWriter:
                 _write(self.directory / name, data)
         except OSError as error:
             raise DataError(
-                f"Cannot write the features to {self.directory}: {error}. Fix the storage and run the same command "
-                "again: it goes on from here."
+                f"Cannot write the features to {self.directory}: {reason(error, path=True)}. Fix the storage and run "
+                "the same command again: it goes on from here."
             ) from error
         files = {name: (len(data), hashlib.sha256(data).hexdigest()) for name, data in contents.items()}
         self.shards[number] = Shard(len(features), tuple(damaged), files)

@@ -22,7 +22,7 @@ import numpy as np
 
 from vision_jax.data.archives import Part, tar_members
 from vision_jax.data.cache import read_arrays, write_arrays
-from vision_jax.errors import DataError
+from vision_jax.errors import DataError, reason
 from vision_jax.preparation.inputs import Index, make_records
 from vision_jax.preparation.tree import TarPack, TreeReader
 from vision_jax.runtime.writers import Progress
@@ -146,7 +146,9 @@ def read_devkit(path: pathlib.Path) -> Devkit:
     except DataError:
         raise
     except Exception as error:  # loadmat raises most of Python's exceptions on damaged files
-        raise DataError(f"The devkit {path} cannot be read: {type(error).__name__}: {error}.") from error
+        raise DataError(
+            f"The devkit {path} cannot be read: {type(error).__name__}: {reason(error, path=True)}."
+        ) from error
     return Devkit(class_names, {wnid: words[wnid] for wnid in class_names}, labels)
 
 

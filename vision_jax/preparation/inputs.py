@@ -20,7 +20,7 @@ from vision_jax.data import label_files, listing, tfds_format
 from vision_jax.data.arrayrecord import ArrayRecordFiles
 from vision_jax.data.prepared import Table
 from vision_jax.data.tfrecord import TfRecordFiles
-from vision_jax.errors import DataError
+from vision_jax.errors import DataError, reason
 
 log = logging.getLogger(__name__)
 
@@ -400,5 +400,5 @@ def download_with_tfds(name: str) -> pathlib.Path:
         builder = tfds.builder(name)
         builder.download_and_prepare(file_format="array_record")
     except Exception as error:  # it runs the program of the data set, which may raise anything
-        raise DataError(f"tfds cannot prepare {name}: {error}") from error
+        raise DataError(f"tfds cannot prepare {name}: {reason(error, path=True)}") from error
     return pathlib.Path(builder.data_dir)

@@ -8,7 +8,7 @@ import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from vision_jax.errors import DataError
+from vision_jax.errors import DataError, reason
 from vision_jax.preparation import archives
 from vision_jax.preparation.shards import Receipt
 
@@ -54,12 +54,12 @@ def read(directory: pathlib.Path) -> dict[str, Any]:
     if not directory.is_dir():
         raise DataError(f"There is no folder {directory}: give one that `python -m vision_jax prepare` has written.")
     if not path.exists():
-        reason = (
+        why = (
             "it is not finished: run the command that made it again"
             if (directory / "incomplete").exists()
             else ("it was not made by `python -m vision_jax prepare`, or is not finished")
         )
-        raise DataError(f"{directory} has no {FILE_NAME}: {reason}.")
+        raise DataError(f"{directory} has no {FILE_NAME}: {why}.")
     try:
         manifest = json.loads(path.read_text())
         if not isinstance(manifest, dict):
@@ -73,8 +73,8 @@ def read(directory: pathlib.Path) -> dict[str, Any]:
             sum(shard["examples"] for shard in split["shards"]) + split["examples"] + len(split["skipped"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
-            f"{path} is damaged ({error}): delete {directory} and prepare the data set again, or copy this file from "
-            "another copy of it."
+            f"{path} is damaged ({reason(error)}): delete {directory} and prepare the data set again, or copy this "
+            "file from another copy of it."
         ) from error
     return manifest
 
@@ -124,7 +124,7 @@ def _size_problem(directory: pathlib.Path, entry: dict[str, Any]) -> str | None:
     except FileNotFoundError:
         return f"{path.name} is missing"
     except OSError as error:
-        return f"{path.name} cannot be read: {error}"
+        return f"{path.name} cannot be read: {reason(error)}"
     return None if size == entry["bytes"] else f"{path.name} has {size} bytes instead of {entry['bytes']}"
 
 
@@ -139,7 +139,7 @@ def _file_problem(directory: pathlib.Path, entry: dict[str, Any]) -> str | None:
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        return f"{path.name} cannot be read: {error}"
+        return f"{path.name} cannot be read: {reason(error)}"
     if digest != entry["sha256"]:
         return f"{path.name} is damaged: its SHA-256 is {digest} instead of {entry['sha256']}"
     if "examples" in entry:

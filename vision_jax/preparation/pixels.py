@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 import PIL.Image
 
-from vision_jax.errors import DataError
+from vision_jax.errors import DataError, reason
 from vision_jax.preparation.downloads import Download
 from vision_jax.preparation.inputs import Original
 from vision_jax.preparation.tree import Tree
@@ -88,7 +88,7 @@ def write_images(images: np.ndarray, path: pathlib.Path) -> None:
             np.save(file, images, allow_pickle=False)
         temporary.replace(path)
     except OSError as error:
-        raise DataError(f"Cannot write {path}: {error}. Give an OUTPUT with more space.") from error
+        raise DataError(f"Cannot write {path}: {reason(error)}. Give an OUTPUT with more space.") from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -144,7 +144,7 @@ def _read_idx(name: str, data: bytes) -> np.ndarray:
         if data[:2] == b"\x1f\x8b":
             data = gzip.decompress(data)
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{name} cannot be read, or is cut off: {error}. Download it again.") from error
+        raise DataError(f"{name} cannot be read, or is cut off: {reason(error)}. Download it again.") from error
     if len(data) < 4 or data[:3] != b"\0\0\x08" or len(data) < 4 + 4 * data[3]:
         raise DataError(f"{name} is no IDX file of bytes: it begins with {data[:4]!r}.")
     shape = struct.unpack(f">{data[3]}I", data[4 : 4 + 4 * data[3]])
@@ -230,7 +230,7 @@ def read_mat(name: str, data: bytes, keys: Sequence[str]) -> dict[str, np.ndarra
     try:
         values = loadmat(io.BytesIO(data), variable_names=list(keys))
     except Exception as error:  # loadmat raises most of Python's exceptions on damaged files
-        raise DataError(f"{name} cannot be read, or is cut off: {type(error).__name__}: {error}.") from error
+        raise DataError(f"{name} cannot be read, or is cut off: {type(error).__name__}: {reason(error)}.") from error
     if missing := [key for key in keys if key not in values]:
         raise DataError(f"{name} has no array {missing[0]!r}: it is another file of that name.")
     return {key: np.asarray(values[key]) for key in keys}

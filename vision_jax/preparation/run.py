@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from vision_jax.data import prepared, tfds_format
-from vision_jax.errors import DataError
+from vision_jax.errors import DataError, reason
 from vision_jax.preparation import archives, corrupt, dense, inputs, known, manifest, pixels, recognition
 from vision_jax.preparation import shards as shards_lib
 from vision_jax.preparation.convert import Conversion
@@ -289,14 +289,14 @@ def _exclusive(output: pathlib.Path) -> Iterator[None]:
         output.mkdir(parents=True, exist_ok=True)
         lock = os.open(output, os.O_RDONLY)
     except OSError as error:
-        raise DataError(f"Cannot use {output}: {error}. Give another OUTPUT.") from error
+        raise DataError(f"Cannot use {output}: {reason(error, path=True)}. Give another OUTPUT.") from error
     try:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise DataError(f"Another run is writing to {output}: wait for it, or give another OUTPUT.") from error
         except OSError as error:  # some network file systems have no locks
-            log.warning("%s cannot be locked (%s): make sure that no other run uses it.", output, error)
+            log.warning("%s cannot be locked (%s): make sure that no other run uses it.", output, reason(error))
         yield
     finally:
         os.close(lock)

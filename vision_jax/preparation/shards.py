@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from vision_jax.data import prepared, tfds_format
-from vision_jax.errors import DataError
+from vision_jax.errors import DataError, reason
 from vision_jax.preparation.convert import Conversion
 from vision_jax.preparation.inputs import Original, Reader
 
@@ -110,9 +110,9 @@ class Job:
         except DataError:
             raise
         except OSError as error:
-            raise DataError(f"Cannot read {name}: {error}.") from error
+            raise DataError(f"Cannot read {name}: {reason(error)}.") from error
         except Exception as error:  # a damaged record: whatever its format's reader raises
-            raise _UnreadableError(name, f"it cannot be read: {type(error).__name__}: {error}") from error
+            raise _UnreadableError(name, f"it cannot be read: {type(error).__name__}: {reason(error)}") from error
 
     def _convert(self, original: Original) -> bytes:
         try:

@@ -19,7 +19,7 @@ from typing import IO, NamedTuple, Protocol
 import numpy as np
 
 from vision_jax.data import archives, decode, listing, pillow
-from vision_jax.errors import DataError, one_line
+from vision_jax.errors import DataError, one_line, reason
 from vision_jax.preparation.downloads import Download, Found, unpacked_files
 from vision_jax.preparation.inputs import Original
 
@@ -176,7 +176,7 @@ class Tree:
                 if (root / name).is_file():
                     return (root / name).read_bytes()
         except (OSError, ValueError) as error:
-            raise DataError(f"{name} cannot be read: {error}.") from error
+            raise DataError(f"{name} cannot be read: {reason(error)}.") from error
         raise DataError(f"There is no {name} in the archives, nor where they were unpacked: download them again.")
 
     def names(self, folder: str = "") -> list[str]:
@@ -233,8 +233,8 @@ def _plain_tar(source: IO[bytes], name: str, target: pathlib.Path) -> pathlib.Pa
         temporary.replace(target)
     except OSError as error:
         raise DataError(
-            f"Cannot decompress {name} into {target.parent}: {error}. Give an OUTPUT with more space, or unpack the "
-            "archive where it is."
+            f"Cannot decompress {name} into {target.parent}: {reason(error)}. Give an OUTPUT with more space, or "
+            "unpack the archive where it is."
         ) from error
     finally:
         temporary.unlink(missing_ok=True)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from vision_jax.errors import ConfigError, DataError, suggest
+from vision_jax.errors import ConfigError, DataError, reason, suggest
 
 log = logging.getLogger(__name__)
 
@@ -92,8 +92,8 @@ def read_class_names(what: str | None) -> tuple[str, ...]:
         lines = pathlib.Path(what).expanduser().read_text("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(
-            f"The names of the weights' classes cannot be read from {what!r}: {error}. It is {IMAGENET!r}, or a text "
-            "file with one name a line."
+            f"The names of the weights' classes cannot be read from {what!r}: {reason(error)}. It is {IMAGENET!r}, or "
+            "a text file with one name a line."
         ) from error
     names = tuple(line.strip() for line in lines if line.strip())
     if twice := sorted(name for name in set(names) if names.count(name) > 1):

@@ -16,7 +16,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from vision_jax.errors import DataError, one_line
+from vision_jax.errors import DataError, one_line, reason
 from vision_jax.pretrained import torch_files
 
 log = logging.getLogger(__name__)
@@ -98,7 +98,7 @@ def read(path: str | pathlib.Path | WeightFile) -> WeightFile:
         raise
     except Exception as error:  # the formats' readers raise most of Python's exceptions on damaged files
         raise DataError(
-            f"{path} cannot be read: {type(error).__name__}: {one_line(str(error))}. Copy or download it again."
+            f"{path} cannot be read: {type(error).__name__}: {one_line(reason(error))}. Copy or download it again."
         ) from error
 
 
@@ -279,6 +279,6 @@ def _download(where: str) -> str:
         )
     except (EntryNotFoundError, HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
         raise DataError(
-            f"hf://{where} could not be downloaded: {one_line(str(error))} It has the form "
-            "hf://OWNER/NAME[@REVISION][/FILE]; a file that was downloaded before is found without a network."
+            f"hf://{where} could not be downloaded: {one_line(reason(error, path=True)).rstrip('.')}. It has the "
+            "form hf://OWNER/NAME[@REVISION][/FILE]; a file that was downloaded before is found without a network."
         ) from error

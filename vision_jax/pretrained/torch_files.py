@@ -23,7 +23,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from vision_jax.errors import DataError
+from vision_jax.errors import DataError, reason
 
 _DTYPES: dict[str, Any] = {
     **{"float64": np.float64, "float32": np.float32, "float16": np.float16, "bfloat16": jnp.bfloat16},
@@ -246,7 +246,7 @@ def read_archive(path: pathlib.Path) -> Any:
         try:
             return np.frombuffer(archive.read(f"{root}data/{key}"), np.uint8)
         except (KeyError, zipfile.BadZipFile, OSError, EOFError) as error:
-            raise DataError(f"{path} is damaged: {error}. Copy or download it again.") from error
+            raise DataError(f"{path} is damaged: {reason(error)}. Copy or download it again.") from error
 
     return _Unpickler(io.BytesIO(archive.read(f"{root}data.pkl")), read).load()
 

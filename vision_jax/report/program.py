@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import jax
 
 from vision_jax.devices import backend
-from vision_jax.errors import CheckpointError, ConfigError, VisionJaxError, check_no_url, check_output
+from vision_jax.errors import CheckpointError, ConfigError, VisionJaxError, check_no_url, check_output, reason
 from vision_jax.explain import Method
 from vision_jax.explanations import explainer
 from vision_jax.report import dense, drawing, evaluation, page, samples
@@ -80,7 +80,7 @@ def check_replaceable(output: pathlib.Path) -> None:
     except FileNotFoundError:
         return
     except OSError as error:
-        raise CheckpointError(f"--output is {output}, which cannot be read: {error}.") from error
+        raise CheckpointError(f"--output is {output}, which cannot be read: {reason(error)}.") from error
     if start and f'content="{page.GENERATOR} '.encode() not in start:
         raise ConfigError(f"--output is {output}, which is there already and is no report: give another name.")
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from vision_jax.errors import CheckpointError, ConfigError, DamagedError, check_no_url
+from vision_jax.errors import CheckpointError, ConfigError, DamagedError, check_no_url, reason
 from vision_jax.evaluators import EVALUATORS
 from vision_jax.objectives import OBJECTIVES
 from vision_jax.runtime import goodput, writers
@@ -154,7 +154,7 @@ def read_run(workdir: pathlib.Path, name: str) -> Run:
         lines = writers.read_metrics(workdir)
         tables = writers.read_metrics(workdir, "tables.jsonl")
     except OSError as error:
-        raise CheckpointError(f"Cannot read the metrics of {workdir}: {error}.") from error
+        raise CheckpointError(f"Cannot read the metrics of {workdir}: {reason(error, path=True)}.") from error
     if not any("/" in key for line in lines for key in line):
         there = "has no metrics" if (workdir / "metrics.jsonl").exists() else "has no metrics.jsonl"
         raise CheckpointError(f"{workdir} {there}: it is no workdir of a run, or the run has not written any yet.")
@@ -191,7 +191,7 @@ def _read_config(workdir: pathlib.Path, about: Mapping[str, Any], notes: list[st
         return config
     except (OSError, ValueError) as error:
         instead = "the configuration is that of the latest checkpoint" if about else "the configuration is unknown"
-        notes.append(f"{path} cannot be read ({error}): {instead}.")
+        notes.append(f"{path} cannot be read ({reason(error)}): {instead}.")
         return dict(about.get("config", {}))
 
 
@@ -200,5 +200,5 @@ def _read_goodput(workdir: pathlib.Path, notes: list[str]) -> dict[str, Any] | N
     try:
         return goodput.read(path)
     except (OSError, ValueError) as error:
-        notes.append(f"{path} cannot be read ({error}): where the time went is unknown.")
+        notes.append(f"{path} cannot be read ({reason(error)}): where the time went is unknown.")
         return None

@@ -34,7 +34,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from vision_jax.devices import distributed
-from vision_jax.errors import CheckpointError, DamagedError, one_line
+from vision_jax.errors import CheckpointError, DamagedError, one_line, reason
 from vision_jax.runtime import digests, steady_clock, writers
 from vision_jax.runtime.barriers import Barriers, OtherProcessError, any_process
 from vision_jax.runtime.watchdog import Watchdog
@@ -483,7 +483,9 @@ class Checkpointer:
                     (self.directory / str(step)).rename(target)
                     log.warning("The damaged checkpoint of step %d is now %s.", step, target)
             except OSError as error:
-                raise CheckpointError(f"The damaged checkpoints cannot be moved to {aside}: {error}") from error
+                raise CheckpointError(
+                    f"The damaged checkpoints cannot be moved to {aside}: {reason(error, path=True)}"
+                ) from error
 
         self._discard_manager()  # it caches the list of checkpoints
         distributed.from_first(move)
@@ -532,7 +534,7 @@ def read_about(path: pathlib.Path) -> dict[str, Any]:
     except PermissionError as error:
         raise CheckpointError(_forbidden(path)) from error
     except (OSError, ValueError, AttributeError) as error:
-        raise _damaged(path, str(error)) from error
+        raise _damaged(path, reason(error)) from error
 
 
 def _check_arrays(path: pathlib.Path, name: str, abstract_item: Any, about: Mapping[str, Any]) -> dict[str, list[Any]]:

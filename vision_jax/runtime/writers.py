@@ -16,7 +16,7 @@ from typing import Any, Protocol, Self
 
 import tqdm
 
-from vision_jax.errors import CheckpointError
+from vision_jax.errors import CheckpointError, reason
 from vision_jax.runtime.appender import Appender, event, png_shape
 from vision_jax.runtime.background import Inline, Worker
 
@@ -39,7 +39,7 @@ def write_atomically(path: pathlib.Path, text: str) -> None:
         temporary.replace(path)
     except OSError as error:
         raise CheckpointError(
-            f"Cannot write {path}: {error}. Fix the storage and run the same command again."
+            f"Cannot write {path}: {reason(error)}. Fix the storage and run the same command again."
         ) from error
 
 
@@ -72,7 +72,7 @@ def open_workdir(
         lock = os.open(workdir, os.O_RDONLY)
     except OSError as error:
         what = flag.removeprefix("--")
-        raise CheckpointError(f"Cannot use the {what} {workdir}: {error}. Give another {flag}.") from error
+        raise CheckpointError(f"Cannot use the {what} {workdir}: {reason(error)}. Give another {flag}.") from error
     try:
         _lock(lock, workdir, flag)
         try:
@@ -93,7 +93,7 @@ def _lock(descriptor: int, workdir: pathlib.Path, flag: str) -> None:
     except BlockingIOError as error:
         raise CheckpointError(f"Another run is using {workdir}: wait for it, or give another {flag}.") from error
     except OSError as error:  # some network file systems have no locks
-        log.warning("%s cannot be locked (%s): make sure that no other run uses it.", workdir, error)
+        log.warning("%s cannot be locked (%s): make sure that no other run uses it.", workdir, reason(error))
 
 
 def read_metrics(workdir: pathlib.Path, name: str = "metrics.jsonl") -> list[dict[str, Any]]:

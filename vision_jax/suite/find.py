@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from vision_jax import pretrained
 from vision_jax.data import archives, listing
-from vision_jax.errors import ConfigError, DataError
+from vision_jax.errors import ConfigError, DataError, reason
 from vision_jax.evaluators.suites import ALEXNET_ERRORS
 from vision_jax.preparation.archives import DEVKIT, VALIDATION
 
@@ -191,7 +191,7 @@ def _archives(directory: pathlib.Path) -> list[pathlib.Path]:
         with os.scandir(directory) as entries:
             return sorted(pathlib.Path(e.path) for e in entries if archives.is_archive(e.name) and e.is_file())
     except OSError as error:
-        raise DataError(f"Cannot list {directory}: {error}.") from error
+        raise DataError(f"Cannot list {directory}: {reason(error)}.") from error
 
 
 def _normal(name: str) -> str:
@@ -250,7 +250,7 @@ def _like_imagenet(folder: pathlib.Path) -> bool:
         with os.scandir(folder) as entries:
             return any(_IMAGENET_ENTRY.match(entry.name) for entry in entries)
     except OSError as error:
-        raise DataError(f"Cannot list {folder}: {error}.") from error
+        raise DataError(f"Cannot list {folder}: {reason(error)}.") from error
 
 
 def _tfds_split(directory: pathlib.Path) -> str | None:

@@ -11,7 +11,7 @@ from vision_jax import pretrained
 from vision_jax.build import TrainedModel
 from vision_jax.data.transforms import EvalTransform
 from vision_jax.devices import distributed
-from vision_jax.errors import DataError
+from vision_jax.errors import DataError, reason
 from vision_jax.evaluators import suites
 from vision_jax.evaluators.suites import IMAGENET_A_CLASSES, IMAGENET_R_CLASSES
 from vision_jax.explain import Method
@@ -129,7 +129,7 @@ class Mistakes:
         try:
             directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise DataError(f"Cannot make {directory}: {error}.") from error
+            raise DataError(f"Cannot make {directory}: {reason(error)}.") from error
         check_output(directory, overwrite=True)
         folder = Folder(directory, self._explainer.methods)
         for explanation in explanations:

@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from vision_jax.errors import ConfigError, check_folder, check_no_url
+from vision_jax.errors import ConfigError, check_folder, check_no_url, reason
 from vision_jax.runtime.writers import write_atomically
 from vision_jax.suite import tables
 from vision_jax.suite.corruptions import corruption_entry
@@ -56,8 +56,8 @@ class Results:
                 identity, origin = model["identity"], model["origin"]
             except (OSError, ValueError, KeyError, TypeError) as error:
                 raise ConfigError(
-                    f"{path} is no result of a suite ({type(error).__name__}: {error}): give another folder, or "
-                    "--overwrite."
+                    f"{path} is no result of a suite ({type(error).__name__}: {reason(error)}): give another "
+                    "folder, or --overwrite."
                 ) from error
             if identity != about["model"]["identity"]:
                 this = about["model"]

@@ -19,7 +19,7 @@ from vision_jax.build import TrainedModel, compute_dtype
 from vision_jax.data.sources import digest_of
 from vision_jax.data.transforms import EvalTransform
 from vision_jax.devices import distributed, sharding
-from vision_jax.errors import ConfigError, DataError, DistributedError
+from vision_jax.errors import ConfigError, DataError, DistributedError, reason
 from vision_jax.evaluators.base import Context, Step, collect
 from vision_jax.evaluators.logits import LogitsEvaluator
 from vision_jax.evaluators.suites import IMAGENET_A_CLASSES, IMAGENET_R_CLASSES, confidence, top_classes
@@ -415,7 +415,7 @@ def _storage(directory: pathlib.Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise ConfigError(f"--output is {directory}, which cannot be made: {error}. Give another.") from error
+        raise ConfigError(f"--output is {directory}, which cannot be made: {reason(error)}. Give another.") from error
 
 
 def versions() -> dict[str, str | None]:

@@ -12,7 +12,7 @@ from vision_jax.data import listing, order
 from vision_jax.data.sources import Record, digest_of
 from vision_jax.data.transforms import Copied
 from vision_jax.data.views import Field
-from vision_jax.errors import ConfigError, DataError
+from vision_jax.errors import ConfigError, DataError, reason
 from vision_jax.suite import images as images_lib
 from vision_jax.suite.images import Images
 
@@ -129,7 +129,7 @@ def listed(images: Images, path: pathlib.Path) -> np.ndarray:
     try:
         lines = [line.strip() for line in path.read_text("utf-8").splitlines()]
     except (OSError, ValueError) as error:
-        raise DataError(f"--image_list is {path}, which cannot be read: {error}.") from error
+        raise DataError(f"--image_list is {path}, which cannot be read: {reason(error)}.") from error
     wanted = [line for line in lines if line]
     if not wanted:
         raise DataError(f"--image_list is {path}, which names no image.")

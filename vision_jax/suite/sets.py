@@ -14,7 +14,7 @@ from vision_jax import pretrained
 from vision_jax.data import listing
 from vision_jax.data.sources import digest_of
 from vision_jax.data.transforms import EvalTransform
-from vision_jax.errors import DataError
+from vision_jax.errors import DataError, reason
 from vision_jax.evaluators import suites
 from vision_jax.evaluators.suites import IMAGENET_A_CLASSES, IMAGENET_R_CLASSES
 from vision_jax.suite.find import V2, Found
@@ -297,7 +297,7 @@ def read_real(path: pathlib.Path) -> list[list[int]]:
     try:
         labels = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read: {error}.") from error
+        raise DataError(f"{path} cannot be read: {reason(error)}.") from error
     is_list = isinstance(labels, list) and all(isinstance(one, list) for one in labels)
     if not is_list or not all(type(n) is int and 0 <= n < 1000 for one in labels for n in one):
         raise DataError(f"{path} is no file of ReaL's labels, a list with a list of numbers from 0 to 999 per image.")

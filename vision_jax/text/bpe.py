@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from vision_jax.errors import ConfigError, DataError
+from vision_jax.errors import ConfigError, DataError, reason
 from vision_jax.text.cleaning import clean_for_clip
 
 CONTEXT_LENGTH = 77
@@ -113,7 +113,7 @@ def read_clip_tokenizer(path: pathlib.Path, context_length: int = CONTEXT_LENGTH
         )
         merges = [tuple(line.split()) for line in lines[1 : 1 + _MERGES]]  # the first line is a version
     except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read: {error}.") from error
+        raise DataError(f"{path} cannot be read: {reason(error)}.") from error
     if len(merges) < 1 or any(len(pair) != 2 for pair in merges):
         raise DataError(f"{path} is no list of pairs: a version, then two symbols a line.")
     numbers = {(pair[0], pair[1]): 512 + rank for rank, pair in enumerate(merges)}

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from vision_jax.errors import ConfigError, DataError
+from vision_jax.errors import ConfigError, DataError, reason
 from vision_jax.text.tokenizers import Tokenizer
 
 PLACE = "{}"
@@ -89,7 +89,7 @@ def _lines(path: str) -> list[str]:
     try:
         lines = pathlib.Path(path).expanduser().read_text("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read: {error}.") from error
+        raise DataError(f"{path} cannot be read: {reason(error)}.") from error
     while lines and not lines[-1].strip():
         lines.pop()  # at the end of the file
     return lines or [""]

@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from vision_jax.errors import ConfigError, DataError
+from vision_jax.errors import ConfigError, DataError, reason
 from vision_jax.models.clip_variants import Variant
 from vision_jax.pretrained.files import find_beside
 from vision_jax.text import KINDS, Tokenizer, read_tokenizer
@@ -88,5 +88,5 @@ def _read(path: pathlib.Path | None) -> dict[str, Any] | None:
     try:
         content = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read: {error}.") from error
+        raise DataError(f"{path} cannot be read: {reason(error)}.") from error
     return content if isinstance(content, dict) else None
