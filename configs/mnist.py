@@ -33,7 +33,7 @@ VARIANTS = {
     "lenet5": Variant("lenet5", 20.0, 0.05),
     "fashion_lenet5": Variant("lenet5", 25.0, 0.05),
     "fashion_wrn": Variant("wrn_16_1", 16.0, 0.1),
-    "fashion_vit": Variant("vit_pico_patch7_28", 40.0, 0.001),
+    "fashion_vit": Variant("vit_pico_patch7_28", 20.0, 0.001),
 }
 
 

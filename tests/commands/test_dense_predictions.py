@@ -6,12 +6,19 @@ import pathlib
 
 import numpy as np
 import PIL.Image
+import pycocotools.coco
+import pycocotools.cocoeval
 import pytest
 from conftest import encode, picture
 from stored_features import store
+from test_predict_dense import bold
 
-from vision_jax.commands import dense_predictions, predict
-from vision_jax.predict_dense import Boxes, DensePrediction
+from vision_jax import build
+from vision_jax.commands import coco_results, common, dense_predictions, predict
+from vision_jax.commands.coco_results import CocoIds
+from vision_jax.data.images import ImageSource
+from vision_jax.errors import DataError
+from vision_jax.predict_dense import Boxes, DensePrediction, DensePredictor
 
 
 @pytest.fixture
@@ -59,6 +66,98 @@ def test_masks_and_overlays(
     assert "is one of the images themselves" in capsys.readouterr().err
 
 
+@pytest.fixture
+def listed(images: pathlib.Path, tmp_path: pathlib.Path) -> pathlib.Path:
+    """A file of COCO's kind that lists the images, and categories in another order than that of the classes."""
+    names = ("more/a.jpg", "b.jpg", "a.png")
+    content = {
+        "images": [{"id": 7 * number, "file_name": name} for number, name in enumerate(names, 1)],
+        "categories": [{"id": 3 * digit + 5, "name": str(digit)} for digit in reversed(range(10))],
+    }
+    path = tmp_path / "image_info.json"
+    path.write_text(json.dumps(content))
+    return path
+
+
+def test_results_for_coco(
+    dense_runs: dict[str, pathlib.Path],
+    images: pathlib.Path,
+    listed: pathlib.Path,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """The ids are those of the file, and pycocotools counts as precise what it is told to be the truth."""
+    trained = bold(build.from_workdir(dense_runs["boxes"]))
+    monkeypatch.setattr(common, "load_model", lambda *_, **__: trained)
+    output = tmp_path / "found.json"
+    flags = [f"--workdir={dense_runs['boxes']}", f"--annotations={listed}", f"--output={output}", str(images)]
+    assert predict.main(flags) == 3
+    rows = json.loads(output.read_text())
+    expected = [
+        {
+            "image_id": {"a.png": 21, "a.jpg": 7}[pathlib.Path(prediction.path).name],
+            "category_id": 3 * label + 5,
+            "bbox": [x1, y1, x2 - x1, y2 - y1],
+            "score": score,
+        }
+        for prediction in DensePredictor(trained).stream(ImageSource.find([str(images)]))
+        if prediction.boxes is not None
+        for (x1, y1, x2, y2), label, score in zip(
+            prediction.boxes.boxes.tolist(),
+            prediction.boxes.labels.tolist(),
+            prediction.boxes.scores.tolist(),
+            strict=True,
+        )
+    ]
+    assert rows == expected
+    assert {row["image_id"] for row in rows} == {7, 21}
+
+    best = max(rows, key=lambda row: row["score"])
+    truth = pycocotools.coco.COCO()
+    truth.dataset = json.loads(listed.read_text())
+    truth.dataset["annotations"] = [{**best, "id": 1, "area": best["bbox"][2] * best["bbox"][3], "iscrowd": 0}]
+    truth.createIndex()
+    evaluation = pycocotools.cocoeval.COCOeval(truth, truth.loadRes(str(output)), "bbox")
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+    assert evaluation.stats[0] == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"images": [{"id": 1, "file_name": "a.png"}]}, "b.jpg is no image of"),
+        ({"categories": [{"id": 1, "name": "cat"}]}, "has no category '0', which the model finds"),
+        ({"images": [{"id": 1}]}, "need an id and a file_name"),
+        ({"categories": [{"id": 1, "name": "0"}, {"id": 2, "name": "0"}]}, "has two categories with the name '0'"),
+        ({"images": []}, "has no list of images"),
+    ],
+)
+def test_lists_that_do_not_fit(images: pathlib.Path, listed: pathlib.Path, change: dict, message: str):
+    listed.write_text(json.dumps(json.loads(listed.read_text()) | change))
+    with pytest.raises(DataError, match=message):
+        CocoIds(listed, ImageSource.find([str(images)]), [str(digit) for digit in range(10)])
+
+
+def test_a_list_is_there_once_it_is_whole(tmp_path: pathlib.Path):
+    output = tmp_path / "found.json"
+    output.write_text("before")
+
+    def stop() -> None:
+        with coco_results.writing(output) as write:
+            write({"image_id": 1})
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        stop()
+    assert output.read_text() == "before"
+    assert [path.name for path in tmp_path.iterdir()] == ["found.json"]
+    with coco_results.writing(output):
+        pass
+    assert json.loads(output.read_text()) == []
+
+
 def test_boxes_as_json_and_pictures(
     dense_runs: dict[str, pathlib.Path], images: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture
 ):
@@ -94,6 +193,17 @@ def test_what_a_line_of_boxes_has():
         ("masks", ["--threshold=0.5"], "--threshold is 0.5, which is for detectors."),
         ("boxes", ["--topk=3"], "--topk is 3, which is for classes of whole images."),
         ("boxes", ["--format=csv"], "The format is csv, and boxes are written as JSON lines: --format=jsonl."),
+        (
+            "boxes",
+            ["--format=coco"],
+            "--annotations=FILE, whose ids they have, and COCO's results go together: --output=FILE.json, or --format=coco "
+            "and another --output.",
+        ),
+        (
+            "boxes",
+            ["--annotations=a.json", "--format=coco"],
+            "COCO's results are a file: name it by --output=FILE.json.",
+        ),
     ],
 )
 def test_flags_that_do_not_fit(

@@ -6,8 +6,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from vision_jax import pretrained, recipes
-from vision_jax.data.boxes import BACKGROUND
-from vision_jax.data.coco import UNUSED
+from vision_jax.data.boxes import BACKGROUND, UNUSED
 from vision_jax.data.voc import VOC_CLASSES
 from vision_jax.dense import weights
 from vision_jax.dense.detectors import DETECTORS

@@ -1,4 +1,4 @@
-"""How boxes and masks of images are written: as JSON lines, and as pictures."""
+"""How boxes and masks of images are written: as JSON lines, as COCO's list of results, and as pictures."""
 
 import argparse
 import contextlib
@@ -6,12 +6,12 @@ import json
 import os
 import pathlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TextIO
 
 import numpy as np
 
-from vision_jax.commands import common
+from vision_jax.commands import coco_results, common, predictions
 from vision_jax.errors import ConfigError, DataError, check_folder, check_no_url, reason
 
 if TYPE_CHECKING:
@@ -21,7 +21,11 @@ if TYPE_CHECKING:
     from vision_jax.data.images import ImageSource
     from vision_jax.predict_dense import DensePrediction, DensePredictor
 
-FLAGS = ("threshold", "draw")
+    Write = Callable[[DensePrediction, dict[str, str]], object]
+
+FLAGS = ("threshold", "draw", "annotations")
+COCO = "coco"
+FORMATS = {**predictions.FORMATS, ".json": COCO}
 THRESHOLD = 0.3
 
 
@@ -29,7 +33,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags that are for detectors and segmenters alone."""
     group = parser.add_argument_group("detectors and segmenters", "Of these --batch_size is 8 by default.")
     group.add_argument(
-        "--threshold", type=float, help=f"least score of boxes, which detectors have cut already (default: {THRESHOLD})"
+        "--threshold",
+        type=float,
+        help=f"least score of boxes, which detectors have cut already (default: {THRESHOLD}; 0 with --annotations)",
+    )
+    group.add_argument(
+        "--annotations",
+        metavar="FILE",
+        help="COCO's JSON with the ids of images and categories: --output=FILE.json becomes COCO's list of results",
     )
     group.add_argument("--draw", metavar="DIR", help="a folder for pictures; it is made if there is none")
 
@@ -42,6 +53,13 @@ def check_arguments(arguments: argparse.Namespace) -> pathlib.Path | None:
     """
     if arguments.threshold is not None and not 0 <= arguments.threshold <= 1:
         raise ConfigError(f"--threshold is {arguments.threshold:g}: give a score, from 0 to 1.")
+    if (arguments.annotations is not None) != (_format(arguments) == COCO):
+        raise ConfigError(
+            "--annotations=FILE, whose ids they have, and COCO's results go together: --output=FILE.json, or "
+            "--format=coco and another --output."
+        )
+    if arguments.annotations is not None and arguments.output is None:
+        raise ConfigError("COCO's results are a file: name it by --output=FILE.json.")
     if arguments.draw is None:
         return None
     check_no_url("--draw", arguments.draw)
@@ -76,16 +94,18 @@ def predict(
     from vision_jax.runtime.writers import Progress
 
     common.refuse(arguments, ("topk",), "for classes of whole images")
-    if (kind := arguments.format or (output.suffix[1:] if output else "jsonl")) != "jsonl":
-        raise ConfigError(f"The format is {kind}, and {trained.dense} are written as JSON lines: --format=jsonl.")
     if trained.dense != "boxes":
-        common.refuse(arguments, ("threshold",), "for detectors")
-    threshold = THRESHOLD if arguments.threshold is None else arguments.threshold
+        common.refuse(arguments, ("threshold", "annotations"), "for detectors")
+    if (kind := _format(arguments)) not in ("jsonl", COCO):
+        raise ConfigError(f"The format is {kind}, and {trained.dense} are written as JSON lines: --format=jsonl.")
+    threshold = arguments.threshold
+    if threshold is None:
+        threshold = 0.0 if kind == COCO else THRESHOLD
     predictor = DensePredictor(trained, batch_size=arguments.batch_size or BATCH_SIZE)
     pictures = None if directory is None else _Pictures(predictor, source, directory, threshold)
     damaged = 0
     with (
-        _lines(output) as file,
+        _writing(arguments, output, predictor, source, threshold) as write,
         Progress(len(source), description="predict", leave=False, enabled=output is not None) as progress,
     ):
         for number, prediction in enumerate(predictor.stream(source)):
@@ -94,7 +114,7 @@ def predict(
                 damaged += 1
             elif pictures is not None:
                 drawn = pictures.write(number, prediction)
-            print(json.dumps(as_dict(prediction, predictor.class_names, threshold) | drawn), file=file)
+            write(prediction, drawn)
             progress.update({})
     if damaged:
         print(f"{damaged} of {len(source)} images are damaged, as named above.", file=sys.stderr)
@@ -189,6 +209,34 @@ class _Pictures:
                 f"Cannot write {path}: {reason(error)}. Make room, or give another folder for --draw."
             ) from error
         return os.fspath(path)
+
+
+def _format(arguments: argparse.Namespace) -> str:
+    """Returns the format that the flags ask for; what they do not say is JSON lines."""
+    suffix = pathlib.PurePath(arguments.output or "").suffix
+    return arguments.format or FORMATS.get(suffix, "jsonl")
+
+
+@contextlib.contextmanager
+def _writing(
+    arguments: argparse.Namespace,
+    output: pathlib.Path | None,
+    predictor: "DensePredictor",
+    source: "ImageSource",
+    threshold: float,
+) -> Iterator["Write"]:
+    """Gives what writes the prediction of an image, and, of JSON lines, the paths of its pictures."""
+    if arguments.annotations is not None:
+        assert output is not None  # it was checked
+        path = pathlib.Path(arguments.annotations).expanduser()
+        ids = coco_results.CocoIds(path, source, predictor.class_names)
+        with coco_results.writing(output) as write_row:
+            yield lambda prediction, drawn: [write_row(row) for row in ids.rows(prediction, threshold)]
+        return
+    with _lines(output) as file:
+        yield lambda prediction, drawn: print(
+            json.dumps(as_dict(prediction, predictor.class_names, threshold) | drawn), file=file
+        )
 
 
 @contextlib.contextmanager

@@ -5,7 +5,8 @@ each image, in their order; damaged ones are named and left out.
 
 Of detectors and segmenters, a line is JSON: the boxes with their scores and classes, in pixels of the image, or the
 share of the pixels that each class has. With `--draw=DIR` there are pictures too: of the boxes, or the mask, a PNG
-whose pixels are classes, and the image with the mask over it. Exit status: 0 done; 3 done, but some images are damaged;
+whose pixels are classes, and the image with the mask over it. `--annotations=FILE --output=FILE.json` writes the boxes
+as the list that COCO's evaluation reads. Exit status: 0 done; 3 done, but some images are damaged;
 1 failed, 2 wrong flags, 130 Ctrl-C.
 """
 
@@ -13,6 +14,7 @@ import argparse
 from collections.abc import Sequence
 
 from vision_jax.commands import common, dense_predictions, predictions
+from vision_jax.errors import ConfigError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -21,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "python -m vision_jax predict", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("paths", metavar="IMAGE", nargs="+", help="an image, a folder, or a tar or zip file")
-    predictions.add_arguments(parser)
+    predictions.add_arguments(parser, dense_predictions.FORMATS)
     parser.set_defaults(topk=None, batch_size=None)  # which depend on the model
     dense_predictions.add_arguments(parser)
     common.add_model_arguments(parser)
@@ -37,7 +39,7 @@ def predict(arguments: argparse.Namespace) -> int:
         DataError, CheckpointError: if images or weights cannot be read, or the output cannot be written.
     """
     common.check_model_arguments(arguments)
-    output, kind = predictions.check_arguments(arguments)
+    output, kind = predictions.check_arguments(arguments, dense_predictions.FORMATS)
     directory = dense_predictions.check_arguments(arguments)
 
     from vision_jax.data.images import ImageSource
@@ -48,6 +50,8 @@ def predict(arguments: argparse.Namespace) -> int:
     if trained.dense:
         return dense_predictions.predict(trained, source, arguments, output, directory)
     common.refuse(arguments, dense_predictions.FLAGS, "for detectors and segmenters")
+    if kind == dense_predictions.COCO:
+        raise ConfigError(f"The format {kind} is for the boxes of detectors, and {trained.origin} is a classifier.")
     topk, batch_size = arguments.topk or predictions.TOPK, arguments.batch_size or predictions.BATCH_SIZE
     predictor = Predictor.of(trained, topk=topk, batch_size=batch_size)
     return predictions.write_all(predictor, source, output, kind, "predict")

@@ -6,7 +6,7 @@ import csv
 import json
 import pathlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from vision_jax.commands import common
@@ -18,17 +18,17 @@ if TYPE_CHECKING:
 
     Write = Callable[[Prediction], None]
 
-_FORMATS = {".txt": "text", ".csv": "csv", ".jsonl": "jsonl", ".parquet": "parquet"}
+FORMATS = {".txt": "text", ".csv": "csv", ".jsonl": "jsonl", ".parquet": "parquet"}
 TOPK, BATCH_SIZE = 5, 128
 _ROWS = 4096  # of a row group of Parquet
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags that say what is written of each image, and where to."""
+def add_arguments(parser: argparse.ArgumentParser, formats: Mapping[str, str] = FORMATS) -> None:
+    """Adds the flags that say what is written of each image, and where to; `formats` are by the suffix of a file."""
     parser.add_argument("--topk", type=int, default=TOPK, help=f"classes per image (default: {TOPK})")
     parser.add_argument("--output", help="a file; default: the terminal")
     parser.add_argument(
-        "--format", choices=sorted(_FORMATS.values()), help="default: by the suffix of --output, or text"
+        "--format", choices=sorted(formats.values()), help="default: by the suffix of --output, or text"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace the file of --output")
     parser.add_argument(
@@ -36,7 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def check_arguments(arguments: argparse.Namespace) -> tuple[pathlib.Path | None, str]:
+def check_arguments(
+    arguments: argparse.Namespace, formats: Mapping[str, str] = FORMATS
+) -> tuple[pathlib.Path | None, str]:
     """Returns the file to write, None for the terminal, and its format, as the flags of `add_arguments` say.
 
     Raises:
@@ -48,7 +50,7 @@ def check_arguments(arguments: argparse.Namespace) -> tuple[pathlib.Path | None,
     for path in arguments.paths:
         check_no_url("IMAGE", path)
     output = None if arguments.output is None else pathlib.Path(arguments.output).expanduser()
-    kind = _output_format(arguments.format, output)
+    kind = _output_format(arguments.format, output, formats)
     if output is not None:
         check_no_url("--output", arguments.output)
         check_output("--output", output)
@@ -86,14 +88,14 @@ def write_all(predictor: "Predictor", source: "ImageSource", output: pathlib.Pat
     return common.DAMAGED if damaged else 0
 
 
-def _output_format(given: str | None, output: pathlib.Path | None) -> str:
+def _output_format(given: str | None, output: pathlib.Path | None, formats: Mapping[str, str]) -> str:
     if output is None:
         if given == "parquet":
             raise ConfigError("--format=parquet is a file of bytes: name it by --output=FILE.parquet.")
         return given or "text"
-    if given is None and output.suffix not in _FORMATS:
-        raise ConfigError(f"--output is {output}: end its name in {', '.join(_FORMATS)}, or say its --format.")
-    return given or _FORMATS[output.suffix]
+    if given is None and output.suffix not in formats:
+        raise ConfigError(f"--output is {output}: end its name in {', '.join(formats)}, or say its --format.")
+    return given or formats[output.suffix]
 
 
 @contextlib.contextmanager

@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 
 IGNORED = 255  # of a mask: pixels that count for nothing
 BACKGROUND = "background"
+UNUSED = "N/A"  # the class of a number that no category has
 SKIP = "set data.dense.skip_bad=True (--skip_bad of prepare)"
 _TOLERANCE = 1.0  # pixels by which a box may stick out of its image: what rounding does
 _SHOWN = 5  # of the problems that are left out

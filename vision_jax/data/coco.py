@@ -10,7 +10,17 @@ from typing import Any
 import numpy as np
 
 from vision_jax.data import rle
-from vision_jax.data.boxes import BACKGROUND, IGNORED, AnnotatedImages, Box, Objects, Problems, box_problem, leads_out
+from vision_jax.data.boxes import (
+    BACKGROUND,
+    IGNORED,
+    UNUSED,
+    AnnotatedImages,
+    Box,
+    Objects,
+    Problems,
+    box_problem,
+    leads_out,
+)
 from vision_jax.data.decode import image_size
 from vision_jax.data.sources import digest_of
 from vision_jax.errors import DataError, reason, suggest
@@ -21,7 +31,6 @@ VOC_IN_COCO = (
     *("horse", "motorcycle", "person", "potted plant", "sheep", "couch", "train", "tv"),
 )
 Item = tuple[Box, int, bool, float, bytes]  # box, label, crowd, area and RLE of an object
-UNUSED = "N/A"  # the class of a number that no category has
 
 
 def annotation_file(directory: pathlib.Path, split: str) -> pathlib.Path:

@@ -9,7 +9,7 @@ import struct
 import time
 from collections.abc import Callable, Mapping
 
-from vision_jax.errors import CheckpointError
+from vision_jax.errors import CheckpointError, reason
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ class Appender:
 
     def _error(self, error: OSError) -> CheckpointError:
         return CheckpointError(
-            f"Cannot write to {self._path}: {error}. Fix the storage and run the same command again, or set "
+            f"Cannot write to {self._path}: {reason(error)}. Fix the storage and run the same command again, or set "
             "checkpoint.on_error=continue to carry on without it for a while."
         )
 

@@ -11,7 +11,7 @@ import pathlib
 import time
 from collections.abc import Iterator
 
-from vision_jax.errors import CheckpointError
+from vision_jax.errors import CheckpointError, reason
 
 _POLL_SECONDS = 0.02
 
@@ -28,7 +28,7 @@ def try_lock(path: pathlib.Path) -> int | None:
     try:
         descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT, 0o600)
     except OSError as error:
-        raise CheckpointError(f"Cannot lock {path}: {error}. Give another --workdir.") from error
+        raise CheckpointError(f"Cannot lock {path}: {reason(error)}. Give another --workdir.") from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -37,7 +37,7 @@ def try_lock(path: pathlib.Path) -> int | None:
     except OSError as error:
         os.close(descriptor)
         raise CheckpointError(
-            f"Cannot lock {path}: {error}. A search needs a file system with locks: give another --workdir."
+            f"Cannot lock {path}: {reason(error)}. A search needs a file system with locks: give another --workdir."
         ) from error
     return descriptor
 

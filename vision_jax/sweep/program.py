@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Container, Iterator
 from typing import TYPE_CHECKING
 
-from vision_jax.errors import CheckpointError, ConfigError
+from vision_jax.errors import CheckpointError, ConfigError, reason
 from vision_jax.sweep import claims, results
 from vision_jax.sweep import study as studies
 from vision_jax.sweep.plan import Search, Values, check_same, describe, grid
@@ -106,7 +106,9 @@ class Sweep:
         try:
             (self.workdir / "trials").mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
-            raise CheckpointError(f"Cannot use the workdir {self.workdir}: {error}. Give another --workdir.") from error
+            raise CheckpointError(
+                f"Cannot use the workdir {self.workdir}: {reason(error)}. Give another --workdir."
+            ) from error
 
     def _exclusive(self) -> contextlib.AbstractContextManager[None]:
         """Keeps other processes from choosing trials."""
