@@ -196,8 +196,8 @@ def test_what_a_line_of_boxes_has():
         (
             "boxes",
             ["--format=coco"],
-            "--annotations=FILE, whose ids they have, and COCO's results go together: --output=FILE.json, or --format=coco "
-            "and another --output.",
+            "--annotations=FILE, whose ids they have, and COCO's results go together: --output=FILE.json, or "
+            "--format=coco and another --output.",
         ),
         (
             "boxes",
