@@ -91,6 +91,7 @@ def test_a_finished_run_is_evaluated_to_the_same_numbers(command: Command, tmp_p
     assert "Step 6 was epoch 0.272727 and is epoch 0.545455 now; the learning rate was 0 and is " in printed
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_resnet_recipe_takes_steps_without_data(command: Command, tmp_path: pathlib.Path):
     """Of a smaller network, because ResNet-50 takes long to compile; its own step is traced in test_configs.py."""
@@ -300,8 +301,10 @@ def test_evaluating_nothing(command: Command, tmp_path: pathlib.Path):
 
 @pytest.mark.parametrize(
     ("example", "message"),
-    [((encode(picture(20, 20))[:200], 0), "Cannot decode record"), ((encode(picture(20, 20)), 3), "has the label 3")],
-    ids=["corrupt", "label"],
+    [
+        pytest.param((encode(picture(20, 20))[:200], 0), "Cannot decode record", id="corrupt"),
+        pytest.param((encode(picture(20, 20)), 3), "has the label 3", id="label", marks=pytest.mark.exhaustive),
+    ],
 )
 def test_bad_records_are_named(command: Command, tmp_path: pathlib.Path, example: tuple[bytes, int], message: str):
     good = [(encode(picture(20, 20, seed=i)), i % 3) for i in range(7)]
@@ -315,6 +318,7 @@ def test_bad_records_are_named(command: Command, tmp_path: pathlib.Path, example
     assert "Traceback" not in printed
 
 
+@pytest.mark.exhaustive
 def test_too_many_skipped_steps_stop_the_run(command: Command, tmp_path: pathlib.Path):
     arguments = (
         *("--config.optimizer.learning_rate=1e30", "--config.checkpoint.every_steps=1"),

@@ -215,7 +215,12 @@ def windowed(apply: Any, image: np.ndarray, window: int | None, stride: int) -> 
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"flip": True}, {"flip": True, "window": 32, "stride": 24}], ids=["plain", "flip", "windows"]
+    "options",
+    [
+        pytest.param({}, id="plain", marks=pytest.mark.exhaustive),
+        pytest.param({"flip": True}, id="flip", marks=pytest.mark.exhaustive),
+        pytest.param({"flip": True, "window": 32, "stride": 24}, id="windows"),
+    ],
 )
 def test_mean_iou_is_that_of_numpy(tmp_path: pathlib.Path, options: dict[str, Any]):
     """One image after another, mirrored and cut by numpy."""

@@ -26,7 +26,10 @@ from vision_jax.export.subject import FoundSubject, Options
 def expected_of(workdir: pathlib.Path, images: np.ndarray) -> list[np.ndarray]:
     """The outputs of the network for NHWC images."""
     trained = build.from_workdir(workdir)
-    outputs, _ = trained.objective.network.apply(trained.variables, images, train=False)
+    network = trained.objective.network
+    outputs, _ = jax.jit(lambda variables, images: network.apply(variables, images, train=False))(
+        trained.variables, images
+    )
     found = [outputs["out"]] if isinstance(outputs, dict) else outputs
     return [np.asarray(output) for output in found if output is not None]
 

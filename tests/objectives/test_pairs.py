@@ -46,7 +46,13 @@ def objective(name: str, **options: Any):
     return OBJECTIVES[name](setup=setup, **{**OPTIONS[name], **options})
 
 
-@pytest.mark.parametrize("name", OPTIONS)
+# Of losses over the batch, over its statistics, and with a queue; the others are of one example at a time, or as these.
+OFTEN = ("barlow_twins", "mocov2", "simclr")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.exhaustive] * (name not in OFTEN)) for name in OPTIONS]
+)
 def test_padding_does_not_count(name: str):
     """A validation loss of 11 rows, and of the same ones with five more that are masked."""
     mine = objective(name)
