@@ -184,7 +184,7 @@ def segmented(directory: pathlib.Path, **options: Any) -> tuple[dict[str, float]
     assert source.num_classes == 4
     of = type(of)(setup=of.setup, num_classes=4, head="linear")
     mesh = mesh_of(2)
-    variables = tiny_dense.spread(build.initialize(of, jax.random.key(0)))
+    variables = tiny_dense.spread(jax.jit(lambda: build.initialize(of, jax.random.key(0)))())
     placed = sharding.place(jax.device_get(variables), sharding.replicated(mesh))
     evaluators = build.make_evaluators(config, of, mesh, source)
     tables: dict[str, Any] = {}

@@ -50,9 +50,11 @@ def made(devices: int = 1, **damaged: Any) -> tuple[Any, ...]:
         config.evals = KINDS
     mesh = sharding.make_mesh(config.mesh, jax.devices()[:devices])
     objective = build.make_objective(config, CLASSES)
+    initialize = jax.jit(functools.partial(build.initialize, objective))
     variables = {
         prefix: sharding.place(
-            jax.device_get(build.initialize(objective, jax.random.key(seed))), sharding.replicated(mesh)
+            jax.device_get(initialize(jax.random.key(seed))),
+            sharding.replicated(mesh),
         )
         for seed, prefix in enumerate(("", "ema_"))
     }
@@ -350,7 +352,7 @@ def test_heads_beside_the_backbone_do_not_matter():
     mesh = made()[0]["knn"].context.mesh
     objective = build.make_objective(config, CLASSES)
     variables = sharding.place(
-        jax.device_get(build.initialize(objective, jax.random.key(0))), sharding.replicated(mesh)
+        jax.device_get(jax.jit(lambda: build.initialize(objective, jax.random.key(0)))()), sharding.replicated(mesh)
     )
     body = build.without_heads(objective, variables)
     assert variables["params"].keys() > body["params"].keys()
