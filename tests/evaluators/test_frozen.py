@@ -365,6 +365,7 @@ def test_heads_beside_the_backbone_do_not_matter():
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_digits_by_their_neighbors(cache: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch):
     """After six epochs; while training, and of its checkpoint."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
