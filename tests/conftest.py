@@ -41,13 +41,18 @@ COMPILED.mkdir(mode=0o700, parents=True, exist_ok=True)
 # Of these files, one process runs all tests: they share a run or compiled programs.
 ONE_PROCESS_EACH = (
     "tests/augment/test_ops.py",
+    "tests/commands/test_explain.py",
     "tests/compress/test_compress.py",
+    "tests/evaluators/test_dense_measures.py",
     "tests/evaluators/test_frozen.py",
     "tests/explain/test_cam.py",
     "tests/explain/test_gradients.py",
+    "tests/objectives/test_linear_probe.py",
+    "tests/optim/test_pruned_runs.py",
     "tests/references/test_explanations.py",
     "tests/report/test_report.py",
     "tests/test_bad_inputs.py",
+    "tests/test_predict_dense.py",
     "tests/test_processes.py",
     "tests/test_recipes.py",
     "tests/test_resume.py",
@@ -317,6 +322,10 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begins with what takes long and waits for processes, so that no test process is left with it at the end."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+    # Tracing makes many objects, of which few are garbage, and what has been imported never is.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 50)
 
 
 @pytest.hookimpl(optionalhook=True)

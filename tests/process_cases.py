@@ -139,7 +139,7 @@ def measured() -> dict[str, Any]:
     source = Pictures(np.random.RandomState(1).randint(0, 5, 21).tolist(), size=20, num_classes=5)
     objective = build.make_objective(fields, 5)
     variables = sharding.place(
-        jax.device_get(build.initialize(objective, jax.random.key(0))), sharding.replicated(mesh)
+        jax.device_get(jax.jit(lambda: build.initialize(objective, jax.random.key(0)))()), sharding.replicated(mesh)
     )
     tables: dict[str, Any] = {}
     train = Pictures(np.random.RandomState(2).randint(0, 5, 19).tolist(), size=20, num_classes=5)

@@ -20,7 +20,7 @@ def random_model(seed: int = 0, objective: str = "classification", scale: float 
     fields.data.update({"mean": (0.3,), "std": (0.35,), "num_threads": 2})
     made = build.make_objective(fields, 10)
     mesh = sharding.make_mesh(fields.mesh)
-    initial = jax.device_get(build.initialize(made, jax.random.key(seed)))
+    initial = jax.device_get(jax.jit(lambda: build.initialize(made, jax.random.key(seed)))())
     variables = sharding.place(jax.tree.map(lambda x: scale * x, initial), sharding.replicated(mesh))
     return build.TrainedModel(fields, made, variables, (), f"seed {seed}", mesh)
 

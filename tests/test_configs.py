@@ -20,8 +20,15 @@ from vision_jax.objectives import Dense, Objective, Pairs
 DIRECTORY = pathlib.Path(__file__).parent.parent / "configs"
 # Besides the first one of each file, those with another kind of step. The rest is left to the exhaustive run.
 ALWAYS = ("deit:small_distilled", "composer:hot", "vit:augreg_s16")
-# Files whose first one is left to it too: attacks take long to trace, and those of digits_adversarial are traced here.
-RARELY = ("ares", "fast_adversarial", "free_adversarial", "revisiting_at", "robust_resnet50", "trades")
+# Files whose first one is left to it too: others that are traced here have the same kind of step.
+RARELY = (
+    *("ares", "fast_adversarial", "free_adversarial", "revisiting_at", "robust_resnet50", "trades"),  # attacks
+    *("barlow_twins", "byol", "mocov2", "mocov3", "semi_supervised", "simclr", "simsiam", "swav", "vicreg"),
+    *("fcn", "fcos", "retinanet", "upernet"),
+    *("bit", "bit_hyperrule", "cifar", "composer", "convnext", "deit", "densenet", "efficientnet", "ffcv"),
+    *("finetune", "finetune_mocov3", "finetune_simmim", "fixres", "flax_resnet50", "inception", "mixer"),
+    *("mobilenetv3", "resnet50_rsb", "torchvision_v2", "vit", "vtab"),
+)
 
 
 def load(name: str) -> types.ModuleType:

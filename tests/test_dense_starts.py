@@ -85,7 +85,7 @@ def test_a_file_of_the_backbone(name: str, tmp_path: pathlib.Path):
     assert same(found, flat(whole)) == found.keys() - beside(found)
 
 
-@pytest.mark.parametrize("name", ["retinanet", "fcos", "segmentation"])
+@pytest.mark.parametrize("name", ["retinanet", pytest.param("fcos", marks=pytest.mark.exhaustive), "segmentation"])
 def test_a_file_of_a_whole_network_of_other_classes(name: str, tmp_path: pathlib.Path):
     """By torchvision's names: all but the classifier is that of the file; of the same classes, that too."""
     theirs = variables_of(name, 5, 2)
@@ -104,7 +104,7 @@ def run_of(directory: pathlib.Path, name: str, num_classes: int, class_names: li
     """Writes a checkpoint as a run does, and returns its variables."""
     variables, config = variables_of(name, num_classes, seed), config_of(name)
     of = objective_of(config, num_classes)
-    state = build.create_state(of, optax.sgd(0.1), seed=0, given=variables)
+    state = jax.jit(lambda given: build.create_state(of, optax.sgd(0.1), seed=0, given=given))(variables)
     as_json = json.loads(store.to_json(config))
     about = {"config": as_json, "num_classes": num_classes, "class_names": class_names}
     with Checkpointer(directory / "checkpoints") as checkpointer:

@@ -91,6 +91,7 @@ def test_a_finished_run_is_evaluated_to_the_same_numbers(command: Command, tmp_p
     assert "Step 6 was epoch 0.272727 and is epoch 0.545455 now; the learning rate was 0 and is " in printed
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_resnet_recipe_takes_steps_without_data(command: Command, tmp_path: pathlib.Path):
     """Of a smaller network, because ResNet-50 takes long to compile; its own step is traced in test_configs.py."""
@@ -111,19 +112,7 @@ def test_resnet_recipe_takes_steps_without_data(command: Command, tmp_path: path
 
 
 def test_a_folder_of_images(command: Command, tmp_path: pathlib.Path, image_folder: pathlib.Path):
-    command(
-        *TINY,
-        "--config.data.source=folder",
-        f"--config.data.dir={image_folder}",
-        "--config.batch_size=8",
-        "--config.total_steps=3",
-        f"--workdir={tmp_path / 'w'}",
-    )
-    assert records(tmp_path / "w")[-1]["val/count"] == 9
-
-
-def test_a_run_does_not_go_on_with_other_classes(command: Command, tmp_path: pathlib.Path, image_folder: pathlib.Path):
-    """Their labels would be those of others."""
+    """Its run does not go on with other classes, whose labels would be those of others."""
     arguments = (
         *TINY,
         "--config.data.source=folder",
@@ -131,14 +120,15 @@ def test_a_run_does_not_go_on_with_other_classes(command: Command, tmp_path: pat
         "--config.batch_size=8",
         f"--workdir={tmp_path / 'w'}",
     )
-    command(*arguments, "--config.total_steps=1")
+    command(*arguments, "--config.total_steps=3")
+    assert records(tmp_path / "w")[-1]["val/count"] == 9
     for split in ("train", "validation"):
         (image_folder / split / "ant").rename(image_folder / split / "wasp")
-    printed = command(*arguments, "--config.total_steps=2", "--allow_config_change", status=1)
+    printed = command(*arguments, "--config.total_steps=4", "--allow_config_change", status=1)
     assert "has 3 classes, and they are not the 3 of the checkpoint: without ant and with wasp." in printed
     for split in ("train", "validation"):
         (image_folder / split / "wasp").rename(image_folder / split / "ant")
-    command(*arguments, "--config.total_steps=2", "--allow_config_change")
+    command(*arguments, "--config.total_steps=4", "--allow_config_change")
 
 
 def test_a_command_whose_reader_has_read_enough():
@@ -173,15 +163,35 @@ def test_help_and_import_are_quick_and_never_import_tensorflow(command: Command,
         (["configs/quickstart.py"], 2, "not flags: configs/quickstart.py"),
         (["--config.model.name=resnet5"], 1, "model.name: There is no model 'resnet5': did you mean resnet50"),
         (["--config.data.source=folder", "--config.data.dir=/nowhere"], 1, "data.dir is '/nowhere'"),
-        (["--config.batch_size=2000"], 1, "more than the 1437 examples"),
-        (["--config.model.num_classes=3"], 1, "model.num_classes is 3, but the data has 10 classes"),
-        (["--config.data.image_size=8", "--config.data.eval_resize=8"], 1, "lenet5 cannot take images of"),
+        pytest.param(["--config.batch_size=2000"], 1, "more than the 1437 examples", marks=pytest.mark.exhaustive),
+        pytest.param(
+            ["--config.model.num_classes=3"],
+            1,
+            "model.num_classes is 3, but the data has 10 classes",
+            marks=pytest.mark.exhaustive,
+        ),
+        pytest.param(
+            ["--config.data.image_size=8", "--config.data.eval_resize=8"],
+            1,
+            "lenet5 cannot take images of",
+            marks=pytest.mark.exhaustive,
+        ),
         (["--workdir=/dev/null/x"], 1, "Cannot use the workdir /dev/null/x: /dev/null is not a directory"),
         (["--workdir=gs://bucket/run"], 1, "--workdir is 'gs://bucket/run': URLs are not supported here; mount"),
-        (["--config.optimizer.accumulate=0"], 1, "optimizer.accumulate is 0"),
-        (["--config.epochs=1e30"], 1, "epochs is 1e+30, which is more than 1,000,000,000"),
+        pytest.param(["--config.optimizer.accumulate=0"], 1, "optimizer.accumulate is 0", marks=pytest.mark.exhaustive),
+        pytest.param(
+            ["--config.epochs=1e30"],
+            1,
+            "epochs is 1e+30, which is more than 1,000,000,000",
+            marks=pytest.mark.exhaustive,
+        ),
         (["--config.data.views=2x28:0.5-1"], 1, "data.views is '2x28:0.5-1', and the objective classification takes"),
-        (["--config.data.views=1x14"], 1, "of data.image_size=28 pixels: 1x28, or with a range of areas, 1x28:0.2-1."),
+        pytest.param(
+            ["--config.data.views=1x14"],
+            1,
+            "of data.image_size=28 pixels: 1x28, or with a range of areas, 1x28:0.2-1.",
+            marks=pytest.mark.exhaustive,
+        ),
         (["--workdir="], 1, "--workdir is empty: name a folder"),
         (["--mode=dry_run", "--json=/tmp"], 1, "--json is /tmp, which is a folder: give a file."),
         (["--step=best"], 1, "--step is 'best', which is for --mode=eval alone."),
@@ -300,8 +310,10 @@ def test_evaluating_nothing(command: Command, tmp_path: pathlib.Path):
 
 @pytest.mark.parametrize(
     ("example", "message"),
-    [((encode(picture(20, 20))[:200], 0), "Cannot decode record"), ((encode(picture(20, 20)), 3), "has the label 3")],
-    ids=["corrupt", "label"],
+    [
+        pytest.param((encode(picture(20, 20))[:200], 0), "Cannot decode record", id="corrupt"),
+        pytest.param((encode(picture(20, 20)), 3), "has the label 3", id="label", marks=pytest.mark.exhaustive),
+    ],
 )
 def test_bad_records_are_named(command: Command, tmp_path: pathlib.Path, example: tuple[bytes, int], message: str):
     good = [(encode(picture(20, 20, seed=i)), i % 3) for i in range(7)]
@@ -315,6 +327,7 @@ def test_bad_records_are_named(command: Command, tmp_path: pathlib.Path, example
     assert "Traceback" not in printed
 
 
+@pytest.mark.exhaustive
 def test_too_many_skipped_steps_stop_the_run(command: Command, tmp_path: pathlib.Path):
     arguments = (
         *("--config.optimizer.learning_rate=1e30", "--config.checkpoint.every_steps=1"),

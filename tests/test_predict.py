@@ -30,7 +30,7 @@ MODEL = vision_jax.create_model("lenet5", num_classes=10)
 
 @pytest.fixture(scope="module")
 def variables() -> dict:
-    return dict(MODEL.init(jax.random.key(1), jnp.zeros((1, SIZE, SIZE, 1)), train=False))
+    return dict(jax.jit(lambda: MODEL.init(jax.random.key(1), jnp.zeros((1, SIZE, SIZE, 1)), train=False))())
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -61,10 +62,14 @@ def test_boxes_are_those_of_the_network(detector: TrainedModel, tmp_path: pathli
     found = list(DensePredictor(detector).stream(ImageSource.find([tmp_path])))
     assert [each.error for each in found] == [None, None]
     objective = detector.objective
-    outputs, _ = objective.network.apply(detector.variables, pixels_of(detector, image), train=False)
-    expected = postprocess.detections(
-        objective.selection, outputs, objective.levels(64, 64), jnp.array([[64, 64]], jnp.int32)
-    )
+
+    @jax.jit
+    def detect(variables: Any, pixels: jax.Array) -> Any:
+        outputs, _ = objective.network.apply(variables, pixels, train=False)
+        size = jnp.array([[64, 64]], jnp.int32)
+        return postprocess.detections(objective.selection, outputs, objective.levels(64, 64), size)
+
+    expected = detect(detector.variables, pixels_of(detector, image))
     count = int((expected.labels[0] >= 0).sum())
     assert count > 20
     assert len(found[0].boxes.boxes) == count
@@ -76,7 +81,7 @@ def test_boxes_are_those_of_the_network(detector: TrainedModel, tmp_path: pathli
     np.testing.assert_array_equal(high.boxes, found[0].boxes.boxes[:4])
 
 
-@pytest.mark.parametrize("resize", ["squash", "fit"])
+@pytest.mark.parametrize("resize", [pytest.param("squash", marks=pytest.mark.exhaustive), "fit"])
 def test_images_keep_their_order(resize: str, dense_runs: dict[str, pathlib.Path], images: list[pathlib.Path]):
     """Canvases take turns, and damaged images are told; what is said of an image is what is said of it alone."""
     overrides = []
@@ -100,7 +105,8 @@ def test_masks_are_those_of_the_network(segmenter: TrainedModel, tmp_path: pathl
     image = picture(64, 64, seed=2)
     (tmp_path / "a.png").write_bytes(encode(image, "PNG"))
     (found,) = DensePredictor(segmenter).stream(ImageSource.find([tmp_path]))
-    outputs, _ = segmenter.objective.network.apply(segmenter.variables, pixels_of(segmenter, image), train=False)
+    apply = jax.jit(lambda variables, pixels: segmenter.objective.network.apply(variables, pixels, train=False))
+    outputs, _ = apply(segmenter.variables, pixels_of(segmenter, image))
     assert (found.mask == np.asarray(outputs["out"][0].argmax(-1))).mean() > 0.999
 
 

@@ -83,6 +83,7 @@ def test_two_processes_stop_at_the_same_step_and_go_on_elsewhere(command: Comman
     assert records(tmp_path / "w")[-1]["val/loss"] == pytest.approx(expected["val/loss"], rel=1e-5)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_sigterm_while_two_processes_compile(command: Command, tmp_path: pathlib.Path):
     arguments = (*ARGUMENTS, "--config.total_steps=100000", "--config.eval.every_steps=100000", f"--workdir={tmp_path}")

@@ -537,7 +537,18 @@ def split_of(examples: int) -> str:
     return {1_281_167: "train", 1_268_355: "train[:99%]"}[examples]
 
 
-@pytest.mark.parametrize("name", REFERENCE)
+# Larger models of recipes that are otherwise the same take long to trace.
+LARGE = (
+    r"torchvision_v1:(regnet_[xy]_(?!400mf).+|resnet(34|101|152)|resnext.*|wide_.*|vgg1[369]_bn)"
+    r"|torchvision_v2:(efficientnet_v2_m|shufflenet_v2_x2_0)|densenet:densenet(169|201)|convnext:(base|large)"
+    r"|swin:(small|base)|deit3:large"
+)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.exhaustive] * bool(re.fullmatch(LARGE, name))) for name in REFERENCE],
+)
 def test_what_a_recipe_comes_to(name: str):
     expected = dict(REFERENCE[name])
     warmup_steps = expected.pop("warmup_steps")

@@ -70,8 +70,12 @@ def signal_after_step(
 
 @pytest.mark.parametrize(
     ("number", "arguments", "moments"),
-    [(signal.SIGKILL, EVERYTHING, (25,)), (signal.SIGTERM, TINY, (5, 40))],
-    ids=["SIGKILL", "SIGTERM"],
+    [
+        (signal.SIGKILL, TINY, (25,)),
+        (signal.SIGTERM, TINY, (5, 40)),
+        pytest.param(signal.SIGKILL, EVERYTHING, (25,), marks=pytest.mark.exhaustive),
+    ],
+    ids=["SIGKILL", "SIGTERM", "everything"],
 )
 def test_interrupted_runs_end_bitwise_the_same(
     command: Command, tmp_path: pathlib.Path, uninterrupted, number: int, arguments: tuple[str, ...], moments: tuple

@@ -182,7 +182,7 @@ def test_the_loop_transfers_nothing_that_it_does_not_ask_for(
     assert [line["step"] for line in records(tmp_path / "w")] == [2, 3, 4, 6, 6]
 
 
-@pytest.mark.parametrize("name", ["small_resnet", "small_vit"])
+@pytest.mark.parametrize("name", [pytest.param("small_resnet", marks=pytest.mark.exhaustive), "small_vit"])
 def test_bfloat16_learns_as_float32_does(name: str):
     """The dtype of every accelerator, with an average, perturbed parameters and a guard in it."""
     losses = {}

@@ -158,6 +158,6 @@ def detection_setting(directory: pathlib.Path, mesh: Any, **fields: Any) -> tupl
     config.update_from_flattened_dict(fields)
     source = build.create_source(config, train=False)
     of = EagerRetinaNet(setup=objective("retinanet").setup, num_classes=CLASSES, **SMALL)
-    variables = spread(build.initialize(of, jax.random.key(0)))
+    variables = spread(jax.jit(lambda: build.initialize(of, jax.random.key(0)))())
     placed = sharding.place(jax.device_get(variables), sharding.replicated(mesh))
     return build.make_evaluators(config, of, mesh, source), of, placed, source

@@ -37,7 +37,7 @@ def attacked(
     config = mesh_cases.make_config("vit", mesh_name)
     mesh = sharding.make_mesh(config.mesh, devices)
     objective = build.make_objective(config, 8)
-    variables = jax.device_get(build.initialize(objective, jax.random.key(0)))
+    variables = jax.device_get(jax.jit(lambda: build.initialize(objective, jax.random.key(0)))())
     layouts = partition.layouts(build.partition_rules(config, mesh), mesh, variables["params"], variables)
     logits = Logits(objective.setup.model, (0.5,) * 3, (0.25,) * 3)
     programs = Programs(mesh, logits, sharding.place(variables, layouts), seed=3)

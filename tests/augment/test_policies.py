@@ -181,7 +181,14 @@ def test_three_augment_does_one_of_three_to_each_image():
 
 
 @pytest.mark.parametrize(
-    "text", ["rand-m9-mstd0.5-inc1", "original-mstd0.5", "autoaugment_cifar10", "trivialaugment_wide", "augmix-w2-d1"]
+    "text",
+    [
+        *("rand-m9-mstd0.5-inc1", "augmix-w2-d1"),
+        *(
+            pytest.param(text, marks=pytest.mark.exhaustive)
+            for text in ("original-mstd0.5", "autoaugment_cifar10", "trivialaugment_wide")
+        ),
+    ],
 )
 def test_policies_run_and_are_compiled_once(text: str):
     policy: Callable = jax.jit(jax.vmap(augment.create_policy(text)), compiler_options=QUICK)

@@ -39,7 +39,7 @@ GOOD = ("0.png", "1.png", "3.png")  # 2.png is damaged
 
 @pytest.fixture(scope="module")
 def variables() -> dict:
-    initial = MODEL.init(jax.random.key(1), jnp.zeros((1, SIZE, SIZE, 1)), train=False)
+    initial = jax.jit(lambda: MODEL.init(jax.random.key(1), jnp.zeros((1, SIZE, SIZE, 1)), train=False))()
     return jax.tree.map(lambda x: 1.5 * x, dict(initial))
 
 

@@ -50,7 +50,7 @@ def test_heads_beside_the_backbone_are_left_out():
 def weights(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """Those of a LeNet, as a file."""
     model = vision_jax.create_model("lenet5", num_classes=10)
-    variables = model.init(jax.random.key(1), jnp.zeros((1, 28, 28, 1)), train=False)
+    variables = jax.jit(lambda: model.init(jax.random.key(1), jnp.zeros((1, 28, 28, 1)), train=False))()
     path = tmp_path_factory.mktemp("weights") / "lenet5.safetensors"
     safetensors.numpy.save_file(pretrained.to_torch("lenet5", jax.device_get(variables)), path)
     return path

@@ -35,7 +35,9 @@ def setting(num_devices: int = 4):
     source = Pictures(labels, size=20, num_classes=5)
     mesh = sharding.make_mesh(config.mesh, jax.devices()[:num_devices])
     objective = build.make_objective(config, 5)
-    variables = jax.device_put(build.initialize(objective, jax.random.key(0)), sharding.replicated(mesh))
+    variables = jax.device_put(
+        jax.jit(lambda: build.initialize(objective, jax.random.key(0)))(), sharding.replicated(mesh)
+    )
     return build.make_evaluators(config, objective, mesh, source), objective, variables, source
 
 

@@ -50,9 +50,11 @@ def made(devices: int = 1, **damaged: Any) -> tuple[Any, ...]:
         config.evals = KINDS
     mesh = sharding.make_mesh(config.mesh, jax.devices()[:devices])
     objective = build.make_objective(config, CLASSES)
+    initialize = jax.jit(functools.partial(build.initialize, objective))
     variables = {
         prefix: sharding.place(
-            jax.device_get(build.initialize(objective, jax.random.key(seed))), sharding.replicated(mesh)
+            jax.device_get(initialize(jax.random.key(seed))),
+            sharding.replicated(mesh),
         )
         for seed, prefix in enumerate(("", "ema_"))
     }
@@ -350,7 +352,7 @@ def test_heads_beside_the_backbone_do_not_matter():
     mesh = made()[0]["knn"].context.mesh
     objective = build.make_objective(config, CLASSES)
     variables = sharding.place(
-        jax.device_get(build.initialize(objective, jax.random.key(0))), sharding.replicated(mesh)
+        jax.device_get(jax.jit(lambda: build.initialize(objective, jax.random.key(0)))()), sharding.replicated(mesh)
     )
     body = build.without_heads(objective, variables)
     assert variables["params"].keys() > body["params"].keys()
@@ -363,6 +365,7 @@ def test_heads_beside_the_backbone_do_not_matter():
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_digits_by_their_neighbors(cache: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch):
     """After six epochs; while training, and of its checkpoint."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache))

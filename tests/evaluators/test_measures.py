@@ -1,5 +1,6 @@
 """Evaluators of logits against plain loops and scikit-learn, and what becomes of their tables."""
 
+import functools
 import json
 import logging
 import math
@@ -128,8 +129,9 @@ def test_evaluators_measure_all_examples_once(caplog: pytest.LogCaptureFixture):
     source.class_names = ("ant", "bee", "cat", "dog", "elk")
     mesh = sharding.make_mesh(config.mesh, jax.devices()[:4])
     objective = build.make_objective(config, 5)
+    initialize = jax.jit(functools.partial(build.initialize, objective))
     variables = {
-        prefix: jax.device_put(build.initialize(objective, jax.random.key(seed)), sharding.replicated(mesh))
+        prefix: jax.device_put(initialize(jax.random.key(seed)), sharding.replicated(mesh))
         for seed, prefix in enumerate(("", "ema_"))
     }
     evaluators, tables = build.make_evaluators(config, objective, mesh, source), {}
@@ -177,7 +179,7 @@ def test_a_temperature_needs_two_examples():
     config = config_of(calibration={"kind": "calibration"})
     mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
     objective = build.make_objective(config, 5)
-    variables = build.initialize(objective, jax.random.key(0))
+    variables = jax.jit(lambda: build.initialize(objective, jax.random.key(0)))()
     made = build.make_evaluators(config, objective, mesh, Pictures([0], size=20, num_classes=5))
     with pytest.raises(DataError, match="There is one example"):
         evaluate.measure(made, objective, {"": variables})

@@ -38,7 +38,9 @@ def setting() -> tuple[Any, Any, np.ndarray, np.ndarray]:
     config = config_of()
     mesh = sharding.make_mesh(config.mesh, jax.devices()[:4])
     objective = build.make_objective(config, CLASSES)
-    variables = jax.device_put(build.initialize(objective, jax.random.key(0)), sharding.replicated(mesh))
+    variables = jax.device_put(
+        jax.jit(lambda: build.initialize(objective, jax.random.key(0)))(), sharding.replicated(mesh)
+    )
     # Otherwise all pictures are of one class.
     bias = variables["params"]["fc3"]["bias"]
     context = build.make_context(config, mesh, Pictures([0] * COUNT, size=20, num_classes=CLASSES))

@@ -26,7 +26,10 @@ from vision_jax.export.subject import FoundSubject, Options
 def expected_of(workdir: pathlib.Path, images: np.ndarray) -> list[np.ndarray]:
     """The outputs of the network for NHWC images."""
     trained = build.from_workdir(workdir)
-    outputs, _ = trained.objective.network.apply(trained.variables, images, train=False)
+    network = trained.objective.network
+    outputs, _ = jax.jit(lambda variables, images: network.apply(variables, images, train=False))(
+        trained.variables, images
+    )
     found = [outputs["out"]] if isinstance(outputs, dict) else outputs
     return [np.asarray(output) for output in found if output is not None]
 
@@ -63,7 +66,7 @@ def detector_of(name: str) -> build.TrainedModel:
     kind = type("Eager", (type(of),), {"selected": chosen})
     options = {**tiny_dense.SMALL, **({"version": 2} if name == "retinanet" else {})}  # whose norms spread the scores
     of = kind(setup=of.setup, num_classes=tiny_dense.CLASSES, **options)
-    variables = tiny_dense.spread(of.init(jax.random.key(0), {}))
+    variables = tiny_dense.spread(jax.jit(lambda: of.init(jax.random.key(0), {}))())
     config = recipes.dense(tiny_dense.BACKBONE, name, **options)
     config.data.dense.update({"resize": "fit", "shorter": (48,), "longer": 64, "canvases": ((48, 64), (64, 48))})
     mesh = sharding.make_mesh(config.mesh)

@@ -71,7 +71,7 @@ def after_weights(graph: Graph) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("name", families.names())
+@pytest.mark.parametrize("name", families.cases())
 def test_every_family_agrees(name: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch):
     # Widths do not matter, and these have most of the weights of all families together.
     monkeypatch.setattr(vgg, "Conv", lambda features, *args, **options: Conv(min(features, 32), *args, **options))

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import vision_jax
 from vision_jax.commands import models as models_main
@@ -29,6 +30,12 @@ def names() -> list[str]:
         if kind not in smallest or size(name) < size(smallest[kind]):
             smallest[kind] = name
     return sorted(name for kind, name in smallest.items() if kind.__module__.startswith("vision_jax."))
+
+
+def cases() -> list[Any]:
+    """Returns the names as cases of a test, of which those that trace slowly are left to the exhaustive run."""
+    slow = ("googlenet", "inception_v3", "shufflenet_v2_x0_5")
+    return [pytest.param(name, marks=[pytest.mark.exhaustive] * (name in slow)) for name in names()]
 
 
 def create(name: str, **options: Any) -> tuple[Any, int]:

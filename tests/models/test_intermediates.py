@@ -53,7 +53,7 @@ def activation_shapes(name: str) -> dict[str, jax.ShapeDtypeStruct]:
     return intermediates.shapes(model, (size, size, model.in_channels), 2)
 
 
-@pytest.mark.parametrize("name", families.names())
+@pytest.mark.parametrize("name", families.cases())
 def test_names_cost_nothing(name: str, monkeypatch: pytest.MonkeyPatch):
     """A step, and the variables, are what they were if activations had no names."""
     model, _ = families.create(name)
@@ -69,7 +69,7 @@ def test_names_cost_nothing(name: str, monkeypatch: pytest.MonkeyPatch):
     assert str(jax.make_jaxpr(train)(variables, images)) == program
 
 
-@pytest.mark.parametrize("name", families.names())
+@pytest.mark.parametrize("name", families.cases())
 def test_activations_are_those_of_the_forward_pass(name: str):
     """Of each family, as programs: of what a function gives, all that is not needed for it is left out.
 
@@ -234,7 +234,7 @@ def test_wrong_names():
         intermediates.as_map(model, jnp.zeros((2, 512)), (32, 32))
 
 
-@pytest.mark.parametrize("name", families.names())
+@pytest.mark.parametrize("name", families.cases())
 def test_classifiers_compute_in_float32(name: str):
     """A bfloat16 model's classifier sees and makes float32; where it is a large part of the model, it makes it."""
     model, _ = families.create(name, dtype="bfloat16")

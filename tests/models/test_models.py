@@ -39,7 +39,10 @@ def shapes(name: str, size: int = 0, **options: object):
 
 
 # Large ones that share all code with smaller ones.
-LARGE = ("torchvision.vgg11", "timm.wide_resnet50_2", "timm.resnext50_32x4d")
+LARGE = (
+    *("torchvision.vgg11", "timm.wide_resnet50_2", "timm.resnext50_32x4d", "timm.resnet50"),
+    *("timm.efficientnetv2_rw_s", "timm.vit_small_patch32_224"),
+)
 
 
 @pytest.mark.parametrize(
@@ -100,7 +103,13 @@ SMALL = {
 QUICK = ["lenet5", "squeezenet1_1", "resnet18"]
 
 
-@pytest.mark.parametrize("name", SMALL)
+# Those that trace slowly, and of which `test_every_model` sees the same in the exhaustive run.
+SLOW = ("googlenet", "regnety_002", "resnetv2_50x1_bit", "shufflenet_v2_x0_5")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.exhaustive] * (name in SLOW)) for name in SMALL]
+)
 def test_options_and_methods(name: str):
     check_options_and_methods(name, SMALL[name])
 

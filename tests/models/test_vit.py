@@ -198,7 +198,7 @@ def test_where_positions_are_added():
 def test_initial_weights_of_mocov3():
     """Uniform within the bounds of its official code, where queries, keys and values are a matrix each."""
     model = vision_jax.create_model(VIT, depth=1, embed_dim=64, num_heads=4, weight_init="mocov3", positions="mocov3")
-    params = model.init(jax.random.key(0), jnp.zeros((1, 224, 224, 3)), train=False)["params"]
+    params = jax.jit(lambda: model.init(jax.random.key(0), jnp.zeros((1, 224, 224, 3)), train=False))()["params"]
     block = params["blocks"]["0"]
     for kernel, summed in (
         (params["patch_embed"]["proj"]["kernel"], 3 * 16 * 16 + 64),

@@ -59,7 +59,7 @@ def make(name: str, model: nn.Module | None = None, shape: tuple[int, int, int] 
 
 
 def start(objective: Any, optimizer: optax.GradientTransformation) -> TrainState:
-    variables = {"batch_stats": {}, **objective.init(jax.random.key(1), {})}
+    variables = {"batch_stats": {}, **jax.jit(lambda: objective.init(jax.random.key(1), {}))()}
     extra = objective.init_extra(variables)
     params, stats = variables["params"], variables["batch_stats"]
     return TrainState(jnp.int32(0), params, stats, optimizer.init(params), None, extra)
@@ -230,7 +230,7 @@ def test_examples_stay_in_the_ball_and_raise_the_loss(name: str):
     options: dict[str, Any] = {"eps": 0.05, **ATTACKS[name]}
     config = augment.AugmentConfig(mixup=1.0)
     objective = make("adversarial", augmentation=config, label_smoothing=0.1, **options)
-    variables = objective.init(jax.random.key(1), {})
+    variables = jax.jit(lambda: objective.init(jax.random.key(1), {}))()
     views = objective.views(augment.example_keys(0, jnp.int32(0), ROWS), BATCHES[0])
     views["image"] = views["image"].at[0].set(3 * jax.random.normal(jax.random.key(3), SHAPE))
     views = objective.mix(jax.random.key(0), views)

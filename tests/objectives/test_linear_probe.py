@@ -62,7 +62,9 @@ def test_a_step_equals_its_formula_and_costs_a_forward_pass():
     keys = augment.example_keys(config.seed, state.step, 8)
     views = program.objective.views(keys, batch)
     views = program.objective.mix(augment.batch_key(config.seed, state.step, 8), views)
-    features = model.apply(state.variables, views["image"], train=False, method="features")
+    features = jax.jit(lambda variables, images: model.apply(variables, images, train=False, method="features"))(
+        state.variables, views["image"]
+    )
     features, targets = np.asarray(features, np.float64), np.asarray(views["target"], np.float64)
     assert ((targets > 0) & (targets < 1)).any()
     assert features.max() > 0.3

@@ -23,7 +23,7 @@ def simmim(model: Any = None, **options: Any) -> Any:
     return objective("simmim", vit() if model is None else model, **{"mask_size": 8, **options})
 
 
-@pytest.mark.parametrize("model", [vit, swin])
+@pytest.mark.parametrize("model", [vit, pytest.param(swin, marks=pytest.mark.exhaustive)])
 def test_padding_does_not_count(model: Any):
     check_padding(simmim(model()))
 

@@ -18,7 +18,7 @@ from method_cases import BEFORE, FROZEN, METHODS, Case
 from vision_jax.devices import sharding
 
 # The others have nothing that these do not have; of them, the steps on other topologies are exhaustive tests.
-OFTEN = ("mocov2", "swav")
+OFTEN = ("mocov2",)
 ALL = [name if name in OFTEN else pytest.param(name, marks=pytest.mark.exhaustive) for name in METHODS]
 
 

@@ -91,7 +91,7 @@ def test_padding_is_no_pair(kind: str):
 def test_a_step_of_each_objective(name: str):
     each = objective(name)
     batch = rows(0, 4)
-    variables = each.init(jax.random.key(0), batch)
+    variables = jax.jit(lambda: each.init(jax.random.key(0), batch))()
     assert {"Dense_0", "bn", "text", "image_head", "logit_scale"} <= variables["params"].keys()
     assert ("logit_bias" in variables["params"]) == (name == "siglip")
     jax.tree.map(np.testing.assert_array_equal, from_clip(to_clip(variables)), variables)
@@ -128,7 +128,7 @@ def test_the_scale_of_clip_stays_below_a_hundred():
 
 def test_zero_shot_classes_in_an_evaluation():
     each = objective(words=("ant", "bee", "cat"))
-    variables = each.init(jax.random.key(3), rows(0, 1))
+    variables = jax.jit(lambda: each.init(jax.random.key(3), rows(0, 1)))()
     source = Pictures([0, 1, 2, 0, 1, 2, 2], SIZE, 3)
     mesh = sharding.make_mesh({"data": -1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
     context = Context(mesh, source, EvalTransform(SIZE, SIZE, 3), 4, (0.5,) * 3, (0.25,) * 3, num_threads=1)
@@ -159,7 +159,7 @@ def test_zero_shot_classes_in_an_evaluation():
 def test_a_search_by_words():
     """Among the backbone's features, which are projected."""
     each = objective()
-    variables = each.init(jax.random.key(5), rows(0, 1))
+    variables = jax.jit(lambda: each.init(jax.random.key(5), rows(0, 1)))()
     stored = np.random.RandomState(3).standard_normal((9, 6)).astype(np.float16)
     names = [f"{i}.jpg" for i in range(9)]
     about = SimpleNamespace(digest="same", model="", origin="")

@@ -10,7 +10,9 @@ from conftest import records
 from vision_jax.commands import suite
 
 
-@pytest.mark.parametrize(("kind", "metric"), [("boxes", "AP"), ("masks", "miou")])
+@pytest.mark.parametrize(
+    ("kind", "metric"), [("boxes", "AP"), pytest.param("masks", "miou", marks=pytest.mark.exhaustive)]
+)
 def test_rows_are_what_the_run_measured(
     kind: str,
     metric: str,
