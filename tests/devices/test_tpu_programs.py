@@ -136,8 +136,10 @@ def test_maps_of_attention_are_recomputed(chip: jax.sharding.Sharding):
     assert operations(recompute=True) == pytest.approx(operations(recompute=False) + a_product, rel=0.05)
 
 
-@pytest.mark.exhaustive
-@pytest.mark.parametrize(("name", "policy", "most"), [("small_vit", "rand-m9", 820), ("small_resnet", "", 2450)])
+@pytest.mark.parametrize(
+    ("name", "policy", "most"),
+    [pytest.param("small_vit", "rand-m9", 820, marks=pytest.mark.exhaustive), ("small_resnet", "", 2450)],
+)
 def test_steps_move_bytes_not_pixels(name: str, policy: str, most: float, monkeypatch: pytest.MonkeyPatch):
     """A transformer with a policy, Mixup and CutMix, and a network with batch norm."""
     config = loading.load(str(REPOSITORY / "tests" / f"{name}.py"))

@@ -217,7 +217,7 @@ def windowed(apply: Any, image: np.ndarray, window: int | None, stride: int) -> 
 @pytest.mark.parametrize(
     "options",
     [
-        pytest.param({}, id="plain", marks=pytest.mark.exhaustive),
+        pytest.param({}, id="plain"),
         pytest.param({"flip": True}, id="flip", marks=pytest.mark.exhaustive),
         pytest.param({"flip": True, "window": 32, "stride": 24}, id="windows"),
     ],
