@@ -28,7 +28,8 @@ def cache_dir() -> pathlib.Path:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
     except (OSError, RuntimeError) as error:  # RuntimeError: there is no home
         raise DataError(
-            f"Cannot make the cache {root}/vision_jax: {reason(error, path=True)}. Point XDG_CACHE_HOME at another folder."
+            f"Cannot make the cache {root}/vision_jax: {reason(error, path=True)}. Point XDG_CACHE_HOME at another "
+            "folder."
         ) from error
     return path
 
