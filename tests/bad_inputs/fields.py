@@ -109,4 +109,13 @@ CASES = (
     _field("weights in a bucket", "model.pretrained=s3://b/w", value="s3://b/w", remedy="mount"),
     _field("data that is not there", "data.source=folder", value="data.dir is not set", remedy="--config.data.dir=DIR"),
     _field("empty data", "data.source=tfds", "data.dir=d", value="'d'", remedy="empty", before=(directory("d"),)),
+    Case(
+        "canvases of a shape that a model is not made for",
+        (
+            *("main", "--mode=dry_run", "--config=digits_dense:retinanet", "--config.model.name=mixer_s32_224"),
+            *("--config.model.zero_init_last=None", "--config.data.dense.canvases=((96,128),)"),
+        ),
+        "96, 128",
+        r"Set data.dense.canvases to one square, \(\(S, S\),\), and data.image_size",
+    ),
 )
