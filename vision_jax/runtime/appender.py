@@ -48,7 +48,9 @@ class Appender:
             if self._on_error == "stop":
                 raise self._error(error) from error
             if first:
-                log.warning("Cannot write to %s: %s. Entries are kept in memory until it works.", self._path, error)
+                log.warning(
+                    "Cannot write to %s: %s. Entries are kept in memory until it works.", self._path, reason(error)
+                )
             if len(self._kept) > _MAX_KEPT:
                 self._kept.popleft()
                 log.warning("%s has not been writable for so long that its oldest entry is lost.", self._path)
