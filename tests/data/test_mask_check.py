@@ -34,7 +34,7 @@ def test_good_masks_are_read_once(tmp_path: pathlib.Path, cache: pathlib.Path, m
     opened(tmp_path, "masks", "training")
     (kept,) = cache.iterdir()
     with monkeypatch.context() as patch:
-        patch.setattr(mask_check, "decode_mask", None)
+        patch.setattr(mask_check, "read_mask", None)
         opened(tmp_path, "masks", "training")
         # Other numbers of classes need no file either.
         with pytest.raises(DataError, match=r"has the classes \[3\], and there are 3, .* Of 3 masks, 3 are wrong"):

@@ -13,7 +13,7 @@ import numpy as np
 from vision_jax.data.boxes import SKIP, class_problem
 from vision_jax.data.cache import optional_cache_dir, read_arrays, write_arrays
 from vision_jax.data.decode import image_size
-from vision_jax.data.masks import decode_mask, without_zero
+from vision_jax.data.masks import read_mask, without_zero
 from vision_jax.errors import DataError, reason
 
 log = logging.getLogger(__name__)
@@ -99,10 +99,7 @@ def _contents(pairs: Sequence[Pair], num_threads: int | None) -> dict[str, np.nd
 def _look(pair: Pair) -> tuple[tuple[int, ...], tuple[int, int], np.ndarray]:
     """Returns the size of a mask, that of its image, and which values the mask has, as bits."""
     image, path = pair
-    try:
-        mask = decode_mask(pathlib.Path(path).read_bytes())
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read: {reason(error)}. Repair or remove it.") from error
+    mask = read_mask(path)
     return mask.shape, _size(image), np.packbits(np.bincount(mask.reshape(-1), minlength=256) > 0)
 
 

@@ -36,6 +36,19 @@ def without_zero(mask: np.ndarray) -> np.ndarray:
     return reduced
 
 
+def read_mask(path: str) -> np.ndarray:
+    """Returns the mask in a file, as `decode_mask` does.
+
+    Raises:
+        DataError: if it cannot be read; it names the file.
+    """
+    try:
+        with open(path, "rb") as file:
+            return decode_mask(file.read())
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read: {reason(error)}. Repair or remove it.") from error
+
+
 class MasksSource(AnnotatedImages):
     """The images of DIR/images/SPLIT with the masks of DIR/masks/SPLIT, or DIR/annotations/SPLIT as in ADE20K.
 
@@ -140,11 +153,7 @@ class MasksSource(AnnotatedImages):
             DataError: if it is damaged, or has a class that is none; it names the file.
         """
         path = self._mask_path(str(self._names[index]))
-        try:
-            with open(path, "rb") as file:
-                mask = decode_mask(file.read())
-        except (OSError, ValueError) as error:
-            raise DataError(f"{path} cannot be read: {reason(error)}. Repair or remove it.") from error
+        mask = read_mask(path)
         mask = without_zero(mask) if self._reduces else mask
         if problem := mask_problem(mask, self.image_size(index), self.num_classes):
             reduced = " after data.dense.reduce_zero_label" if self._reduces else ""

@@ -20,7 +20,7 @@ from vision_jax.data.boxes import (
     mask_problem,
 )
 from vision_jax.data.decode import image_size
-from vision_jax.data.masks import decode_mask
+from vision_jax.data.masks import decode_mask, read_mask
 from vision_jax.data.sources import digest_of
 from vision_jax.errors import DataError, reason
 
@@ -150,11 +150,7 @@ class VocSource(AnnotatedImages):
 
     def _mask(self, index: int) -> np.ndarray:
         path = self._mask_path(str(self.image_ids[index]))
-        try:
-            with open(path, "rb") as file:
-                mask = decode_mask(file.read())
-        except (OSError, ValueError) as error:
-            raise DataError(f"{path} cannot be read: {reason(error)}. Repair or remove it.") from error
+        mask = read_mask(path)
         if problem := mask_problem(mask, self.image_size(index), self.num_classes):
             raise DataError(f"{path} {problem}. Correct it, or {SKIP} to leave it out.")
         return mask
